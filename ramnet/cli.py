@@ -1,0 +1,48 @@
+"""The ``ramnet`` command. Each package contributes its verbs through the entry points ``ramnet.commands``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+
+
+class _Commands(click.Group):
+    """A group whose commands are the installed entry points, imported when they are asked for."""
+
+    def _found(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group="ramnet.commands")}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(self._found())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        entry = self._found().get(cmd_name)
+        return None if entry is None else entry.load()
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="ramnet")
+def ramnet() -> None:
+    """RAM-Net: train it, tune its kernels for a machine, compare them, export it."""
+
+
+def main() -> None:
+    """Run the command line; a failure is one line on stderr and an exit status other than 0."""
+    # A plain `kill` unwinds like Ctrl-C, so that files written aside are removed and children stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        ramnet.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("ramnet: interrupted", err=True)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        click.echo(f"ramnet: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)

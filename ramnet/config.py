@@ -1,0 +1,121 @@
+"""The hyper-parameters of a RAM-Net, validated where they enter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ramnet.files import read_text, write_text_atomic
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    # A byte-level language model that trains in minutes on two cores.
+    "tiny": {
+        "vocab_size": 256, "hidden_size": 256, "num_layers": 3, "num_heads": 4, "value_dim": 64,
+        "order": 4, "sub_dim": 4, "top_k": 8, "cape_full_layers": 1, "cape_half_layers": 1,
+        "intermediate_size": 512, "conv_layers": 1,
+    },
+    # Multi-query associative recall: one gated convolution, one RAM-Net layer, no FFN.
+    "mqar": {
+        "vocab_size": 8192, "hidden_size": 64, "num_layers": 1, "num_heads": 2, "value_dim": 32,
+        "order": 6, "sub_dim": 2, "top_k": 16, "cape_full_layers": 0, "cape_half_layers": 0,
+        "intermediate_size": 0, "conv_layers": 1, "tie_embeddings": True,
+    },
+    # The paper's language model: 340 769 632 parameters without the input embedding.
+    "340m": {
+        "vocab_size": 32000, "hidden_size": 1024, "num_layers": 27, "num_heads": 16, "value_dim": 64,
+        "order": 5, "sub_dim": 4, "top_k": 8, "cape_full_layers": 4, "cape_half_layers": 4,
+        "intermediate_size": 2816,
+    },
+}  # fmt: skip
+
+
+class RamNetConfig(BaseModel):
+    """Hyper-parameters of a RAM-Net; immutable.
+
+    Raises ValueError, one sentence that names the value, for anything that cannot be a model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    vocab_size: int = Field(gt=0, description="number of token ids")
+    hidden_size: int = Field(gt=0, description="width of the residual stream")
+    num_layers: int = Field(gt=0, description="RAM-Net layers")
+    num_heads: int = Field(gt=0, description="H, heads of each layer")
+    value_dim: int = Field(gt=0, description="D, value width of each head")
+    order: int = Field(gt=0, description="U, sub-vectors in an address")
+    sub_dim: int = Field(gt=1, description="P, digits of each sub-vector")
+    top_k: int = Field(gt=0, description="K, slots touched by a write and by a read")
+    decay_power: float = Field(1.0, ge=0, allow_inf_nan=False, description="γ of PDMA")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="τ of the product softmax")
+    cape_full_layers: int = Field(0, ge=0, description="first layers whose heads all use CAPE")
+    cape_half_layers: int = Field(0, ge=0, description="next layers where half of the heads do")
+    intermediate_size: int = Field(0, ge=0, description="SwiGLU width; 0 leaves the FFN out")
+    conv_layers: int = Field(0, ge=0, description="gated short convolution blocks before the first layer")
+    conv_kernel: int = Field(3, gt=0, description="taps of each gated short convolution")
+    tie_embeddings: bool = Field(False, description="the output head shares the embedding's weights")
+    embedding_std: float = Field(0.02, gt=0, description="standard deviation of the embedding at the start")
+    eps: float = Field(1e-6, gt=0, description="ε, added to the mass before a read divides by it")
+    proxy_eps: float = Field(0.01, gt=0, le=1, description="ε' of PDMA's proxy gradient")
+    norm_eps: float = Field(1e-5, gt=0, description="ε of the LayerNorms")
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise ValueError(f"RamNetConfig: {one_line(error)}") from None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.slots > 2**31 - 1:
+            raise ValueError(f"sub_dim**order is {self.slots} slots, more than int32 can number")
+        if self.top_k > self.slots:
+            raise ValueError(
+                f"top_k is {self.top_k} but sub_dim**order has only {self.slots} slots; use top_k <= {self.slots}"
+            )
+        if self.cape_full_layers + self.cape_half_layers > self.num_layers:
+            raise ValueError(
+                f"cape_full_layers + cape_half_layers is {self.cape_full_layers + self.cape_half_layers}"
+                f" but there are {self.num_layers} layers"
+            )
+        return self
+
+    @property
+    def slots(self) -> int:
+        """M = P^U, the slots of each head."""
+        return int(self.sub_dim**self.order)
+
+    def cape_heads(self, layer: int) -> int:
+        """How many heads of RAM-Net layer ``layer`` (from 0), counted from the first, use CAPE."""
+        if layer < self.cape_full_layers:
+            return self.num_heads
+        return self.num_heads // 2 if layer < self.cape_full_layers + self.cape_half_layers else 0
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> RamNetConfig:
+        """A named configuration, with fields replaced by ``overrides``; ValueError for an unknown name."""
+        if name not in _PRESETS:
+            raise ValueError(f"preset {name!r} is unknown; there are {', '.join(sorted(_PRESETS))}")
+        return cls(**{**_PRESETS[name], **overrides})
+
+    @classmethod
+    def load(cls, path: str | Path) -> RamNetConfig:
+        """Read a configuration that ``save`` wrote; ValueError, naming the file, where it is not one."""
+        try:
+            return cls.model_validate_json(read_text(path))
+        except ValidationError as error:
+            raise ValueError(f"{path} is not a RamNetConfig: {one_line(error)}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the configuration as JSON, whole or not at all."""
+        write_text_atomic(path, self.model_dump_json(indent=2) + "\n")
+
+
+def one_line(error: ValidationError) -> str:
+    """The first problem of a validation error, as one sentence with the value."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    return f"{'.'.join(map(str, first['loc']))} = {first['input']!r}: {message}"

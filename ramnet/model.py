@@ -1,0 +1,216 @@
+"""RAM-Net: the whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ramnet import ops
+from ramnet.config import RamNetConfig
+from ramnet.files import written_aside
+from ramnet.state import RamState, read_safetensors
+
+
+class RamNetOutput(NamedTuple):
+    """logits [B, T, V] and the state after the last token."""
+
+    logits: Tensor
+    state: RamState
+
+
+class RamLayer(nn.Module):
+    """The RAM-Net mixer (paper, steps 1 to 8): [B, T, C] to [B, T, C]."""
+
+    def __init__(self, config: RamNetConfig, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.address_width = config.num_heads * config.order * config.sub_dim
+        # W_q, W_k and W_v in one matrix: one product a token, and one pass over the weights in decoding.
+        self.query_key_value = nn.Linear(
+            config.hidden_size, 2 * self.address_width + config.num_heads * config.value_dim, bias=False
+        )
+        self.log_scale = nn.Parameter(torch.zeros(2, config.num_heads))  # α of W_q and of W_k
+        self.output = nn.Linear(config.num_heads * config.value_dim, config.hidden_size, bias=False)
+        uses_cape = torch.arange(config.num_heads) < config.cape_heads(layer)
+        self.register_buffer("uses_cape", uses_cape.to(torch.int64), persistent=False)
+        self.shifts = config.cape_heads(layer) > 0
+
+    def forward(
+        self, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        c = self.config
+        batch, tokens, _ = x.shape
+        address, value = self.query_key_value(x).split([2 * self.address_width, c.num_heads * c.value_dim], dim=-1)
+        scale = self.log_scale.exp() / c.temperature
+        logits = address.view(batch, tokens, 2, c.num_heads, c.order, c.sub_dim) * scale[..., None, None]
+        slots, weights = ops.address_decode(logits, c.top_k)  # [B, T, 2, H, K]
+        if self.shifts:
+            at = position + torch.arange(tokens, device=x.device)
+            slots = ops.cyclic_shift(slots, at.view(-1, 1, 1, 1) * self.uses_cape.view(-1, 1), c.slots)
+        value = value.view(batch, tokens, c.num_heads, c.value_dim)
+        if in_place:
+            (read_slots, write_slots), (read_weights, write_weights) = slots[:, 0].unbind(1), weights[:, 0].unbind(1)
+            out = ops.memory_step(
+                write_slots, write_weights, read_slots, read_weights, value[:, 0], memory, mass, c.decay_power, c.eps
+            ).unsqueeze(1)  # [B, 1, H, D]
+        else:
+            read_slots, write_slots = slots.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, K]
+            read_weights, write_weights = weights.permute(2, 0, 3, 1, 4).unbind(0)
+            out, memory, mass = ops.memory_scan(
+                write_slots, write_weights, read_slots, read_weights, value.transpose(1, 2),
+                memory, mass, c.decay_power, c.eps, c.proxy_eps,
+            )  # fmt: skip
+            out = out.transpose(1, 2)  # [B, T, H, D]
+        return self.output(out.flatten(2)), memory, mass
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward network of width ``intermediate_size``."""
+
+    def __init__(self, config: RamNetConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + RAM(LayerNorm(x)), then x + FFN(LayerNorm(x)) (paper, step 8)."""
+
+    def __init__(self, config: RamNetConfig, layer: int) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.mixer = RamLayer(config, layer)
+        self.has_ffn = config.intermediate_size > 0
+        if self.has_ffn:
+            self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+            self.ffn = SwiGLU(config)
+
+    def forward(
+        self, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mixed, memory, mass = self.mixer(self.mixer_norm(x), memory, mass, position, in_place)
+        x = x + mixed
+        if self.has_ffn:
+            x = x + self.ffn(self.ffn_norm(x))
+        return x, memory, mass
+
+
+class GatedConvBlock(nn.Module):
+    """x + conv(h) · W h with h = LayerNorm(x), the conv depthwise, causal and short.
+
+    The local mixer that the recall task's models put before the layer under test; the paper's model has none.
+    """
+
+    def __init__(self, config: RamNetConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.gate = nn.Linear(config.hidden_size, config.hidden_size)
+        self.taps = nn.Parameter(torch.randn(config.conv_kernel, config.hidden_size) / config.conv_kernel**0.5)
+
+    def forward(self, x: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.norm(x)
+        tokens = x.shape[1]
+        seen = torch.cat([recent.to(h.dtype), h], dim=1)  # [B, kernel − 1 + T, C]
+        conv = sum(tap * seen[:, i : i + tokens] for i, tap in enumerate(self.taps))
+        return x + conv * self.gate(h), seen[:, tokens:].to(recent.dtype)
+
+
+class RamNetForCausalLM(nn.Module):
+    """A language model of RAM-Net blocks."""
+
+    def __init__(self, config: RamNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_std)
+        self.convs = nn.ModuleList(GatedConvBlock(config) for _ in range(config.conv_layers))
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False) -> RamNetOutput:
+        """Logits of every token and the state after the last.
+
+        Args:
+            input_ids: int64 [B, T]; T = 0 returns the state unchanged.
+            state: what came before; a fresh one when None. It is left as it was unless ``in_place``.
+            in_place: for T = 1 without gradients, update ``state`` in place, so that a token costs O(K·D) whatever
+                M is.
+
+        Returns:
+            ``logits`` [B, T, V] and ``state``. Splitting a sequence over several calls changes nothing.
+
+        Raises:
+            ValueError: for ids that are not [B, T], a state of another model or batch, or ``in_place`` with T ≠ 1.
+        """
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [B, T]")
+        batch, tokens = input_ids.shape
+        if in_place and tokens != 1:
+            raise ValueError(f"in_place takes one token at a time, not {tokens}")
+        if state is None:
+            # float32 whatever the weights are, or a long sequence would round at every write.
+            exact = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+            state = RamState.zeros(self.config, batch, dtype=exact, device=input_ids.device)
+        else:
+            state.check(self.config, batch)
+        x = self.embedding(input_ids)
+        memory, mass, conv = [], [], []
+        for block, recent in zip(self.convs, state.conv, strict=True):
+            x, recent = block(x, recent)
+            conv.append(recent)
+        for block, layer_memory, layer_mass in zip(self.blocks, state.memory, state.mass, strict=True):
+            x, layer_memory, layer_mass = block(x, layer_memory, layer_mass, state.position, in_place)
+            memory.append(layer_memory)
+            mass.append(layer_mass)
+        return RamNetOutput(self.head(self.norm(x)), RamState(memory, mass, conv, state.position + tokens))
+
+    def generate(self, input_ids: Tensor, max_new_tokens: int, **sampling: Any) -> Tensor:
+        """``input_ids`` [B, T] followed by what the model says; see ``ramnet.generation.generate``."""
+        from ramnet.generation import generate
+
+        return generate(self, input_ids, max_new_tokens, **sampling)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` in ``directory``, each whole or not at all."""
+        from safetensors.torch import save_model
+
+        directory = Path(directory)
+        with written_aside(directory / "model.safetensors") as aside:
+            save_model(self, str(aside))
+        self.config.save(directory / "config.json")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """Read a model that ``save_pretrained`` wrote; ValueError, naming the file, where it is none."""
+        directory = Path(directory)
+        if not (directory / "config.json").is_file():
+            raise ValueError(f"{directory} is not a checkpoint: it has no config.json")
+        config = RamNetConfig.load(directory / "config.json")
+        tensors = read_safetensors(directory / "model.safetensors")
+        dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
+        with torch.device("meta"):
+            model = cls(config)
+        model = model.to(dtype).to_empty(device="cpu")
+        for layer, block in enumerate(model.blocks):
+            block.mixer.uses_cape = (torch.arange(config.num_heads) < config.cape_heads(layer)).to(torch.int64)
+        if config.tie_embeddings:
+            model.head.weight = model.embedding.weight
+            tensors.setdefault("head.weight", tensors.get("embedding.weight", torch.empty(0)))
+            tensors.setdefault("embedding.weight", tensors["head.weight"])
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            problem = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise ValueError(f"{directory}/model.safetensors does not fit its config.json: {problem}") from None
+        return model

@@ -1,0 +1,133 @@
+"""What the ops accept. Each check raises one sentence with the value and what would be right.
+
+Shapes and types are checked at every call. What the numbers are (slots in range and distinct, no NaN) costs a pass
+over the data: the reference always makes it, kernels on request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _floating(name: str, tensor: Tensor) -> None:
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} is {tensor.dtype}; it must be a floating type")
+
+
+def _shape(name: str, tensor: Tensor, expected: Sequence[int], axes: str) -> None:
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; {axes} is {list(expected)} here")
+
+
+def address_decode(logits: Tensor, top_k: int) -> None:
+    """Shapes and types of ``ramnet.ops.address_decode``."""
+    _floating("logits", logits)
+    if logits.dim() < 2 or logits.shape[-2] < 1 or logits.shape[-1] < 1:
+        raise ValueError(f"logits has shape {list(logits.shape)}; it must be [..., U, P] with U and P at least 1")
+    order, sub_dim = logits.shape[-2:]
+    slots = sub_dim**order
+    if not 1 <= top_k <= slots:
+        raise ValueError(f"top_k is {top_k}; with U = {order} and P = {sub_dim} it must be in 1..{slots}")
+    if slots > 2**31 - 1:
+        raise ValueError(f"P^U is {slots} slots; int32 numbers at most {2**31 - 1}")
+
+
+def memory_scan(
+    write_slots: Tensor,
+    write_weights: Tensor,
+    read_slots: Tensor,
+    read_weights: Tensor,
+    values: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    decay_power: float,
+    eps: float,
+    proxy_eps: float,
+    time: tuple[str, ...] = ("T",),
+) -> None:
+    """Shapes, types and devices of ``ramnet.ops.memory_scan``."""
+    rank = 3 + len(time)
+    axes = ", ".join(("B", "H", *time))
+    if values.dim() != rank:
+        raise ValueError(f"values has shape {list(values.shape)}; it must be [{axes}, D]")
+    *leading, value_dim = values.shape
+    if write_slots.dim() != rank or write_slots.shape[-1] < 1:
+        raise ValueError(f"write_slots has shape {list(write_slots.shape)}; it must be [{axes}, K] with K >= 1")
+    accesses = [*leading, write_slots.shape[-1]]
+    for name, slots in (("write_slots", write_slots), ("read_slots", read_slots)):
+        if slots.dtype != torch.int32:
+            raise TypeError(f"{name} is {slots.dtype}; it must be torch.int32")
+        _shape(name, slots, accesses, f"[{axes}, K]")
+    for name, weights in (("write_weights", write_weights), ("read_weights", read_weights)):
+        _floating(name, weights)
+        _shape(name, weights, accesses, f"[{axes}, K]")
+    if read_weights.dtype != write_weights.dtype:
+        raise TypeError(
+            f"read_weights is {read_weights.dtype} but write_weights is {write_weights.dtype}; use one type"
+        )
+    _floating("values", values)
+    _floating("memory", memory)
+    if memory.dim() != 4:
+        raise ValueError(f"memory has shape {list(memory.shape)}; it must be [B, H, M, D]")
+    slots_count = memory.shape[2]
+    _shape("memory", memory, [*leading[:2], slots_count, value_dim], "[B, H, M, D]")
+    _shape("mass", mass, [*leading[:2], slots_count], "[B, H, M]")
+    if mass.dtype != memory.dtype:
+        raise TypeError(f"mass is {mass.dtype} but memory is {memory.dtype}; use one type")
+    if write_slots.shape[-1] > slots_count:
+        raise ValueError(f"K is {write_slots.shape[-1]} but there are only M = {slots_count} slots")
+    for name, tensor in (("write_slots", write_slots), ("write_weights", write_weights), ("mass", mass),
+                         ("read_slots", read_slots), ("read_weights", read_weights), ("memory", memory)):  # fmt: skip
+        if tensor.device != values.device:
+            raise ValueError(f"{name} is on {tensor.device} but values is on {values.device}; use one device")
+    if not (decay_power >= 0 and math.isfinite(decay_power)):
+        raise ValueError(f"decay_power is {decay_power}; it must be finite and >= 0")
+    if not eps > 0:
+        raise ValueError(f"eps is {eps}; it must be > 0")
+    if not 0 < proxy_eps <= 1:
+        raise ValueError(f"proxy_eps is {proxy_eps}; it must be in (0, 1]")
+
+
+def memory_step(
+    write_slots: Tensor,
+    write_weights: Tensor,
+    read_slots: Tensor,
+    read_weights: Tensor,
+    values: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    decay_power: float,
+    eps: float,
+) -> None:
+    """Shapes, types and devices of ``ramnet.ops.memory_step``."""
+    memory_scan(
+        write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps, 1.0, time=()
+    )
+    for name, tensor in (("memory", memory), ("mass", mass)):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {list(tensor.stride())}; memory_step updates only contiguous state")
+
+
+def logits_are_numbers(logits: Tensor) -> None:
+    """ValueError where a logit is NaN."""
+    if bool(logits.isnan().any()):
+        where = logits.isnan().nonzero()[0].tolist()
+        raise ValueError(f"logits{where} is NaN; address_decode needs numbers")
+
+
+def slots_are_valid(name: str, slots: Tensor, num_slots: int) -> None:
+    """ValueError where a slot is outside 0..M-1 or stands twice within a token; ``slots`` is [..., K]."""
+    outside = (slots < 0) | (slots >= num_slots)
+    if bool(outside.any()):
+        where = outside.nonzero()[0].tolist()
+        raise ValueError(f"{name}{where} is {int(slots[tuple(where)])}; slots must be in 0..{num_slots - 1}")
+    ordered = slots.sort(dim=-1).values
+    repeated = ordered[..., 1:] == ordered[..., :-1]
+    if bool(repeated.any()):
+        *token, k = repeated.nonzero()[0].tolist()
+        slot = int(ordered[(*token, k)])
+        raise ValueError(f"{name}{token} holds slot {slot} twice; the K slots of a token must be distinct")

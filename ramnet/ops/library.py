@@ -1,0 +1,170 @@
+"""The ops as ``torch.library`` custom ops of the namespace ``ramnet``: opaque to torch.compile and torch.export.
+
+The last argument, ``kernels``, names the backend and is empty for the reference. It is an argument, not a global
+read inside, so that a compiled graph and a backward pass keep the backend that their forward was given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramnet.ops import reference
+from ramnet.ops.backend import registered
+
+
+@torch.library.custom_op("ramnet::address_decode", mutates_args=())
+def address_decode(logits: Tensor, top_k: int, kernels: str = "") -> tuple[Tensor, Tensor]:
+    """``ramnet.ops.address_decode`` without its checks of shapes, weights first: torch's opcheck adds up the outputs
+    in place from the first on, and an int32 sum cannot take a float.
+    """
+    slots, weights = (registered(kernels) if kernels else reference).address_decode(logits, top_k)
+    return weights, slots
+
+
+@address_decode.register_fake
+def _(logits: Tensor, top_k: int, kernels: str = "") -> tuple[Tensor, Tensor]:
+    shape = (*logits.shape[:-2], top_k)
+    return logits.new_empty(shape), logits.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.custom_op("ramnet::address_decode_backward", mutates_args=())
+def address_decode_backward(
+    grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor, kernels: str = ""
+) -> Tensor:
+    """The gradient of ``logits``; shapes as in ``address_decode``."""
+    backend = registered(kernels) if kernels else reference
+    return backend.address_decode_backward(grad_weights, logits, slots, weights)
+
+
+@address_decode_backward.register_fake
+def _(grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor, kernels: str = "") -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _save_address_decode(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, _, ctx.kernels = inputs
+    weights, slots = output
+    ctx.mark_non_differentiable(slots)
+    ctx.save_for_backward(logits, slots, weights)
+
+
+def _differentiate_address_decode(ctx: Any, grad_weights: Tensor, _: Any) -> tuple[Tensor, None, None]:
+    return address_decode_backward(grad_weights, *ctx.saved_tensors, ctx.kernels), None, None
+
+
+address_decode.register_autograd(_differentiate_address_decode, setup_context=_save_address_decode)
+
+
+@torch.library.custom_op("ramnet::memory_scan", mutates_args=())
+def memory_scan(
+    write_slots: Tensor,
+    write_weights: Tensor,
+    read_slots: Tensor,
+    read_weights: Tensor,
+    values: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    decay_power: float = 1.0,
+    eps: float = 1e-6,
+    proxy_eps: float = 0.01,
+    kernels: str = "",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``ramnet.ops.memory_scan`` without its checks of shapes."""
+    return (registered(kernels) if kernels else reference).memory_scan(
+        write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps, proxy_eps
+    )
+
+
+@memory_scan.register_fake
+def _(
+    write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
+    values: Tensor, memory: Tensor, mass: Tensor,
+    decay_power: float = 1.0, eps: float = 1e-6, proxy_eps: float = 0.01, kernels: str = "",
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return values.new_empty(values.shape), memory.new_empty(memory.shape), mass.new_empty(mass.shape)
+
+
+@torch.library.custom_op("ramnet::memory_scan_backward", mutates_args=())
+def memory_scan_backward(
+    grad_output: Tensor,
+    grad_memory: Tensor,
+    grad_mass: Tensor,
+    write_slots: Tensor,
+    write_weights: Tensor,
+    read_slots: Tensor,
+    read_weights: Tensor,
+    values: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    decay_power: float,
+    eps: float,
+    proxy_eps: float,
+    kernels: str = "",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of write_weights, read_weights, values, memory and mass."""
+    return (registered(kernels) if kernels else reference).memory_scan_backward(
+        grad_output, grad_memory, grad_mass, write_slots, write_weights, read_slots, read_weights,
+        values, memory, mass, decay_power, eps, proxy_eps,
+    )  # fmt: skip
+
+
+@memory_scan_backward.register_fake
+def _(
+    grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor,
+    write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
+    values: Tensor, memory: Tensor, mass: Tensor,
+    decay_power: float, eps: float, proxy_eps: float, kernels: str = "",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    differentiable = (write_weights, read_weights, values, memory, mass)
+    w, r, v, s, z = (x.new_empty(x.shape) for x in differentiable)
+    return w, r, v, s, z
+
+
+def _save_memory_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # Only the inputs: the backward runs the scan again, so a layer keeps no row of its state for training.
+    *tensors, ctx.decay_power, ctx.eps, ctx.proxy_eps, ctx.kernels = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_memory_scan(
+    ctx: Any, grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor
+) -> tuple[Tensor | None, ...]:
+    grad_w, grad_r, grad_v, grad_s, grad_z = memory_scan_backward(
+        grad_output, grad_memory, grad_mass, *ctx.saved_tensors,
+        ctx.decay_power, ctx.eps, ctx.proxy_eps, ctx.kernels,
+    )  # fmt: skip
+    return None, grad_w, None, grad_r, grad_v, grad_s, grad_z, None, None, None, None
+
+
+memory_scan.register_autograd(_differentiate_memory_scan, setup_context=_save_memory_scan)
+
+
+@torch.library.custom_op("ramnet::memory_step", mutates_args=("memory", "mass"))
+def memory_step(
+    write_slots: Tensor,
+    write_weights: Tensor,
+    read_slots: Tensor,
+    read_weights: Tensor,
+    values: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    decay_power: float = 1.0,
+    eps: float = 1e-6,
+    kernels: str = "",
+) -> Tensor:
+    """``ramnet.ops.memory_step`` without its checks of shapes."""
+    return (registered(kernels) if kernels else reference).memory_step(
+        write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps
+    )
+
+
+@memory_step.register_fake
+def _(
+    write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
+    values: Tensor, memory: Tensor, mass: Tensor,
+    decay_power: float = 1.0, eps: float = 1e-6, kernels: str = "",
+) -> Tensor:  # fmt: skip
+    return values.new_empty(values.shape)

@@ -1,0 +1,132 @@
+"""What a RAM-Net remembers: a value of fixed size, however long the sequence behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ramnet.config import RamNetConfig
+from ramnet.files import written_aside
+
+
+@dataclass
+class RamState:
+    """The state of a model after ``position`` tokens.
+
+    Attributes:
+        memory: for each RAM-Net layer, S, [B, H, M, D].
+        mass: for each RAM-Net layer, z, [B, H, M].
+        conv: for each gated convolution block, its last inputs, [B, conv_kernel − 1, hidden].
+        position: int64 scalar, tokens seen so far.
+    """
+
+    memory: list[Tensor]
+    mass: list[Tensor]
+    conv: list[Tensor]
+    position: Tensor
+
+    @classmethod
+    def zeros(
+        cls,
+        config: RamNetConfig,
+        batch_size: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """The state before the first token: S = 0, z = 1/M (paper, step 5)."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        heads = (batch_size, config.num_heads, config.slots)
+        layers, convs = range(config.num_layers), range(config.conv_layers)
+        recent = (batch_size, config.conv_kernel - 1, config.hidden_size)
+        return cls(
+            memory=[torch.zeros(*heads, config.value_dim, dtype=dtype, device=device) for _ in layers],
+            mass=[torch.full(heads, 1 / config.slots, dtype=dtype, device=device) for _ in layers],
+            conv=[torch.zeros(recent, dtype=dtype, device=device) for _ in convs],
+            position=torch.zeros((), dtype=torch.int64, device=device),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        return self.memory[0].shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor under the name it has in files and graphs: memory.0, mass.0, …, conv.0, …, position."""
+        named = {
+            f"{name}.{i}": tensor
+            for name, layers in (("memory", self.memory), ("mass", self.mass), ("conv", self.conv))
+            for i, tensor in enumerate(layers)
+        }
+        return named | {"position": self.position}
+
+    def clone(self) -> Self:
+        """A copy that shares nothing with this one."""
+        return type(self)(
+            [x.clone() for x in self.memory],
+            [x.clone() for x in self.mass],
+            [x.clone() for x in self.conv],
+            self.position.clone(),
+        )
+
+    def reorder(self, index: Tensor) -> Self:
+        """The state whose batch entry i is this one's ``index[i]``, as a beam search needs; ``index`` is int64."""
+        return type(self)(
+            [x.index_select(0, index) for x in self.memory],
+            [x.index_select(0, index) for x in self.mass],
+            [x.index_select(0, index) for x in self.conv],
+            self.position.clone(),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the state as safetensors, whole or not at all."""
+        from safetensors.torch import save_file
+
+        with written_aside(path) as aside:
+            save_file({name: x.contiguous() for name, x in self.tensors().items()}, aside)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a state that ``save`` wrote; ValueError, naming the file, where it is none."""
+        tensors = read_safetensors(path)
+        layers: dict[str, list[Tensor]] = {}
+        for name in ("memory", "mass", "conv"):
+            count = sum(key.startswith(f"{name}.") for key in tensors)
+            layers[name] = [tensors[f"{name}.{i}"] for i in range(count) if f"{name}.{i}" in tensors]
+        memory, mass = layers["memory"], layers["mass"]
+        known = sum(map(len, layers.values())) + 1
+        if "position" not in tensors or known != len(tensors) or not memory or len(memory) != len(mass):
+            raise ValueError(f"{path} is not a RAM-Net state: it holds {', '.join(sorted(tensors)[:4]) or 'nothing'}")
+        return cls(memory, mass, layers["conv"], tensors["position"])
+
+    def check(self, config: RamNetConfig, batch_size: int) -> None:
+        """ValueError where this is no state of ``config`` at ``batch_size``."""
+        expected = {
+            "memory": (len(self.memory), config.num_layers, self.memory,
+                       (batch_size, config.num_heads, config.slots, config.value_dim)),
+            "mass": (len(self.mass), config.num_layers, self.mass, (batch_size, config.num_heads, config.slots)),
+            "conv": (len(self.conv), config.conv_layers, self.conv,
+                     (batch_size, config.conv_kernel - 1, config.hidden_size)),
+        }  # fmt: skip
+        for name, (count, layers, tensors, shape) in expected.items():
+            if count != layers:
+                raise ValueError(f"state.{name} has {count} layers; this model has {layers}")
+            for i, tensor in enumerate(tensors):
+                if tuple(tensor.shape) != shape:
+                    raise ValueError(f"state.{name}[{i}] has shape {list(tensor.shape)}; it must be {list(shape)}")
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError, naming the file, where it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file; a safetensors file was expected there")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from None
