@@ -35,9 +35,7 @@ class RamLayer(nn.Module):
         )
         self.log_scale = nn.Parameter(torch.zeros(2, config.num_heads))  # α of W_q and of W_k
         self.output = nn.Linear(config.num_heads * config.value_dim, config.hidden_size, bias=False)
-        uses_cape = torch.arange(config.num_heads) < config.cape_heads(layer)
-        self.register_buffer("uses_cape", uses_cape.to(torch.int64), persistent=False)
-        self.shifts = config.cape_heads(layer) > 0
+        self.cape_heads = config.cape_heads(layer)
 
     def forward(
         self, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool
@@ -48,9 +46,10 @@ class RamLayer(nn.Module):
         scale = self.log_scale.exp() / c.temperature
         logits = address.view(batch, tokens, 2, c.num_heads, c.order, c.sub_dim) * scale[..., None, None]
         slots, weights = ops.address_decode(logits, c.top_k)  # [B, T, 2, H, K]
-        if self.shifts:
-            at = position + torch.arange(tokens, device=x.device)
-            slots = ops.cyclic_shift(slots, at.view(-1, 1, 1, 1) * self.uses_cape.view(-1, 1), c.slots)
+        if self.cape_heads:
+            at = position + torch.arange(tokens, device=x.device).unsqueeze(-1)  # [T, 1]
+            uses_cape = torch.arange(c.num_heads, device=x.device) < self.cape_heads
+            slots = ops.cyclic_shift(slots, (at * uses_cape)[:, None, :, None], c.slots)
         value = value.view(batch, tokens, c.num_heads, c.value_dim)
         if in_place:
             (read_slots, write_slots), (read_weights, write_weights) = slots[:, 0].unbind(1), weights[:, 0].unbind(1)
@@ -202,8 +201,6 @@ class RamNetForCausalLM(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         model = model.to(dtype).to_empty(device="cpu")
-        for layer, block in enumerate(model.blocks):
-            block.mixer.uses_cape = (torch.arange(config.num_heads) < config.cape_heads(layer)).to(torch.int64)
         if config.tie_embeddings:
             model.head.weight = model.embedding.weight
             tensors.setdefault("head.weight", tensors.get("embedding.weight", torch.empty(0)))
