@@ -1,0 +1,96 @@
+"""memory_step is memory_scan of one token, in place, on the addressed rows alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ramnet import ops
+from tests import brute_force
+from tests.samples import TOLERANCE, relative_rmse, scan_inputs, step_inputs, strided
+
+# (B, H, K, M, D, γ)
+SIZES = [
+    (1, 1, 1, 1, 1, 1.0),
+    (1, 3, 2, 9, 5, 0.5),
+    (3, 1, 9, 9, 24, 2.0),
+    (1, 3, 8, 64, 33, 0.0),
+    (2, 2, 8, 32, 64, 1.0),
+]
+
+
+@pytest.mark.parametrize(("batch", "heads", "top_k", "num_slots", "value_dim", "power"), SIZES)
+def test_steps_equal_the_dense_recurrence(
+    kernels: str, batch: int, heads: int, top_k: int, num_slots: int, value_dim: int, power: float
+) -> None:
+    inputs = scan_inputs(batch, heads, 7, top_k, num_slots, value_dim, access="saturated")
+    expected, expected_memory, expected_mass = brute_force.memory_scan(**inputs, decay_power=power)
+    memory, mass = inputs["memory"].clone(), inputs["mass"].clone()
+    for t in range(7):
+        step = step_inputs(inputs, t) | {"memory": memory, "mass": mass}
+        output = ops.memory_step(**step, decay_power=power)
+        assert relative_rmse(output, expected[:, :, t]) <= 1e-5
+    assert relative_rmse(memory, expected_memory) <= 1e-5
+    assert relative_rmse(mass, expected_mass) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide_state", [False, True], ids=["same", "float32-state"])
+def test_equals_the_scan_of_one_token(kernels: str, dtype: torch.dtype, wide_state: bool) -> None:
+    state_dtype = torch.promote_types(dtype, torch.float32) if wide_state else dtype
+    inputs = scan_inputs(2, 3, 1, 4, 27, 24, dtype=dtype, state_dtype=state_dtype)
+    expected, expected_memory, expected_mass = brute_force.memory_scan(**inputs)
+    step = step_inputs(inputs, 0)
+    output = ops.memory_step(**step)
+    assert output.dtype == dtype and output.shape == (2, 3, 24)
+    # A read sees the row as stored, rounded to the state's type.
+    assert relative_rmse(output, expected[:, :, 0]) <= 2 * TOLERANCE[dtype]
+    assert relative_rmse(step["memory"], expected_memory) <= TOLERANCE[state_dtype]
+    assert relative_rmse(step["mass"], expected_mass) <= TOLERANCE[state_dtype]
+
+
+def test_touches_nothing_but_the_addressed_rows(kernels: str) -> None:
+    """Every other row holds NaN: reading one would show in the output, writing one in the state."""
+    inputs = scan_inputs(2, 3, 1, 4, 27, 5)
+    written = brute_force.k_hot(inputs["write_slots"], torch.ones(2, 3, 1, 4), 27).bool()[:, :, 0]
+    read = brute_force.k_hot(inputs["read_slots"], torch.ones(2, 3, 1, 4), 27).bool()[:, :, 0]
+    clean, poisoned = step_inputs(inputs, 0), step_inputs(inputs, 0)
+    poisoned["memory"][~(written | read)] = torch.nan
+    poisoned["mass"][~(written | read)] = torch.nan
+    assert torch.equal(ops.memory_step(**poisoned), ops.memory_step(**clean))
+    for name in ("memory", "mass"):
+        assert torch.equal(poisoned[name][written], clean[name][written])
+        only_read = read & ~written
+        assert torch.equal(poisoned[name][only_read], inputs[name][only_read])
+        assert bool(poisoned[name][~(written | read)].isnan().all())
+
+
+def test_updates_the_very_tensors_given_and_no_other(kernels: str) -> None:
+    inputs = scan_inputs(1, 3, 1, 4, 27, 5)
+    step = step_inputs(inputs, 0)
+    before = {name: x.clone() for name, x in step.items()}
+    address = step["memory"].data_ptr()
+    ops.memory_step(**step)
+    assert step["memory"].data_ptr() == address
+    for name, x in step.items():
+        assert torch.equal(x, before[name]) == (name not in ("memory", "mass")), name
+
+
+def test_all_but_the_state_may_have_any_strides(kernels: str) -> None:
+    inputs = scan_inputs(2, 3, 1, 4, 27, 5)
+    plain, spread = step_inputs(inputs, 0), step_inputs(inputs, 0)
+    spread = {name: x if name in ("memory", "mass") else strided(x) for name, x in spread.items()}
+    assert torch.equal(ops.memory_step(**spread), ops.memory_step(**plain))
+    assert torch.equal(spread["memory"], plain["memory"]) and torch.equal(spread["mass"], plain["mass"])
+
+
+def test_a_part_of_a_larger_state_can_be_stepped(kernels: str) -> None:
+    """A contiguous slice need not start where its storage does."""
+    inputs = scan_inputs(3, 2, 1, 4, 27, 5)
+    whole, one = step_inputs(inputs, 0), step_inputs({name: x[1:2] for name, x in inputs.items()}, 0)
+    expected = ops.memory_step(**one)
+    part = {name: x[1:2] for name, x in whole.items()}
+    assert torch.equal(ops.memory_step(**part), expected)
+    assert torch.equal(whole["memory"][1:2], one["memory"])
+    assert torch.equal(whole["memory"][0], inputs["memory"][0])
+    assert torch.equal(whole["memory"][2], inputs["memory"][2])

@@ -1,0 +1,77 @@
+"""Inputs of the memory ops, and how far apart two results are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Names of memory_scan's tensors, in its order, and those that carry gradients.
+DIFFERENTIABLE = ("write_weights", "read_weights", "values", "memory", "mass")
+
+# Largest relative RMSE against float64 on the same, already rounded, inputs: sums are float32 (float64), results are
+# rounded once to their type.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 6e-3}
+
+
+def relative_rmse(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖ in float64; infinite for a NaN, and where anything but zero meets zeros."""
+    if actual.shape != expected.shape:
+        raise AssertionError(f"shape {list(actual.shape)}, expected {list(expected.shape)}")
+    actual, expected = actual.detach().double(), expected.detach().double()
+    error, scale = float((actual - expected).norm()), float(expected.norm())
+    if error == 0:
+        return 0.0
+    return error / scale if scale > 0 and error == error else float("inf")
+
+
+def scan_inputs(
+    batch: int, heads: int, tokens: int, top_k: int, num_slots: int, value_dim: int, *,
+    dtype: torch.dtype = torch.float32, state_dtype: torch.dtype | None = None, access: str = "uniform", seed: int = 0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The tensors of memory_scan, by name, with a non-zero state.
+
+    access: "uniform"; "hot", where slot 0 takes part in most tokens; or "saturated", where write weights are often
+    exactly 1 and sometimes exactly 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    leading = (batch, heads, tokens)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    def slots() -> Tensor:
+        order = uniform(*leading, num_slots)
+        if access == "hot":
+            order[..., 0] += (uniform(*leading) < 0.9).float()
+        return order.topk(top_k, dim=-1).indices.to(torch.int32)
+
+    write_weights = uniform(*leading, top_k)
+    if access == "saturated":
+        which = uniform(*leading, top_k)
+        write_weights[which < 0.3] = 1.0
+        write_weights[which > 0.9] = 0.0
+    state_dtype = state_dtype or dtype
+    return {
+        "write_slots": slots(),
+        "write_weights": write_weights.to(dtype),
+        "read_slots": slots(),
+        "read_weights": uniform(*leading, top_k).to(dtype),
+        "values": torch.randn(*leading, value_dim, generator=generator).to(dtype),
+        "memory": torch.randn(batch, heads, num_slots, value_dim, generator=generator).to(state_dtype),
+        "mass": (0.1 + uniform(batch, heads, num_slots)).to(state_dtype),
+    }
+
+
+def step_inputs(inputs: dict[str, Tensor], token: int) -> dict[str, Tensor]:
+    """The tensors of memory_step for one token of ``scan_inputs``; memory and mass are copies."""
+    return {
+        name: x.clone() if name in ("memory", "mass") else x[:, :, token].contiguous() for name, x in inputs.items()
+    }
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same numbers with gaps between them and the first two axes swapped in storage."""
+    spread = torch.stack([tensor, torch.full_like(tensor, 99)], dim=-1)
+    if tensor.dim() > 1:
+        spread = spread.transpose(0, 1).contiguous().transpose(0, 1)
+    return spread[..., 0]
