@@ -30,8 +30,9 @@ def address_decode(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         renormalised. Differentiable in ``logits``; ties fall either way.
 
     Raises:
-        ValueError: for K outside 1..P^U, fewer than two dimensions, or NaN logits.
-        TypeError: for logits that are not floating.
+        ValueError: for K outside 1..P^U, P^U past int32, fewer than two dimensions, or logits that no softmax can
+            take (NaN or +inf; -inf rules a digit out).
+        TypeError: for logits that are not floating or a K that is no int.
     """
     checks.address_decode(logits, top_k)
     weights, slots = library.address_decode(logits, top_k, active())
@@ -64,7 +65,8 @@ def memory_scan(
         the values and the state before. Sums are float32 (float64 where an input is).
 
     Raises:
-        ValueError: for shapes that do not fit, γ < 0, slots out of range or repeated within a token.
+        ValueError: for shapes or devices that do not fit, K > M, γ < 0, ε or ε' outside their ranges, slots out of
+            range or repeated within a token.
         TypeError: for wrong types.
     """
     checks.memory_scan(
@@ -108,8 +110,11 @@ def cyclic_shift(slots: Tensor, position: int | Tensor, num_slots: int) -> Tenso
 
     Returns:
         int32, of the broadcast shape.
+
+    Raises:
+        ValueError: for num_slots below 1.
+        TypeError: for slots or a position that are not integers.
     """
-    if num_slots <= 0:
-        raise ValueError(f"num_slots is {num_slots}; it must be positive")
+    checks.cyclic_shift(slots, position, num_slots)
     # int64: a position may be past 2^31.
     return torch.remainder(slots.to(torch.int64) - position, num_slots).to(torch.int32)

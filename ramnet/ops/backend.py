@@ -70,8 +70,13 @@ def active() -> str:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Run the ops on the backend ``name`` within the block; a backward pass stays on the backend of its forward."""
+    """Run the ops on the backend ``name`` within the block; a backward pass stays on the backend of its forward.
+
+    The empty name is the reference. ValueError, listing what there is, for an unknown name.
+    """
     global _active
+    if name != REFERENCE:
+        registered(name)
     before, _active = _active, name
     try:
         yield

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_INTEGERS = (int, torch.SymInt, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def _floating(name: str, tensor: Tensor) -> None:
     if not tensor.dtype.is_floating_point:
@@ -29,11 +31,13 @@ def address_decode(logits: Tensor, top_k: int) -> None:
     if logits.dim() < 2 or logits.shape[-2] < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits has shape {list(logits.shape)}; it must be [..., U, P] with U and P at least 1")
     order, sub_dim = logits.shape[-2:]
+    if not isinstance(top_k, int | torch.SymInt):
+        raise TypeError(f"top_k is {top_k}; it must be an int")
     slots = sub_dim**order
+    if slots > 2**31 - 1:
+        raise ValueError(f"P^U is {sub_dim}^{order} slots; int32 numbers at most {2**31 - 1}")
     if not 1 <= top_k <= slots:
         raise ValueError(f"top_k is {top_k}; with U = {order} and P = {sub_dim} it must be in 1..{slots}")
-    if slots > 2**31 - 1:
-        raise ValueError(f"P^U is {slots} slots; int32 numbers at most {2**31 - 1}")
 
 
 def memory_scan(
@@ -84,7 +88,7 @@ def memory_scan(
                          ("read_slots", read_slots), ("read_weights", read_weights), ("memory", memory)):  # fmt: skip
         if tensor.device != values.device:
             raise ValueError(f"{name} is on {tensor.device} but values is on {values.device}; use one device")
-    if not (decay_power >= 0 and math.isfinite(decay_power)):
+    if not 0 <= decay_power < math.inf:
         raise ValueError(f"decay_power is {decay_power}; it must be finite and >= 0")
     if not eps > 0:
         raise ValueError(f"eps is {eps}; it must be > 0")
@@ -112,11 +116,22 @@ def memory_step(
             raise ValueError(f"{name} has strides {list(tensor.stride())}; memory_step updates only contiguous state")
 
 
+def cyclic_shift(slots: Tensor, position: int | Tensor, num_slots: int) -> None:
+    """Types of ``ramnet.ops.cyclic_shift``."""
+    if num_slots <= 0:
+        raise ValueError(f"num_slots is {num_slots}; it must be positive")
+    for name, value in (("slots", slots), ("position", position)):
+        kind = value.dtype if isinstance(value, Tensor) else type(value)
+        if kind not in _INTEGERS:
+            raise TypeError(f"{name} is {kind}; it must be an integer type")
+
+
 def logits_are_numbers(logits: Tensor) -> None:
-    """ValueError where a logit is NaN."""
-    if bool(logits.isnan().any()):
-        where = logits.isnan().nonzero()[0].tolist()
-        raise ValueError(f"logits{where} is NaN; address_decode needs numbers")
+    """ValueError where a softmax is none: a NaN or +inf among a sub-vector's logits, or nothing but -inf."""
+    largest = logits.amax(dim=-1)  # [..., U], NaN where one is NaN
+    if not bool(largest.isfinite().all()):
+        where = (~largest.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"logits{where} has {float(largest[tuple(where)])} as its largest entry; it must be finite")
 
 
 def slots_are_valid(name: str, slots: Tensor, num_slots: int) -> None:
