@@ -119,7 +119,7 @@ class GatedConvBlock(nn.Module):
         tokens = x.shape[1]
         seen = torch.cat([recent.to(h.dtype), h], dim=1)  # [B, kernel − 1 + T, C]
         conv = sum(tap * seen[:, i : i + tokens] for i, tap in enumerate(self.taps))
-        return x + conv * self.gate(h), seen[:, tokens:].to(recent.dtype)
+        return x + h + conv * self.gate(h), seen[:, tokens:].to(recent.dtype)
 
 
 class RamNetForCausalLM(nn.Module):
@@ -152,6 +152,13 @@ class RamNetForCausalLM(nn.Module):
         Raises:
             ValueError: for ids that are not [B, T], a state of another model or batch, or ``in_place`` with T ≠ 1.
         """
+        hidden, state = self.hidden_states(input_ids, state, in_place=in_place)
+        return RamNetOutput(self.head(hidden), state)
+
+    def hidden_states(
+        self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False
+    ) -> tuple[Tensor, RamState]:
+        """What ``head`` turns into logits, [B, T, C], and the state; arguments and errors as in ``forward``."""
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [B, T]")
         batch, tokens = input_ids.shape
@@ -172,7 +179,7 @@ class RamNetForCausalLM(nn.Module):
             x, layer_memory, layer_mass = block(x, layer_memory, layer_mass, state.position, in_place)
             memory.append(layer_memory)
             mass.append(layer_mass)
-        return RamNetOutput(self.head(self.norm(x)), RamState(memory, mass, conv, state.position + tokens))
+        return self.norm(x), RamState(memory, mass, conv, state.position + tokens)
 
     def generate(self, input_ids: Tensor, max_new_tokens: int, **sampling: Any) -> Tensor:
         """``input_ids`` [B, T] followed by what the model says; see ``ramnet.generation.generate``."""

@@ -1,0 +1,148 @@
+"""``ramnet train``: a model on recall, or on text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from click.core import ParameterSource
+from rich.console import Console
+
+from ramnet import ops
+from ramnet.config import RamNetConfig
+from ramnet.model import RamNetForCausalLM
+from ramnet.training import checkpoint
+from ramnet.training.loop import Recipe, TrainingTask
+from ramnet.training.loop import train as run_training
+from ramnet.training.mqar import Mqar
+from ramnet.training.text import Text
+
+
+@click.group()
+def train() -> None:
+    """Train a model: `mqar` on recall, `text` on bytes."""
+
+
+def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options that every task has, with the task's own defaults."""
+    options = [
+        click.option("--preset", default=defaults["preset"], help="Configuration of the model."),
+        click.option("--output", type=click.Path(path_type=Path), default=defaults["output"],
+                     help="Folder for checkpoints; without one nothing is written."),
+        click.option("--resume", is_flag=True, help="Go on from the checkpoint in --output, with its options."),
+        click.option("--steps", type=int, help="Stop after so many steps."),
+        click.option("--seconds", type=float, show_default=f"{defaults['seconds']:g} without --steps",
+                     help="Stop after so many seconds; the learning rate falls to 0 by then."),
+        click.option("--batch-size", type=int, default=defaults["batch_size"], help="Examples in a step."),
+        click.option("--learning-rate", type=float, default=defaults["learning_rate"], help="Peak, after warm-up."),
+        click.option("--warmup-steps", type=int, default=50, help="Steps of linear warm-up."),
+        click.option("--weight-decay", type=float, default=0.0, help="Weight decay of AdamW."),
+        click.option("--clip-norm", type=float, default=1.0, help="Largest norm of the gradient."),
+        click.option("--seed", type=int, default=0, help="Of the weights and the data."),
+        click.option("--kernels", default="cpu",
+                     help="Kernels of the memory ops: cpu (tuned, TVM) or reference (plain PyTorch)."),
+        click.option("--compile/--no-compile", "compiled", default=False, help="Run the rest through torch.compile."),
+        click.option("--checkpoint-seconds", type=float, default=30.0,
+                     help="Measure on held-out data, and write a checkpoint, this often."),
+    ]  # fmt: skip
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return click.pass_context(command)
+
+    return decorate
+
+
+@train.command()
+@click.option("--pairs", type=int, default=8, help="Keys and values to remember.")
+@click.option("--length", type=int, default=64, help="Tokens of an example; even, at least four for each pair.")
+@_options(preset="mqar", output=None, seconds=180.0, batch_size=64, learning_rate=1e-2)
+def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
+    """Multi-query associative recall: which value stood beside this key?"""
+
+    def task(config: RamNetConfig, saved: dict[str, Any]) -> TrainingTask:
+        setting = {"pairs": pairs, "length": length, "vocab_size": config.vocab_size}
+        return Mqar(**(setting | _saved(ctx, saved, "pairs", "length")))
+
+    _run(ctx, options, task, seconds=180.0)
+
+
+@train.command()
+@click.option("--data", type=click.Path(path_type=Path), multiple=True, metavar="FILE...",
+              help="Text to train on, in place of the Python standard library's sources.")  # fmt: skip
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, metavar="")
+@click.option("--length", type=int, default=256, help="Bytes of a training window.")
+@_options(preset="tiny", output="runs/text", seconds=240.0, batch_size=16, learning_rate=4e-3)
+def text(ctx: click.Context, data: tuple[Path, ...], files: tuple[Path, ...], length: int, **options: Any) -> None:
+    """A byte-level language model."""
+    if files and not data:
+        raise click.UsageError(f"{files[0]} stands alone; name files with --data")
+
+    def task(config: RamNetConfig, saved: dict[str, Any]) -> TrainingTask:
+        if config.vocab_size < 256:
+            raise ValueError(f"vocab_size is {config.vocab_size}; bytes need at least 256")
+        setting: dict[str, Any] = {"files": [*data, *files], "length": length}
+        return Text(**(setting | _saved(ctx, saved, "length") | ({} if data else _saved(ctx, saved, "files"))))
+
+    _run(ctx, options, task, seconds=240.0)
+
+
+def _run(
+    ctx: click.Context,
+    options: dict[str, Any],
+    make_task: Callable[[RamNetConfig, dict[str, Any]], TrainingTask],
+    seconds: float,
+) -> None:
+    output, resume, console = options["output"], options["resume"], Console()
+    saved: dict[str, Any] = {}
+    recipe = {name: options[name] for name in Recipe.model_fields}
+    config = None if resume and not _given(ctx, "preset") else RamNetConfig.preset(options["preset"])
+    if resume:
+        if output is None:
+            raise click.UsageError("--resume needs --output, the folder to resume from")
+        progress = checkpoint.Progress.load(output)
+        saved, recipe = progress.task, recipe | _saved(ctx, progress.recipe, *recipe)
+        config = config or RamNetConfig(**progress.config)
+    elif recipe["steps"] is None and recipe["seconds"] is None:
+        recipe["seconds"] = seconds
+    assert config is not None
+    checked = Recipe(**recipe)
+    if output is not None:
+        checkpoint.check_writable(output)
+    task = make_task(config, saved)
+    kernels = _available(options["kernels"], console)
+    torch.manual_seed(checked.seed)
+    model = RamNetForCausalLM(config)
+    with ops.using(kernels):
+        result = run_training(
+            model, task, checked, output=output, resume=resume, compiled=options["compiled"],
+            checkpoint_seconds=options["checkpoint_seconds"], console=console,
+        )  # fmt: skip
+    where = f"; {output}" if output else ""
+    console.print(f"{task.metric} {result.metric:.4f} after {result.step} steps, {result.elapsed:.0f} s{where}")
+
+
+def _given(ctx: click.Context, name: str) -> bool:
+    """Whether the user typed this option."""
+    return ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+def _saved(ctx: click.Context, saved: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The checkpoint's settings of these names, but for those that the user typed."""
+    return {name: saved[name] for name in names if name in saved and not _given(ctx, name)}
+
+
+def _available(kernels: str, console: Console) -> str:
+    """The backend to use: the reference, with a notice, where what ``kernels`` needs is not installed."""
+    if kernels in ("", "reference"):
+        return ""
+    try:
+        ops.registered(kernels)
+    except ImportError as error:
+        console.print(f"kernels {kernels!r} cannot be loaded ({error}); the plain PyTorch reference runs instead")
+        return ""
+    return kernels

@@ -1,0 +1,185 @@
+"""One training loop for every task."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ramnet.config import one_line
+from ramnet.model import RamNetForCausalLM
+from ramnet.training import checkpoint
+
+IGNORED = -100  # a label that counts for nothing
+
+
+class TrainingTask(Protocol):
+    """What the loop trains on."""
+
+    metric: str
+
+    def describe(self) -> dict[str, Any]: ...
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
+
+    def evaluate(self, model: RamNetForCausalLM) -> float: ...
+
+
+class Recipe(BaseModel):
+    """How to train; immutable. ValueError, one sentence that names the value, for what cannot be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    steps: int | None = Field(None, gt=0, description="stop after so many steps")
+    seconds: float | None = Field(None, gt=0, allow_inf_nan=False, description="stop after so many seconds")
+    batch_size: int = Field(64, gt=0, description="examples in a step")
+    learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False, description="the peak, after warm-up")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the weights and the data")
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise ValueError(one_line(error)) from None
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.steps is None and self.seconds is None:
+            raise ValueError("neither steps nor seconds is given; a run needs an end")
+        return self
+
+    def spent(self, step: int, elapsed: float) -> float:
+        """The share of the budget that is gone after ``step`` steps and ``elapsed`` seconds, 0 to 1."""
+        shares = (step / self.steps if self.steps else 0.0, elapsed / self.seconds if self.seconds else 0.0)
+        return min(1.0, max(shares))
+
+    def learning_rate_at(self, step: int, spent: float) -> float:
+        """Linear warm-up in steps, times a cosine to 0 over the budget, so that seconds end it as steps do."""
+        warm_up = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return self.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * spent))
+
+
+@dataclass
+class Result:
+    """What a run came to: the loss of every step made here (nats a label), and the task's metric at the end."""
+
+    losses: list[float] = field(default_factory=list)
+    metric: float = math.nan
+    step: int = 0
+    elapsed: float = 0.0
+
+
+def train(
+    model: RamNetForCausalLM,
+    task: TrainingTask,
+    recipe: Recipe,
+    *,
+    output: Path | None = None,
+    resume: bool = False,
+    compiled: bool = False,
+    checkpoint_seconds: float = 30.0,
+    console: Console | None = None,
+) -> Result:
+    """Train ``model`` in place, on the kernels in use (``ramnet.ops.using``).
+
+    Args:
+        output: folder for checkpoints, every ``checkpoint_seconds`` and at the end; None writes nothing.
+        resume: go on from the checkpoint in ``output``; under a budget in steps, exactly as if it had never stopped.
+        compiled: run the model's forward and backward through torch.compile.
+        console: where progress goes; None is silent.
+
+    Raises:
+        ValueError: for an ``output`` that cannot be written, or a checkpoint that is damaged or of another run.
+        RuntimeError: when the loss is no longer finite; the last checkpoint stays.
+    """
+    if output is not None:
+        checkpoint.check_writable(output)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
+    )
+    generator = torch.Generator().manual_seed(recipe.seed)
+    result = Result()
+    if resume:
+        if output is None:
+            raise ValueError("resume needs an output folder to resume from")
+        progress = checkpoint.Progress.load(output)
+        _same_run(progress, model, task, recipe, output)
+        checkpoint.load(output, model, optimizer, generator)
+        result.step, result.elapsed = progress.step, progress.elapsed
+    hidden_states: Callable[..., Any] = torch.compile(model.hidden_states) if compiled else model.hidden_states
+
+    def save() -> None:
+        if output is not None:
+            progress = checkpoint.Progress(
+                config=model.config.model_dump(), task=task.describe(), recipe=recipe.model_dump(),
+                step=result.step, elapsed=result.elapsed,
+            )  # fmt: skip
+            checkpoint.save(output, progress, model, optimizer, generator)
+
+    began, saved = time.monotonic() - result.elapsed, time.monotonic()
+    with _progress(console) as bar:
+        line = bar.add_task("training", total=1.0, loss=math.nan, held_out="")
+        while (spent := recipe.spent(result.step, result.elapsed)) < 1:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at(result.step, spent)
+            inputs, labels = task.batch(recipe.batch_size, generator)
+            hidden, _ = hidden_states(inputs)
+            counted = labels != IGNORED
+            # The vocabulary's product only where there is something to say: recall asks at 8 places in 64.
+            loss = F.cross_entropy(model.head(hidden[counted]), labels[counted])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            nats = loss.item()
+            if not math.isfinite(nats):
+                raise RuntimeError(f"the loss is {nats} at step {result.step}; try a lower learning rate")
+            optimizer.step()
+            result.losses.append(nats)
+            result.step += 1
+            result.elapsed = time.monotonic() - began
+            bar.update(line, completed=recipe.spent(result.step, result.elapsed), loss=nats)
+            if time.monotonic() - saved > checkpoint_seconds:
+                held_out = f"{task.metric} {task.evaluate(model):.3f}"
+                bar.update(line, held_out=held_out)
+                bar.console.print(f"step {result.step:5d}  {result.elapsed:4.0f} s  loss {nats:.3f}  {held_out}")
+                result.elapsed = time.monotonic() - began
+                save()
+                saved = time.monotonic()
+    result.metric = task.evaluate(model)
+    save()
+    return result
+
+
+def _progress(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("loss {task.fields[loss]:.3f} {task.fields[held_out]}"),
+        TimeRemainingColumn(),
+        console=console or Console(quiet=True),
+    )
+
+
+def _same_run(
+    progress: checkpoint.Progress, model: RamNetForCausalLM, task: TrainingTask, recipe: Recipe, path: Path
+) -> None:
+    """ValueError, naming the first difference, where the checkpoint is of another run."""
+    ours = {**recipe.model_dump(), **task.describe(), **model.config.model_dump()}
+    saved = {**progress.recipe, **progress.task, **progress.config}
+    for name, value in ours.items():
+        if saved.get(name) != value:
+            raise ValueError(f"{name} is {value} but the run in {path} has {saved.get(name)}; resume it with the same")

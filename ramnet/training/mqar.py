@@ -1,0 +1,93 @@
+"""Multi-query associative recall: which value stood beside this key?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramnet.model import RamNetForCausalLM
+from ramnet.training.loop import IGNORED
+
+GAP_POWER = 0.01  # queries stand at gap i with p_i ∝ i^(GAP_POWER − 1): mostly soon, sometimes late
+HELD_OUT_EXAMPLES = 1000
+HELD_OUT_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Mqar:
+    """The recall task at one setting (paper, section MQAR).
+
+    Attributes:
+        pairs: keys and values to remember. length: tokens of an example, L. vocab_size: V; keys are 1..V/2−1 and
+            values V/2..V−1.
+
+    Raises ValueError where L is odd, 4·pairs > L, or the vocabulary has too few keys.
+    """
+
+    pairs: int = 8
+    length: int = 64
+    vocab_size: int = 8192
+    metric = "accuracy"
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1:
+            raise ValueError(f"pairs is {self.pairs}; it must be at least 1")
+        if self.length % 2:
+            raise ValueError(f"length is {self.length}; it must be even, as queries stand at even positions")
+        if 4 * self.pairs > self.length:
+            raise ValueError(
+                f"length is {self.length}; {self.pairs} pairs and their queries need at least {4 * self.pairs}"
+            )
+        if self.vocab_size % 2 or self.vocab_size // 2 - 1 < self.pairs:
+            raise ValueError(
+                f"vocab_size is {self.vocab_size}; {self.pairs} pairs need an even one of at least {2 * self.pairs + 2}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What defines the task, for a checkpoint."""
+        return {"task": "mqar", **asdict(self)}
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``size`` fresh examples: inputs and labels, int64 [size, L]; labels are IGNORED but at the queries.
+
+        The context is k v k v …; each key is asked for once, at 2·pairs + 2·gap with the gaps drawn without
+        replacement, and the label stands at that same position. What is left at 0 becomes a random token.
+        """
+        half, context = self.vocab_size // 2, 2 * self.pairs
+        keys = 1 + _distinct(size, half - 1, self.pairs, generator)  # [size, pairs]
+        values = half + _distinct(size, half, self.pairs, generator)
+        space = (self.length - context) // 2
+        chance = torch.arange(1, space + 1, dtype=torch.float64) ** (GAP_POWER - 1)
+        gaps = torch.multinomial(chance.expand(size, space), self.pairs, generator=generator)
+        inputs = torch.zeros(size, self.length, dtype=torch.int64)
+        inputs[:, 0:context:2], inputs[:, 1:context:2] = keys, values
+        inputs.scatter_(1, context + 2 * gaps, keys)
+        labels = torch.full_like(inputs, IGNORED).scatter_(1, context + 2 * gaps, values)
+        noise = torch.randint(self.vocab_size, inputs.shape, generator=generator)
+        return torch.where(inputs == 0, noise, inputs), labels
+
+    def evaluate(self, model: RamNetForCausalLM) -> float:
+        """Accuracy over 1000 examples that are always the same."""
+        generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+        inputs, labels = self.batch(HELD_OUT_EXAMPLES, generator)
+        right = [
+            accuracy_counts(model, ids, wanted)
+            for ids, wanted in zip(inputs.split(100), labels.split(100), strict=True)
+        ]
+        return sum(right) / (HELD_OUT_EXAMPLES * self.pairs)
+
+
+@torch.no_grad()
+def accuracy_counts(model: RamNetForCausalLM, inputs: Tensor, labels: Tensor) -> int:
+    """How many labels [B, T] other than IGNORED are the model's likeliest token."""
+    asked = labels != IGNORED
+    hidden, _ = model.hidden_states(inputs)
+    return int((model.head(hidden[asked]).argmax(dim=-1) == labels[asked]).sum())
+
+
+def _distinct(rows: int, choices: int, count: int, generator: torch.Generator) -> Tensor:
+    """int64 [rows, count], each row ``count`` different numbers of 0..choices−1, all equally likely."""
+    return torch.rand(rows, choices, generator=generator, dtype=torch.float64).topk(count, dim=1).indices
