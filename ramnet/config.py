@@ -68,8 +68,8 @@ class RamNetConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.slots > 2**31 - 1:
-            raise ValueError(f"sub_dim**order is {self.slots} slots, more than int32 can number")
+        if self.order > 30 or self.slots > 2**31 - 1:
+            raise ValueError(f"sub_dim**order is {self.sub_dim}**{self.order} slots; int32 numbers at most {2**31 - 1}")
         if self.top_k > self.slots:
             raise ValueError(
                 f"top_k is {self.top_k} but sub_dim**order has only {self.slots} slots; use top_k <= {self.slots}"
@@ -105,11 +105,16 @@ class RamNetConfig(BaseModel):
         try:
             return cls.model_validate_json(read_text(path))
         except ValidationError as error:
-            raise ValueError(f"{path} is not a RamNetConfig: {one_line(error)}") from None
+            problem = one_line(error).removeprefix("RamNetConfig: ")
+            raise ValueError(f"{path} is not a RamNetConfig: {problem}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the configuration as JSON, whole or not at all."""
-        write_text_atomic(path, self.model_dump_json(indent=2) + "\n")
+        write_text_atomic(path, self.to_json())
+
+    def to_json(self) -> str:
+        """The text that ``save`` writes."""
+        return self.model_dump_json(indent=2) + "\n"
 
 
 def one_line(error: ValidationError) -> str:
@@ -118,4 +123,5 @@ def one_line(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return message
-    return f"{'.'.join(map(str, first['loc']))} = {first['input']!r}: {message}"
+    field = ".".join(map(str, first["loc"]))
+    return f"{field} is missing" if first["type"] == "missing" else f"{field} = {repr(first['input'])[:80]}: {message}"

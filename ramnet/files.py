@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed over it when the block ends well and removed when it does not."""
+    """A temporary path beside ``path``, renamed over it when the block ends well and removed when it does not.
+
+    Missing folders are made, and removed too when the block fails. OSError where ``path`` cannot be written.
+    """
     path = Path(path)
+    missing = [folder for folder in path.parents if not folder.exists()]  # deepest first
+    nearest = path.parents[len(missing)]
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {nearest} is not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -26,6 +33,9 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that holds something stays
+            for folder in missing:
+                folder.rmdir()
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
@@ -38,12 +39,16 @@ def generate(
 
     Returns:
         int64 [B, T + new].
+
+    Raises:
+        ValueError: for an empty prompt, ids outside the vocabulary, or settings out of their ranges.
+        TypeError: for ids that are not integers.
     """
     choose = sampler(temperature, top_k, top_p, seed)
     check_prompt(input_ids, max_new_tokens, model.config.vocab_size)
-    stops = torch.tensor(sorted(stop_tokens), dtype=torch.int64)
+    stops = torch.tensor(sorted(stop_tokens), dtype=torch.int64, device=input_ids.device)
     columns = [input_ids]
-    finished = torch.zeros(input_ids.shape[0], dtype=torch.bool)
+    finished = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     token, state = input_ids[:, -1], None
     for step in range(max_new_tokens):
         logits, state = model(columns[-1], state, in_place=step > 0)
@@ -58,9 +63,11 @@ def generate(
 
 
 def check_prompt(input_ids: Tensor, max_new_tokens: int, vocab_size: int) -> None:
-    """ValueError for an empty prompt, ids outside the vocabulary, or a negative length."""
-    if input_ids.dim() != 2 or input_ids.shape[1] < 1:
-        raise ValueError(f"input_ids has shape {list(input_ids.shape)}; generate needs [B, T] with T >= 1")
+    """ValueError for an empty prompt, ids outside the vocabulary, or a negative length; TypeError for other types."""
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"input_ids is {input_ids.dtype}; it must be torch.int64")
+    if input_ids.dim() != 2 or input_ids.numel() < 1:
+        raise ValueError(f"input_ids has shape {list(input_ids.shape)}; generate needs [B, T] with B and T >= 1")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be >= 0")
     low, high = int(input_ids.min()), int(input_ids.max())
@@ -70,8 +77,8 @@ def check_prompt(input_ids: Tensor, max_new_tokens: int, vocab_size: int) -> Non
 
 def sampler(temperature: float, top_k: int, top_p: float, seed: int | None) -> Callable[[Tensor], Tensor]:
     """A function from logits [B, V] to tokens int64 [B]; ValueError for settings that mean nothing."""
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it must be >= 0")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be finite and >= 0")
     if top_k < 0:
         raise ValueError(f"top_k is {top_k}; it must be >= 0")
     if not 0 < top_p <= 1:
@@ -81,7 +88,10 @@ def sampler(temperature: float, top_k: int, top_p: float, seed: int | None) -> C
     def choose(logits: Tensor) -> Tensor:
         if temperature == 0:
             return logits.argmax(dim=-1)
-        scaled = logits.float() / temperature
+        # On the CPU a seed says the same everywhere. The largest goes to 0 first: a tiny temperature then sends the
+        # others to -inf, and not the largest to inf.
+        scaled = logits.double().cpu()
+        scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / temperature
         if top_k:
             kth = scaled.topk(min(top_k, scaled.shape[-1])).values[:, -1:]
             scaled = scaled.masked_fill(scaled < kth, -torch.inf)
@@ -91,6 +101,6 @@ def sampler(temperature: float, top_k: int, top_p: float, seed: int | None) -> C
             # A token is left out when those before it hold top_p already, so that the likeliest always stays.
             left_out = probability.cumsum(dim=-1) - probability >= top_p
             scaled = scaled.masked_fill(left_out.gather(-1, order.argsort(dim=-1)), -torch.inf)
-        return torch.multinomial(scaled.softmax(dim=-1), 1, generator=generator).squeeze(-1)
+        return torch.multinomial(scaled.softmax(dim=-1), 1, generator=generator).squeeze(-1).to(logits.device)
 
     return choose

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ramnet import ops
 from ramnet.config import RamNetConfig
 from ramnet.files import written_aside
-from ramnet.state import RamState, read_safetensors
+from ramnet.state import RamState, read_safetensors, write_safetensors
 
 
 class RamNetOutput(NamedTuple):
@@ -143,14 +143,16 @@ class RamNetForCausalLM(nn.Module):
         Args:
             input_ids: int64 [B, T]; T = 0 returns the state unchanged.
             state: what came before; a fresh one when None. It is left as it was unless ``in_place``.
-            in_place: for T = 1 without gradients, update ``state`` in place, so that a token costs O(K·D) whatever
-                M is.
+            in_place: for T = 1 without gradients, update ``state`` in place and return it, so that a token costs
+                O(K·D) whatever M is.
 
         Returns:
             ``logits`` [B, T, V] and ``state``. Splitting a sequence over several calls changes nothing.
 
         Raises:
-            ValueError: for ids that are not [B, T], a state of another model or batch, or ``in_place`` with T ≠ 1.
+            ValueError: for ids that are not [B, T], a state of another model, batch or device, or ``in_place`` with
+                T ≠ 1.
+            TypeError: for ids that are not integers.
         """
         hidden, state = self.hidden_states(input_ids, state, in_place=in_place)
         return RamNetOutput(self.head(hidden), state)
@@ -159,6 +161,8 @@ class RamNetForCausalLM(nn.Module):
         self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False
     ) -> tuple[Tensor, RamState]:
         """What ``head`` turns into logits, [B, T, C], and the state; arguments and errors as in ``forward``."""
+        if input_ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"input_ids is {input_ids.dtype}; it must be torch.int64")
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [B, T]")
         batch, tokens = input_ids.shape
@@ -169,7 +173,7 @@ class RamNetForCausalLM(nn.Module):
             exact = torch.promote_types(self.embedding.weight.dtype, torch.float32)
             state = RamState.zeros(self.config, batch, dtype=exact, device=input_ids.device)
         else:
-            state.check(self.config, batch)
+            state.check(self.config, batch, input_ids.device)
         x = self.embedding(input_ids)
         memory, mass, conv = [], [], []
         for block, recent in zip(self.convs, state.conv, strict=True):
@@ -179,6 +183,11 @@ class RamNetForCausalLM(nn.Module):
             x, layer_memory, layer_mass = block(x, layer_memory, layer_mass, state.position, in_place)
             memory.append(layer_memory)
             mass.append(layer_mass)
+        if in_place:
+            for old, new in zip(state.conv, conv, strict=True):
+                old.copy_(new)
+            state.position.add_(tokens)
+            return self.norm(x), state
         return self.norm(x), RamState(memory, mass, conv, state.position + tokens)
 
     def generate(self, input_ids: Tensor, max_new_tokens: int, **sampling: Any) -> Tensor:
@@ -188,13 +197,18 @@ class RamNetForCausalLM(nn.Module):
         return generate(self, input_ids, max_new_tokens, **sampling)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` in ``directory``, each whole or not at all."""
-        from safetensors.torch import save_model
+        """Write ``config.json`` and ``model.safetensors`` in ``directory``, whole or not at all.
 
+        OSError, naming the file, where they cannot be written.
+        """
         directory = Path(directory)
-        with written_aside(directory / "model.safetensors") as aside:
-            save_model(self, str(aside))
-        self.config.save(directory / "config.json")
+        tensors = {name: x.contiguous() for name, x in self.state_dict().items()}
+        if self.config.tie_embeddings:
+            del tensors["head.weight"]
+        # The new config waits aside until the weights are there, so that a full disk leaves the old pair.
+        with written_aside(directory / "config.json") as aside:
+            aside.write_text(self.config.to_json(), encoding="utf-8")
+            write_safetensors(directory / "model.safetensors", tensors)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
@@ -205,13 +219,16 @@ class RamNetForCausalLM(nn.Module):
         config = RamNetConfig.load(directory / "config.json")
         tensors = read_safetensors(directory / "model.safetensors")
         dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                raise ValueError(f"{directory}/model.safetensors: {name} is {tensor.dtype}; it must be a floating type")
         with torch.device("meta"):
             model = cls(config)
         model = model.to(dtype).to_empty(device="cpu")
         if config.tie_embeddings:
             model.head.weight = model.embedding.weight
-            tensors.setdefault("head.weight", tensors.get("embedding.weight", torch.empty(0)))
-            tensors.setdefault("embedding.weight", tensors["head.weight"])
+            if "embedding.weight" in tensors:
+                tensors["head.weight"] = tensors["embedding.weight"]
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:

@@ -12,6 +12,9 @@ from torch import Tensor
 from ramnet.config import RamNetConfig
 from ramnet.files import written_aside
 
+# Axes of each tensor of a state; all but the position hold floating numbers.
+_RANKS = {"memory": 4, "mass": 3, "conv": 3, "position": 0}
+
 
 @dataclass
 class RamState:
@@ -83,10 +86,7 @@ class RamState:
 
     def save(self, path: str | Path) -> None:
         """Write the state as safetensors, whole or not at all."""
-        from safetensors.torch import save_file
-
-        with written_aside(path) as aside:
-            save_file({name: x.contiguous() for name, x in self.tensors().items()}, aside)
+        write_safetensors(path, {name: x.contiguous() for name, x in self.tensors().items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -100,10 +100,14 @@ class RamState:
         known = sum(map(len, layers.values())) + 1
         if "position" not in tensors or known != len(tensors) or not memory or len(memory) != len(mass):
             raise ValueError(f"{path} is not a RAM-Net state: it holds {', '.join(sorted(tensors)[:4]) or 'nothing'}")
+        for name, tensor in tensors.items():
+            rank = _RANKS[name.split(".")[0]]
+            if tensor.dim() != rank or tensor.is_floating_point() != (rank > 0):
+                raise ValueError(f"{path} is not a RAM-Net state: {name} is {tensor.dtype} {list(tensor.shape)}")
         return cls(memory, mass, layers["conv"], tensors["position"])
 
-    def check(self, config: RamNetConfig, batch_size: int) -> None:
-        """ValueError where this is no state of ``config`` at ``batch_size``."""
+    def check(self, config: RamNetConfig, batch_size: int, device: torch.device) -> None:
+        """ValueError where this is no state of ``config`` at ``batch_size`` on ``device``."""
         expected = {
             "memory": (len(self.memory), config.num_layers, self.memory,
                        (batch_size, config.num_heads, config.slots, config.value_dim)),
@@ -117,6 +121,20 @@ class RamState:
             for i, tensor in enumerate(tensors):
                 if tuple(tensor.shape) != shape:
                     raise ValueError(f"state.{name}[{i}] has shape {list(tensor.shape)}; it must be {list(shape)}")
+                if tensor.device != device:
+                    raise ValueError(f"state.{name}[{i}] is on {tensor.device} but input_ids is on {device}")
+
+
+def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; OSError, naming the file, where it cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with written_aside(path) as aside:
+        try:
+            save_file(tensors, aside, metadata)
+        except SafetensorError as error:  # a full disk, for one; it is no OSError
+            raise OSError(f"{path} cannot be written: {error}") from None
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:

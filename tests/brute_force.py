@@ -97,7 +97,8 @@ def language_model(config: Any, parameters: Mapping[str, Tensor], input_ids: Ten
     x = weights["embedding.weight"][input_ids]
     for i in range(config.num_layers):
         block = {name.removeprefix(f"blocks.{i}."): w for name, w in weights.items() if name.startswith(f"blocks.{i}.")}
-        x = x + _mixer(config, i, block, norm(f"blocks.{i}.mixer_norm", x))
+        mixer = {name.removeprefix("mixer."): w for name, w in block.items()}
+        x = x + _mixer(config, i, mixer, norm(f"blocks.{i}.mixer_norm", x))
         if config.intermediate_size:
             w_gate, w_up = block["ffn.gate_up.weight"].chunk(2)
             h = norm(f"blocks.{i}.ffn_norm", x)

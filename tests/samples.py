@@ -1,6 +1,10 @@
-"""Inputs of the memory ops, and how far apart two results are."""
+"""What tests share: inputs of the memory ops, how far apart two results are, a disk that is full."""
 
 from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -75,3 +79,14 @@ def strided(tensor: Tensor) -> Tensor:
     if tensor.dim() > 1:
         spread = spread.transpose(0, 1).contiguous().transpose(0, 1)
     return spread[..., 0]
+
+
+@contextmanager
+def full_disk(after: int) -> Iterator[None]:
+    """Within the block no file can grow past ``after`` bytes: the kernel refuses the write, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after, before[1]))  # Python ignores the signal; write() fails
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

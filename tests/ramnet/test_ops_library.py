@@ -98,7 +98,7 @@ def test_compiles_memory_step_in_one_graph_and_still_in_place(kernels: str) -> N
 
 
 def test_an_unknown_backend_is_refused_where_it_is_named() -> None:
-    with pytest.raises(ValueError, match="backend 'gpu9' is unknown; there are .*cpu"), ops.using("gpu9"):
+    with pytest.raises(ValueError, match=r"backend 'gpu9' is unknown; there are .*cpu"), ops.using("gpu9"):
         pass
 
 

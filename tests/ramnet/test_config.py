@@ -1,0 +1,93 @@
+"""RamNetConfig: presets, validation, JSON."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ramnet import RamNetConfig
+
+
+@pytest.mark.parametrize("name", ["tiny", "mqar", "340m"])
+def test_a_preset_survives_its_file(name: str, tmp_path: Path) -> None:
+    config = RamNetConfig.preset(name, decay_power=0.5)
+    config.save(tmp_path / "deep" / "config.json")
+    assert RamNetConfig.load(tmp_path / "deep" / "config.json") == config
+    assert config.decay_power == 0.5 and config.slots == config.sub_dim**config.order
+
+
+def test_the_language_model_of_the_paper() -> None:
+    config = RamNetConfig.preset("340m")
+    assert (config.hidden_size, config.num_layers, config.num_heads, config.value_dim) == (1024, 27, 16, 64)
+    assert (config.order, config.sub_dim, config.slots, config.top_k) == (5, 4, 1024, 8)
+    assert [config.cape_heads(i) for i in range(27)] == 4 * [16] + 4 * [8] + 19 * [0]
+
+
+def test_is_immutable() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RamNetConfig.preset("tiny").top_k = 3
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"top_k": 257}, "top_k is 257 but sub_dim**order has only 256 slots; use top_k <= 256"),
+    ({"top_k": 0}, "top_k = 0: Input should be greater than 0"),
+    ({"order": 16}, "sub_dim**order is 4**16 slots; int32 numbers at most 2147483647"),
+    ({"order": 10**9}, "sub_dim**order is 4**1000000000 slots; int32 numbers at most 2147483647"),
+    ({"sub_dim": 1}, "sub_dim = 1: Input should be greater than 1"),
+    ({"decay_power": -0.5}, "decay_power = -0.5: Input should be greater than or equal to 0"),
+    ({"decay_power": float("nan")}, "decay_power = nan: Input should be a finite number"),
+    ({"temperature": 0.0}, "temperature = 0.0: Input should be greater than 0"),
+    ({"proxy_eps": 1.5}, "proxy_eps = 1.5: Input should be less than or equal to 1"),
+    ({"cape_full_layers": 3}, "cape_full_layers + cape_half_layers is 4 but there are 3 layers"),
+    ({"hidden_size": "256"}, "hidden_size = '256': Input should be a valid integer"),
+    ({"num_heads": True}, "num_heads = True: Input should be a valid integer"),
+    ({"hiden_size": 256}, "hiden_size = 256: Extra inputs are not permitted"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD)
+def test_bad_fields_are_named_with_their_value(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(f"RamNetConfig: {message}")) as caught:
+        RamNetConfig.preset("tiny", **fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^RamNetConfig: hidden_size is missing$"):
+        RamNetConfig(vocab_size=256)
+
+
+def test_an_unknown_preset_lists_those_there_are() -> None:
+    with pytest.raises(ValueError, match="preset '1b' is unknown; there are 340m, mqar, tiny"):
+        RamNetConfig.preset("1b")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "Invalid JSON"),
+        (b'{"vocab_size": 256', "Invalid JSON"),
+        (b"[]", "Input should be an object"),
+        (b"{}", "vocab_size is missing"),
+        (b'{"model_type": "llama", "vocab_size": 256}', "hidden_size is missing"),
+        (b'{"vocab_size": "' + b"x" * 10**6 + b'"}', "vocab_size = 'xxx"),
+        (b"\xff\xfe\x00", "byte 0 is not UTF-8"),
+    ],
+)
+def test_a_corrupted_or_foreign_file_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + re.escape(message)) as caught:
+        RamNetConfig.load(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert path.read_bytes() == content
+
+
+def test_a_field_out_of_range_in_a_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(RamNetConfig.preset("tiny").to_json().replace('"top_k": 8', '"top_k": 300'))
+    with pytest.raises(ValueError, match=re.escape(f"{path} is not a RamNetConfig: top_k is 300 but")):
+        RamNetConfig.load(path)

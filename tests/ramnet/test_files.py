@@ -1,0 +1,61 @@
+"""Files are whole or absent, whatever goes wrong."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from ramnet.files import read_text, write_text_atomic, written_aside
+from tests.samples import full_disk
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_writes_the_whole_text_and_makes_folders(tmp_path: Path) -> None:
+    write_text_atomic(tmp_path / "a" / "b" / "c.txt", "γ = 1\n")
+    assert read_text(tmp_path / "a" / "b" / "c.txt") == "γ = 1\n"
+    assert names(tmp_path) == ["a", "b", "c.txt"]
+
+
+def test_a_result_is_readable_as_the_umask_grants(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_text_atomic(tmp_path / "c.txt", "x")
+    assert stat.S_IMODE((tmp_path / "c.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
+def test_a_failure_keeps_the_old_file_and_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
+    write_text_atomic(tmp_path / "old.txt", "old")
+    for path in (tmp_path / "old.txt", tmp_path / "new" / "folder" / "new.txt"):
+        with pytest.raises(error), written_aside(path) as aside:
+            aside.write_text("half")
+            raise error
+    assert names(tmp_path) == ["old.txt"]
+    assert read_text(tmp_path / "old.txt") == "old"
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    write_text_atomic(tmp_path / "old.txt", "old")
+    with full_disk(after=10), pytest.raises(OSError, match="File too large"):
+        write_text_atomic(tmp_path / "old.txt", "x" * 1000)
+    assert names(tmp_path) == ["old.txt"]
+    assert read_text(tmp_path / "old.txt") == "old"
+
+
+@pytest.mark.parametrize("below", ["c.txt", "x/c.txt", "x/y/c.txt"])
+def test_a_path_below_a_file_names_that_file(below: str, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    with pytest.raises(NotADirectoryError, match=re.escape(f"cannot be written: {tmp_path / 'plain'} is not a folder")):
+        write_text_atomic(tmp_path / "plain" / below, "y")
+    assert names(tmp_path) == ["plain"]
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_bytes(b"abc\xff")
+    with pytest.raises(ValueError, match=r"c\.txt is not a text file: byte 3 is not UTF-8"):
+        read_text(tmp_path / "c.txt")

@@ -1,0 +1,153 @@
+"""Sampling: greedy, temperature, top-k, top-p, stop tokens, seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ramnet import RamNetConfig, RamNetForCausalLM
+from ramnet.generation import sampler
+
+V = 11
+LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -30.0])[torch.tensor(
+    [3, 0, 7, 10, 1, 5, 2, 9, 8, 4, 6]
+)]  # fmt: skip
+
+
+@pytest.fixture
+def model() -> RamNetForCausalLM:
+    torch.manual_seed(0)
+    return RamNetForCausalLM(RamNetConfig(
+        vocab_size=V, hidden_size=12, num_layers=2, num_heads=2, value_dim=5, order=3, sub_dim=3, top_k=4,
+        cape_full_layers=1, conv_layers=1, embedding_std=1.0,
+    )).double().eval()  # fmt: skip
+
+
+PROMPT = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+def test_greedy_takes_the_argmax_of_a_full_forward_at_each_step(kernels: str, model: RamNetForCausalLM) -> None:
+    said = model.generate(PROMPT, 20)
+    assert said.shape == (2, 23) and said.dtype == torch.int64
+    assert torch.equal(said[:, :3], PROMPT)
+    expected = PROMPT
+    for _ in range(20):
+        expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(said, expected)
+    assert len(said[0, 3:].unique()) > 2, "a constant would prove little"
+
+
+def test_a_seed_repeats_and_another_differs(model: RamNetForCausalLM) -> None:
+    first, again, other = (model.generate(PROMPT, 30, temperature=1.0, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    torch.manual_seed(5)
+    free = model.generate(PROMPT, 30, temperature=1.0)
+    torch.manual_seed(5)
+    assert torch.equal(free, model.generate(PROMPT, 30, temperature=1.0))
+
+
+def plain_probabilities(temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Token by token: the likeliest first, until k are taken or those taken hold p."""
+    order = LOGITS.argsort(descending=True)[: top_k or V].tolist()
+    probability = torch.zeros(V, dtype=torch.float64)
+    probability[order] = (LOGITS[order].double() / temperature).softmax(0)
+    kept, held = [], 0.0
+    for token in order:
+        if held >= top_p:
+            break
+        kept.append(token)
+        held += float(probability[token])
+    result = torch.zeros(V, dtype=torch.float64)
+    result[kept] = probability[kept] / probability[kept].sum()
+    return result
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 3, 1.0), (1.0, 1, 1.0), (1.0, 99, 1.0), (1.0, 0, 0.8), (2.0, 0, 0.5),
+     (1.0, 0, 1e-6), (1.5, 5, 0.7)],
+)  # fmt: skip
+def test_samples_follow_the_plain_definition(temperature: float, top_k: int, top_p: float) -> None:
+    draws = 20_000
+    choose = sampler(temperature, top_k, top_p, seed=0)
+    counts = choose(LOGITS.expand(draws, V)).bincount(minlength=V).double()
+    expected = plain_probabilities(temperature, top_k, top_p)
+    assert bool((counts[expected == 0] == 0).all()), "a token outside the bounds was drawn"
+    # Five standard deviations of a binomial count.
+    deviation = (draws * expected * (1 - expected)).sqrt()
+    assert bool(((counts - draws * expected).abs() <= 5 * deviation + 1e-9).all())
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-300])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    logits = 1e4 * torch.randn(50, V, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sampler(temperature, 0, 1.0, seed=0)(logits), logits.argmax(-1))
+
+
+def test_a_row_that_stopped_repeats_its_stop_token(model: RamNetForCausalLM) -> None:
+    free = model.generate(PROMPT, 30, temperature=1.0, seed=3)
+    stop = int(free[0, 5])
+    said = model.generate(PROMPT, 30, temperature=1.0, seed=3, stop_tokens=[stop])
+    ended = 0
+    for row, unstopped in zip(said[:, 3:].tolist(), free[:, 3:].tolist(), strict=True):
+        at = row.index(stop) if stop in row else len(row)
+        assert row[: at + 1] == unstopped[: at + 1]
+        assert all(token == stop for token in row[at:])
+        ended += at < len(row)
+    assert ended >= 1
+
+
+def test_ends_when_every_row_has_stopped(model: RamNetForCausalLM) -> None:
+    said = model.generate(PROMPT, 30, stop_tokens=range(V))
+    assert said.shape == (2, 4)
+
+
+def test_a_stop_token_in_the_prompt_stops_nothing(model: RamNetForCausalLM) -> None:
+    free = model.generate(PROMPT[:1], 5)
+    unsaid = (set(range(V)) - set(free[0, 3:].tolist())).pop()
+    prompt = torch.cat([torch.tensor([[unsaid]]), PROMPT[:1]], dim=1)
+    assert model.generate(prompt, 5, stop_tokens=[unsaid]).shape[1] > prompt.shape[1] + 1
+
+
+def test_every_new_column_is_handed_on(model: RamNetForCausalLM) -> None:
+    columns: list[Tensor] = []
+    said = model.generate(PROMPT, 7, on_token=columns.append)
+    assert torch.equal(torch.stack(columns, 1), said[:, 3:])
+
+
+def test_no_new_tokens_give_the_prompt_back(model: RamNetForCausalLM) -> None:
+    assert torch.equal(model.generate(PROMPT, 0), PROMPT)
+
+
+def test_generation_leaves_no_graph(model: RamNetForCausalLM) -> None:
+    assert not model.generate(PROMPT, 2).requires_grad
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, r"temperature is -1\.0; it must be finite and >= 0"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be finite and >= 0"),
+        ({"top_k": -1}, "top_k is -1; it must be >= 0"),
+        ({"top_p": 0.0}, r"top_p is 0\.0; it must be in \(0, 1\]"),
+        ({"top_p": 1.1}, r"top_p is 1\.1; it must be in \(0, 1\]"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be >= 0"),
+        ({"input_ids": torch.zeros(2, 0, dtype=torch.int64)}, r"input_ids has shape \[2, 0\]; .* T >= 1"),
+        ({"input_ids": torch.zeros(0, 2, dtype=torch.int64)}, r"input_ids has shape \[0, 2\]; .* B and T >= 1"),
+        ({"input_ids": PROMPT[0]}, r"input_ids has shape \[3\]"),
+        ({"input_ids": PROMPT + 5}, r"input_ids holds 11; token ids must be in 0\.\.10"),
+        ({"input_ids": PROMPT - 2}, r"input_ids holds -1; token ids must be in 0\.\.10"),
+    ],
+)
+def test_bad_settings(model: RamNetForCausalLM, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.generate(**{"input_ids": PROMPT, "max_new_tokens": 3, **settings})
+
+
+def test_ids_must_be_integers(model: RamNetForCausalLM) -> None:
+    with pytest.raises(TypeError, match=r"input_ids is torch\.float32; it must be torch\.int64"):
+        model.generate(PROMPT.float(), 3)
