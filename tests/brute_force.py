@@ -59,7 +59,7 @@ class _Decay(torch.autograd.Function):
         with torch.enable_grad():
             w = w.detach().requires_grad_()
             proxy = (ctx.proxy_eps + (1 - ctx.proxy_eps) * (1 - w)) ** ctx.power
-        return torch.autograd.grad(proxy, w, *grads)[0], None, None
+        return torch.autograd.grad(proxy, w, grads)[0], None, None
 
 
 def pdma(

@@ -16,9 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ramnet.config import one_line
-from ramnet.files import written_aside
 from ramnet.model import RamNetForCausalLM
-from ramnet.state import read_safetensors
+from ramnet.state import read_safetensors, write_safetensors
 
 FILE = "training.safetensors"
 
@@ -62,16 +61,13 @@ def save(
 
     The weights are in both, so that what a run resumes from is one file, renamed into place.
     """
-    from safetensors.torch import save_file
-
     tensors = {f"model.{name}": tensor.detach() for name, tensor in model.named_parameters()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
     tensors["generator"] = generator.get_state()
     with _interrupts_deferred():
         model.save_pretrained(directory)
-        with written_aside(directory / FILE) as aside:
-            save_file(tensors, aside, metadata={"progress": json.dumps(progress.model_dump())})
+        write_safetensors(directory / FILE, tensors, {"progress": json.dumps(progress.model_dump())})
 
 
 def load(

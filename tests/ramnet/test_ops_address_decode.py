@@ -49,6 +49,17 @@ def test_equals_the_full_product_softmax(kernels: str, order: int, sub_dim: int,
         check(random_logits(*leading, order, sub_dim), top_k)
 
 
+def test_more_slots_than_could_ever_be_built(kernels: str) -> None:
+    """M = 4^15: each weight is the product of its digits' probabilities, the first that of the likeliest digits."""
+    logits = random_logits(7, 15, 4)
+    slots, weights = ops.address_decode(logits, 8)
+    digits = slots.long().unsqueeze(-1) // 4 ** torch.arange(15) % 4  # [7, 8, 15]
+    probability = logits.double().softmax(-1).unsqueeze(1).expand(7, 8, 15, 4)
+    assert relative_rmse(weights, probability.gather(-1, digits.unsqueeze(-1)).squeeze(-1).prod(-1)) <= 1e-5
+    assert torch.equal(digits[:, 0], logits.argmax(-1))
+    assert int(slots.min()) >= 0 and bool((weights[:, 1:] <= weights[:, :-1]).all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("order", "sub_dim", "top_k"), [(3, 5, 6), (5, 4, 8)])
 def test_every_type(kernels: str, dtype: torch.dtype, order: int, sub_dim: int, top_k: int) -> None:

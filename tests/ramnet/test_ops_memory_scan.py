@@ -24,6 +24,7 @@ SIZES = [
     (1, 1, 63, 1, 27, 24, 1.7),
     (1, 3, 7, 16, 16, 1, 1.0),
     (3, 1, 63, 5, 125, 33, 0.5),
+    (1, 1, 7, 2, 70_001, 1, 1.0),
 ]
 
 
@@ -113,6 +114,16 @@ def test_no_tokens_leave_the_state_as_it_was(kernels: str) -> None:
 
 def test_inputs_need_not_be_contiguous(kernels: str) -> None:
     check({name: strided(x) for name, x in scan_inputs(2, 3, 63, 4, 27, 5).items()})
+
+
+def test_the_number_of_threads_changes_nothing(kernels: str) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            check(scan_inputs(2, 3, 63, 4, 27, 5))
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("used", [0, 1, 2], ids=["output", "memory", "mass"])
