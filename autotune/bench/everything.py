@@ -1,0 +1,48 @@
+"""The groups of the benchmark, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from autotune.bench import model, ops, peak
+from autotune.bench.goals import goals
+from autotune.bench.report import Report
+from autotune.bench.run import Run, Table
+
+
+def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) -> Report:
+    """Run every group; ``on_group`` is told how many of how many are done."""
+    groups: list[Callable[[Run], Table | None]] = [
+        ops.memory_scan,
+        ops.memory_scan_training,
+        ops.address_decode,
+        ops.memory_step,
+        ops.memory_step_slots,
+        partial(model.training_step, preset="tiny", batch=4, tokens=1024, threads=model_threads),
+        partial(model.prefill, preset="tiny", batch=4, tokens=1024, threads=model_threads),
+        partial(model.decode, preset="tiny", threads=model_threads),
+        partial(model.decode_late, threads=model_threads),
+        partial(model.decode, preset="340m", threads=model_threads),
+    ]
+    tables: dict[str, Table] = {}
+    for done, group in enumerate(groups):
+        on_group(done, len(groups) + 1)
+        table = group(run)
+        if table is not None:
+            tables[table.name] = table
+    on_group(len(groups), len(groups) + 1)
+    run.on_step("peak memory")
+    report = Report(list(tables.values()), goals(tables, _peak(run)), run.facts, run.notices)
+    on_group(len(groups) + 1, len(groups) + 1)
+    return report
+
+
+def _peak(run: Run) -> peak.Peak | None:
+    if not run.kernels:
+        return None
+    try:
+        return peak.measured_apart(run.target)
+    except RuntimeError as problem:
+        run.notice(str(problem))
+        return None

@@ -1,0 +1,133 @@
+"""The whole model: prefill, decoding and a training step, on the eager reference and on kernels."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autotune.bench.run import FLOOR, TUNED, Candidate, Run, Table, check, torch_threads, within
+from ramnet import RamNetConfig, RamNetForCausalLM, RamState
+
+EAGER, COMPILED = "eager reference", "lowering.compile"
+FEW, MANY = "after 10 tokens", "after 100 000 tokens"
+# Kernels round otherwise than the reference, and where two addresses weigh the same the other may be taken.
+TOLERANCE = 1e-2
+
+
+class Decoding:
+    """One call is one token at batch 1, in place on a state that stays from call to call."""
+
+    def __init__(self, model: Any, state: RamState) -> None:
+        self.model, self.state = model, state
+        self.token = torch.ones(1, 1, dtype=torch.int64)
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        logits, self.state = self.model(self.token, self.state, in_place=True)
+        return logits
+
+
+def make_model(preset: str) -> RamNetForCausalLM:
+    """A model with random weights from a fixed seed."""
+    torch.manual_seed(0)
+    return RamNetForCausalLM(RamNetConfig.preset(preset))
+
+
+def decode(run: Run, preset: str, threads: int) -> Table:
+    """A token at batch 1. The floor is the time to read once the weights that a token takes: all but the embedding."""
+    run.on_step(f"making the model {preset}")
+    model = make_model(preset)
+    steps: dict[str, Decoding] = {}
+    fast: dict[str, Candidate] = {}
+    with torch_threads(threads):
+        for form, runs in _forms(run, model).items():
+            steps[form] = Decoding(runs.model, RamState.zeros(model.config, 1))
+            fast[form] = runs.around(steps[form])
+            check(form, [_decoded(fast[form])], [_decoded(Decoding(model, RamState.zeros(model.config, 1)))], TOLERANCE)
+    weights = sum(4 * x.numel() for name, x in model.named_parameters() if not name.startswith("embedding."))
+    fast[FLOOR] = partial(run.dram(threads).read, weights)
+    what = f"batch 1, {weights / 1e6:.0f} MB of weights a token"
+    return run.compare(f"decode {preset}", what, fast, base=TUNED, threads=threads)
+
+
+def decode_late(run: Run, threads: int) -> Table | None:
+    """Decoding with a state that 100 000 tokens went into, against one after 10."""
+    if TUNED not in run.kernels:
+        run.notice("decode after 100 000 tokens left out: the reference takes minutes to read them")
+        return None
+    run.on_step("reading 100 000 tokens")
+    model = make_model("tiny")
+    ids = torch.randint(model.config.vocab_size, (1, 100_000), generator=torch.Generator().manual_seed(0))
+    use = run.kernels[TUNED]
+    with torch.no_grad(), use(), torch_threads(threads):
+        early = model(ids[:, :10]).state
+        late = RamState.zeros(model.config, 1)
+        for chunk in ids.split(1000, dim=1):
+            late = model(chunk, late).state
+    forms = {name: within(use, Decoding(model, state)) for name, state in ((FEW, early), (MANY, late))}
+    return run.compare("decode tiny by position", f"batch 1, {TUNED}", forms, base=FEW, threads=threads)
+
+
+def prefill(run: Run, preset: str, batch: int, tokens: int, threads: int) -> Table:
+    """The logits of a prompt."""
+    model = make_model(preset)
+    ids = torch.randint(model.config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(0))
+
+    def forward(runs: Any) -> Tensor:
+        with torch.no_grad():
+            return runs(ids).logits
+
+    forms = {form: runs.around(partial(forward, runs.model)) for form, runs in _forms(run, model).items()}
+    return _checked(run, f"prefill {preset}", f"batch {batch}, {tokens} tokens", forms, threads)
+
+
+def training_step(run: Run, preset: str, batch: int, tokens: int, threads: int) -> Table:
+    """Forward, cross-entropy and backward; no optimizer."""
+    model = make_model(preset)
+    ids = torch.randint(model.config.vocab_size, (batch, tokens + 1), generator=torch.Generator().manual_seed(0))
+    parameters = [x for x in model.parameters() if x.requires_grad]
+
+    def step(runs: Any) -> Tensor:
+        loss = F.cross_entropy(runs(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return torch.cat([x.flatten() for x in gradients if x is not None])
+
+    forms = {form: runs.around(partial(step, runs.model)) for form, runs in _forms(run, model).items()}
+    return _checked(run, f"training step {preset}", f"batch {batch}, {tokens} tokens", forms, threads)
+
+
+class _Form:
+    """A model and what its calls run inside."""
+
+    def __init__(self, model: Any, use: Any = None) -> None:
+        self.model, self.use = model, use
+
+    def around(self, call: Candidate) -> Candidate:
+        return call if self.use is None else within(self.use, call)
+
+
+def _forms(run: Run, model: RamNetForCausalLM) -> dict[str, _Form]:
+    forms = {EAGER: _Form(model)} | {name: _Form(model, use) for name, use in run.kernels.items()}
+    if run.kernels and run.compiling("the model"):
+        import lowering
+
+        forms[COMPILED] = _Form(lowering.compile(model, target=run.target))
+    return forms
+
+
+def _checked(run: Run, name: str, what: str, forms: dict[str, Candidate], threads: int) -> Table:
+    with torch_threads(threads):
+        expected = [forms[EAGER]()]
+        for form, call in forms.items():
+            run.on_step(f"{name}: checking {form}")
+            check(form, [call()], expected, TOLERANCE)
+    return run.compare(name, what, forms, base=TUNED, threads=threads)
+
+
+def _decoded(call: Candidate, tokens: int = 3) -> Tensor:
+    """The logits of the first tokens."""
+    return torch.cat([call() for _ in range(tokens)])

@@ -1,0 +1,120 @@
+"""What a run found, as tables on the terminal, as JSON, and as a picture."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import rich.table
+import torch
+from rich.console import Console
+
+from autotune.bench.goals import Goal
+from autotune.bench.run import Table
+from ramnet.files import write_text_atomic, written_aside
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that one run measured."""
+
+    tables: list[Table]
+    goals: list[Goal]
+    facts: dict[str, float]
+    notices: list[str]
+    machine: dict[str, str | int] = field(default_factory=lambda: machine())
+
+    def to_json(self) -> str:
+        """The report as JSON, times in seconds."""
+        goals = [{**asdict(goal), "met": goal.met} for goal in self.goals]
+        return json.dumps({**asdict(self), "goals": goals}, indent=1, ensure_ascii=False) + "\n"
+
+
+def machine() -> dict[str, str | int]:
+    """Where and when, and with what."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu, "cores": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the tables, the goals and the notices."""
+    for table in report.tables:
+        title = f"{table.name}   {table.what}, {table.threads} thread{'s'[: table.threads > 1]}"
+        shown = rich.table.Table(title=title, title_justify="left", title_style="bold")
+        shown.add_column("form")
+        for column in ("time", "± IQR", f"over {table.base}", "± IQR", "rounds", "calls"):
+            shown.add_column(column, justify="right")
+        for row in table.rows:
+            ratio = "1" if row.form == table.base else f"{_digits(row.ratio)}×"
+            shown.add_row(
+                row.form, duration(row.seconds), f"{row.spread:.0%}", ratio, f"{row.ratio_spread:.0%}",
+                str(row.rounds), str(row.runs),
+            )  # fmt: skip
+        console.print(shown)
+    goals = rich.table.Table(title="goals", title_justify="left", title_style="bold")
+    for column in ("what", "goal", "measured", "± IQR", "met", "note"):
+        goals.add_column(column)
+    for goal in report.goals:
+        measured = "" if goal.measured is None else _digits(goal.measured)
+        met = {True: "yes", False: "no", None: "not measured"}[goal.met]
+        spread = "" if goal.spread is None else f"{goal.spread:.0%}"
+        goals.add_row(goal.name, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, spread, met, goal.note)
+    console.print(goals)
+    for name, value in report.facts.items():
+        console.print(f"{name}: {value:.3g}")
+    for notice in report.notices:
+        console.print(f"note: {notice}")
+
+
+def save(report: Report, directory: Path) -> list[Path]:
+    """Write ``bench.json`` and, with matplotlib, ``bench.png``, each whole or not at all; the paths written."""
+    paths = [directory / "bench.json"]
+    write_text_atomic(paths[0], report.to_json())
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        report.notices.append("no picture: matplotlib is not installed; pip install 'ramnet[tune]'")
+        return paths
+    columns = 2
+    lines = -(-len(report.tables) // columns)
+    figure = Figure(figsize=(14, 1 + 2.6 * lines), layout="constrained")
+    for place, table in enumerate(report.tables, start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        forms = [row.form for row in table.rows]
+        seconds = [row.seconds for row in table.rows]
+        bars = axes.barh(forms, seconds, color=["C1" if form == table.base else "C0" for form in forms])
+        axes.bar_label(bars, [f" {duration(x)}" for x in seconds], fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlim(right=max(seconds) * 5)
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds a call", fontsize=8)
+        axes.set_title(f"{table.name}\n{table.what}", fontsize=9)
+        axes.tick_params(labelsize=8)
+    with written_aside(directory / "bench.png") as aside:
+        figure.savefig(aside, dpi=120)
+    return [*paths, directory / "bench.png"]
+
+
+def duration(seconds: float) -> str:
+    """Three digits and an SI unit."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * factor >= 1:
+            return f"{_digits(seconds * factor)} {unit}"
+    return f"{_digits(seconds * 1e9)} ns"
+
+
+def _digits(number: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"

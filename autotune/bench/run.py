@@ -1,0 +1,186 @@
+"""One run of the benchmark: what it compares, how it checks and times it, and what it found."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotune.bandwidth import Reader, reader
+from autotune.measure import interleaved, ratio
+
+Candidate = Callable[[], Any]
+DEFAULT, TUNED, FLOOR = "default schedule", "tuned schedule", "floor"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form of an op. ``ratio`` is its time over that of the table's base, the median of the rounds' ratios."""
+
+    form: str
+    seconds: float
+    spread: float
+    ratio: float
+    ratio_spread: float
+    rounds: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """The forms of one op or model, timed in turn. ``base`` is the form that the ratios are over."""
+
+    name: str
+    what: str
+    threads: int
+    base: str
+    rows: list[Row]
+
+    def row(self, form: str) -> Row | None:
+        """The row of that form, if it was run."""
+        return next((row for row in self.rows if row.form == form), None)
+
+
+@dataclass
+class Run:
+    """What the groups share. ``on_step`` is told what is being done."""
+
+    target: str = "cpu"
+    quick: bool = False
+    threads: int = 1
+    on_step: Callable[[str], None] = lambda what: None
+    notices: list[str] = field(default_factory=list)
+    facts: dict[str, float] = field(default_factory=dict)
+
+    def notice(self, text: str) -> None:
+        """Say once what was left out, and why."""
+        if text not in self.notices:
+            self.notices.append(text)
+
+    def compiling(self, what: str) -> bool:
+        """Whether to go through torch.compile, which takes 7 to 30 s each time: not in a quick run, which says so."""
+        if self.quick:
+            self.notice("torch.compile left out of a quick run")
+        else:
+            self.on_step(f"compiling {what}")
+        return not self.quick
+
+    @cached_property
+    def kernels(self) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+        """What runs the ops on kernels with default and with tuned schedules; empty, with a notice, without TVM."""
+        if importlib.util.find_spec("tvm") is None:
+            self.notice("kernels left out: tvm is not installed; pip install 'ramnet[tvm]'")
+            return {}
+        import lowering
+
+        return {
+            DEFAULT: lambda: lowering.use(self.target, tuned=False),
+            TUNED: lambda: lowering.use(self.target, tuned=True),
+        }
+
+    @cached_property
+    def l2(self) -> Reader:
+        """Reads of one core's L2 cache."""
+        return self._reader("L2", 1)
+
+    def dram(self, threads: int) -> Reader:
+        """Reads of memory by ``threads`` cores."""
+        return self._reader("DRAM", threads)
+
+    def _reader(self, level: str, threads: int) -> Reader:
+        self.on_step(f"bandwidth of {level}")
+        found = reader(level, threads)
+        self.facts[f"{level} read bandwidth, threads={threads}, bytes/s"] = found.bandwidth
+        if found.how.startswith("torch"):
+            self.notice(f"the floor is too high: measured with {found.how}")
+        return found
+
+    def on_kernels(self, call: Candidate) -> dict[str, Candidate]:
+        """``call`` on the kernels, under the names of the schedules."""
+
+        return {name: within(use, call) for name, use in self.kernels.items()}
+
+    def compare(
+        self, name: str, what: str, fast: dict[str, Candidate], slow: dict[str, Candidate] | None = None,
+        *, base: str, calls: int = 1, threads: int | None = None,
+    ) -> Table:  # fmt: skip
+        """Time the forms against ``base`` (the last of ``fast`` where ``base`` was left out).
+
+        Slow ones run in few rounds of their own, with the base beside them. A call of a form is ``calls`` of the op.
+        """
+        if base not in fast:
+            base = [form for form in fast if form != FLOOR][-1]
+        rows: list[Row] = []
+        groups = [(fast, "", 7 if self.quick else 25, 3.0 if self.quick else 12.0)]
+        if slow:
+            groups.append(({**slow, base: fast[base]}, base, 3, 0.0))
+        used = threads or self.threads
+        with torch_threads(used):
+            for forms, listed, rounds, seconds in groups:
+                self.on_step(f"{name}: {len(forms)} forms in turn")
+                timings = interleaved(forms, rounds, seconds)
+                for form, timing in timings.items():
+                    if form == listed:
+                        continue
+                    over = ratio(timings, of=form, over=base)
+                    seconds_a_call = timing.median / calls
+                    rows.append(
+                        Row(form, seconds_a_call, timing.spread, over.median, over.spread, over.rounds, timing.runs)
+                    )
+        order = [*(slow or {}), *fast]
+        return Table(name, what, used, base, sorted(rows, key=lambda row: order.index(row.form)))
+
+
+def within(use: Callable[[], AbstractContextManager[Any]], call: Candidate) -> Candidate:
+    """``call`` inside the context that ``use`` makes, anew at every call."""
+
+    def inside() -> Any:
+        with use():
+            return call()
+
+    return inside
+
+
+def check(form: str, got: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-5) -> None:
+    """ValueError where a form computes other numbers than the reference: then its time says nothing.
+
+    The error is the root mean square of the differences over that of the reference.
+    """
+    for i, (mine, right) in enumerate(zip(got, expected, strict=True)):
+        if mine.shape != right.shape:
+            raise ValueError(f"{form} is wrong: its result {i} has shape {list(mine.shape)}, not {list(right.shape)}")
+        scale = right.double().square().mean().sqrt().clamp_min(1e-30)
+        error = float((mine.double() - right.double()).square().mean().sqrt() / scale)
+        if not error <= tolerance:
+            raise ValueError(f"{form} is wrong: its result {i} is off by {error:.1e}; {tolerance:.0e} is allowed")
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run torch on so many threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep freed memory for the next allocation, as a long-running program's allocator ends up doing.
+
+    Otherwise each call of each form faults its results' pages in anew: 4 ms for the 8.6 MB of a scan that takes 3 ms.
+    Says whether the allocator could be told.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4
+    return bool(libc.mallopt(m_mmap_max, 0)) and bool(libc.mallopt(m_trim_threshold, -1))
