@@ -1,0 +1,126 @@
+"""From a model to a verified export on disk."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export import graphs, verify
+from export.libraries import need
+from export.session import OnnxSession
+from export.sidecar import FILENAME, Graph, Sidecar, sha256, versions
+from ramnet import RamNetForCausalLM
+
+FILES = (*(f"{name}.onnx" for name in graphs.GRAPHS), graphs.WEIGHTS, FILENAME)
+
+
+STAGES = 3 + verify.CHECKS
+
+
+class VerificationError(ValueError):
+    """The export does not compute what the model does; ``checks`` says where."""
+
+    def __init__(self, checks: list[verify.Check]) -> None:
+        failed = [check for check in checks if not check.passed]
+        first = failed[0]
+        super().__init__(
+            f"{len(failed)} of {len(checks)} checks failed, first {first.name} at batch {first.batch}: off by"
+            f" {first.error:.1e}, tolerance {first.tolerance:.0e}; nothing was written"
+        )
+        self.checks = checks
+
+
+def export_onnx(
+    model: RamNetForCausalLM,
+    directory: str | Path,
+    *,
+    schedules: dict[str, Any] | None = None,
+    on_progress: Callable[[str], None] = lambda stage: None,
+) -> list[verify.Check]:
+    """Write decode.onnx, prefill.onnx, weights.bin and ramnet.json into ``directory``, once they are verified.
+
+    Args:
+        model: of any floating type; the graphs compute in float32.
+        directory: absent, empty, or an earlier export, which is replaced.
+        schedules: records of the tuned kernels, kept in ramnet.json.
+        on_progress: called with the name of each of the ``STAGES`` stages as it ends.
+
+    Returns:
+        What was compared, each within its tolerance.
+
+    Raises:
+        VerificationError: where onnxruntime differs from PyTorch beyond the tolerance; it has ``.checks``.
+        ValueError: where ``directory`` holds something other than an export.
+        OSError: where it cannot be written. Whatever is raised, ``directory`` stays as it was.
+        ImportError: without onnx, onnxscript or onnxruntime.
+    """
+    need("onnx", "onnxscript", "onnxruntime")
+    from export.translations import OPSET
+
+    model = _float32(model)
+    with _replaced(Path(directory)) as aside:
+        models = {}
+        for name in graphs.GRAPHS:
+            models[name] = graphs.build(model, name)
+            on_progress(f"{name}.onnx built")
+        graphs.save(models, aside)
+        verify.check_graphs(aside)
+        on_progress("graphs checked")
+        sidecar = Sidecar(
+            config=model.config,
+            opset=OPSET,
+            graphs={name: Graph.of(f"{name}.onnx", built) for name, built in models.items()},
+            versions=versions(),
+            files={file: sha256(aside / file) for file in FILES if (aside / file).is_file()},
+            largest_errors={},
+            schedules=schedules,
+        )
+        sidecar.save(aside)
+        checks = []
+        for check in verify.compare(model, OnnxSession(aside)):
+            checks.append(check)
+            on_progress(check.name)
+        if not all(check.passed for check in checks):
+            raise VerificationError(checks)
+        errors = {f"{check.name}, batch {check.batch}": check.error for check in checks}
+        sidecar.model_copy(update={"largest_errors": errors}).save(aside)
+    return checks
+
+
+def _float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
+    if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
+        return model
+    return copy.deepcopy(model).to("cpu", torch.float32)
+
+
+@contextmanager
+def _replaced(directory: Path) -> Iterator[Path]:
+    """A new directory that takes the place of ``directory`` when the block ends well, and is removed otherwise."""
+    if directory.exists():
+        if not directory.is_dir():
+            raise ValueError(f"{directory} is a file; an export needs a directory")
+        foreign = sorted(path.name for path in directory.iterdir() if path.name not in FILES)
+        if foreign:
+            raise ValueError(f"{directory} holds {foreign[0]}, which is no part of an export; name another directory")
+    # On the same file system, so that the last step is a rename, and without making parents that may not be needed.
+    ancestor = next(path for path in directory.absolute().parents if path.exists())
+    work = Path(tempfile.mkdtemp(dir=ancestor, prefix=f".{directory.name}."))
+    new, old = work / "new", work / "old"
+    try:
+        new.mkdir()
+        yield new
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+    finally:
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,124 @@
+"""``ramnet export`` and ``ramnet generate``."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+    from export.verify import Check
+
+_BYTES = 256
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Directory to write, new or an earlier export.",
+)
+def export(checkpoint: Path, output: Path) -> None:
+    """Export CHECKPOINT to ONNX: decode.onnx, prefill.onnx, their weights, and ramnet.json.
+
+    Nothing is written unless onnxruntime gives the same numbers as PyTorch.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from export.build import FILES, STAGES, VerificationError, export_onnx
+    from ramnet import RamNetForCausalLM
+
+    model = RamNetForCausalLM.from_pretrained(checkpoint)
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("building decode.onnx", total=STAGES)
+        try:
+            checks = export_onnx(
+                model, output, on_progress=lambda stage: progress.update(task, advance=1, description=stage)
+            )
+        except VerificationError as error:
+            Console().print(_table(error.checks))
+            raise
+    Console().print(_table(checks))
+    size = sum((output / file).stat().st_size for file in FILES)
+    click.echo(f"wrote {output}: {', '.join(FILES)} ({size / 1e6:.1f} MB)")
+
+
+@click.command()
+@click.argument("text")
+@click.option("--onnx", type=click.Path(path_type=Path), help="Directory of an export, run through onnxruntime.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Directory of a checkpoint, run through PyTorch.")
+@click.option("--kernels", default="", help="Backend of the memory ops with --checkpoint, such as cpu.")
+@click.option("--max-new-tokens", default=200, type=click.IntRange(min=0), show_default=True, help="Bytes to generate.")
+@click.option("--temperature", default=0.8, show_default=True, help="0 takes the likeliest byte every time.")
+@click.option("--top-k", default=0, show_default=True, help="Sample among the k likeliest only; 0 for all.")
+@click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest that hold this probability.")
+@click.option("--seed", type=int, help="Seed of the sampling; without it every run differs.")
+def generate(
+    text: str,
+    onnx: Path | None,
+    checkpoint: Path | None,
+    kernels: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+) -> None:
+    """Continue TEXT with a byte-level model, printing it as it comes."""
+    if (onnx is None) == (checkpoint is None):
+        raise click.UsageError("give either --onnx DIR or --checkpoint DIR")
+    if kernels and onnx is not None:
+        raise click.UsageError("--kernels goes with --checkpoint; an export runs on onnxruntime's own")
+    if not text:
+        raise click.UsageError("TEXT is empty; give at least one character to continue")
+    import torch
+
+    from export.session import OnnxSession
+    from ramnet import RamNetForCausalLM, ops
+
+    model: OnnxSession | RamNetForCausalLM
+    if onnx is not None:
+        model = OnnxSession(onnx)
+    else:
+        assert checkpoint is not None
+        model = RamNetForCausalLM.from_pretrained(checkpoint)
+    if model.config.vocab_size != _BYTES:
+        raise ValueError(
+            f"{onnx or checkpoint} has {model.config.vocab_size} tokens; text needs a byte-level model, of {_BYTES}"
+        )
+    prompt = torch.tensor([list(text.encode())], dtype=torch.int64)
+    click.echo(text, nl=False)
+    with ops.using(kernels) if kernels else nullcontext():
+        model.generate(
+            prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, on_token=_printer()
+        )
+    click.echo()
+
+
+def _printer() -> Callable[[Tensor], None]:
+    """Prints byte after byte as UTF-8, a character once it is whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return lambda token: click.echo(decoder.decode(bytes([int(token[0])])), nl=False)
+
+
+def _table(checks: list[Check]) -> Table:
+    from rich.table import Table
+
+    columns = ("check", "batch", "logits", "state", "addresses", "tolerance", "")
+    table = Table(*columns, title="Largest errors of onnxruntime against PyTorch")
+    for check in checks:
+        errors = (f"{error:.1e}" for error in (check.logits, check.state, check.addresses))
+        verdict = "ok" if check.passed else "[red]FAILED"
+        table.add_row(check.name, str(check.batch), *errors, f"{check.tolerance:.0e}", verdict)
+    return table

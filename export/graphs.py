@@ -1,0 +1,142 @@
+"""The two ONNX graphs of a model: one token (decode) and any number of tokens (prefill), state in and out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ramnet import RamNetForCausalLM, RamState
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+# A name of the state in files stands behind these in graphs; transformers.js maps one to the other by itself.
+PAST, PRESENT = "past_recurrent.", "present_recurrent."
+SLOTS = "slots."
+GRAPHS = ("decode", "prefill")
+WEIGHTS = "weights.bin"
+_INLINE_BYTES = 1024  # smaller constants stay inside the graphs
+
+
+def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
+    """The graph ``kind`` of a float32 model, in standard operators alone.
+
+    Inputs are ``input_ids`` int64 [batch, 1] (decode) or [batch, tokens] (prefill) and ``past_recurrent.NAME`` for
+    each name of ``RamState.tensors``; outputs ``logits`` [batch, tokens, V], ``present_recurrent.NAME``, and, free for
+    a caller that does not ask for them, ``slots.LAYER`` int32 [batch, tokens, 2, H, K], what each token reads and
+    writes, before CAPE.
+    """
+    from onnx_ir.passes.common import (
+        ClearMetadataAndDocStringPass,
+        InlinePass,
+        RemoveUnusedFunctionsPass,
+        RemoveUnusedOpsetsPass,
+    )
+    from onnx_ir.serde import deserialize_function
+
+    from export import translations
+
+    state = RamState.zeros(model.config, batch_size=2)  # sizes other than 1, which torch.export would take as fixed
+    ids = torch.zeros(2, 1 if kind == "decode" else 3, dtype=torch.int64)
+    batch = {0: torch.export.Dim("batch")}
+    tokens = {} if kind == "decode" else {1: torch.export.Dim("tokens")}
+    names = list(state.tensors())
+    with warnings.catch_warnings(), _quiet("torch.onnx"), _quiet("onnxscript"):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Stateful(model).eval(),
+            (ids, state.memory, state.mass, state.conv, state.position),
+            dynamic_shapes=(
+                batch | tokens, [batch] * len(state.memory), [batch] * len(state.mass), [batch] * len(state.conv), {},
+            ),
+            input_names=["input_ids", *(PAST + name for name in names)],
+            output_names=["logits", *(PRESENT + name for name in names)],
+            custom_translation_table=translations.table(),
+            opset_version=translations.OPSET,
+            dynamo=True,
+            verbose=False,
+        )  # fmt: skip
+    if program is None:
+        raise RuntimeError(f"torch.onnx.export gave no {kind} graph")
+    # The exporter keeps the functions that it is asked for, but not those that they call.
+    token = deserialize_function(translations.token.to_function_proto())
+    program.model.functions[token.identifier()] = token
+    # The metadata is the paths and lines of the machine that exports.
+    for tidy in (InlinePass(), RemoveUnusedFunctionsPass(), RemoveUnusedOpsetsPass(), ClearMetadataAndDocStringPass()):
+        tidy(program.model)
+    _output_slots(program.model, model.config.num_layers)
+    return program.model
+
+
+def _output_slots(model: onnx_ir.Model, layers: int) -> None:
+    """Make outputs of the slots: each address_decode ends in the Cast of what a GatherElements took."""
+    found = []
+    for node in model.graph:
+        before = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
+        if before is not None and before.op_type == "GatherElements":
+            found.append(node.outputs[0])
+    if len(found) != layers:
+        raise RuntimeError(f"the graph decodes {len(found)} addresses; the model has {layers} layers")
+    for layer, value in enumerate(found):
+        value.name = f"{SLOTS}{layer}"
+        model.graph.outputs.append(value)
+
+
+def save(models: dict[str, onnx_ir.Model], directory: Path) -> None:
+    """Write ``NAME.onnx`` for each graph, and the weights, once for all of them, as ``weights.bin`` beside."""
+    import onnx_ir
+    from onnx_ir.external_data import convert_tensors_to_external
+
+    initializers: dict[bytes, list[onnx_ir.Value]] = {}
+    tensors: dict[bytes, onnx_ir.TensorProtocol] = {}
+    for model in models.values():
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes >= _INLINE_BYTES:
+                key = hashlib.sha256(f"{tensor.dtype} {tensor.shape}".encode() + tensor.tobytes()).digest()
+                tensors.setdefault(key, tensor)
+                initializers.setdefault(key, []).append(value)
+    external = convert_tensors_to_external(list(tensors.values()), directory, WEIGHTS)
+    for key, tensor in zip(tensors, external, strict=True):
+        for value in initializers[key]:
+            # A copy each, since a tensor carries the name of its initializer.
+            value.const_value = onnx_ir.ExternalTensor(
+                WEIGHTS, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or "",
+                base_dir=directory,
+            )  # fmt: skip
+    for name, model in models.items():
+        onnx_ir.save(model, directory / f"{name}.onnx")
+
+
+class _Stateful(nn.Module):
+    """The model with its state as plain tensors, in the order of ``RamState.tensors``."""
+
+    def __init__(self, model: RamNetForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, memory: list[Tensor], mass: list[Tensor], conv: list[Tensor], position: Tensor
+    ) -> tuple[Tensor, ...]:
+        logits, state = self.model(input_ids, RamState(list(memory), list(mass), list(conv), position))
+        return logits, *state.tensors().values()
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Hold back a logger's warnings, which concern what the translation table replaces."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

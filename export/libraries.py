@@ -1,0 +1,12 @@
+"""The optional libraries of this package."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+
+def need(*libraries: str) -> None:
+    """ImportError, with the line that installs them, where a library is missing."""
+    missing = [name for name in libraries if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{' and '.join(missing)} not found; install with: pip install 'ramnet[export]'")

@@ -1,0 +1,137 @@
+"""Whether an export computes what its model does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.graphs import GRAPHS
+from export.replay import Replay
+from export.session import OnnxOutput, OnnxSession, OnnxState, run_copying
+from ramnet import RamNetForCausalLM, RamNetOutput, RamState
+from ramnet.ops import register_backend, using
+
+BATCHES = (1, 2, 5)
+LENGTHS = (1, 7, 63)
+STEPS = 64
+CHECKS = len(BATCHES) * (len(LENGTHS) + 3)
+
+# Measured on untrained models, up to three layers of "340m": at most 5e-6. The rest allows for depth.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: the largest errors of the logits and of the state, each over max(1, the largest magnitude).
+
+    ``addresses`` is how far a chosen slot's weight is from the best of its rank, as a difference of logarithms.
+    """
+
+    name: str
+    batch: int
+    logits: float
+    state: float
+    addresses: float
+    tolerance: float
+
+    @property
+    def error(self) -> float:
+        return float(np.max([self.logits, self.state, self.addresses]))  # NaN where one is
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance  # False for NaN
+
+
+def check_graphs(directory: Path) -> None:
+    """onnx's checker, shapes included, and that there is nothing but standard operators; ValueError otherwise."""
+    import onnx
+
+    for name in GRAPHS:
+        path = directory / f"{name}.onnx"
+        try:
+            onnx.checker.check_model(path, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ValueError(f"{path.name} is not valid ONNX: {error}") from None
+        model = onnx.load(path, load_external_data=False)
+        foreign = {domain.domain for domain in model.opset_import} - {"", "ai.onnx"}
+        if foreign or model.functions:
+            raise ValueError(f"{path.name} needs operators beyond the standard: {', '.join(sorted(foreign))}")
+
+
+@torch.no_grad()
+def compare(model: RamNetForCausalLM, session: OnnxSession, tolerance: float = TOLERANCE) -> Iterator[Check]:
+    """``CHECKS`` comparisons of onnxruntime with the model on the reference ops.
+
+    For each batch size: prefill of each length from a fresh state; then, with the position moved on (past M, past
+    2^31), prefill from that state, 64 decode steps, and the same steps with the state copied instead of bound.
+    """
+    torch.manual_seed(0)
+    layers = model.config.num_layers
+    replay = Replay()
+    register_backend("replay", replay)
+
+    def expect(ids: Tensor, state: RamState | None, slots: list[Tensor], in_place: bool = False) -> RamNetOutput:
+        replay.slots.extend(slots)
+        with using("replay"):
+            return model(ids, state, in_place=in_place)
+
+    def prefill(tokens: int, state: RamState | None, onnx_state: OnnxState) -> tuple[RamNetOutput, OnnxOutput]:
+        ids = torch.randint(model.config.vocab_size, (batch, tokens))
+        found, slots = run_copying(session.graphs["prefill"], ids, onnx_state, layers)
+        return expect(ids, state, slots), found
+
+    def check(name: str, pairs: Sequence[tuple[RamNetOutput | OnnxOutput, OnnxOutput]], tolerance: float) -> Check:
+        """Logits of every pair; states of the last alone, since steps update them in place."""
+        reference, found = (_arrays(output.state) for output in pairs[-1])
+        worst, replay.worst = replay.worst, 0.0
+        return Check(
+            name=name,
+            batch=batch,
+            logits=float(np.max([_error(a.logits.numpy(), b.logits.numpy()) for a, b in pairs])),
+            state=float(np.max([_error(reference[key], found[key]) for key in reference])),
+            addresses=worst,
+            tolerance=tolerance,
+        )
+
+    for batch, position in zip(BATCHES, (None, session.config.slots - 3, 2**31 - 5), strict=True):
+        for tokens in LENGTHS:
+            pair = prefill(tokens, None, OnnxState.zeros(model.config, batch))
+            yield check(f"prefill of {tokens}", [pair], tolerance)
+        state, bound = pair[0].state, pair[1].state
+        if position is not None:
+            state.position.fill_(position)
+            bound.tensors["position"][...] = position
+        pair = prefill(LENGTHS[1], state, bound)
+        yield check(f"prefill of {LENGTHS[1]} at {int(state.position)}", [pair], tolerance)
+
+        state, bound = pair[0].state, pair[1].state
+        copied = bound.clone()
+        steps, same = [], []
+        for _ in range(STEPS):
+            ids = torch.randint(model.config.vocab_size, (batch, 1))
+            plain, slots = run_copying(session.graphs["decode"], ids, copied, layers)
+            in_place = OnnxOutput(session.step(ids, bound), bound)
+            expected = expect(ids, state, slots, in_place=True)
+            state, copied = expected.state, plain.state
+            steps.append((expected, in_place))
+            same.append((plain, in_place))
+        yield check(f"{STEPS} decode steps", steps, tolerance)
+        yield check(f"{STEPS} steps, bound = copied", same, 0.0)
+
+
+def _arrays(state: RamState | OnnxState) -> dict[str, NDArray[Any]]:
+    return (OnnxState.of(state) if isinstance(state, RamState) else state).tensors
+
+
+def _error(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    if expected.shape != found.shape:
+        return float("inf")
+    return float(np.abs(expected - found).max(initial=0) / max(1, np.abs(expected).max(initial=0)))
