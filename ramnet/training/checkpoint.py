@@ -13,13 +13,13 @@ from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from ramnet.config import one_line
 from ramnet.model import RamNetForCausalLM
 from ramnet.state import read_safetensors, write_safetensors
 
 FILE = "training.safetensors"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
 
 
 class Progress(BaseModel):
@@ -61,10 +61,10 @@ def save(
 
     The weights are in both, so that what a run resumes from is one file, renamed into place.
     """
-    tensors = {f"model.{name}": tensor.detach() for name, tensor in model.named_parameters()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-    tensors["generator"] = generator.get_state()
+    tensors = {"generator": generator.get_state()}
+    for name, parameter in model.named_parameters():
+        tensors[f"weight.{name}"] = parameter.detach()
+        tensors |= {f"{moment}.{name}": optimizer.state[parameter][moment] for moment in MOMENTS}
     with _interrupts_deferred():
         model.save_pretrained(directory)
         write_safetensors(directory / FILE, tensors, {"progress": json.dumps(progress.model_dump())})
@@ -76,22 +76,17 @@ def load(
     """Put what ``save`` wrote back in place; ValueError, naming the file, where it does not fit the model."""
     path = directory / FILE
     tensors = read_safetensors(path)
-    parameters = dict(model.named_parameters())
-    moments: dict[int, dict[str, Tensor]] = {}
-    try:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                if tensors[f"model.{name}"].shape != parameter.shape:
-                    raise KeyError(f"model.{name} of shape {list(parameter.shape)}")
-                parameter.copy_(tensors[f"model.{name}"])
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, moment = name.split(".")
-                moments.setdefault(int(index), {})[moment] = tensor
-        generator.set_state(tensors["generator"])
-    except KeyError as error:
-        raise ValueError(f"{path} does not fit the model: it lacks {error.args[0]}") from None
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for name, parameter in model.named_parameters():
+        for kind in ("weight", *MOMENTS):
+            expected = [] if kind == "step" else list(parameter.shape)
+            found = tensors.get(f"{kind}.{name}")
+            if found is None or list(found.shape) != expected:
+                raise ValueError(f"{path} does not fit the model: it lacks {kind}.{name} of shape {expected}")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"weight.{name}"])
+            optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+    generator.set_state(tensors["generator"])
 
 
 def check_writable(directory: Path) -> None:

@@ -1,0 +1,118 @@
+"""``ramnet train`` as a user types it."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ramnet.cli import main
+
+Command = Callable[..., tuple[int, str, str]]
+TINY_TEXT = ("--length", "8", "--batch-size", "2", "--kernels", "reference")
+
+
+@pytest.fixture
+def ramnet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs the command line in this process; gives its exit status, stdout and stderr."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ramnet", "train", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capsys.readouterr()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    file = tmp_path / "page.txt"
+    file.write_text("the quick brown fox jumps over the lazy dog\n" * 20)
+    return file
+
+
+def test_text_is_trained_and_resumed(ramnet: Command, tmp_path: Path, page: Path) -> None:
+    output = tmp_path / "run"
+    status, out, err = ramnet("text", "--data", page, "--steps", "2", "--output", output, *TINY_TEXT)
+    assert (status, err) == (0, "")
+    assert re.search(r"bits per byte \d\.\d+ after 2 steps", out)
+    # What the run was comes from its checkpoint: neither --data nor --length is needed again.
+    status, out, err = ramnet("text", "--output", output, "--resume", "--kernels", "reference")
+    assert (status, err) == (0, "")
+    assert re.search(r"bits per byte \d\.\d+ after 2 steps", out)
+
+
+def test_recall_is_trained_and_nothing_written_without_an_output(
+    ramnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = ramnet("mqar", "--pairs", "1", "--length", "4", "--steps", "1", "--kernels", "reference")
+    assert status == 0
+    assert re.search(r"accuracy \d\.\d+ after 1 steps", out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_tvm_the_reference_runs_with_one_notice(ramnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError("tvm is not installed")
+
+    monkeypatch.setattr("ramnet.ops.registered", missing)
+    status, out, _ = ramnet("mqar", "--pairs", "1", "--length", "4", "--steps", "1")
+    assert status == 0
+    assert " ".join(out.split()).count("(tvm is not installed); the plain PyTorch reference runs instead") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("mqar", "--length", "63"), "ramnet: length is 63; it must be even"),
+        (("mqar", "--pairs", "17"), "ramnet: length is 64; 17 pairs"),
+        (("mqar", "--preset", "big"), "ramnet: preset 'big' is unknown; there are"),
+        (("mqar", "--kernels", "abacus"), "ramnet: backend 'abacus' is unknown"),
+        (("mqar", "--seconds", "0"), "ramnet: seconds = 0.0"),
+        (("text", "--data", "missing.txt"), "ramnet: /"),
+        (("text", "--data", "empty.txt"), "ramnet: the training text holds 0 bytes"),
+        (("text", "--output", "empty.txt/run"), "ramnet: empty.txt/run cannot be a folder"),
+        (("text", "--resume", "--output", "nothing"), "ramnet: nothing holds no training to resume"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_the_disk_alone(
+    ramnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").touch()
+    status, _, err = ramnet(*arguments)
+    assert status == 1
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+
+
+def test_ctrl_c_exits_130_and_leaves_a_checkpoint_that_resumes(ramnet: Command, tmp_path: Path, page: Path) -> None:
+    output = tmp_path / "run"
+    command = [sys.executable, "-c", "from ramnet.cli import main; main()", "train", "text", "--data", page]
+    command += ["--steps", "100000", "--output", output, "--checkpoint-seconds", "0", *TINY_TEXT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert next(line for line in run.stdout if line.startswith("step     3"))
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=50)
+    assert (run.returncode, errors.strip()) == (130, "ramnet: interrupted")
+    assert sorted(path.name for path in output.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "training.safetensors",
+    ]
+    refused = ramnet("text", "--output", output, "--resume", "--steps", "5", "--kernels", "reference")
+    # The checkpoint is whole: it is read, and only the other budget stands in the way.
+    assert refused[2] == f"ramnet: steps is 5 but the run in {output} has 100000; resume it with the same\n"
