@@ -83,7 +83,8 @@ extern "C" void scan_backward(const int* ws, const float* ww, const int* rs, con
     for (long k = 0; k < K; ++k) {
       const long slot = base + ws[at * K + k];
       const float w = ww[at * K + k], decay = decay_of(w, gamma);
-      const float slope = -gamma * (1 - proxy) * std::pow(proxy + (1 - proxy) * (1 - w), gamma - 1);
+      const float base = gamma == 1.0f ? 1.0f : std::pow(proxy + (1 - proxy) * (1 - w), gamma - 1);
+      const float slope = -gamma * (1 - proxy) * base;
       const float *old = replaced + (at * K + k) * D, *value = v + at * D;
       float* grad = gS + slot * D;
       float to_value = 0, to_decay = 0;

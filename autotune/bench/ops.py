@@ -35,7 +35,7 @@ def memory_scan(run: Run) -> Table:
         **_plain_cpp(run, cpp.scan, *inputs),
         **run.on_kernels(lambda: ops.memory_scan(*inputs)),
     }
-    _check_all(slow | fast, expected)
+    _check_all(run, slow | fast, expected)
     fast[FLOOR] = partial(run.l2.read, 3 * _row_bytes(inputs))
     return run.compare("memory_scan", _shape(inputs), fast, slow, base=TUNED)
 
@@ -62,7 +62,7 @@ def memory_scan_training(run: Run) -> Table:
         **_plain_cpp(run, cpp.scan_forward_backward, *inputs, *grads),
         **run.on_kernels(lambda: training(ops.memory_scan)),
     }
-    _check_all(slow | fast, expected)
+    _check_all(run, slow | fast, expected)
     fast[FLOOR] = partial(run.l2.read, 9 * _row_bytes(inputs))
     return run.compare("memory_scan forward + backward", _shape(inputs), fast, slow, base=TUNED)
 
@@ -155,8 +155,9 @@ def _plain_cpp(run: Run, call: Callable[..., Any], *arguments: Any) -> Forms:
     return {"plain C++": partial(call, *arguments)}
 
 
-def _check_all(forms: Forms, expected: Sequence[Tensor]) -> None:
+def _check_all(run: Run, forms: Forms, expected: Sequence[Tensor]) -> None:
     for form, call in forms.items():
+        run.on_step(f"checking {form}")
         check(form, call(), expected)
 
 
