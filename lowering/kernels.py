@@ -1,0 +1,91 @@
+"""From a workload, a target and a schedule to a kernel, cached on disk so that a second process compiles nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from lowering import runtime
+from lowering.targets import cpu_digest, find
+from ramnet.files import written_aside
+from schedules.cpu import Schedule
+from schedules.workload import Workload
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled op: call it with the tensors that its template names, contiguous and of the workload's type."""
+
+    workload: Workload
+    schedule: Schedule
+    function: Callable[..., None]
+    compiled_now: bool  # False where the disk cache had it
+
+
+_loaded: dict[str, Kernel] = {}
+
+
+def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
+    """The kernel of ``workload`` for ``target`` under ``schedule``, from memory, from disk, or compiled now.
+
+    ValueError for an unknown target, or a schedule that its own rule refuses for this workload.
+    """
+    refused = schedule.refusal(workload)
+    if refused is not None:
+        raise ValueError(f"{workload.op}: {refused}")
+    key = cache_key(workload, target, schedule)
+    if key not in _loaded:
+        path = cache_folder() / f"{workload.op}-{key}.so"
+        compiled_now = not path.is_file()
+        if compiled_now:
+            compile_to(path, workload, schedule)
+        _loaded[key] = Kernel(workload, schedule, runtime.load(path, workload.op), compiled_now)
+    return _loaded[key]
+
+
+def compile_to(path: Path, workload: Workload, schedule: Schedule) -> None:
+    """Compile for this machine's processor and write the shared library, whole or not at all."""
+    runtime.match_threads()  # says what is missing where TVM is
+    import tvm
+
+    template = importlib.import_module(f"lowering.tir.{workload.op}")
+    processor = tvm.get_global_func("target.llvm_get_system_cpu")()
+    target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
+    executable = tvm.compile(template.module(workload, schedule), target=target)
+    with written_aside(path) as aside:
+        executable.export_library(str(aside))
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels lie: ``RAMNET_CACHE``, or ramnet in the user's cache folder."""
+    folder = os.environ.get("RAMNET_CACHE")
+    if folder:
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramnet"
+
+
+def cache_key(workload: Workload, target: str, schedule: Schedule) -> str:
+    """A digest of everything that decides the machine code."""
+    parts = (workload.kernel_name, find(target).name, cpu_digest(), schedule.model_dump_json(), fingerprint())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The compilers' versions."""
+    return {name: importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")}
+
+
+@cache
+def fingerprint() -> str:
+    """A digest of the templates' source and the compilers' versions."""
+    digest = hashlib.sha256(repr(sorted(versions().items())).encode())
+    for path in sorted((Path(__file__).parent / "tir").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

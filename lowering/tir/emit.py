@@ -1,0 +1,125 @@
+"""Small emitters that the TIR templates share: Python runs while a TVMScript function is parsed, and writes TIR.
+
+Straight code whose shape depends on K, U or P (networks, sums over slots) reads better as a Python loop that emits
+it than as TVMScript. A buffer under 1024 bytes becomes a stack slot that LLVM turns into registers; a larger one is
+workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm.tirx as tir
+from tvm.script.ir_builder import tirx as builder
+
+Expression = Any
+Emit = Callable[[Any], Expression]
+
+
+def constant(value: float, dtype: str) -> Expression:
+    return tir.const(value, dtype)
+
+
+def lanes(width: int, *stores: tuple[Any, list[Any], Emit]) -> None:
+    """One vector statement: for every lane, ``buffer[*row, lane] = value(lane)`` of each store in turn."""
+    with builder.vectorized(0, width) as lane:
+        for buffer, row, value in stores:
+            builder.buffer_store(buffer, value(lane), [*row, lane])
+
+
+def tiles(buffer: Any, row: list[Any], start: Any, width: int, value: Emit) -> None:
+    """One vector statement on the channels from ``start``: ``buffer[*row, start + lane] = value(start + lane)``."""
+    with builder.vectorized(0, width) as lane:
+        builder.buffer_store(buffer, value(start + lane), [*row, start + lane])
+
+
+def store(buffer: Any, row: list[Any], value: Expression) -> None:
+    builder.buffer_store(buffer, value, row)
+
+
+def each_slot(top_k: int, unroll: int, body: Callable[[Any], None]) -> None:
+    """``body(k)`` for the K slots of a token, ``unroll`` of them in straight code, the rest in a loop."""
+    groups = top_k // unroll
+    if groups > 1:
+        with builder.serial(0, groups) as group:
+            for j in range(unroll):
+                body(group * unroll + j)
+    for k in range(groups * unroll if groups > 1 else 0, top_k):
+        body(k)
+
+
+def sum_slots(top_k: int, unroll: int, term: Callable[[Any], Emit], into: Callable[[Emit], None], so_far: Emit) -> None:
+    """``into`` the sum over slots of ``term(k)(channel)``, ``unroll`` terms an expression; ``so_far`` reads it back."""
+    first = top_k if top_k < 2 * unroll else unroll
+
+    def partial(ks: list[Any], start: Emit | None) -> Emit:
+        def value(channel: Any) -> Expression:
+            total = None if start is None else start(channel)
+            for k in ks:
+                total = term(k)(channel) if total is None else total + term(k)(channel)
+            return total
+
+        return value
+
+    into(partial(list(range(first)), None))
+    groups = (top_k - first) // unroll
+    if groups:
+        with builder.serial(0, groups) as group:
+            into(partial([first + group * unroll + j for j in range(unroll)], so_far))
+    rest = list(range(first + groups * unroll, top_k))
+    if rest:
+        into(partial(rest, so_far))
+
+
+def horizontal_sum(buffer: Any, width: int) -> Expression:
+    """Fold the ``width`` lanes of ``buffer`` by halves and give its element 0, their sum."""
+    while width > 1:
+        half = (width + 1) // 2
+        lanes(width - half, (buffer, [], lambda lane, half=half: buffer[lane] + buffer[lane + half]))  # type: ignore[misc]
+        width = half
+    return buffer[0]
+
+
+def exp(x: Expression, dtype: str) -> Expression:
+    """e^x for x ≤ 0: for float32 the Cephes polynomial, which vectorises (libm's is a call a lane), 2 ulp.
+
+    float64 takes libm's.
+    """
+    if dtype != "float32":
+        return tir.exp(x)
+    x = tir.max(x, constant(-87.0, dtype))
+    whole = tir.floor(x * constant(1.44269504, dtype) + constant(0.5, dtype))
+    rest = x - whole * constant(0.693359375, dtype) + whole * constant(2.12194440e-4, dtype)
+    power = constant(1.9875691500e-4, dtype)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        power = power * rest + constant(c, dtype)
+    power = power * rest * rest + rest + constant(1.0, dtype)
+    exponent = (whole.astype("int32") + constant(127, "int32")) << constant(23, "int32")
+    return power * tir.reinterpret("float32", exponent)
+
+
+def power(x: Expression, exponent: float, dtype: str) -> Expression:
+    """x^exponent for x ≥ 0, by products where the exponent is a small whole number."""
+    if exponent == 0:
+        return constant(1.0, dtype)
+    if exponent in (1, 2, 3, 4):
+        result = x
+        for _ in range(int(exponent) - 1):
+            result = result * x
+        return result
+    return tir.sqrt(x) if exponent == 0.5 else tir.pow(x, constant(exponent, dtype))
+
+
+def decay(weight: Expression, decay_power: float, dtype: str) -> Expression:
+    """(1 − w)^γ (paper, step 5)."""
+    return power(constant(1.0, dtype) - weight, decay_power, dtype)
+
+
+def decay_slope(weight: Expression, decay_power: float, proxy_eps: float, dtype: str) -> Expression:
+    """The derivative of the proxy (ε' + (1 − ε')(1 − w))^γ in w (paper, step 7)."""
+    scale = -decay_power * (1 - proxy_eps)
+    if scale == 0:
+        return constant(0.0, dtype)
+    base = constant(proxy_eps, dtype) + constant(1 - proxy_eps, dtype) * (constant(1.0, dtype) - weight)
+    return constant(scale, dtype) * power(base, decay_power - 1, dtype)

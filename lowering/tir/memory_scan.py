@@ -1,0 +1,123 @@
+"""memory_scan in TIR: one block over (batch·head, group of channels), each walking through the tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm.script import tirx as T
+from tvm.script.ir_builder import tirx as builder
+
+from lowering.tir import emit
+from schedules.cpu import MemoryScan
+from schedules.workload import Workload
+
+
+def module(workload: Workload, schedule: MemoryScan) -> Any:
+    """The IRModule of the kernel.
+
+    Parameters: write_slots, write_weights, read_slots, read_weights [N, T, K], values [N, T, D], memory [N, M, D],
+    mass [N, M]; output [N, T, D], new memory, new mass. N and T are taken at run time.
+    """
+    K, M, D = (workload.shape[axis] for axis in "KMD")
+    dtype = workload.dtype
+    width, chunk = D // schedule.groups, schedule.chunk
+
+    @T.prim_func(s_tir=True)
+    def memory_scan(
+        write_slots: T.handle, write_weights: T.handle, read_slots: T.handle, read_weights: T.handle,
+        values: T.handle, memory: T.handle, mass: T.handle,
+        output: T.handle, new_memory: T.handle, new_mass: T.handle,
+    ):  # fmt: skip
+        T.func_attr({"global_symbol": "memory_scan", "tir.noalias": True})
+        N = T.int32()
+        L = T.int32()
+        WS = T.match_buffer(write_slots, (N, L, K), "int32")
+        W = T.match_buffer(write_weights, (N, L, K), dtype)
+        RS = T.match_buffer(read_slots, (N, L, K), "int32")
+        R = T.match_buffer(read_weights, (N, L, K), dtype)
+        V = T.match_buffer(values, (N, L, D), dtype)
+        S0 = T.match_buffer(memory, (N, M, D), dtype)
+        Z0 = T.match_buffer(mass, (N, M), dtype)
+        O = T.match_buffer(output, (N, L, D), dtype)
+        S = T.match_buffer(new_memory, (N, M, D), dtype)
+        Z = T.match_buffer(new_mass, (N, M), dtype)
+        for n, g in T.grid(N, schedule.groups):
+            with T.sblock("scan"):
+                vn, vg = T.axis.remap("SS", [n, g])
+                T.reads(
+                    WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K],
+                    V[vn, 0:L, vg * width : vg * width + width],
+                    S0[vn, 0:M, vg * width : vg * width + width], Z0[vn, 0:M],
+                )  # fmt: skip
+                T.writes(
+                    O[vn, 0:L, vg * width : vg * width + width],
+                    S[vn, 0:M, vg * width : vg * width + width], Z[vn, 0:M],
+                )  # fmt: skip
+                z = T.sblock_alloc_buffer((M,), dtype)
+                decays = T.sblock_alloc_buffer((chunk, K), dtype)
+                factors = T.sblock_alloc_buffer((chunk, K), dtype)
+                for i in T.serial(M):
+                    z[i] = Z0[vn, i]
+                for i in T.serial(M):
+                    for d in T.vectorized(width):
+                        S[vn, i, vg * width + d] = S0[vn, i, vg * width + d]
+                for c in T.serial((L + chunk - 1) // chunk):
+                    _mass(workload, schedule, vn, c, L, WS, W, RS, R, z, decays, factors)
+                    for q in T.serial(width // schedule.tile):
+                        _tile(workload, schedule, vn, c, L, vg * width + q * schedule.tile,
+                              WS, W, RS, V, decays, factors, S, O)  # fmt: skip
+                if vg == 0:
+                    for i in T.serial(M):
+                        Z[vn, i] = z[i]
+
+    plan = tvm.s_tir.Schedule(memory_scan)
+    plan.parallel(plan.fuse(*plan.get_loops(plan.get_sblock("scan"))))
+    return plan.mod
+
+
+def _mass(workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any, WS: Any, W: Any, RS: Any, R: Any,
+          z: Any, decays: Any, factors: Any) -> None:  # fmt: skip
+    """One chunk of tokens: their decays (1 − w)^γ, the mass after each write, and what each read is scaled by."""
+    K, dtype = workload.shape["K"], workload.dtype
+    gamma, eps = workload.constants["decay_power"], workload.constants["eps"]
+    chunk = schedule.chunk
+    with builder.serial(0, _tokens_in(c, chunk, tokens)) as i:
+        t = c * chunk + i
+
+        def write(k: Any) -> None:
+            emit.store(decays, [i, k], emit.decay(W[n, t, k], gamma, dtype))
+            emit.store(z, [WS[n, t, k]], decays[i, k] * z[WS[n, t, k]] + W[n, t, k])
+
+        def read(k: Any) -> None:
+            emit.store(factors, [i, k], R[n, t, k] / (z[RS[n, t, k]] + emit.constant(eps, dtype)))
+
+        emit.each_slot(K, schedule.unroll, write)
+        emit.each_slot(K, schedule.unroll, read)
+
+
+def _tile(workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any, start: Any, WS: Any, W: Any,
+          RS: Any, V: Any, decays: Any, factors: Any, S: Any, O: Any) -> None:  # fmt: skip
+    """One chunk of tokens on one tile of channels: write K rows, then read K rows."""
+    K, tile, chunk = workload.shape["K"], schedule.tile, schedule.chunk
+
+    with builder.serial(0, _tokens_in(c, chunk, tokens)) as i:
+        t = c * chunk + i
+
+        def write(k: Any) -> None:
+            slot = WS[n, t, k]
+            emit.tiles(S, [n, slot], start, tile, lambda d: decays[i, k] * S[n, slot, d] + W[n, t, k] * V[n, t, d])
+
+        emit.each_slot(K, schedule.unroll, write)
+        emit.sum_slots(
+            K,
+            schedule.unroll,
+            lambda k: lambda d: factors[i, k] * S[n, RS[n, t, k], d],
+            lambda value: emit.tiles(O, [n, t], start, tile, value),
+            lambda d: O[n, t, d],
+        )
+
+
+def _tokens_in(c: Any, chunk: int, tokens: Any) -> Any:
+    """How many tokens chunk ``c`` holds: ``chunk``, or what is left."""
+    return tvm.tirx.min(tvm.tirx.const(chunk, "int32"), tokens - c * chunk)

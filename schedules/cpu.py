@@ -1,0 +1,212 @@
+"""The knobs of each op's TIR kernel on a CPU: their values, their defaults and the rules that refuse some."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from schedules.workload import Workload
+
+KNOB_VALUES = tuple[Any, ...]
+
+
+class Schedule(BaseModel):
+    """Knobs of one kernel; immutable. Sub-classes say which, and what they mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        """What is used when nothing was tuned: valid for every workload."""
+        raise NotImplementedError
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        """The values of each knob worth trying; not every combination is valid."""
+        raise NotImplementedError
+
+    def refusal(self, workload: Workload) -> str | None:
+        """Why this combination cannot be built for ``workload``, in one sentence; None where it can."""
+        raise NotImplementedError
+
+
+class MemoryScan(Schedule):
+    """Forward scan: heads (and groups of channels) in parallel, each walking through time in chunks."""
+
+    tile: int  # channels updated by one vector statement
+    groups: int  # parts of D that may run on different threads; each repeats the mass
+    chunk: int  # tokens whose decays and read factors are computed ahead, then used for every tile
+    unroll: int  # slots of a token in straight code
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        dim = workload.shape["D"]
+        return cls(tile=largest_divisor(dim, 32), groups=1, chunk=64, unroll=min(8, workload.shape["K"]))
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {
+            "tile": divisors(workload.shape["D"], 4, 128),
+            "groups": (1, 2, 4),
+            "chunk": (16, 64, 256, 1024),
+            "unroll": up_to(workload.shape["K"], (1, 2, 4, 8, 16)),
+        }
+
+    def refusal(self, workload: Workload) -> str | None:
+        width = workload.shape["D"] // max(self.groups, 1)
+        return (
+            refuse_divisor("groups", self.groups, "D", workload.shape["D"])
+            or refuse_divisor("tile", self.tile, "D / groups", width)
+            or refuse_unroll(self.unroll, workload.shape["K"])
+            or (None if 1 <= self.chunk <= 65536 else f"chunk is {self.chunk}; it must be in 1..65536")
+        )
+
+
+class MemoryScanBackward(Schedule):
+    """Backward scan: heads in parallel; for each tile of channels, forward with a history, then back."""
+
+    tile: int  # channels whose state, gradient and history are worked on at a time
+    unroll: int  # slots of a token in straight code
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        return cls(tile=largest_divisor(workload.shape["D"], 32), unroll=min(8, workload.shape["K"]))
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {
+            "tile": divisors(workload.shape["D"], 4, 128),
+            "unroll": up_to(workload.shape["K"], (1, 2, 4, 8, 16)),
+        }
+
+    def refusal(self, workload: Workload) -> str | None:
+        return refuse_divisor("tile", self.tile, "D", workload.shape["D"]) or refuse_unroll(
+            self.unroll, workload.shape["K"]
+        )
+
+
+class MemoryStep(Schedule):
+    """One token: heads in turn or in parallel."""
+
+    tile: int  # channels updated by one vector statement
+    unroll: int  # slots in straight code
+    parallel: bool  # heads on all threads; waking them costs microseconds
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        touched = workload.shape["N"] * workload.shape["K"] * workload.shape["D"]
+        return cls(
+            tile=largest_divisor(workload.shape["D"], 64),
+            unroll=min(8, workload.shape["K"]),
+            parallel=touched > 2**17,
+        )
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {
+            "tile": divisors(workload.shape["D"], 4, 128),
+            "unroll": up_to(workload.shape["K"], (1, 2, 4, 8, 16)),
+            "parallel": (False, True),
+        }
+
+    def refusal(self, workload: Workload) -> str | None:
+        return refuse_divisor("tile", self.tile, "D", workload.shape["D"]) or refuse_unroll(
+            self.unroll, workload.shape["K"]
+        )
+
+
+class AddressDecode(Schedule):
+    """Top-K addresses: each lane of a vector works on a row of its own."""
+
+    lanes: int  # rows of logits in one vector
+    unroll: bool  # the U sub-vectors in straight code: faster to run, U times slower to build
+    parallel: bool  # rows on all threads
+
+    # TVM keeps a buffer below this size on the stack, where LLVM finds registers for it.
+    REGISTER_BYTES: ClassVar[int] = 1024
+    # Compare-and-exchanges of one sub-vector in straight code; 500 of them take LLVM 25 s.
+    STRAIGHT_EXCHANGES: ClassVar[int] = 150
+
+    @classmethod
+    def exchanges(cls, workload: Workload) -> int:
+        """Compare-and-exchanges that one sub-vector takes in straight code."""
+        P, K = workload.shape["P"], workload.shape["K"]
+        width = 1 << (K - 1).bit_length()
+        return P * min(P, K) + (min(P, K) - 1) * (width // 2) * (width.bit_length() - 1)
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        return cls(lanes=16, unroll=False, parallel=workload.shape["R"] > 256)
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        straight = cls.exchanges(workload) <= cls.STRAIGHT_EXCHANGES
+        return {"lanes": (4, 8, 16, 32), "unroll": (False, True) if straight else (False,), "parallel": (False, True)}
+
+    def refusal(self, workload: Workload) -> str | None:
+        if self.unroll and self.exchanges(workload) > self.STRAIGHT_EXCHANGES:
+            return (
+                f"{self.exchanges(workload)} exchanges a sub-vector are more than the {self.STRAIGHT_EXCHANGES}"
+                " that unroll takes"
+            )
+        return refuse_lanes(self.lanes, workload, self.REGISTER_BYTES)
+
+
+class AddressDecodeBackward(Schedule):
+    """The gradient of the logits: each lane of a vector works on a row of its own."""
+
+    lanes: int  # rows of logits in one vector
+    parallel: bool  # rows on all threads
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        return cls(lanes=16, parallel=workload.shape["R"] > 256)
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {"lanes": (4, 8, 16, 32), "parallel": (False, True)}
+
+    def refusal(self, workload: Workload) -> str | None:
+        return refuse_lanes(self.lanes, workload, AddressDecode.REGISTER_BYTES)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "address_decode": AddressDecode,
+    "address_decode_backward": AddressDecodeBackward,
+    "memory_scan": MemoryScan,
+    "memory_scan_backward": MemoryScanBackward,
+    "memory_step": MemoryStep,
+}
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` that is at most ``limit``."""
+    return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)
+
+
+def divisors(number: int, low: int, high: int) -> tuple[int, ...]:
+    """The divisors of ``number`` in low..high, or the largest one below where there is none."""
+    found = tuple(d for d in range(low, min(number, high) + 1) if number % d == 0)
+    return found or (largest_divisor(number, high),)
+
+
+def up_to(limit: int, values: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of ``values`` that are at most ``limit``."""
+    return tuple(v for v in values if v <= limit)
+
+
+def refuse_divisor(name: str, value: int, of: str, number: int) -> str | None:
+    """A sentence where ``value`` does not divide ``number``."""
+    return None if value >= 1 and number % value == 0 else f"{name} is {value}, which does not divide {of} = {number}"
+
+
+def refuse_unroll(unroll: int, top_k: int) -> str | None:
+    """A sentence where more slots are unrolled than there are."""
+    return None if 1 <= unroll <= top_k else f"unroll is {unroll}; it must be in 1..K = {top_k}"
+
+
+def refuse_lanes(lanes: int, workload: Workload, limit: int) -> str | None:
+    """A sentence where a vector of ``lanes`` rows is no register."""
+    size = lanes * (8 if workload.dtype == "float64" else 4)
+    return None if lanes >= 1 and size < limit else f"{lanes} lanes are {size} bytes; they must be in 1..{limit - 1}"

@@ -1,0 +1,114 @@
+"""Tuned records: for each workload and device the best schedule found, one JSON row a line, sorted, in git."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ramnet.config import one_line
+from ramnet.files import read_text, write_text_atomic
+from schedules.cpu import SCHEDULES, Schedule
+from schedules.workload import Workload
+
+
+class Time(BaseModel):
+    """Seconds of one call: the median and the interquartile range of ``runs`` interleaved samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    median: float
+    spread: float
+    runs: int
+
+
+class Record(BaseModel):
+    """The best schedule found for a workload on a device, and how it was found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workload: Workload
+    target: str
+    device: str
+    knobs: dict[str, Any]
+    how: Literal["measured", "modelled"]  # modelled: compiled for the target, not run on it
+    gain: float  # the default's time over this one's, median of paired rounds; 1 where the default stays
+    gain_spread: float
+    tuned: Time
+    default: Time
+    eager: Time
+    trials: int
+    fingerprint: str  # of the kernels' source and the compilers' versions
+    versions: dict[str, str]
+    date: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.workload.name, self.device
+
+    def schedule(self) -> Schedule:
+        """The knobs, validated."""
+        return SCHEDULES[self.workload.op](**self.knobs)
+
+
+def records_path(target: str) -> Path:
+    """The file of a target: in ``RAMNET_RECORDS`` where that is set, else beside this module."""
+    folder = os.environ.get("RAMNET_RECORDS")
+    return (Path(folder) if folder else Path(__file__).parent / "records") / f"{target}.jsonl"
+
+
+def load(path: Path) -> list[Record]:
+    """The records of a file, none where there is no file; ValueError, naming the line, for anything else in it."""
+    return list(_load(path, path.stat().st_mtime_ns)) if path.is_file() else []
+
+
+@lru_cache(maxsize=16)
+def _load(path: Path, _modified: int) -> tuple[Record, ...]:
+    records = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            record = Record.model_validate_json(line)
+            record.schedule()
+        except ValidationError as error:
+            raise ValueError(f"{path}, line {number}, is not a record: {one_line(error)}") from None
+        records.append(record)
+    return tuple(records)
+
+
+def merge(path: Path, found: list[Record]) -> None:
+    """Put ``found`` in the file, each in the place of its workload and device; modelled never replaces measured."""
+    rows = {record.key: record for record in load(path)}
+    for record in found:
+        before = rows.get(record.key)
+        if before is None or before.how == "modelled" or record.how == "measured":
+            rows[record.key] = record
+    write_text_atomic(path, "".join(rows[key].model_dump_json() + "\n" for key in sorted(rows)))
+
+
+class Choice(BaseModel):
+    """A schedule for a workload, and where it comes from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schedule: Any
+    source: str  # "record", "nearest: …" or "default"
+    record: Record | None = None
+
+
+def choose(workload: Workload, target: str, device: str) -> Choice:
+    """The schedule of the exact record, else of the nearest that can be built for ``workload``, else the default."""
+
+    def rank(record: Record) -> tuple[float, bool, str]:
+        return workload.distance(record.workload), record.device != device, record.workload.name
+
+    candidates = [record for record in load(records_path(target)) if record.workload.op == workload.op]
+    for record in sorted(candidates, key=rank):
+        schedule = record.schedule()
+        if schedule.refusal(workload) is None:
+            exact = record.key == (workload.name, device)
+            source = "record" if exact else f"nearest: {record.workload.name} on {record.device}"
+            return Choice(schedule=schedule, source=source, record=record)
+    return Choice(schedule=SCHEDULES[workload.op].default(workload), source="default")

@@ -1,0 +1,60 @@
+"""What has to be computed: an op with its sizes, its type and the constants compiled into it."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Op = Literal[
+    "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step"
+]  # fmt: skip
+
+# The sizes of each op, by the letters of the paper; N is B·H, R is rows of logits.
+AXES: dict[str, tuple[str, ...]] = {
+    "address_decode": ("R", "U", "P", "K"),
+    "address_decode_backward": ("R", "U", "P", "K"),
+    "memory_scan": ("N", "T", "K", "M", "D"),
+    "memory_scan_backward": ("N", "T", "K", "M", "D"),
+    "memory_step": ("N", "K", "M", "D"),
+}
+# Sizes that a kernel takes at run time. The others are compiled in.
+DYNAMIC_AXES = frozenset({"R", "N", "T"})
+
+
+class Workload(BaseModel):
+    """An op, its sizes, its type, and the constants (γ, ε, ε') compiled into it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    op: Op
+    shape: dict[str, int]
+    dtype: Literal["float32", "float64"] = "float32"
+    constants: dict[str, float] = {}
+
+    def model_post_init(self, _: object) -> None:
+        if tuple(self.shape) != AXES[self.op]:
+            raise ValueError(f"{self.op} has the axes {' '.join(AXES[self.op])}, not {' '.join(self.shape)}")
+
+    @property
+    def name(self) -> str:
+        """One line that tells this workload from others, for keys and tables."""
+        sizes = " ".join(f"{axis}={size}" for axis, size in self.shape.items())
+        constants = "".join(f" {name}={value:g}" for name, value in sorted(self.constants.items()))
+        return f"{self.op} {sizes} {self.dtype}{constants}"
+
+    @property
+    def kernel_name(self) -> str:
+        """``name`` without the sizes that a kernel takes at run time."""
+        sizes = " ".join(f"{axis}={size}" for axis, size in self.shape.items() if axis not in DYNAMIC_AXES)
+        constants = "".join(f" {name}={value!r}" for name, value in sorted(self.constants.items()))
+        return f"{self.op} {sizes} {self.dtype}{constants}"
+
+    def distance(self, other: Workload) -> float:
+        """How far apart two workloads of one op are: doublings of their sizes, plus one for another type or γ."""
+        if self.op != other.op:
+            return math.inf
+        doublings = sum(abs(math.log2(max(size, 1) / max(other.shape[axis], 1))) for axis, size in self.shape.items())
+        gamma = self.constants.get("decay_power") != other.constants.get("decay_power")
+        return doublings + (self.dtype != other.dtype) + gamma
