@@ -40,7 +40,8 @@ def export(checkpoint: Path, output: Path) -> None:
 
     model = RamNetForCausalLM.from_pretrained(checkpoint)
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("building decode.onnx", total=STAGES)
         try:
             checks = export_onnx(

@@ -48,22 +48,21 @@ def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
     ids = torch.zeros(2, 1 if kind == "decode" else 3, dtype=torch.int64)
     batch = {0: torch.export.Dim("batch")}
     tokens = {} if kind == "decode" else {1: torch.export.Dim("tokens")}
-    names = list(state.tensors())
+    past = state.tensors()
+    names = list(past)
     with warnings.catch_warnings(), _quiet("torch.onnx"), _quiet("onnxscript"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Stateful(model).eval(),
-            (ids, state.memory, state.mass, state.conv, state.position),
-            dynamic_shapes=(
-                batch | tokens, [batch] * len(state.memory), [batch] * len(state.mass), [batch] * len(state.conv), {},
-            ),
+            (ids, list(past.values())),
+            dynamic_shapes=(batch | tokens, [{} if name == "position" else batch for name in names]),
             input_names=["input_ids", *(PAST + name for name in names)],
             output_names=["logits", *(PRESENT + name for name in names)],
             custom_translation_table=translations.table(),
             opset_version=translations.OPSET,
             dynamo=True,
             verbose=False,
-        )  # fmt: skip
+        )
     if program is None:
         raise RuntimeError(f"torch.onnx.export gave no {kind} graph")
     # The exporter keeps the functions that it is asked for, but not those that they call.
@@ -123,10 +122,11 @@ class _Stateful(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, input_ids: Tensor, memory: list[Tensor], mass: list[Tensor], conv: list[Tensor], position: Tensor
-    ) -> tuple[Tensor, ...]:
-        logits, state = self.model(input_ids, RamState(list(memory), list(mass), list(conv), position))
+    def forward(self, input_ids: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
+        layers = self.model.config.num_layers
+        *tensors, position = past
+        state = RamState(tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :], position)
+        logits, state = self.model(input_ids, state)
         return logits, *state.tensors().values()
 
 

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.graphs import GRAPHS, PAST, PRESENT, SLOTS
+from export.graphs import GRAPHS, PAST, PRESENT, SLOTS, WEIGHTS
 from export.libraries import need
 from export.sidecar import Sidecar
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState
-from ramnet.generation import generate
+from ramnet.generation import check_prompt, generate
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, IOBinding
@@ -73,19 +73,29 @@ class OnnxSession:
         self.sidecar = Sidecar.load(directory)
         self.config = self.sidecar.config
         self.graphs = {name: load_graph(directory / f"{name}.onnx", threads) for name in GRAPHS}
+        self._weight_bytes = (directory / WEIGHTS).stat().st_size
 
     def __call__(self, input_ids: Tensor, state: OnnxState | None = None, *, in_place: bool = False) -> OnnxOutput:
         """Logits of every token and the state after the last; as ``RamNetForCausalLM.forward``."""
-        if in_place and state is not None:
+        tokens = self._check(input_ids)
+        state = OnnxState.zeros(self.config, len(input_ids)) if state is None else state
+        if in_place:
             return OnnxOutput(self.step(input_ids, state), state)
-        return self.prefill(input_ids, state)
+        # Scan copies the state at every token, where a step reads the weights. Measured at 2 layers of width 128, one
+        # thread: at M = 256, with twice the state as large as the weights, they are even; at 4096 steps take half.
+        copied = 2 * sum(array.nbytes for array in state.tensors.values())
+        if tokens > 0 and copied < self._weight_bytes:
+            return self.prefill(input_ids, state)
+        state = state.clone()
+        logits = [self.step(token, state) for token in input_ids.split(1, dim=1) if tokens]
+        return OnnxOutput(torch.cat([torch.empty(len(input_ids), 0, self.config.vocab_size), *logits], dim=1), state)
 
     def prefill(self, input_ids: Tensor, state: OnnxState | None = None) -> OnnxOutput:
-        """Logits [B, T, V] of ``input_ids`` int64 [B, T], T ≥ 1, and a new state; ``state`` is left as it was."""
-        batch, tokens = self._check(input_ids)
-        if tokens < 1:
+        """Logits [B, T, V] of ``input_ids`` int64 [B, T], T ≥ 1, and a new state, by the prefill graph."""
+        if self._check(input_ids) < 1:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; prefill needs [B, T] with T >= 1")
-        state = OnnxState.zeros(self.config, batch) if state is None else state
+        state = OnnxState.zeros(self.config, len(input_ids)) if state is None else state
+        self._check_state(state, len(input_ids))
         return run_copying(self.graphs["prefill"], input_ids, state)[0]
 
     def step(self, input_ids: Tensor, state: OnnxState) -> Tensor:
@@ -94,11 +104,12 @@ class OnnxSession:
         Each array of the state is bound as past and present at once, so that onnxruntime writes K rows of it and
         copies none: the time does not depend on M.
         """
-        batch, tokens = self._check(input_ids)
+        tokens = self._check(input_ids)
         if tokens != 1:
             raise ValueError(f"in_place takes one token at a time, not {tokens}")
-        if state._step is None:
-            state._step = _BoundStep(self.graphs["decode"], state.tensors, batch, self.config.vocab_size)
+        if state._step is None or state._step.graph is not self.graphs["decode"]:
+            self._check_state(state, len(input_ids))
+            state._step = _BoundStep(self.graphs["decode"], state.tensors, len(input_ids), self.config.vocab_size)
         return torch.from_numpy(state._step(input_ids.numpy()))
 
     def generate(self, input_ids: Tensor, max_new_tokens: int, **sampling: Any) -> Tensor:
@@ -106,10 +117,22 @@ class OnnxSession:
         # That function asks of its model only what this class has: a call, and the vocabulary's size.
         return generate(cast(RamNetForCausalLM, self), input_ids, max_new_tokens, **sampling)
 
-    def _check(self, input_ids: Tensor) -> tuple[int, int]:
+    def _check(self, input_ids: Tensor) -> int:
+        """How many tokens there are; ValueError for ids that are none."""
         if input_ids.dim() != 2 or input_ids.dtype != torch.int64:
             raise ValueError(f"input_ids is {input_ids.dtype} {list(input_ids.shape)}; it must be int64 [B, T]")
-        return input_ids.shape[0], input_ids.shape[1]
+        if input_ids.numel():
+            check_prompt(input_ids, 0, self.config.vocab_size)
+        return input_ids.shape[1]
+
+    def _check_state(self, state: OnnxState, batch: int) -> None:
+        """ValueError where ``state`` is of another model or batch size."""
+        for port in self.sidecar.graphs["decode"].inputs:
+            if port.name.startswith(PAST):
+                name, shape = port.name.removeprefix(PAST), [batch if size == "batch" else size for size in port.shape]
+                found = list(state.tensors[name].shape) if name in state.tensors else None
+                if found != shape:
+                    raise ValueError(f"state {name} has shape {found}; here it must be {shape}")
 
 
 class _BoundStep:
@@ -118,7 +141,7 @@ class _BoundStep:
     def __init__(self, graph: InferenceSession, tensors: dict[str, NDArray[Any]], batch: int, vocab_size: int) -> None:
         from onnxruntime import OrtValue
 
-        self._graph = graph
+        self.graph = graph
         self._ids = np.zeros((batch, 1), dtype=np.int64)
         self._logits = np.zeros((batch, 1, vocab_size), dtype=np.float32)
         self._position, self._next_position = tensors["position"], np.zeros_like(tensors["position"])
@@ -135,9 +158,9 @@ class _BoundStep:
 
     def __call__(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         if input_ids.shape != self._ids.shape:
-            raise ValueError(f"input_ids has shape {list(input_ids.shape)} but the state's is {list(self._ids.shape)}")
+            raise ValueError(f"input_ids has {len(input_ids)} rows; the state is of batch size {len(self._ids)}")
         self._ids[:] = input_ids
-        self._graph.run_with_iobinding(self._binding)
+        self.graph.run_with_iobinding(self._binding)
         self._position[...] = self._next_position
         return self._logits.copy()
 

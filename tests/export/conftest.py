@@ -1,0 +1,94 @@
+"""Models exported once for all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export import graphs
+from export.build import export_onnx
+from ramnet import RamNetConfig, RamNetForCausalLM
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    # Odd sizes; CAPE on one of three heads, then on none; a byte-level vocabulary.
+    "mixed": {
+        "vocab_size": 256, "hidden_size": 21, "num_layers": 2, "num_heads": 3, "value_dim": 5, "order": 3, "sub_dim": 3,
+        "top_k": 4, "decay_power": 0.5, "cape_half_layers": 1, "intermediate_size": 34, "conv_layers": 2,
+        "temperature": 0.7,
+    },
+    # One sub-vector, one slot a token, one head, nothing but the mixer.
+    "bare": {
+        "vocab_size": 37, "hidden_size": 12, "num_layers": 1, "num_heads": 1, "value_dim": 7, "order": 1, "sub_dim": 5,
+        "top_k": 1, "decay_power": 2.0, "tie_embeddings": True,
+    },
+    # Every slot at every token; CAPE on all heads.
+    "all slots": {
+        "vocab_size": 19, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "value_dim": 4, "order": 3, "sub_dim": 2,
+        "top_k": 8, "decay_power": 0.0, "cape_full_layers": 1, "intermediate_size": 20,
+    },
+    # A state much larger than the weights.
+    "wide": {
+        "vocab_size": 11, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "value_dim": 3, "order": 5, "sub_dim": 4,
+        "top_k": 8, "decay_power": 1.0, "cape_half_layers": 1,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model, its checkpoint and its export."""
+
+    model: RamNetForCausalLM
+    checkpoint: Path
+    onnx: Path
+
+
+def make_model(name: str, seed: int = 0) -> RamNetForCausalLM:
+    """The model of ``CONFIGS[name]``, random, with scales other than 1 so that its addresses are sharp."""
+    torch.manual_seed(seed)
+    model = RamNetForCausalLM(RamNetConfig(**CONFIGS[name], embedding_std=1.0)).eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mixer.log_scale.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.fixture(scope="session")
+def export_named(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """Exports a model by name, once."""
+    pytest.importorskip("onnxruntime", reason="the export needs onnxruntime: pip install 'ramnet[export]'")
+    done: dict[str, Exported] = {}
+
+    def export_once(name: str) -> Exported:
+        if name not in done:
+            checkpoint = tmp_path_factory.mktemp("checkpoint")
+            made = Exported(make_model(name), checkpoint, checkpoint / "onnx")
+            made.model.save_pretrained(checkpoint)
+            export_onnx(made.model, made.onnx, schedules={"cpu": ["a record"]})
+            done[name] = made
+        return done[name]
+
+    return export_once
+
+
+@pytest.fixture(params=CONFIGS)
+def exported(request: pytest.FixtureRequest, export_named: Callable[[str], Exported]) -> Exported:
+    return export_named(request.param)
+
+
+@pytest.fixture
+def mixed(export_named: Callable[[str], Exported]) -> Exported:
+    return export_named("mixed")
+
+
+@pytest.fixture
+def quick_build(mixed: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the graphs of the "mixed" model from its export, which saves seconds where a test is about what follows."""
+    import onnx_ir
+
+    monkeypatch.setattr(graphs, "build", lambda model, name: onnx_ir.load(mixed.onnx / f"{name}.onnx"))

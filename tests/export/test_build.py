@@ -1,0 +1,139 @@
+"""What an export writes, and that a failure writes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from export import graphs
+from export.build import FILES, VerificationError, export_onnx
+from export.session import OnnxSession
+from export.sidecar import Sidecar
+from tests.export.conftest import Exported, make_model
+from tests.samples import full_disk
+
+
+def entries(directory: Path) -> dict[str, bytes]:
+    """Every file below, hidden ones too."""
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_graphs_hold_standard_operators_alone(exported: Exported) -> None:
+    for name in graphs.GRAPHS:
+        model = onnx.load(exported.onnx / f"{name}.onnx", load_external_data=False)
+        assert [(domain.domain, domain.version) for domain in model.opset_import] == [("", 18)]
+        assert not model.functions
+        assert any(node.op_type == "Scan" for node in model.graph.node) == (name == "prefill")
+
+
+def test_graphs_name_no_file_of_the_machine(exported: Exported) -> None:
+    for name in graphs.GRAPHS:
+        assert str(Path(graphs.__file__).parents[1]).encode() not in (exported.onnx / f"{name}.onnx").read_bytes()
+
+
+def test_sidecar_describes_the_export(mixed: Exported) -> None:
+    sidecar = Sidecar.load(mixed.onnx)
+    assert sidecar.config == mixed.model.config
+    assert sidecar.opset == 18
+    assert sidecar.versions["torch"] == version("torch")
+    assert sidecar.schedules == {"cpu": ["a record"]}
+    assert max(sidecar.largest_errors.values()) < 1e-5
+    decode = {port.name: (port.shape, port.dtype) for port in sidecar.graphs["decode"].inputs}
+    assert decode["input_ids"] == (["batch", 1], "int64")
+    assert decode["past_recurrent.memory.0"] == (["batch", 3, 27, 5], "float32")
+    assert decode["past_recurrent.mass.1"] == (["batch", 3, 27], "float32")
+    assert decode["past_recurrent.conv.1"] == (["batch", 2, 21], "float32")
+    assert decode["past_recurrent.position"] == ([], "int64")
+    prefill = {port.name: port.shape for port in sidecar.graphs["prefill"].outputs}
+    assert prefill["logits"] == ["batch", "tokens", 256]
+    assert prefill["present_recurrent.memory.0"] == ["batch", 3, 27, 5]
+
+
+def test_weights_are_stored_once(mixed: Exported) -> None:
+    parameters = sum(p.numel() * p.element_size() for p in mixed.model.parameters())
+    assert (mixed.onnx / "weights.bin").stat().st_size < 1.5 * parameters
+
+
+def test_an_earlier_export_is_replaced_whole_or_not_at_all(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
+    directory = tmp_path / "parent" / "onnx"
+    directory.mkdir(parents=True)
+    for name, content in entries(mixed.onnx).items():
+        (directory / name).write_bytes(content)
+    before = entries(tmp_path)
+    other = make_model("mixed")
+    with torch.no_grad():
+        other.blocks[1].mixer.query_key_value.weight[0, 0] += 0.01
+    with pytest.raises(VerificationError, match="nothing was written") as caught:
+        export_onnx(other, directory)
+    assert not all(check.passed for check in caught.value.checks)
+    assert entries(tmp_path) == before
+
+    export_onnx(copy.deepcopy(mixed.model).double(), directory)  # of any floating type; the graphs are float32
+    assert sorted(entries(tmp_path)) == sorted(f"parent/onnx/{file}" for file in FILES)
+    assert Sidecar.load(directory).schedules is None
+
+
+@pytest.mark.parametrize("stage", ["decode.onnx built", "graphs checked", "prefill of 1"])
+def test_an_interrupt_leaves_nothing(mixed: Exported, tmp_path: Path, quick_build: None, stage: str) -> None:
+    def interrupt(ended: str) -> None:
+        if ended == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(mixed.model, tmp_path / "parent" / "onnx", on_progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
+    with full_disk(after=10_000), pytest.raises(OSError, match="File too large"):
+        export_onnx(mixed.model, tmp_path / "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_are_never_replaced(mixed: Exported, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds thesis\.txt, which is no part of an export"):
+        export_onnx(mixed.model, tmp_path)
+    with pytest.raises(ValueError, match="is a file; an export needs a directory"):
+        export_onnx(mixed.model, tmp_path / "thesis.txt")
+    with pytest.raises(NotADirectoryError):
+        export_onnx(mixed.model, tmp_path / "thesis.txt" / "onnx")
+    assert entries(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_a_directory_that_is_no_export_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not an export: it has no ramnet\.json"):
+        OnnxSession(tmp_path)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "empty"])
+def test_damage_is_named(mixed: Exported, tmp_path: Path, file: str, damage: str) -> None:
+    for name, content in entries(mixed.onnx).items():
+        (tmp_path / name).write_bytes(content)
+    content = bytearray((tmp_path / file).read_bytes())
+    if damage == "missing":
+        (tmp_path / file).unlink()
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 0xFF
+        (tmp_path / file).write_bytes(content)
+    else:
+        (tmp_path / file).write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+    with pytest.raises(ValueError, match=file):
+        OnnxSession(tmp_path)
+
+
+def test_a_foreign_sidecar_is_named(mixed: Exported, tmp_path: Path) -> None:
+    for name, content in entries(mixed.onnx).items():
+        (tmp_path / name).write_bytes(content)
+    for change, value in (("format", "ramnet-onnx-9"), ("config", {"hidden_size": 3}), ("opset", "new")):
+        sidecar = json.loads((mixed.onnx / "ramnet.json").read_text()) | {change: value}
+        (tmp_path / "ramnet.json").write_text(json.dumps(sidecar))
+        with pytest.raises(ValueError, match=r"ramnet\.json is damaged"):
+            OnnxSession(tmp_path)

@@ -1,0 +1,145 @@
+"""An export computes what its model does, however a sequence is split, and keeps its state in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from export.session import OnnxSession, OnnxState, run_copying
+from ramnet import RamState
+from tests import brute_force
+from tests.export.conftest import Exported
+
+TOLERANCE = 2e-5  # float32 sums in another order
+
+
+def largest_error(session_state: OnnxState, state: RamState) -> float:
+    return max(
+        float(np.abs(session_state.tensors[name] - tensor.numpy()).max(initial=0))
+        for name, tensor in state.tensors().items()
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("tokens", [1, 7, 63])
+@torch.no_grad()
+def test_prefill_then_decode_equals_pytorch(exported: Exported, batch: int, tokens: int) -> None:
+    session = OnnxSession(exported.onnx, threads=1)
+    torch.manual_seed(tokens)
+    ids = torch.randint(exported.model.config.vocab_size, (batch, tokens + 9))
+    expected = exported.model(ids)
+    out = session.prefill(ids[:, :tokens])
+    logits = [out.logits, *(session.step(ids[:, t : t + 1], out.state) for t in range(tokens, tokens + 9))]
+    assert float((torch.cat(logits, dim=1) - expected.logits).abs().max()) < TOLERANCE
+    assert largest_error(out.state, expected.state) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["bare", "all slots", "wide"])
+@torch.no_grad()
+def test_prefill_equals_the_papers_definition(export_named: Callable[[str], Exported], name: str) -> None:
+    model, onnx = export_named(name).model, export_named(name).onnx
+    ids = torch.randint(model.config.vocab_size, (2, 31), generator=torch.Generator().manual_seed(1))
+    expected = brute_force.language_model(model.config, model.state_dict(), ids)
+    assert float((OnnxSession(onnx).prefill(ids).logits - expected).abs().max()) < TOLERANCE
+
+
+@pytest.mark.parametrize("position", [26, 2**31 - 4, 2**40])
+@torch.no_grad()
+def test_cape_turns_right_at_any_position(mixed: Exported, position: int) -> None:
+    ids = torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(2))
+    state = mixed.model(ids).state
+    state.position.fill_(position)
+    expected = mixed.model(ids, state)
+    session = OnnxSession(mixed.onnx, threads=1)
+    found = session.prefill(ids[:, :6], OnnxState.of(state))
+    steps = [session.step(ids[:, t : t + 1], found.state) for t in range(6, 12)]
+    assert float((torch.cat([found.logits, *steps], dim=1) - expected.logits).abs().max()) < TOLERANCE
+    assert int(found.state.tensors["position"]) == position + 12
+
+
+def test_a_bound_step_equals_a_copying_one_and_allocates_no_state(mixed: Exported) -> None:
+    session = OnnxSession(mixed.onnx, threads=1)
+    bound = session.prefill(torch.arange(10).view(2, 5)).state
+    copied = bound.clone()
+    buffers = {name: array.ctypes.data for name, array in bound.tensors.items()}
+    for token in range(20):
+        ids = torch.tensor([[token], [255 - token]])
+        logits = session.step(ids, bound)
+        output, _ = run_copying(session.graphs["decode"], ids, copied)
+        copied = output.state
+        assert torch.equal(logits, output.logits)
+    for name, array in bound.tensors.items():
+        assert array.ctypes.data == buffers[name]
+        np.testing.assert_array_equal(array, copied.tensors[name])
+
+
+def test_nothing_stands_between_the_state_and_its_scatter(exported: Exported) -> None:
+    """What lets onnxruntime write in place: past → ScatterND → present, every other use of past a GatherND."""
+    import onnx
+
+    nodes = onnx.load(exported.onnx / "decode.onnx", load_external_data=False).graph.node
+    for layer in range(exported.model.config.num_layers):
+        for name in (f"memory.{layer}", f"mass.{layer}"):
+            uses = sorted(node.op_type for node in nodes if f"past_recurrent.{name}" in node.input)
+            (scatter,) = (node for node in nodes if f"present_recurrent.{name}" in node.output)
+            assert uses == ["GatherND", "ScatterND"]
+            assert scatter.op_type == "ScatterND"
+            assert scatter.input[0] == f"past_recurrent.{name}"
+
+
+@pytest.mark.parametrize("name", ["mixed", "wide"])
+def test_a_call_takes_any_split_and_leaves_its_state(export_named: Callable[[str], Exported], name: str) -> None:
+    session = OnnxSession(export_named(name).onnx, threads=1)
+    ids = torch.randint(session.config.vocab_size, (1, 9), generator=torch.Generator().manual_seed(3))
+    whole = session(ids)
+    first = session(ids[:, :4])
+    before = first.state.clone()
+    empty = session(ids[:, :0], first.state)
+    second = session(ids[:, 4:], empty.state)
+    assert empty.logits.shape == (1, 0, session.config.vocab_size)
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole.logits, atol=TOLERANCE, rtol=0)
+    for key, array in first.state.tensors.items():
+        np.testing.assert_array_equal(array, before.tensors[key])
+
+
+@pytest.mark.parametrize("name", ["mixed", "wide"])
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.9, "top_k": 5, "seed": 7}, {"temperature": 1.0, "top_p": 0.5, "seed": 1}]
+)
+def test_generate_says_what_pytorch_says(
+    export_named: Callable[[str], Exported], name: str, sampling: dict[str, float]
+) -> None:
+    made = export_named(name)
+    prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    found = OnnxSession(made.onnx).generate(prompt, 20, stop_tokens=[0], **sampling)
+    assert found.tolist() == made.model.generate(prompt, 20, stop_tokens=[0], **sampling).tolist()
+
+
+def test_slots_tell_what_a_token_reads_and_writes(mixed: Exported) -> None:
+    ids = torch.randint(256, (2, 7), generator=torch.Generator().manual_seed(4))
+    session = OnnxSession(mixed.onnx, threads=1)
+    _, slots = run_copying(session.graphs["prefill"], ids, OnnxState.zeros(session.config, 2), layers=2)
+    assert [list(x.shape) for x in slots] == [[2, 7, 2, 3, 4]] * 2  # [B, T, read and write, H, K]
+    assert all(int(x.min()) >= 0 and int(x.max()) < session.config.slots for x in slots)
+
+
+def test_bad_input_is_named(mixed: Exported) -> None:
+    session = OnnxSession(mixed.onnx, threads=1)
+    state = OnnxState.zeros(session.config, 2)
+    with pytest.raises(ValueError, match=r"T >= 1"):
+        session.prefill(torch.zeros(1, 0, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"int64 \[B, T\]"):
+        session(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="one token at a time, not 2"):
+        session(torch.zeros(2, 2, dtype=torch.int64), state, in_place=True)
+    for call in (session.step, session.prefill):
+        with pytest.raises(ValueError, match=r"memory\.0 has shape \[2, 3, 27, 5\]; here it must be \[3, 3, 27, 5\]"):
+            call(torch.zeros(3, 1, dtype=torch.int64), state)
+        with pytest.raises(ValueError, match=r"holds 256; token ids must be in 0\.\.255"):
+            call(torch.tensor([[256], [0]]), state)
+    session.step(torch.zeros(2, 1, dtype=torch.int64), state)
+    with pytest.raises(ValueError, match="has 3 rows; the state is of batch size 2"):
+        session.step(torch.zeros(3, 1, dtype=torch.int64), state)
