@@ -61,7 +61,6 @@ class Sidecar(BaseModel):
 
     format: Literal["ramnet-onnx-1"] = "ramnet-onnx-1"
     config: RamNetConfig
-    quantization: Literal["none", "fp16", "int8"] = "none"
     opset: int
     graphs: dict[str, Graph]
     versions: dict[str, str]

@@ -23,7 +23,7 @@ LENGTHS = (1, 7, 63)
 STEPS = 64
 CHECKS = len(BATCHES) * (len(LENGTHS) + 3)
 
-# Measured on untrained models, up to three layers of "340m": at most 5e-6. The rest allows for depth.
+# Measured at most 2e-6, up to three layers of "340m", untrained. The rest allows for depth.
 TOLERANCE = 1e-4
 
 
