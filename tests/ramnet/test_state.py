@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from ramnet import RamNetConfig, RamState
 from tests.samples import full_disk
 
-CONFIG = RamNetConfig.preset("tiny", hidden_size=6, num_layers=2, num_heads=3, value_dim=5, order=3, sub_dim=3)
+CONFIG = RamNetConfig.preset(
+    "tiny", hidden_size=6, num_layers=2, conv_layers=1, num_heads=3, value_dim=5, order=3, sub_dim=3
+)
 
 
 def random_state(batch: int = 3) -> RamState:
