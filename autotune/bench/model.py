@@ -68,8 +68,9 @@ def decode_late(run: Run, threads: int) -> Table | None:
         late = RamState.zeros(model.config, 1)
         for chunk in ids.split(1000, dim=1):
             late = model(chunk, late).state
-    forms = {name: within(use, Decoding(model, state)) for name, state in ((FEW, early), (MANY, late))}
-    return run.compare("decode tiny by position", f"batch 1, {TUNED}", forms, base=FEW, threads=threads)
+    forms = {name: within(use, partial(_decoded, Decoding(model, x), 16)) for name, x in ((FEW, early), (MANY, late))}
+    what = f"batch 1, 16 tokens in turn, {TUNED}"
+    return run.compare("decode tiny by position", what, forms, base=FEW, calls=16, threads=threads)
 
 
 def prefill(run: Run, preset: str, batch: int, tokens: int, threads: int) -> Table:

@@ -16,9 +16,11 @@ from autotune.bench.inputs import ScanInputs, decode_logits, scan_inputs
 from autotune.bench.run import FLOOR, TUNED, Candidate, Run, Table, check, within
 from autotune.bench.step import Steps
 from ramnet import ops
+from ramnet.ops.backend import Backend
 
 ROW_BYTES = 4  # float32
 
+UNDISPATCHED = "tuned, undispatched"
 SMALL, LARGE = "M = 4^5", "M = 4^10"
 Forms = dict[str, Candidate]
 
@@ -72,21 +74,25 @@ def memory_step(run: Run, tokens: int = 64) -> Table:
     inputs = scan_inputs(tokens=tokens)
     expected = ops.memory_scan(*inputs)[0]
     beside = partial(step.beside_mass, inputs)
-    steps = {
+    forms = {
         "eager, slots": Steps(inputs, step.by_slots),
         "eager, in place": Steps(inputs, step.in_place),
         "eager, one gather": Steps(inputs, step.one_gather, beside()),
     }
     if run.compiling("memory_step"):
-        steps["torch.compile, one gather"] = Steps(inputs, torch.compile(step.one_gather), beside())
-    steps |= {name: Steps(inputs, one) for name, one in _plain_cpp(run, cpp.step).items()}
-    for form, call in steps.items():
+        forms["torch.compile, one gather"] = Steps(inputs, torch.compile(step.one_gather), beside())
+    forms |= {name: Steps(inputs, one) for name, one in _plain_cpp(run, cpp.step).items()}
+    for form, call in forms.items():
         check(form, [call.outputs()], [expected])
-    fast: Forms = dict(steps)
+    fast: Forms = dict(forms)
     for name, use in run.kernels.items():
         call = Steps(inputs, ops.memory_step)
         check(name, [within(use, call.outputs)()], [expected])
         fast[name] = within(use, call)
+    if run.undispatched:
+        steps = Steps(inputs, _undispatched_step(run.undispatched))
+        check(UNDISPATCHED, [steps.outputs()], [expected])
+        fast[UNDISPATCHED] = steps
     fast[FLOOR] = partial(run.l2.read, 3 * _row_bytes(inputs))
     slow = {"eager, slots": fast.pop("eager, slots")}
     return run.compare("memory_step", _shape(inputs), fast, slow, base=TUNED, calls=tokens)
@@ -95,7 +101,8 @@ def memory_step(run: Run, tokens: int = 64) -> Table:
 def memory_step_slots(run: Run, tokens: int = 16) -> Table:
     """The step at M = 4^5 and at M = 4^10 with as many rows touched: the same accesses, spread a thousandfold.
 
-    The larger state is 4.3 GB of address space, of which only the pages of the rows that are touched become memory.
+    Run without torch's dispatcher, whose cost would hide a difference. The larger state is 4.3 GB of address space, of
+    which only the pages of the rows that are touched become memory.
     """
     small = scan_inputs(tokens=tokens)
     factor = 4**5
@@ -108,11 +115,11 @@ def memory_step_slots(run: Run, tokens: int = 16) -> Table:
         memory=_untouched(heads * slots * factor * dim).view(1, heads, -1, dim),
         mass=torch.full((1, heads, slots * factor), 0.5),
     )
-    forms: Forms = {}
-    for name, inputs in ((SMALL, small), (LARGE, large)):
-        steps = Steps(inputs, ops.memory_step if run.kernels else step.in_place, (inputs.memory, inputs.mass))
-        forms[name] = within(run.kernels[TUNED], steps) if run.kernels else steps
-    what = f"{_shape(small)}, {TUNED if run.kernels else 'eager, in place'}"
+    form, one = "eager, in place", step.in_place
+    if run.undispatched:
+        form, one = UNDISPATCHED, _undispatched_step(run.undispatched)
+    forms: Forms = {name: Steps(x, one, (x.memory, x.mass)) for name, x in ((SMALL, small), (LARGE, large))}
+    what = f"{_shape(small)}, {form}"
     return run.compare("memory_step by slots", what, forms, base=SMALL, calls=tokens)
 
 
@@ -159,6 +166,10 @@ def _check_all(run: Run, forms: Forms, expected: Sequence[Tensor]) -> None:
     for form, call in forms.items():
         run.on_step(f"checking {form}")
         check(form, call(), expected)
+
+
+def _undispatched_step(backend: Backend) -> Callable[..., Tensor]:
+    return partial(backend.memory_step, decay_power=1.0, eps=1e-6)
 
 
 def _untouched(count: int) -> Tensor:

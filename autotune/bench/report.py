@@ -51,10 +51,11 @@ def machine() -> dict[str, str | int]:
 def show(report: Report, console: Console) -> None:
     """Print the tables, the goals and the notices."""
     for table in report.tables:
-        title = f"{table.name}   {table.what}, {table.threads} thread{'s'[: table.threads > 1]}"
+        threads = f"{table.threads} thread{'s'[: table.threads > 1]}"
+        title = f"{table.name}: {table.what}, {threads}; ratios are over {table.base}"
         shown = rich.table.Table(title=title, title_justify="left", title_style="bold")
-        shown.add_column("form")
-        for column in ("time", "± IQR", f"over {table.base}", "± IQR", "rounds", "calls"):
+        shown.add_column("form", no_wrap=True)
+        for column in ("time", "± IQR", "ratio", "± IQR", "rounds", "calls"):
             shown.add_column(column, justify="right")
         for row in table.rows:
             ratio = "1" if row.form == table.base else f"{_digits(row.ratio)}×"

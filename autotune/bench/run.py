@@ -15,6 +15,7 @@ from torch import Tensor
 
 from autotune.bandwidth import Reader, reader
 from autotune.measure import interleaved, ratio
+from ramnet.ops.backend import Backend, active, registered
 
 Candidate = Callable[[], Any]
 DEFAULT, TUNED, FLOOR = "default schedule", "tuned schedule", "floor"
@@ -84,6 +85,14 @@ class Run:
             DEFAULT: lambda: lowering.use(self.target, tuned=False),
             TUNED: lambda: lowering.use(self.target, tuned=True),
         }
+
+    @cached_property
+    def undispatched(self) -> Backend | None:
+        """The tuned kernels' own functions, without torch's dispatcher."""
+        if not self.kernels:
+            return None
+        with self.kernels[TUNED]():
+            return registered(active())
 
     @cached_property
     def l2(self) -> Reader:
