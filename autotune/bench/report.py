@@ -85,6 +85,7 @@ def save(report: Report, directory: Path) -> list[Path]:
     write_text_atomic(paths[0], report.to_json())
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ImportError:
         report.notices.append("no picture: matplotlib is not installed; pip install 'ramnet[tune]'")
         return paths
@@ -97,11 +98,15 @@ def save(report: Report, directory: Path) -> list[Path]:
         seconds = [row.seconds for row in table.rows]
         bars = axes.barh(forms, seconds, color=["C1" if form == table.base else "C0" for form in forms])
         axes.bar_label(bars, [f" {duration(x)}" for x in seconds], fontsize=8)
-        axes.set_xscale("log")
-        axes.set_xlim(right=max(seconds) * 5)
+        # A bar from 0 says most, as long as the shortest can still be seen.
+        if max(seconds) > 20 * min(seconds):
+            axes.set_xscale("log")
+            axes.set_xlim(min(seconds) / 3, max(seconds) * 10)
+        else:
+            axes.set_xlim(0, max(seconds) * 1.2)
+        axes.xaxis.set_major_formatter(EngFormatter("s"))
         axes.invert_yaxis()
-        axes.set_xlabel("seconds a call", fontsize=8)
-        axes.set_title(f"{table.name}\n{table.what}", fontsize=9)
+        axes.set_title(f"{table.name}: time a call\n{table.what}", fontsize=9)
         axes.tick_params(labelsize=8)
     with written_aside(directory / "bench.png") as aside:
         figure.savefig(aside, dpi=120)

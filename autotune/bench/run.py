@@ -75,12 +75,16 @@ class Run:
 
     @cached_property
     def kernels(self) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-        """What runs the ops on kernels with default and with tuned schedules; empty, with a notice, without TVM."""
+        """What runs the ops on kernels with default and with tuned schedules; empty, with a notice, without TVM.
+
+        ValueError for an unknown target.
+        """
         if importlib.util.find_spec("tvm") is None:
             self.notice("kernels left out: tvm is not installed; pip install 'ramnet[tvm]'")
             return {}
         import lowering
 
+        lowering.find(self.target)
         return {
             DEFAULT: lambda: lowering.use(self.target, tuned=False),
             TUNED: lambda: lowering.use(self.target, tuned=True),
