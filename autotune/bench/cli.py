@@ -10,7 +10,7 @@ import click
 
 @click.command()
 @click.option("--target", default="cpu", help="What the kernels are built for; it must be this machine.")
-@click.option("--quick", is_flag=True, help="Fewer rounds, no torch.compile: about 90 seconds in place of six minutes.")
+@click.option("--quick", is_flag=True, help="Fewer rounds and no torch.compile.")
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/bench"),
     help="Folder for bench.json and bench.png.",
@@ -31,13 +31,16 @@ def bench(target: str, quick: bool, output: Path, threads: int | None) -> None:
     from autotune.bench import everything, report
     from autotune.bench.run import Run, keep_freed_memory
 
-    output.mkdir(parents=True, exist_ok=True)
     console = Console()
     # The progress goes to stderr, so that the tables alone can be piped on.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("starting", total=None)
         run = Run(target, quick, threads or 1, on_step=lambda what: progress.update(task, description=what))
+        if not run.kernels:
+            run.on_step("no kernels")
+        # Before the measuring rather than after it, should it not be writable.
+        output.mkdir(parents=True, exist_ok=True)
         if keep_freed_memory():
             run.notice("freed memory is kept for the next allocation, for every form alike")
         found = everything.measure(

@@ -25,7 +25,6 @@ def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) 
         partial(model.decode_late, threads=model_threads),
         partial(model.decode, preset="340m", threads=model_threads),
     ]
-    run.on_step(f"looking for kernels for {run.target}" if run.kernels else "no kernels")
     tables: dict[str, Table] = {}
     for done, group in enumerate(groups):
         on_group(done, len(groups) + 1)

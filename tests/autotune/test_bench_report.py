@@ -103,7 +103,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
 
 def test_an_unknown_target_is_refused_before_anything_is_measured(tmp_path):
     pytest.importorskip("tvm")
-    result = CliRunner().invoke(bench, ["--target", "toaster", "--output", str(tmp_path)])
+    result = CliRunner().invoke(bench, ["--target", "toaster", "--output", str(tmp_path / "new")])
     assert isinstance(result.exception, ValueError)
     assert "toaster" in str(result.exception)
     assert not list(tmp_path.iterdir())
