@@ -21,6 +21,8 @@ def module(workload: Workload, schedule: MemoryStep) -> Any:
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype = workload.dtype
+    # A block that reads what it writes cannot be made parallel afterwards by a Schedule, so the loop is born so.
+    heads = T.parallel if schedule.parallel else T.serial
 
     @T.prim_func(s_tir=True)
     def memory_step(
@@ -37,7 +39,7 @@ def module(workload: Workload, schedule: MemoryStep) -> Any:
         S = T.match_buffer(memory, (N, M, D), dtype)
         Z = T.match_buffer(mass, (N, M), dtype)
         O = T.match_buffer(output, (N, D), dtype)
-        for n in T.serial(N):
+        for n in heads(N):
             with T.sblock("step"):
                 vn = T.axis.spatial(N, n)
                 T.reads(
@@ -48,10 +50,7 @@ def module(workload: Workload, schedule: MemoryStep) -> Any:
                 factors = T.sblock_alloc_buffer((K,), dtype)
                 _token(workload, schedule, vn, WS, W, RS, R, V, S, Z, O, decays, factors)
 
-    plan = tvm.s_tir.Schedule(memory_step)
-    if schedule.parallel:
-        plan.parallel(*plan.get_loops(plan.get_sblock("step")))
-    return plan.mod
+    return tvm.s_tir.Schedule(memory_step).mod
 
 
 def _token(workload: Workload, schedule: MemoryStep, n: Any, WS: Any, W: Any, RS: Any, R: Any, V: Any, S: Any,

@@ -1,0 +1,109 @@
+"""Records: merged by workload and device, looked up exactly, then nearest, then not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schedules.cpu import MemoryStep
+from schedules.records import Record, Time, choose, load, merge, records_path
+from schedules.workload import Workload
+
+CONSTANTS = {"decay_power": 1.0, "eps": 1e-6}
+
+
+def step(**sizes: int) -> Workload:
+    return Workload(op="memory_step", shape={"N": 16, "K": 8, "M": 1024, "D": 64} | sizes, constants=CONSTANTS)
+
+
+def record(workload: Workload, unroll: int = 4, device: str = "here", how: str = "measured") -> Record:
+    time = Time(median=1e-6, spread=1e-7, runs=9)
+    return Record(
+        workload=workload, target="cpu", device=device, knobs={"tile": 8, "unroll": unroll, "parallel": False},
+        how=how, gain=1.5, gain_spread=0.1, tuned=time, default=time, eager=time, trials=3, fingerprint="f",
+        versions={"apache-tvm": "0"}, date="2026-01-01",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path))
+    return records_path("cpu")
+
+
+def test_exact_record_wins(file: Path) -> None:
+    merge(file, [record(step(), unroll=2), record(step(D=128), unroll=4)])
+    choice = choose(step(), "cpu", "here")
+    assert choice.source == "record"
+    assert choice.schedule == MemoryStep(tile=8, unroll=2, parallel=False)
+
+
+def test_nearest_record_that_fits_comes_next(file: Path) -> None:
+    merge(file, [record(step(M=4096), unroll=2), record(step(M=1 << 20), unroll=4)])
+    assert choose(step(M=2048), "cpu", "here").schedule.unroll == 2
+    assert choose(step(M=2048), "cpu", "here").source.startswith("nearest: memory_step N=16 K=8 M=4096")
+    # tile = 8 does not divide 12 channels, so neither record fits.
+    assert choose(step(D=12), "cpu", "here").source == "default"
+
+
+def test_at_one_distance_a_record_of_this_device_comes_first(file: Path) -> None:
+    merge(file, [record(step(), unroll=2, device="elsewhere"), record(step(), unroll=4, device="here")])
+    assert choose(step(), "cpu", "here").schedule.unroll == 4
+    assert choose(step(), "cpu", "elsewhere").schedule.unroll == 2
+    assert choose(step(), "cpu", "a third").source.startswith("nearest")
+
+
+def test_without_records_the_default_is_taken(file: Path) -> None:
+    assert not file.exists()
+    assert choose(step(), "cpu", "here").source == "default"
+
+
+def test_merging_replaces_by_workload_and_device_and_keeps_the_file_sorted(file: Path) -> None:
+    merge(file, [record(step(M=64)), record(step(M=16))])
+    merge(file, [record(step(M=64), unroll=8)])
+    rows = load(file)
+    assert [r.workload.shape["M"] for r in rows] == [16, 64]
+    assert rows[1].knobs["unroll"] == 8
+    assert file.read_text().count("\n") == 2
+
+
+def test_modelled_never_replaces_measured(file: Path) -> None:
+    merge(file, [record(step(), unroll=2)])
+    merge(file, [record(step(), unroll=8, how="modelled")])
+    assert load(file)[0].knobs["unroll"] == 2
+    merge(file, [record(step(M=16), unroll=2, how="modelled")])
+    merge(file, [record(step(M=16), unroll=8)])
+    assert load(file)[1 if load(file)[0].workload.shape["M"] != 16 else 0].knobs["unroll"] == 8
+
+
+@pytest.mark.parametrize("text", ["not json\n", '{"some": "json"}\n', "[]\n"])
+def test_foreign_file_is_refused_with_its_line_and_left_alone(file: Path, text: str) -> None:
+    merge(file, [record(step())])
+    file.write_text(file.read_text() + text)
+    before = file.read_text()
+    with pytest.raises(ValueError, match=r"cpu\.jsonl, line 2, is not a record"):
+        choose(step(), "cpu", "here")
+    with pytest.raises(ValueError, match="line 2"):
+        merge(file, [record(step())])
+    assert file.read_text() == before
+
+
+def test_knobs_of_another_op_are_refused(file: Path) -> None:
+    bad = record(step()).model_copy(update={"knobs": {"lanes": 8}})
+    file.write_text(bad.model_dump_json() + "\n")
+    with pytest.raises(ValueError, match="line 1, is not a record"):
+        load(file)
+
+
+def test_workload_axes_are_checked() -> None:
+    with pytest.raises(ValueError, match="memory_step has the axes N K M D, not N K"):
+        Workload(op="memory_step", shape={"N": 1, "K": 1})
+
+
+def test_shipped_records_are_valid_and_measured() -> None:
+    shipped = load(Path(__file__).parents[2] / "schedules" / "records" / "cpu.jsonl")
+    assert {r.workload.op for r in shipped} == {
+        "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step",
+    }  # fmt: skip
+    assert all(r.how == "measured" and r.tuned.median > 0 and r.schedule().refusal(r.workload) is None for r in shipped)
