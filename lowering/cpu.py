@@ -72,7 +72,7 @@ class CpuKernels:
         kernel = self.kernel("address_decode_backward", (rows.shape[0], order, sub_dim, top_k), dtype)
         lanes = kernel.schedule.lanes
         rows, count = _at_least(rows, lanes)
-        others = (_ready(grad_weights, dtype), _ready(slots, torch.int32), _ready(weights, dtype))
+        others = (_ready(grad_weights, dtype), _ready(slots, dtype), _ready(weights, dtype))
         grad_w, s, w = (_at_least(x.view(-1, top_k), lanes)[0] for x in others)
         grad = torch.empty_like(rows)
         if count:
@@ -158,13 +158,15 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contiguous, of the type that the kernel takes, and no more attached to a graph."""
-    return tensor.detach().to(dtype).contiguous()
+    """Contiguous, and of the type that the kernel takes where it is floating; slots are int32 already."""
+    if tensor.dtype != dtype and tensor.dtype.is_floating_point:
+        tensor = tensor.to(dtype)
+    return tensor.contiguous()
 
 
 def _heads_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, H, …] to [N, …], ready for a kernel; slots stay int32."""
-    return _ready(tensor, dtype if tensor.dtype.is_floating_point else torch.int32).flatten(0, 1)
+    """[B, H, …] to [N, …], ready for a kernel."""
+    return _ready(tensor, dtype).flatten(0, 1)
 
 
 def _at_least(rows: Tensor, lanes: int) -> tuple[Tensor, int]:

@@ -142,26 +142,30 @@ def _differentiate_memory_scan(
 memory_scan.register_autograd(_differentiate_memory_scan, setup_context=_save_memory_scan)
 
 
-@torch.library.custom_op("ramnet::memory_step", mutates_args=("memory", "mass"))
-def memory_step(
-    write_slots: Tensor,
-    write_weights: Tensor,
-    read_slots: Tensor,
-    read_weights: Tensor,
-    values: Tensor,
-    memory: Tensor,
-    mass: Tensor,
-    decay_power: float = 1.0,
-    eps: float = 1e-6,
-    kernels: str = "",
-) -> Tensor:
-    """``ramnet.ops.memory_step`` without its checks of shapes."""
+# Defined by schema rather than by torch.library.custom_op, whose wrapper of an op that mutates takes 68 µs a call where
+# this takes 5: at 27 layers a token that was 4 % of decoding "340m".
+_LIBRARY = torch.library.Library("ramnet", "FRAGMENT")
+_LIBRARY.define(
+    "memory_step(Tensor write_slots, Tensor write_weights, Tensor read_slots, Tensor read_weights, Tensor values,"
+    " Tensor(a!) memory, Tensor(b!) mass, float decay_power=1.0, float eps=1e-6, str kernels='') -> Tensor"
+)
+memory_step = torch.ops.ramnet.memory_step.default
+
+
+def _memory_step(
+    write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
+    values: Tensor, memory: Tensor, mass: Tensor,
+    decay_power: float = 1.0, eps: float = 1e-6, kernels: str = "",
+) -> Tensor:  # fmt: skip
     return (registered(kernels) if kernels else reference).memory_step(
         write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps
     )
 
 
-@memory_step.register_fake
+_LIBRARY.impl("memory_step", _memory_step, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("ramnet::memory_step")
 def _(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
     values: Tensor, memory: Tensor, mass: Tensor,
