@@ -1,0 +1,32 @@
+"""The line that says where a tuning run is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import rich.progress
+from rich.console import Console
+
+from autotune.tuner import Progress
+
+
+@contextmanager
+def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A function that keeps the line up to date, within the block."""
+    with rich.progress.Progress(
+        rich.progress.SpinnerColumn(), rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=16), rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[state]}"), console=console, transient=True,
+    ) as live:  # fmt: skip
+        task = live.add_task("starting", total=None, state="")
+
+        def update(progress: Progress) -> None:
+            left = "" if progress.seconds_left is None else f" · {progress.seconds_left:.0f} s left"
+            state = f"best {progress.gain:.2f}× · {progress.failures} failed{left} · {progress.doing}"
+            live.update(
+                task, description=progress.workload.op, completed=progress.trials, total=progress.most_trials,
+                state=state,
+            )  # fmt: skip
+
+        yield update

@@ -1,0 +1,230 @@
+"""One op's search: an Optuna study in a journal that knows the default, what is refused, and what was tried."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import random
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from autotune.journal import locked, open_journal
+from schedules.cpu import SCHEDULES, Schedule
+from schedules.workload import Workload
+
+if TYPE_CHECKING:
+    import optuna
+
+Sampler = Literal["tpe", "random"]
+# Suggestions in a row that need no measurement, before a combination that nobody has tried is drawn by lot.
+PATIENCE = 5
+# A combination that was under way when so many processes were killed is refused: it may be what kills them.
+MOST_KILLS = 2
+# These cost nothing and tell nothing new.
+NOT_MEASURED = ("refused", "duplicate", "interrupted", "killed")
+
+
+class Study:
+    """The trials of ``workload`` on one device under one fingerprint of the kernels; values are gains over the default.
+
+    Trial 0 is the default schedule. Each trial has a ``status``: "ok", "refused", "duplicate", "interrupted"
+    (by Ctrl-C), "killed", or how it failed; and ``error``, in words, where it is not "ok". All of it is on disk when
+    a method returns.
+
+    Args:
+        identity: what else makes a result another one: device, threads, fingerprint.
+        seconds_a_trial: no trial takes longer; one that did was left by a process that ended.
+
+    Raises:
+        ValueError: for a file that is no journal. ImportError: without Optuna.
+    """
+
+    def __init__(
+        self, journal: Path, workload: Workload, identity: str, sampler: Sampler = "tpe", seed: int = 0,
+        seconds_a_trial: float = 300.0,
+    ) -> None:  # fmt: skip
+        self.workload, self.sampler, self.seed, self.seconds_a_trial = workload, sampler, seed, seconds_a_trial
+        self.kind = SCHEDULES[workload.op]
+        default = self.kind.default(workload)
+        # The default may lie outside the values that are worth trying.
+        self.space = {
+            name: tuple(dict.fromkeys((*values, getattr(default, name))))
+            for name, values in self.kind.space(workload).items()
+        }
+        combinations = itertools.product(*self.space.values())
+        schedules = (self.kind(**dict(zip(self.space, values, strict=True))) for values in combinations)
+        self.valid = [schedule for schedule in schedules if schedule.refusal(workload) is None]
+        self.storage = open_journal(journal)
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        space = hashlib.sha256(repr(self.space).encode()).hexdigest()[:6]
+        self.optuna = optuna.create_study(
+            storage=self.storage,
+            study_name=f"{workload.name} | {identity} | space {space}",
+            direction="maximize",
+            load_if_exists=True,
+        )
+        self.lock = journal.with_name(f".{journal.name}.lock")
+
+    def begin(self, *first: Schedule) -> None:
+        """Take over what ended processes left, and put the default, then ``first``, at the head of a new study."""
+        with locked(self.lock):
+            for trial in self._trials("RUNNING"):
+                if not _alive(trial, self.seconds_a_trial):
+                    self._end(trial, "killed", "its process ended before it did")
+                    schedule = self._schedule(trial)
+                    if schedule is not None and schedule not in self._given_up():
+                        self.optuna.enqueue_trial(trial.params)
+            if not self.optuna.get_trials(deepcopy=False):
+                for schedule in (self.kind.default(self.workload), *first):
+                    if all(getattr(schedule, name) in values for name, values in self.space.items()):
+                        self.optuna.enqueue_trial(schedule.model_dump(), skip_if_exists=True)
+
+    def next(self) -> tuple[optuna.Trial, Schedule] | None:
+        """A trial of a combination that nobody has tried, and its schedule; None when all were."""
+        with locked(self.lock):  # so that two processes do not begin the same one
+            for suggestions in itertools.count():
+                untried, waiting = self.untried(), self._trials("WAITING")
+                if not untried and not waiting:
+                    return None
+                if suggestions >= PATIENCE and untried and not waiting:
+                    number = len(self.optuna.get_trials(deepcopy=False))
+                    self.optuna.enqueue_trial(random.Random(self.seed + number).choice(untried).model_dump())
+                trial, schedule = self._ask()
+                refusal = schedule.refusal(self.workload)
+                if schedule in self._given_up():
+                    refusal = f"{MOST_KILLS} processes were killed while it was under way"
+                same = self.finished().get(schedule) or self._under_way(schedule, trial.number)
+                if refusal is not None:
+                    self._end(trial, "refused", refusal)
+                elif same is not None:
+                    self._end(trial, "duplicate", f"of trial {same.number}", same.value)
+                else:
+                    return trial, schedule
+        raise AssertionError
+
+    def succeed(self, trial: optuna.Trial, gain: float, **details: Any) -> None:
+        """``gain`` is the default's time over the trial's."""
+        for name, value in details.items():
+            trial.set_user_attr(name, value)
+        self._end(trial, "ok", "", gain)
+
+    def fail(self, trial: optuna.Trial, status: str, error: str) -> None:
+        """The trial came to nothing."""
+        self._end(trial, status, error)
+
+    def interrupt(self, trial: optuna.Trial) -> None:
+        """The search stops in mid-trial; the next one begins with it."""
+        self._end(trial, "interrupted", "the search was stopped")
+        self.optuna.enqueue_trial(trial.params)
+
+    def finished(self) -> dict[Schedule, optuna.trial.FrozenTrial]:
+        """The trials that tell what a schedule is worth: one of each, the first."""
+        found: dict[Schedule, optuna.trial.FrozenTrial] = {}
+        for trial in self._trials("COMPLETE", "FAIL"):
+            if trial.user_attrs.get("status", "killed") not in NOT_MEASURED:
+                found.setdefault(self.kind(**trial.params), trial)
+        return found
+
+    def untried(self) -> list[Schedule]:
+        """Valid combinations that are neither finished nor under way."""
+        taken = {*self.finished(), *(self._schedule(trial) for trial in self._trials("RUNNING"))}
+        return [schedule for schedule in self.valid if schedule not in taken | self._given_up()]
+
+    def best(self, count: int) -> list[Schedule]:
+        """The ``count`` best schedules by gain, the default left out."""
+        default = self.kind.default(self.workload)
+        ok = [(t.value, s) for s, t in self.finished().items() if t.value is not None and s != default]
+        return [schedule for _, schedule in sorted(ok, key=lambda pair: -pair[0])[:count]]
+
+    def seconds(self, schedule: Schedule) -> float:
+        """The time of a call when it was measured; 0 where it was not."""
+        trial = self.finished().get(schedule)
+        return 0.0 if trial is None else float(trial.user_attrs.get("seconds", 0.0))
+
+    def summary(self) -> Summary:
+        """How the search stands."""
+        finished = list(self.finished().values())
+        gains = [trial.value for trial in finished if trial.value is not None]
+        reasons = Counter(trial.user_attrs["status"] for trial in self._trials("COMPLETE", "FAIL", "PRUNED"))
+        return Summary(len(finished), max(gains, default=1.0), dict(reasons))
+
+    def _ask(self) -> tuple[optuna.Trial, Schedule]:
+        trial = self.optuna.ask()
+        # A sampler for each trial, seeded by its number: a resumed search goes on as if it had never stopped.
+        self.optuna.sampler = self._sampler(self.seed * 100_003 + trial.number)
+        trial.set_user_attr("owner", {"host": socket.gethostname(), "pid": os.getpid(), "began": _birth(os.getpid())})
+        knobs = {name: trial.suggest_categorical(name, values) for name, values in self.space.items()}
+        return trial, self.kind(**knobs)
+
+    def _under_way(self, schedule: Schedule, number: int) -> optuna.trial.FrozenTrial | None:
+        """A trial of the same combination that another process has under way."""
+        others = (trial for trial in self._trials("RUNNING") if trial.number != number)
+        return next((trial for trial in others if self._schedule(trial) == schedule), None)
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        import optuna
+
+        if self.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(seed=seed)
+
+    def _end(self, trial: Any, status: str, error: str, value: float | None = None) -> None:
+        """Finish a trial, of this process or another."""
+        import optuna
+
+        State = optuna.trial.TrialState
+        for name, text in (("status", status), ("error", error)):
+            self.storage.set_trial_user_attr(trial._trial_id, name, text)
+        state = State.PRUNED if status == "refused" else State.FAIL if value is None else State.COMPLETE
+        self.optuna.tell(trial.number, value, state=state)
+
+    def _given_up(self) -> set[Schedule | None]:
+        killed = (trial for trial in self._trials("FAIL") if trial.user_attrs.get("status") == "killed")
+        counts = Counter(self._schedule(trial) for trial in killed)
+        return {schedule for schedule, count in counts.items() if count >= MOST_KILLS}
+
+    def _schedule(self, trial: optuna.trial.FrozenTrial) -> Schedule | None:
+        """None where the trial was stopped before it had all its knobs."""
+        return self.kind(**trial.params) if len(trial.params) == len(self.space) else None
+
+    def _trials(self, *states: str) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state.name in states]
+
+
+class Summary(NamedTuple):
+    """How a search stands: combinations measured (failures too), the best gain, trials by status."""
+
+    trials: int
+    best: float
+    statuses: dict[str, int]
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Trials that were begun and came to nothing, by reason."""
+        return {status: count for status, count in self.statuses.items() if status not in ("ok", *NOT_MEASURED)}
+
+
+def _birth(pid: int) -> float | None:
+    """When a process of this machine began; None where there is none."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def _alive(trial: optuna.trial.FrozenTrial, seconds: float) -> bool:
+    """Whether the process that runs a trial is still there, as far as can be told from here."""
+    owner = trial.user_attrs.get("owner")
+    if owner is not None and owner["host"] == socket.gethostname():
+        birth = _birth(owner["pid"])
+        return birth is not None and abs(birth - owner["began"]) < 5  # the system's clock may have been set
+    begun = trial.datetime_start
+    return begun is not None and time.time() - begun.timestamp() < seconds

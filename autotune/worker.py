@@ -1,0 +1,177 @@
+"""A process that builds, checks and times kernels for the tuner, and that can be killed when one of them hangs."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Self
+
+from autotune.measure import Timing
+from autotune.measurer import Build, Measurer, WrongResultError
+from lowering.kernels import lower
+from schedules.cpu import Schedule
+from schedules.workload import Workload
+
+# Imports of torch and tvm, and the reference's answer, on a slow and busy machine.
+START_SECONDS = 180.0
+
+
+class FailedError(RuntimeError):
+    """A candidate came to nothing: ``status`` says how in one word, the text why."""
+
+    def __init__(self, status: str, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Worker:
+    """The tuner's side of the process, which is started when it is needed and replaced when it was killed.
+
+    Args:
+        threads: of the kernels.
+        build_limit, run_limit: seconds that a candidate may take to build; and to be checked, or timed beyond the
+            seconds that timing was granted.
+        build: makes a kernel. Both sides import it, so it must be a module's function.
+    """
+
+    def __init__(
+        self, threads: int, build_limit: float = 60.0, run_limit: float = 30.0, build: Build = lower
+    ) -> None:  # fmt: skip
+        self.threads, self.build_limit, self.run_limit, self.build = threads, build_limit, run_limit, build
+        self.process: Any = None
+        self.workload: tuple[Workload, str] | None = None
+        self.log = Path()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def open(self, workload: Workload, target: str) -> None:
+        """What follows is about ``workload``. FailedError where not even its inputs can be made."""
+        self.workload = workload, target
+        if self.process is None:
+            self._start()
+        else:
+            self._call("open", START_SECONDS, "start", workload, target, self.threads)
+
+    def try_out(self, schedule: Schedule) -> None:
+        """Build and check. FailedError: build_error, build_timeout, wrong_result, run_error, run_timeout or crash."""
+        self._call("build", self.build_limit, "build", schedule)
+        self._call("check", self.run_limit, "run", schedule)
+
+    def measure(
+        self, candidates: Mapping[str, Schedule | None], rounds: int, seconds: float
+    ) -> dict[str, Timing]:  # fmt: skip
+        """Time in turn; None is the reference. FailedError: run_error, run_timeout or crash."""
+        for schedule in candidates.values():
+            if schedule is not None:  # a fresh process has built nothing yet
+                self._call("build", self.build_limit, "build", schedule)
+        timings: dict[str, Timing] = self._call(
+            "measure", self.run_limit + seconds, "run", dict(candidates), rounds, seconds
+        )
+        return timings
+
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.connection.close()
+            self.process = None
+            self.log.unlink(missing_ok=True)
+
+    def _start(self) -> None:
+        assert self.workload is not None
+        context = multiprocessing.get_context("spawn")
+        handle, name = tempfile.mkstemp(prefix="ramnet-worker-", suffix=".log")
+        os.close(handle)
+        self.log = Path(name)
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, self.build, name), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._call("open", START_SECONDS, "start", *self.workload, self.threads)
+
+    def _call(self, method: str, limit: float, phase: str, *arguments: Any) -> Any:
+        if self.process is None:
+            self._start()
+        try:
+            self.connection.send((method, arguments))
+            if not self.connection.poll(limit):
+                self.kill()
+                raise FailedError(f"{phase}_timeout", f"{method} took longer than {limit:g} s")
+            status, result = self.connection.recv()
+        except (EOFError, OSError):
+            raise FailedError("crash", self._last_words(method)) from None
+        except BaseException:  # Ctrl-C: the answer may still come, and would be taken for the next one's
+            self.kill()
+            raise
+        if status == "ok":
+            return result
+        raise FailedError("wrong_result" if status == "wrong_result" else f"{phase}_error", result)
+
+    def _last_words(self, method: str) -> str:
+        self.process.join(5)
+        code = self.process.exitcode
+        how = f"exit status {code}"
+        if code is not None and code < 0:
+            how = f"signal {-code} ({signal.strsignal(-code)})"
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        self.kill()
+        return f"the process ended in {method} with {how}" + "".join(f"; {line}" for line in lines[:1])
+
+
+def _serve(connection: Connection, build: Build, log: str) -> None:
+    """The worker's process: does what it is told until its parent ends."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    with Path(log).open("wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        faulthandler.enable(file)
+        measurer = Measurer(build)
+        while True:
+            try:
+                method, arguments = connection.recv()
+            except EOFError:
+                return
+            try:
+                answer = ("ok", getattr(measurer, method)(*arguments))
+            except WrongResultError as error:
+                answer = ("wrong_result", str(error))
+            except Exception as error:  # noqa: BLE001 whatever a candidate raises is its result
+                answer = ("error", _one_line(error))
+            connection.send(answer)
+
+
+def _one_line(error: Exception) -> str:
+    """The error's type and text; of a compiler's long one, which quotes the program, the head and the end."""
+    text = " ".join(re.sub(r"\^{2,}", " ", f"{type(error).__name__}: {error}").split())
+    return text if len(text) <= 600 else f"{text[:250]} … {text[-350:]}"
+
+
+def _die_with_parent() -> None:
+    """End when the parent does, also by kill -9 and in the middle of a kernel."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,214 @@
+"""A tuning run: what it measures, keeps and records."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune import report
+from autotune.measure import Timing
+from autotune.tuner import Budget, Progress, Result, is_faster, tune
+from autotune.worker import FailedError, Worker
+from schedules import records
+from schedules.cpu import AddressDecodeBackward, Schedule
+from schedules.workload import Workload
+from tests.autotune import faulty
+from tests.autotune.faulty import WORKLOAD, Synthetic
+
+pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[tune]'")
+pytest.importorskip("tvm", reason="tuning for the CPU needs tvm: pip install 'ramnet[tvm]'")
+
+DEFAULT = AddressDecodeBackward.default(WORKLOAD)
+BEST = AddressDecodeBackward(lanes=8, parallel=False)
+
+
+def run(folder: Path, measures: Any, trials: int | None = None, **options: Any) -> list[Result]:
+    return tune(
+        "cpu", [WORKLOAD], measures, journal=folder / "journal.log", records_file=folder / "records.jsonl",
+        budget=Budget(seconds=None, trials=trials), threads=1, **options,
+    )  # fmt: skip
+
+
+def test_the_fastest_is_recorded_with_its_gain(tmp_path: Path) -> None:
+    measures = Synthetic(lambda schedule: 2.0 if schedule == BEST else 1.0)
+    (result,) = run(tmp_path, measures)
+    assert measures.tried[1] == DEFAULT
+    (record,) = records.load(tmp_path / "records.jsonl")
+    assert record == result.record
+    assert (record.schedule(), record.gain, record.gain_spread) == (BEST, 2.0, 0.0)
+    assert (record.trials, record.how) == (8, "measured")
+    assert record.default.median == 2 * record.tuned.median
+    assert result.over_eager[0] == pytest.approx(20)
+
+
+def test_the_default_stays_where_there_is_no_gain(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 1.0))
+    assert result.is_default
+    assert result.record.gain == 1.0
+    assert "no gain" in report.cells(result)
+
+
+def test_a_lucky_trial_is_found_out_by_the_final_comparison(tmp_path: Path) -> None:
+    class Lucky(Synthetic):
+        def measure(self, candidates: Any, rounds: int, seconds: float) -> dict[str, Timing]:
+            self.gain = lambda schedule: 2.0 if schedule == BEST and "candidate" in candidates else 1.0
+            return super().measure(candidates, rounds, seconds)
+
+    (result,) = run(tmp_path, Lucky(None))
+    assert result.study.best(1) == [BEST]
+    assert result.is_default
+
+
+@pytest.mark.parametrize(("wins", "faster"), [(9, True), (8, True), (6, False), (5, False), (0, False)])
+def test_faster_means_in_more_than_three_of_four_rounds(wins: int, faster: bool) -> None:
+    candidate = Timing(tuple(0.5 if i < wins else 1.5 for i in range(9)), 9)
+    assert is_faster(Timing((1.0,) * 9, 9), candidate) == faster
+
+
+def test_trials_of_an_earlier_run_count_and_are_not_repeated(tmp_path: Path) -> None:
+    first = Synthetic(lambda schedule: 1.0)
+    run(tmp_path, first, trials=3)
+    second = Synthetic(lambda schedule: 1.0)
+    (result,) = run(tmp_path, second, trials=5)
+    assert result.record.trials == 5
+    assert not {*first.tried[1:]} & {*second.tried[1:]}
+
+
+def test_the_recorded_schedule_is_tried_right_after_the_default(tmp_path: Path) -> None:
+    def gain(schedule: Schedule) -> float:
+        return 2.0 if schedule == BEST else 1.0
+
+    run(tmp_path, Synthetic(gain))
+    (tmp_path / "journal.log").unlink()
+    again = Synthetic(gain)
+    (result,) = run(tmp_path, again, trials=2)
+    assert again.tried[1:] == [DEFAULT, BEST]
+    assert result.record.schedule() == BEST
+
+
+def test_measured_replaces_modelled_and_not_the_reverse(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 2.0 if schedule == BEST else 1.0))
+    modelled = result.record.model_copy(update={"how": "modelled", "knobs": DEFAULT.model_dump()})
+    records.merge(path, [modelled])
+    assert records.load(path) == [result.record]
+    path.unlink()
+    records.merge(path, [modelled])
+    run(tmp_path, Synthetic(lambda schedule: 2.0 if schedule == BEST else 1.0))
+    assert records.load(path)[0].how == "measured"
+
+
+def test_ctrl_c_keeps_the_journal_and_writes_no_record(tmp_path: Path) -> None:
+    class Impatient(Synthetic):
+        def try_out(self, schedule: Schedule) -> None:
+            super().try_out(schedule)
+            if len(self.tried) == 5:
+                raise KeyboardInterrupt
+
+    impatient = Impatient(lambda schedule: 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, impatient)
+    assert not (tmp_path / "records.jsonl").exists()
+    later = Synthetic(lambda schedule: 1.0)
+    (result,) = run(tmp_path, later)
+    assert later.tried[1] == impatient.tried[-1]
+    assert result.record.trials == 8
+    assert result.study.summary().statuses["interrupted"] == 1
+
+
+def test_a_default_that_fails_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    class Broken(Synthetic):
+        def try_out(self, schedule: Schedule) -> None:
+            raise FailedError("wrong_result", "the relative RMSE is 1.0e+00; 1e-05 is allowed")
+
+    with pytest.raises(RuntimeError, match=r"R=512 .*: the default schedule fails: the relative RMSE is 1.0e"):
+        run(tmp_path, Broken(None))
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_no_time_is_left_for_more_than_the_default(tmp_path: Path) -> None:
+    shown: list[Progress] = []
+    (result,) = tune(
+        "cpu", [WORKLOAD], Synthetic(lambda schedule: 1.0), journal=tmp_path / "journal.log",
+        records_file=tmp_path / "records.jsonl", budget=Budget(1e-9), threads=1, on_progress=shown.append,
+    )  # fmt: skip
+    assert result.record.trials == 1
+    assert [progress.doing for progress in shown] == [
+        "starting", "searching", "comparing the finalists", "comparing with eager PyTorch",
+    ]  # fmt: skip
+    assert shown[-1].seconds_left == 0
+
+
+@pytest.mark.parametrize(("options", "named"), [({"seconds": 0}, "budget is 0"), ({"trials": -1}, "trials is -1")])
+def test_an_empty_budget_is_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Budget(**options)
+
+
+def test_each_failure_in_a_worker_costs_one_trial(tmp_path: Path) -> None:
+    with Worker(1, build_limit=2, run_limit=4, build=faulty.build) as worker:
+        (result,) = run(tmp_path, worker)
+        path = tmp_path / "report.html"
+        report.write([result], path)
+    trials = result.study.optuna.get_trials()
+    found = {
+        (trial.params["lanes"], trial.params["parallel"]): trial.user_attrs["status"]
+        for trial in trials
+        if trial.user_attrs["status"] not in ("duplicate", "refused")
+    }
+    assert found == faulty.STATUS
+    errors = {trial.user_attrs["status"]: trial.user_attrs["error"] for trial in trials}
+    assert "signal 11" in errors["crash"] and "Segmentation fault" in errors["crash"]
+    assert errors["build_timeout"] == "build took longer than 2 s"
+    assert errors["run_timeout"] == "check took longer than 4 s"
+    assert errors["build_error"] == "ValueError: no such vector"
+    assert errors["run_error"] == "RuntimeError: out of luck"
+    assert errors["wrong_result"].endswith("1e-05 is allowed")
+    assert result.record.trials == 8
+    page = path.read_text()
+    assert all(text in page for text in ("no such vector", "out of luck", "Segmentation fault"))
+    assert page.count("data:image/png;base64") == 0  # two gains are no history
+
+
+def test_the_report_shows_history_and_importances(tmp_path: Path) -> None:
+    results = run(tmp_path, Synthetic(lambda schedule: 1.0 + schedule.lanes / 8))
+    report.write(results, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 2
+    assert "5.00× ± 0.00" not in page  # the gain is over the default, of 3
+    assert "1.67× ± 0.00" in page and "lanes=32" in page
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up as Linux lists them")
+def test_a_worker_dies_with_its_parent_also_by_kill_9() -> None:
+    psutil = pytest.importorskip("psutil")
+    code = """
+from autotune.worker import Worker
+from tests.autotune import faulty
+worker = Worker(1, build=faulty.build)
+if __name__ == "__main__":
+    worker.open(faulty.WORKLOAD, "cpu")
+    print(worker.process.pid, flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:  # fmt: skip
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    gone, _ = psutil.wait_procs([worker], timeout=20)
+    assert gone
+
+
+def test_a_worker_is_gone_after_use() -> None:
+    with Worker(1, build=faulty.build) as worker:
+        worker.open(Workload(op="address_decode_backward", shape={"R": 4, "U": 1, "P": 2, "K": 1}), "cpu")
+        assert len(multiprocessing.active_children()) == 1
+    assert not multiprocessing.active_children()
+    assert not worker.log.exists()

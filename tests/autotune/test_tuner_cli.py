@@ -1,0 +1,115 @@
+"""``ramnet tune`` as a user types it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from autotune.worker import Worker
+from lowering import runtime
+from ramnet.cli import main
+from ramnet.config import RamNetConfig
+from schedules import records
+
+pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[tune]'")
+pytest.importorskip("tvm", reason="tuning for the CPU needs tvm: pip install 'ramnet[tvm]'")
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ramnet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Command]:
+    """Runs the command line in this process; gives its exit status, stdout and stderr."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        places = ("--output", tmp_path / "runs", "--records", tmp_path / "records.jsonl")
+        monkeypatch.setattr(sys, "argv", ["ramnet", "tune", *map(str, (*places, *arguments))])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capfd.readouterr()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_small_model_is_tuned(ramnet: Command, tmp_path: Path) -> None:
+    config = RamNetConfig(
+        vocab_size=8, hidden_size=8, num_layers=1, num_heads=2, value_dim=4, order=2, sub_dim=2, top_k=2
+    )  # fmt: skip
+    config.save(tmp_path / "model" / "config.json")
+    status, out, _ = ramnet(
+        "--checkpoint", tmp_path / "model", "--length", "8", "--trials", "1", "--threads", "1",
+        "--op", "memory_step", "--op", "address_decode",
+    )  # fmt: skip
+    assert status == 0
+    assert "tuned kernels against eager PyTorch" in out
+    assert str(tmp_path / "records.jsonl") in out
+    assert str(tmp_path / "runs" / "cpu" / "report.html") in out
+    found = records.load(tmp_path / "records.jsonl")
+    assert [record.workload.op for record in found] == ["address_decode", "address_decode", "memory_step"]
+    assert {record.workload.shape["K"] for record in found} == {2}
+    assert all(record.gain == 1.0 and record.eager.median > 0 for record in found)
+    assert sorted(path.name for path in (tmp_path / "runs" / "cpu").iterdir()) == [
+        ".journal.log.lock", "journal.log", "report.html",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--target", "abacus"), "ramnet: target 'abacus' is unknown; there are cpu"),
+        (("--budget", "0"), "ramnet: budget is 0.0; it must be above 0"),
+        (("--preset", "huge"), "ramnet: preset 'huge' is unknown; there are 340m"),
+        (("--length", "0"), "ramnet: length is 0; it must be at least 1"),
+    ],
+)
+def test_bad_options_are_one_line_and_write_nothing(
+    ramnet: Command, tmp_path: Path, arguments: tuple[str, ...], line: str
+) -> None:
+    status, out, err = ramnet(*arguments)
+    assert (status, out, len(err.strip().splitlines())) == (1, "", 1)
+    assert err.startswith(line)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("option", "name"), [("--journal", "journal.log"), ("--records", "mine.jsonl")])
+def test_a_foreign_file_is_one_line_and_left_alone(ramnet: Command, tmp_path: Path, option: str, name: str) -> None:
+    (tmp_path / name).write_text("a letter\n")
+    status, out, err = ramnet(option, tmp_path / name)
+    assert (status, out, len(err.strip().splitlines())) == (1, "", 1)
+    assert f"{name}, line 1, is not a" in err
+    assert (tmp_path / name).read_text() == "a letter\n"
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_without_tvm_it_says_what_to_install(ramnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(runtime, "_threads", 0)
+    runtime._ffi.cache_clear()
+    status, out, err = ramnet()
+    assert (status, out, len(err.strip().splitlines())) == (1, "", 1)
+    assert "pip install 'ramnet[tvm]'" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_exits_130_and_leaves_no_record(
+    ramnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Worker, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, "open", interrupted)
+    status, out, err = ramnet("--preset", "tiny", "--trials", "1")
+    assert (status, out, err.strip()) == (130, "", "ramnet: interrupted")
+    assert not (tmp_path / "records.jsonl").exists()
+    assert not (tmp_path / "runs" / "cpu" / "report.html").exists()

@@ -1,0 +1,214 @@
+"""The search: what is tried, in what order, and what survives."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.study import MOST_KILLS, Study
+from schedules.cpu import MemoryScan, Schedule
+from schedules.workload import Workload
+from tests.samples import full_disk
+
+pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[tune]'")
+
+CONSTANTS = {"decay_power": 1.0, "eps": 1e-6}
+# 2 tiles, 3 groups, 4 chunks, 2 unrolls; tile 8 does not divide D / groups where groups is 2 or 4.
+WORKLOAD = Workload(op="memory_scan", shape={"N": 1, "T": 4, "K": 2, "M": 8, "D": 8}, constants=CONSTANTS)
+DEFAULT = MemoryScan.default(WORKLOAD)
+
+
+def gain(schedule: Schedule) -> float:
+    """A made-up gain: 1 for the default, another for every other schedule."""
+    assert isinstance(schedule, MemoryScan)
+    return (schedule.tile * 3 + schedule.groups * 5 + schedule.chunk % 7 + schedule.unroll) / (
+        DEFAULT.tile * 3 + DEFAULT.groups * 5 + DEFAULT.chunk % 7 + DEFAULT.unroll
+    )
+
+
+def study(folder: Path, **options: Any) -> Study:
+    return Study(folder / "journal.log", WORKLOAD, "a device", **options)
+
+
+def search(found: Study, most: int = 1000) -> list[Schedule]:
+    """Try schedules until all were, or ``most``."""
+    found.begin()
+    tried: list[Schedule] = []
+    while len(tried) < most and (suggestion := found.next()) is not None:
+        trial, schedule = suggestion
+        found.succeed(trial, gain(schedule))
+        tried.append(schedule)
+    return tried
+
+
+def test_trial_0_is_the_default_then_what_is_known_to_be_good(tmp_path: Path) -> None:
+    found = study(tmp_path)
+    good = MemoryScan(tile=4, groups=2, chunk=16, unroll=1)
+    found.begin(good)
+    first, second = found.next(), found.next()
+    assert first is not None and second is not None
+    assert (first[0].number, first[1]) == (0, DEFAULT)
+    assert second[1] == good
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_every_valid_combination_is_measured_once(tmp_path: Path, sampler: Any) -> None:
+    found = study(tmp_path, sampler=sampler)
+    tried = search(found)
+    assert len(tried) == len(found.valid) == 24
+    assert set(tried) == set(found.valid)
+    assert found.best(2)[0] == max((s for s in found.valid if s != DEFAULT), key=gain)
+
+
+def test_refused_combinations_are_pruned_and_duplicates_take_their_first_ones_value(tmp_path: Path) -> None:
+    found = study(tmp_path, sampler="random")
+    search(found)
+    trials = found.optuna.get_trials()
+    refused = [trial for trial in trials if trial.state.name == "PRUNED"]
+    assert refused
+    assert {trial.user_attrs["status"] for trial in refused} == {"refused"}
+    assert all("does not divide D / groups" in trial.user_attrs["error"] for trial in refused)
+    duplicates = [trial for trial in trials if trial.user_attrs["status"] == "duplicate"]
+    assert duplicates
+    for trial in duplicates:
+        first = trials[int(trial.user_attrs["error"].split()[-1])]
+        assert (trial.params, trial.value) == (first.params, first.value)
+
+
+def test_failures_are_stored_and_not_tried_again(tmp_path: Path) -> None:
+    found = study(tmp_path)
+    found.begin()
+    suggestion = found.next()
+    assert suggestion is not None
+    found.fail(suggestion[0], "crash", "signal 11")
+    again = study(tmp_path)
+    assert suggestion[1] not in search(again)
+    assert again.summary().failures == {"crash": 1}
+    assert again.optuna.trials[0].user_attrs["error"] == "signal 11"
+    assert again.summary().trials == 24
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_seed_gives_the_same_order_also_when_the_search_is_resumed(tmp_path: Path, sampler: Any) -> None:
+    orders = {}
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        (tmp_path / name).mkdir()
+        orders[name] = search(study(tmp_path / name, sampler=sampler, seed=seed), most=18)
+    assert orders["one"] == orders["same"] != orders["other"]
+    (tmp_path / "parts").mkdir()
+    parts = [search(study(tmp_path / "parts", sampler=sampler, seed=1), most=6) for _ in range(3)]
+    assert [schedule for part in parts for schedule in part] == orders["one"]
+
+
+def run_until_killed(folder: Path, trials: int) -> None:
+    """Another process finishes ``trials`` trials, begins one more, and is killed with kill -9 in the middle of it."""
+    code = f"""
+from pathlib import Path
+from tests.autotune.test_tuner_study import gain, search, study
+found = study(Path({str(folder)!r}))
+search(found, most={trials})
+print(found.next()[1].model_dump_json(), flush=True)
+input()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def test_after_kill_9_the_search_goes_on_with_the_trial_that_was_cut_off(tmp_path: Path) -> None:
+    run_until_killed(tmp_path, trials=5)
+    found = study(tmp_path)
+    assert found.summary().trials == 5
+    (cut_off,) = found._trials("RUNNING")
+    tried = search(found)
+    assert tried[0] == found.kind(**cut_off.params)
+    assert len(tried) == 24 - 5
+    assert not found._trials("RUNNING")
+    assert found.summary().statuses["killed"] == 1
+
+
+def test_what_keeps_killing_its_process_is_not_begun_for_ever(tmp_path: Path) -> None:
+    for _ in range(MOST_KILLS):
+        run_until_killed(tmp_path, trials=0)
+    tried = search(study(tmp_path))
+    assert DEFAULT not in tried
+    assert len(tried) == 23
+
+
+def test_a_trial_of_a_process_that_lives_is_left_alone(tmp_path: Path) -> None:
+    mine, other = study(tmp_path), study(tmp_path)
+    mine.begin()
+    suggestion = mine.next()
+    assert suggestion is not None
+    assert suggestion[1] not in search(other)
+    mine.succeed(suggestion[0], 1.0)
+    assert mine.summary().statuses["ok"] == 24
+
+
+def search_in(folder: Path, most: int) -> list[str]:
+    return [schedule.model_dump_json() for schedule in search(study(folder), most)]
+
+
+def test_two_processes_share_a_study(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        tried = pool.starmap(search_in, [(tmp_path, 1000)] * 2)
+    found = study(tmp_path)
+    assert len(tried[0]) + len(tried[1]) == len(set(tried[0]) | set(tried[1])) == 24
+    assert len(found.finished()) == 24
+    numbers = [trial.number for trial in found.optuna.trials]
+    assert numbers == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [(b"hello\n", 1), (b'{"a": 1}\n', 1), (b"\x80\x81\n", 1), (b'{"op_code":0,"worker_id":"x","stud', 0), (b"[1]", 1)],
+)
+def test_a_foreign_journal_is_named_and_left_as_it_was(tmp_path: Path, content: bytes, line: int) -> None:
+    journal = tmp_path / "journal.log"
+    journal.write_bytes(content)
+    if line == 0:  # a first line cut off by a kill: begun anew
+        assert len(search(study(tmp_path))) == 24
+        return
+    with pytest.raises(ValueError, match=rf"journal.log, line {line}, is not a line of an Optuna journal"):
+        study(tmp_path)
+    assert journal.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.log"]
+
+
+def test_a_journal_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+    (tmp_path / "journal.log").write_text('{"op_code":4,"worker_id":"x"}\n')
+    with pytest.raises(ValueError, match="is not a journal that can be read"):
+        study(tmp_path)
+
+
+def test_a_line_that_a_kill_tore_is_dropped(tmp_path: Path) -> None:
+    search(study(tmp_path), most=3)
+    journal = tmp_path / "journal.log"
+    with journal.open("ab") as file:
+        file.write(b'{"op_code":6,"worker_id":"x","tri')
+    assert len(search(study(tmp_path))) == 21
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_a_full_disk_leaves_a_whole_journal(tmp_path: Path) -> None:
+    search(study(tmp_path), most=3)
+    journal = tmp_path / "journal.log"
+    found = study(tmp_path)
+    with full_disk(after=journal.stat().st_size + 150), pytest.raises(OSError):
+        search(found)
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+    assert study(tmp_path).summary().trials == 3
