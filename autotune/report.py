@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from autotune.bench.report import duration
@@ -53,16 +54,23 @@ def cells(result: Result) -> tuple[str, ...]:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """Compiled against eager, for the terminal."""
-    shown = Table(title="tuned kernels against eager PyTorch, a call", title_justify="left", title_style="bold")
-    picked = (1, 2, 3, 4, 5, 7, 8)
-    shown.add_column("op")
-    for i in picked:
-        shown.add_column(COLUMNS[i], justify="right")
+    """Compiled against eager, for a terminal of 80 columns."""
+    shown = Table(
+        title="tuned kernels against eager PyTorch, a call", title_justify="left", title_style="bold",
+        box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    shown.add_column("op", no_wrap=True)
+    for name in ("default", "tuned", "eager", "gain", "over eager", "trials"):
+        shown.add_column(name, justify="right")
     for result in results:
-        row, workload = cells(result), result.record.workload
+        _, default, tuned, eager, gain, over_eager, _, trials, _ = cells(result)
+        workload, failures = result.record.workload, sum(result.study.summary().failures.values())
+        op, backward, _ = workload.op.partition("_backward")
         sizes = " ".join(f"{axis}={size}" for axis, size in workload.shape.items() if axis in DYNAMIC_AXES)
-        shown.add_row(f"{workload.op}\n  {sizes}", *(row[i] for i in picked))
+        shown.add_row(
+            f"{op}\n  {sizes} {backward.strip('_')}", default, tuned, eager, gain.replace(" ± ", "\n± "),
+            over_eager.replace(" ± ", "\n± "), f"{trials}\n{failures} failed" if failures else trials,
+        )  # fmt: skip
     return shown
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -52,7 +52,7 @@ class Progress:
     most_trials: int
     gain: float
     failures: int
-    seconds_left: float | None
+    seconds_left: float | None  # of the whole run
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,18 @@ def tune(
     identity = f"{device} | {threads} threads | {kernels.fingerprint()}"
     studies = [Study(journal, workload, identity, sampler, seed) for workload in workloads]
     begin, results = perf_counter(), []
+
+    def in_all(progress: Progress) -> Progress:
+        left = None if budget.seconds is None else max(0.0, budget.seconds - (perf_counter() - begin))
+        return replace(progress, seconds_left=left)
+
     for i, study in enumerate(studies):
         share = None
         if budget.seconds is not None:
             left = budget.seconds - (perf_counter() - begin)
             sizes = [len(study.valid) ** 0.5 for study in studies[i:]]
             share = left * sizes[0] / sum(sizes)
-        search = _Search(study, name, measures, share, budget.trials, on_progress)
+        search = _Search(study, name, measures, share, budget.trials, lambda progress: on_progress(in_all(progress)))
         study.begin(*nearest(known, study.workload, device))
         results.append(search.run(device))
     records.merge(records_file, [result.record for result in results])
@@ -219,10 +224,9 @@ class _Search:
     def report(self, doing: str) -> None:
         summary = self.study.summary()
         most = min(len(self.study.valid), self.trials or len(self.study.valid))
-        left = None if self.seconds is None else max(0.0, self.seconds - (perf_counter() - self.begin))
         failures = sum(summary.failures.values())
         self.on_progress(
-            Progress(self.study.workload, doing, summary.trials, most, summary.best, failures, left)
+            Progress(self.study.workload, doing, summary.trials, most, summary.best, failures, None)
         )  # fmt: skip
 
 

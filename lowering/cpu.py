@@ -132,15 +132,15 @@ class CpuKernels:
             return reference.memory_step(
                 write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps
             )
-        tensors = (write_slots, write_weights, read_slots, read_weights, values)
-        inputs = [_heads_first(x, dtype) for x in tensors]
-        state, z = memory.flatten(0, 1), mass.flatten(0, 1)
-        kernel = self.kernel("memory_step", (*inputs[0].shape, *memory.shape[2:]), dtype,
+        batch, heads, top_k = write_slots.shape
+        kernel = self.kernel("memory_step", (batch * heads, top_k, *memory.shape[2:]), dtype,
                              decay_power=decay_power, eps=eps)  # fmt: skip
-        output = torch.empty_like(inputs[4])
+        tensors = (write_slots, write_weights, read_slots, read_weights, values)
+        write_slots, write_weights, read_slots, read_weights, ready = (_ready(x, dtype) for x in tensors)
+        output = torch.empty_like(ready)
         if output.numel():
-            kernel.function(*inputs, state, z, output)
-        return output.view(values.shape).to(values.dtype)
+            kernel.function(write_slots, write_weights, read_slots, read_weights, ready, memory, mass, output)
+        return output.to(values.dtype)
 
     def _check_slots(self, write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> None:
         if self.check:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import tvm
 import tvm.tirx as tir
 from tvm.script.ir_builder import tirx as builder
 
@@ -36,6 +37,14 @@ def tiles(buffer: Any, row: list[Any], start: Any, width: int, value: Emit) -> N
 
 def store(buffer: Any, row: list[Any], value: Expression) -> None:
     builder.buffer_store(buffer, value, row)
+
+
+def row(buffer: Any, at: list[Any], width: int, value: Emit, limit: int = 64) -> None:
+    """``buffer[*at, k] = value(k)`` for k < width: one vector statement, or a loop of them where that is too wide."""
+    lanes_each = max(d for d in range(1, min(width, limit) + 1) if width % d == 0)
+    with builder.serial(0, width // lanes_each) as group, builder.vectorized(0, lanes_each) as lane:
+        k = group * lanes_each + lane
+        builder.buffer_store(buffer, value(k), [*at, k])
 
 
 def each_slot(top_k: int, unroll: int, body: Callable[[Any], None]) -> None:
@@ -70,6 +79,15 @@ def sum_slots(top_k: int, unroll: int, term: Callable[[Any], Emit], into: Callab
     rest = list(range(first + groups * unroll, top_k))
     if rest:
         into(partial(rest, so_far))
+
+
+def prefetch(buffer: Any, at: list[Any], start: Any, width: int) -> None:
+    """Ask for the cache lines of ``buffer[*at, start : start + width]``."""
+    line = 64 * 8 // tvm.DataType(buffer.dtype).bits
+    for d in range(0, width, line):
+        address = tir.address_of(buffer[(*at, start + d)])
+        read, keep, data = (tir.const(flag, "int32") for flag in (0, 3, 1))
+        builder.evaluate(tir.call_llvm_intrin("void", "llvm.prefetch", address, read, keep, data))
 
 
 def horizontal_sum(buffer: Any, width: int) -> Expression:

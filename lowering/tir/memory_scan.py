@@ -82,18 +82,21 @@ def _mass(workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any,
     K, dtype = workload.shape["K"], workload.dtype
     gamma, eps = workload.constants["decay_power"], workload.constants["eps"]
     chunk = schedule.chunk
-    with builder.serial(0, _tokens_in(c, chunk, tokens)) as i:
+    count = _tokens_in(c, chunk, tokens)
+    with builder.serial(0, count) as i:
+        emit.row(decays, [i], K, lambda k: emit.decay(W[n, c * chunk + i, k], gamma, dtype))
+    with builder.serial(0, count) as i:
         t = c * chunk + i
 
         def write(k: Any) -> None:
-            emit.store(decays, [i, k], emit.decay(W[n, t, k], gamma, dtype))
-            emit.store(z, [WS[n, t, k]], decays[i, k] * z[WS[n, t, k]] + W[n, t, k])
-
-        def read(k: Any) -> None:
-            emit.store(factors, [i, k], R[n, t, k] / (z[RS[n, t, k]] + emit.constant(eps, dtype)))
+            slot = WS[n, t, k]
+            emit.store(z, [slot], decays[i, k] * z[slot] + W[n, t, k])
 
         emit.each_slot(K, schedule.unroll, write)
-        emit.each_slot(K, schedule.unroll, read)
+        emit.each_slot(K, schedule.unroll, lambda k: emit.store(factors, [i, k], z[RS[n, t, k]]))
+    # Apart from the gather above, so that the divisions are a vector's: they took 0.2 of 1.3 ms one by one.
+    with builder.serial(0, count) as i:
+        emit.row(factors, [i], K, lambda k: R[n, c * chunk + i, k] / (factors[i, k] + emit.constant(eps, dtype)))
 
 
 def _tile(workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any, start: Any, WS: Any, W: Any,

@@ -104,7 +104,7 @@ def test_every_address_decode_schedule_computes_the_same() -> None:
          "groups is 3, which does not divide D = 64"),
         (MemoryScan(tile=8, groups=1, chunk=0, unroll=1), workload("memory_scan", N=1, T=1, K=8, M=16, D=64),
          "chunk is 0"),
-        (MemoryStep(tile=8, unroll=9, parallel=False), workload("memory_step", N=1, K=8, M=16, D=64),
+        (MemoryStep(tile=8, unroll=9, parallel=False, prefetch=0), workload("memory_step", N=1, K=8, M=16, D=64),
          "unroll is 9; it must be in 1..K = 8"),
         (AddressDecode(lanes=256, unroll=False, parallel=False), workload("address_decode", R=1, U=5, P=4, K=8),
          "256 lanes are 1024 bytes"),

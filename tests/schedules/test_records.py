@@ -20,7 +20,7 @@ def step(**sizes: int) -> Workload:
 def record(workload: Workload, unroll: int = 4, device: str = "here", how: str = "measured") -> Record:
     time = Time(median=1e-6, spread=1e-7, runs=9)
     return Record(
-        workload=workload, target="cpu", device=device, knobs={"tile": 8, "unroll": unroll, "parallel": False},
+        workload=workload, target="cpu", device=device, knobs={"tile": 8, "unroll": unroll, "parallel": False, "prefetch": 0},
         how=how, gain=1.5, gain_spread=0.1, tuned=time, default=time, eager=time, trials=3, fingerprint="f",
         versions={"apache-tvm": "0"}, date="2026-01-01",
     )  # fmt: skip
@@ -36,7 +36,7 @@ def test_exact_record_wins(file: Path) -> None:
     merge(file, [record(step(), unroll=2), record(step(D=128), unroll=4)])
     choice = choose(step(), "cpu", "here")
     assert choice.source == "record"
-    assert choice.schedule == MemoryStep(tile=8, unroll=2, parallel=False)
+    assert choice.schedule == MemoryStep(tile=8, unroll=2, parallel=False, prefetch=0)
 
 
 def test_nearest_record_that_fits_comes_next(file: Path) -> None:
