@@ -20,7 +20,8 @@ def step(**sizes: int) -> Workload:
 def record(workload: Workload, unroll: int = 4, device: str = "here", how: str = "measured") -> Record:
     time = Time(median=1e-6, spread=1e-7, runs=9)
     return Record(
-        workload=workload, target="cpu", device=device, knobs={"tile": 8, "unroll": unroll, "parallel": False, "prefetch": 0},
+        workload=workload, target="cpu", device=device,
+        knobs={"tile": 8, "unroll": unroll, "parallel": False, "prefetch": 0},
         how=how, gain=1.5, gain_spread=0.1, tuned=time, default=time, eager=time, trials=3, fingerprint="f",
         versions={"apache-tvm": "0"}, date="2026-01-01",
     )  # fmt: skip
