@@ -50,7 +50,7 @@ class Worker:
         self.threads, self.build_limit, self.run_limit, self.build = threads, build_limit, run_limit, build
         self.process: Any = None
         self.workload: tuple[Workload, str] | None = None
-        self.log = Path()
+        self.log: Any = None
 
     def __enter__(self) -> Self:
         return self
@@ -90,19 +90,20 @@ class Worker:
             self.process.join()
             self.connection.close()
             self.process = None
-            self.log.unlink(missing_ok=True)
+            self.log.close()
+            Path(self.log.name).unlink(missing_ok=True)
 
     def _start(self) -> None:
         assert self.workload is not None
         context = multiprocessing.get_context("spawn")
-        handle, name = tempfile.mkstemp(prefix="ramnet-worker-", suffix=".log")
-        os.close(handle)
-        self.log = Path(name)
+        # What a crash leaves to say. Without a name once the process has opened it, so that nothing stays behind.
+        self.log = tempfile.NamedTemporaryFile(prefix="ramnet-worker-", suffix=".log", delete=False)  # noqa: SIM115
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.build, name), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, self.build, self.log.name), daemon=True)
         self.process.start()
         theirs.close()
         self._call("open", START_SECONDS, "start", *self.workload, self.threads)
+        Path(self.log.name).unlink(missing_ok=True)
 
     def _call(self, method: str, limit: float, phase: str, *arguments: Any) -> Any:
         if self.process is None:
@@ -128,7 +129,7 @@ class Worker:
         how = f"exit status {code}"
         if code is not None and code < 0:
             how = f"signal {-code} ({signal.strsignal(-code)})"
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        lines = self.log.read().decode(errors="replace").strip().splitlines()
         self.kill()
         return f"the process ended in {method} with {how}" + "".join(f"; {line}" for line in lines[:1])
 
@@ -137,7 +138,7 @@ def _serve(connection: Connection, build: Build, log: str) -> None:
     """The worker's process: does what it is told until its parent ends."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    with Path(log).open("wb", buffering=0) as file:
+    with Path(log).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         faulthandler.enable(file)

@@ -211,4 +211,4 @@ def test_a_worker_is_gone_after_use() -> None:
         worker.open(Workload(op="address_decode_backward", shape={"R": 4, "U": 1, "P": 2, "K": 1}), "cpu")
         assert len(multiprocessing.active_children()) == 1
     assert not multiprocessing.active_children()
-    assert not worker.log.exists()
+    assert not Path(worker.log.name).exists()
