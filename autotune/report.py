@@ -61,14 +61,14 @@ def table(results: Sequence[Result]) -> Table:
     )  # fmt: skip
     shown.add_column("op", no_wrap=True)
     for name in ("default", "tuned", "eager", "gain", "over eager", "trials"):
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="right", no_wrap=name != "over eager")
     for result in results:
         _, default, tuned, eager, gain, over_eager, _, trials, _ = cells(result)
         workload, failures = result.record.workload, sum(result.study.summary().failures.values())
         op, backward, _ = workload.op.partition("_backward")
         sizes = " ".join(f"{axis}={size}" for axis, size in workload.shape.items() if axis in DYNAMIC_AXES)
         shown.add_row(
-            f"{op}\n  {sizes} {backward.strip('_')}", default, tuned, eager, gain.replace(" ± ", "\n± "),
+            f"{op}{' backward' * bool(backward)}\n  {sizes}", default, tuned, eager, gain.replace(" ± ", "\n± "),
             over_eager.replace(" ± ", "\n± "), f"{trials}\n{failures} failed" if failures else trials,
         )  # fmt: skip
     return shown
@@ -111,7 +111,10 @@ def _section(result: Result) -> str:
     if summary.statuses.get("ok", 0) < FEWEST_PICTURED:
         drawn = f"<p>No pictures: fewer than {FEWEST_PICTURED} schedules ran.</p>"
     else:
-        drawn += _picture("Gain over the default, by trial", lambda: pictures.plot_optimization_history(study.optuna))
+        drawn += _picture(
+            "Gain over the default, by trial",
+            lambda: pictures.plot_optimization_history(study.optuna, target_name="gain"),
+        )
         drawn += _picture("Importance of the knobs", lambda: pictures.plot_param_importances(study.optuna))
     return f"<h2>{escape(result.record.workload.name)}</h2>\n{drawn}\n{_failures(study)}"
 
