@@ -6,10 +6,13 @@ import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from lowering.projection import Projection
 from lowering.use import backend_name
-from ramnet.model import RamNetForCausalLM
+from ramnet.model import RamNetForCausalLM, RamNetOutput
 from ramnet.ops import using
+from ramnet.state import RamState
 
 
 def compile(
@@ -18,10 +21,11 @@ def compile(
     """A model that shares ``model``'s parameters, with its memory ops on the kernels of ``target`` and the rest
     through torch.compile.
 
+    Single tokens in place are not compiled but have their linear layers on kernels too (``lowering.projection``).
     It is called, trained, sampled from and saved as before, and gives the same numbers within float32 rounding.
     Blocks are compiled one by one, without graph breaks, and those that do the same share one graph: 27 layers build
-    as fast as the three kinds of CAPE among them. That happens at the first call of each kind (prefill, one token in
-    place, training). ``backend`` is torch.compile's.
+    as fast as the three kinds of CAPE among them. That happens at the first call of each kind (prefill,
+    training). ``backend`` is torch.compile's.
 
     Raises:
         ValueError: for an unknown target.
@@ -29,24 +33,31 @@ def compile(
     # Each kind of block has a graph for training, for prefill and for one token, each for B = 1 and above: past
     # torch's limit of 8.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    compiled = copy.copy(model)
+    kernels = backend_name(target, tuned, False)
+    compiled = _shared(model, kernels)
     compiled.__class__ = _Compiled
-    compiled.__dict__["kernels"] = backend_name(target, tuned, False)
-    compiled._modules = dict(model._modules)
-    for name in ("convs", "blocks"):
-        compiled._modules[name] = torch.nn.ModuleList(_compiled_block(block, backend) for block in model._modules[name])  # type: ignore[union-attr]
+    # One token has too little work to compile: 27 graphs a token cost more in guards than they save in passes.
+    compiled.__dict__.update(kernels=kernels, step=_shared(model, kernels))
+    for block in (*compiled.convs, *compiled.blocks):
+        block.compile(fullgraph=True, dynamic=True, backend=backend)
     return compiled
 
 
 class _Compiled(RamNetForCausalLM):
     kernels: str
+    step: RamNetForCausalLM
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False) -> RamNetOutput:
         with using(self.kernels):
-            return super().forward(*args, **kwargs)
+            if in_place:
+                return self.step(input_ids, state, in_place=True)
+            return super().forward(input_ids, state)
 
 
-def _compiled_block(block: torch.nn.Module, backend: str) -> torch.nn.Module:
-    shared = copy.copy(block)  # the same parameters; only the call differs
-    shared.compile(fullgraph=True, dynamic=True, backend=backend)
+def _shared(module: Any, kernels: str) -> Any:
+    """A module of the same parameters whose layers without bias decode through the kernels, where there are some."""
+    if kernels and type(module) is torch.nn.Linear and module.bias is None:
+        return Projection(module, kernels)
+    shared = copy.copy(module)
+    shared._modules = {name: child and _shared(child, kernels) for name, child in module._modules.items()}
     return shared

@@ -142,6 +142,13 @@ class CpuKernels:
             kernel.function(write_slots, write_weights, read_slots, read_weights, ready, memory, mass, output)
         return output.to(values.dtype)
 
+    def project(self, x: Tensor, weight: Tensor) -> Tensor:
+        """W x for one row x [..., I] and weight [O, I], both float32."""
+        kernel = self.kernel("project", tuple(weight.shape), x.dtype)
+        output = torch.empty(*x.shape[:-1], weight.shape[0])
+        kernel.function(weight, x.contiguous().view(-1), output.view(-1))
+        return output
+
     def _check_slots(self, write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> None:
         if self.check:
             checks.slots_are_valid("write_slots", write_slots, memory.shape[2])

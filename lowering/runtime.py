@@ -23,9 +23,11 @@ def _ffi() -> Any:
         raise ImportError(f"the TVM kernels need apache-tvm, which is not installed: {_INSTALL}")
     import tvm_ffi
 
-    # TVM halves the cores of an x86 machine for fear of hyper-threads, and pins threads where torch's run too.
+    # TVM halves the cores of an x86 machine for fear of hyper-threads, pins threads where torch's run too, and has them
+    # spin there when they have nothing to do.
     os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
     for library in Path(found.origin).parent.rglob("*tvm_runtime.*"):
         if library.suffix in (".so", ".dylib", ".dll"):
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

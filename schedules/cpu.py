@@ -124,13 +124,16 @@ class AddressDecode(Schedule):
     """Top-K addresses: each lane of a vector works on a row of its own."""
 
     lanes: int  # rows of logits in one vector
-    unroll: bool  # the U sub-vectors in straight code: faster to run, U times slower to build
+    unroll: int  # what is straight code: 0 nothing, 1 the work on one sub-vector, 2 that on all U of them
     parallel: bool  # rows on all threads
 
     # TVM keeps a buffer below this size on the stack, where LLVM finds registers for it.
     REGISTER_BYTES: ClassVar[int] = 1024
     # Compare-and-exchanges of one sub-vector in straight code; 500 of them take LLVM 25 s.
     STRAIGHT_EXCHANGES: ClassVar[int] = 150
+    # Fewer rows than this are a step of decoding, which meets its code cold: 27 layers of "340m", 115 µs each when
+    # straight code comes from memory first.
+    COLD_ROWS: ClassVar[int] = 256
 
     @classmethod
     def exchanges(cls, workload: Workload) -> int:
@@ -141,19 +144,25 @@ class AddressDecode(Schedule):
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
-        return cls(lanes=16, unroll=False, parallel=workload.shape["R"] > 256)
+        many = workload.shape["R"] >= cls.COLD_ROWS
+        straight = many and cls.exchanges(workload) <= cls.STRAIGHT_EXCHANGES
+        return cls(lanes=16, unroll=int(straight), parallel=many)
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
-        straight = cls.exchanges(workload) <= cls.STRAIGHT_EXCHANGES
-        return {"lanes": (4, 8, 16, 32), "unroll": (False, True) if straight else (False,), "parallel": (False, True)}
+        straight = cls.default(workload).unroll == 1
+        return {"lanes": (4, 8, 16, 32), "unroll": (0, 1, 2) if straight else (0,), "parallel": (False, True)}
 
     def refusal(self, workload: Workload) -> str | None:
+        if self.unroll not in (0, 1, 2):
+            return f"unroll is {self.unroll}; it must be 0, 1 or 2"
         if self.unroll and self.exchanges(workload) > self.STRAIGHT_EXCHANGES:
             return (
                 f"{self.exchanges(workload)} exchanges a sub-vector are more than the {self.STRAIGHT_EXCHANGES}"
-                " that unroll takes"
+                " that straight code takes"
             )
+        if self.unroll and workload.shape["R"] < self.COLD_ROWS:
+            return f"straight code for {workload.shape['R']} rows, under {self.COLD_ROWS}, would run cold"
         return refuse_lanes(self.lanes, workload, self.REGISTER_BYTES)
 
 
@@ -165,7 +174,7 @@ class AddressDecodeBackward(Schedule):
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
-        return cls(lanes=16, parallel=workload.shape["R"] > 256)
+        return cls(lanes=16, parallel=workload.shape["R"] >= AddressDecode.COLD_ROWS)
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
@@ -175,12 +184,41 @@ class AddressDecodeBackward(Schedule):
         return refuse_lanes(self.lanes, workload, AddressDecode.REGISTER_BYTES)
 
 
+class Project(Schedule):
+    """A linear layer on one token: blocks of output rows in parallel."""
+
+    rows: int  # outputs worked on side by side
+    lanes: int  # sums kept for each of them
+    parallel: bool  # blocks of rows on all threads
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        outputs, inputs = workload.shape["O"], workload.shape["I"]
+        return cls(rows=1, lanes=largest_divisor(inputs, 32), parallel=outputs * inputs > 2**16)
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {
+            "rows": up_to(workload.shape["O"], (1, 2, 4, 8)),
+            "lanes": divisors(workload.shape["I"], 8, 128),
+            "parallel": (False, True),
+        }
+
+    def refusal(self, workload: Workload) -> str | None:
+        if not 1 <= self.rows <= workload.shape["O"]:
+            return f"rows is {self.rows}; it must be in 1..O = {workload.shape['O']}"
+        return refuse_divisor("lanes", self.lanes, "I", workload.shape["I"]) or refuse_lanes(
+            self.lanes, workload, AddressDecode.REGISTER_BYTES
+        )
+
+
 SCHEDULES: dict[str, type[Schedule]] = {
     "address_decode": AddressDecode,
     "address_decode_backward": AddressDecodeBackward,
     "memory_scan": MemoryScan,
     "memory_scan_backward": MemoryScanBackward,
     "memory_step": MemoryStep,
+    "project": Project,
 }
 
 

@@ -8,16 +8,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Op = Literal[
-    "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step"
+    "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step", "project"
 ]  # fmt: skip
 
-# The sizes of each op, by the letters of the paper; N is B·H, R is rows of logits.
+# The sizes of each op, by the letters of the paper; N is B·H, R rows of logits, O and I a matrix's outputs and inputs.
 AXES: dict[str, tuple[str, ...]] = {
     "address_decode": ("R", "U", "P", "K"),
     "address_decode_backward": ("R", "U", "P", "K"),
     "memory_scan": ("N", "T", "K", "M", "D"),
     "memory_scan_backward": ("N", "T", "K", "M", "D"),
     "memory_step": ("N", "K", "M", "D"),
+    "project": ("O", "I"),
 }
 # Sizes that a kernel takes at run time. The others are compiled in.
 DYNAMIC_AXES = frozenset({"R", "N", "T"})

@@ -89,7 +89,7 @@ class _Decoder:
         self.dtype, self.lanes, self.unroll = workload.dtype, schedule.lanes, schedule.unroll
         self.width = 1 << (self.top_k - 1).bit_length()  # K rounded up to a power of two, for the bitonic rule
         self.ranks = min(self.sub_dim, self.top_k)
-        self.straight = schedule.exchanges(workload) <= schedule.STRAIGHT_EXCHANGES
+        self.straight = schedule.unroll > 0
 
         def pairs(count: int, straight: bool = self.straight) -> _Pairs:
             return _Pairs(count, self.lanes, self.dtype, straight)
@@ -108,7 +108,7 @@ class _Decoder:
         self.beam.set(0, self.number(0), self.whole(0))
         emit.store(self.step, [0], emit.constant(1, "int32"))
         prefixes = 1
-        if self.unroll and self.straight:
+        if self.unroll == 2:
             for u in range(self.order):
                 self.level(first, X, u, prefixes)
                 prefixes = min(self.width, prefixes * self.sub_dim)

@@ -106,9 +106,9 @@ def test_every_address_decode_schedule_computes_the_same() -> None:
          "chunk is 0"),
         (MemoryStep(tile=8, unroll=9, parallel=False, prefetch=0), workload("memory_step", N=1, K=8, M=16, D=64),
          "unroll is 9; it must be in 1..K = 8"),
-        (AddressDecode(lanes=256, unroll=False, parallel=False), workload("address_decode", R=1, U=5, P=4, K=8),
+        (AddressDecode(lanes=256, unroll=0, parallel=False), workload("address_decode", R=1, U=5, P=4, K=8),
          "256 lanes are 1024 bytes"),
-        (AddressDecode(lanes=16, unroll=True, parallel=False), workload("address_decode", R=1, U=1, P=64, K=64),
+        (AddressDecode(lanes=16, unroll=1, parallel=False), workload("address_decode", R=1, U=1, P=64, K=64),
          "exchanges a sub-vector are more than"),
     ],
 )  # fmt: skip
