@@ -70,12 +70,11 @@ def tune(
     Each candidate is built, checked against the reference and timed, in turn with the default schedule, in a process
     that is killed when it hangs. The best are measured anew before one is recorded.
     """
-    from rich.console import Console
-
     from autotune import progress, report, tuner, workloads
     from autotune.worker import Worker
     from lowering import runtime, targets
     from ramnet.config import RamNetConfig
+    from ramnet.console import console
     from schedules.records import records_path
 
     targets.find(target)
@@ -86,13 +85,13 @@ def tune(
     folder = output / target
     records_file = records_file or records_path(target)
     used = threads or os.cpu_count() or 1
-    with Worker(used, build_limit, run_limit) as worker, progress.shown(Console(stderr=True)) as on_progress:
+    with Worker(used, build_limit, run_limit) as worker, progress.shown(console(stderr=True)) as on_progress:
         results = tuner.tune(
             target, wanted, worker, journal=journal or folder / "journal.log", records_file=records_file,
             budget=limit, threads=used, sampler=sampler, seed=seed, on_progress=on_progress,
         )  # fmt: skip
     page = folder / "report.html"
     report.write(results, page)
-    console = Console()
-    console.print(report.table(results))
-    console.print(f"records: {records_file}", f"report: {page}", sep="\n", soft_wrap=True)
+    screen = console()
+    screen.print(report.table(results))
+    screen.print(f"records: {records_file}", f"report: {page}", sep="\n", soft_wrap=True)

@@ -144,6 +144,7 @@ def _picture(title: str, plot: Callable[[], Any]) -> str:
         except (ValueError, RuntimeError) as problem:  # no two gains that differ
             pyplot.close("all")
             return f"<p>{title}: no picture; {escape(str(problem))}</p>"
+        axes.set_title("", loc="left")  # where some of optuna's plots put their own
         axes.set_title(title)
         if axes.get_legend() is not None:
             axes.get_legend().remove()

@@ -32,15 +32,15 @@ def export(checkpoint: Path, output: Path) -> None:
 
     Nothing is written unless onnxruntime gives the same numbers as PyTorch.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from export.build import FILES, STAGES, VerificationError, export_onnx
     from ramnet import RamNetForCausalLM
+    from ramnet.console import console
 
     model = RamNetForCausalLM.from_pretrained(checkpoint)
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    screen = Console(stderr=True)
+    screen = console(stderr=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("building decode.onnx", total=STAGES)
         try:
@@ -48,9 +48,9 @@ def export(checkpoint: Path, output: Path) -> None:
                 model, output, on_progress=lambda stage: progress.update(task, advance=1, description=stage)
             )
         except VerificationError as error:
-            Console().print(_table(error.checks))
+            console().print(_table(error.checks))
             raise
-    Console().print(_table(checks))
+    console().print(_table(checks))
     size = sum((output / file).stat().st_size for file in FILES)
     click.echo(f"wrote {output}: {', '.join(FILES)} ({size / 1e6:.1f} MB)")
 

@@ -10,10 +10,10 @@ def targets() -> None:
     """List the machines that kernels can be lowered for, and what can be done with each from here."""
     import importlib.util
 
-    from rich.console import Console
     from rich.table import Table
 
     from lowering.targets import TARGETS, cpu_name
+    from ramnet.console import console
     from schedules.records import load, records_path
 
     has_tvm = importlib.util.find_spec("tvm") is not None
@@ -23,4 +23,4 @@ def targets() -> None:
         table.add_row(
             target.name, f"{target.description} ({cpu_name()})", yes, yes, str(len(load(records_path(target.name))))
         )
-    Console().print(table)
+    console().print(table)

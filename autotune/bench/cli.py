@@ -25,16 +25,16 @@ def bench(target: str, quick: bool, output: Path, threads: int | None) -> None:
     All figures are ratios within interleaved rounds, medians with interquartile ranges. Each form is checked against
     the reference before it is timed.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from autotune.bench import everything, report
     from autotune.bench.run import Run, keep_freed_memory
+    from ramnet.console import console
 
-    console = Console()
+    screen = console()
     # The progress goes to stderr, so that the tables alone can be piped on.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console(stderr=True)) as progress:
         task = progress.add_task("starting", total=None)
         run = Run(target, quick, threads or 1, on_step=lambda what: progress.update(task, description=what))
         if not run.kernels:
@@ -47,5 +47,5 @@ def bench(target: str, quick: bool, output: Path, threads: int | None) -> None:
             run, threads or os.cpu_count() or 1, lambda done, of: progress.update(task, completed=done, total=of)
         )
     paths = report.save(found, output)
-    report.show(found, console)
-    console.print(f"written: {', '.join(map(str, paths))}")
+    report.show(found, screen)
+    screen.print(f"written: {', '.join(map(str, paths))}")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ramnet import ops
 from ramnet.config import RamNetConfig
+from ramnet.console import console
 from ramnet.model import RamNetForCausalLM
 from ramnet.training import checkpoint
 from ramnet.training.loop import Recipe, TrainingTask
@@ -97,7 +98,7 @@ def _run(
     make_task: Callable[[RamNetConfig, dict[str, Any]], TrainingTask],
     seconds: float,
 ) -> None:
-    output, resume, console = options["output"], options["resume"], Console()
+    output, resume, screen = options["output"], options["resume"], console()
     saved: dict[str, Any] = {}
     recipe = {name: options[name] for name in Recipe.model_fields}
     config = None if resume and not _given(ctx, "preset") else RamNetConfig.preset(options["preset"])
@@ -114,16 +115,16 @@ def _run(
     if output is not None:
         checkpoint.check_writable(output)
     task = make_task(config, saved)
-    kernels = _available(options["kernels"], console)
+    kernels = _available(options["kernels"], screen)
     torch.manual_seed(checked.seed)
     model = RamNetForCausalLM(config)
     with ops.using(kernels):
         result = run_training(
             model, task, checked, output=output, resume=resume, compiled=options["compiled"],
-            checkpoint_seconds=options["checkpoint_seconds"], console=console,
+            checkpoint_seconds=options["checkpoint_seconds"], console=screen,
         )  # fmt: skip
     where = f"; {output}" if output else ""
-    console.print(f"{task.metric} {result.metric:.4f} after {result.step} steps, {result.elapsed:.0f} s{where}")
+    screen.print(f"{task.metric} {result.metric:.4f} after {result.step} steps, {result.elapsed:.0f} s{where}")
 
 
 def _given(ctx: click.Context, name: str) -> bool:
@@ -136,13 +137,13 @@ def _saved(ctx: click.Context, saved: dict[str, Any], *names: str) -> dict[str, 
     return {name: saved[name] for name in names if name in saved and not _given(ctx, name)}
 
 
-def _available(kernels: str, console: Console) -> str:
+def _available(kernels: str, screen: Console) -> str:
     """The backend to use: the reference, with a notice, where what ``kernels`` needs is not installed."""
     if kernels in ("", "reference"):
         return ""
     try:
         ops.registered(kernels)
     except ImportError as error:
-        console.print(f"kernels {kernels!r} cannot be loaded ({error}); the plain PyTorch reference runs instead")
+        screen.print(f"kernels {kernels!r} cannot be loaded ({error}); the plain PyTorch reference runs instead")
         return ""
     return kernels

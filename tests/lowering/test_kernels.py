@@ -119,7 +119,18 @@ def test_bad_schedules_are_refused_before_a_build(schedule: Schedule, work: Work
 
 def test_default_schedules_are_valid_for_any_sizes() -> None:
     for top_k, value_dim, sub_dim, order in itertools.product((1, 8, 243), (1, 37, 64), (2, 5), (1, 6)):
-        sizes = {"N": 3, "T": 7, "R": 9, "K": top_k, "M": 1024, "D": value_dim, "P": sub_dim, "U": order}
+        sizes = {
+            "N": 3,
+            "T": 7,
+            "R": 9,
+            "K": top_k,
+            "M": 1024,
+            "D": value_dim,
+            "P": sub_dim,
+            "U": order,
+            "O": 3,
+            "I": value_dim,
+        }
         for op, axes in AXES.items():
             work = Workload(op=op, shape={axis: sizes[axis] for axis in axes}, constants={})
             assert SCHEDULES[op].default(work).refusal(work) is None

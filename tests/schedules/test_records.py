@@ -44,6 +44,7 @@ def test_nearest_record_that_fits_comes_next(file: Path) -> None:
     merge(file, [record(step(M=4096), unroll=2), record(step(M=1 << 20), unroll=4)])
     assert choose(step(M=2048), "cpu", "here").schedule.unroll == 2
     assert choose(step(M=2048), "cpu", "here").source.startswith("nearest: memory_step N=16 K=8 M=4096")
+    assert choose(step(M=64), "cpu", "here").source == "default", "six doublings from M = 4096 are too far"
     # tile = 8 does not divide 12 channels, so neither record fits.
     assert choose(step(D=12), "cpu", "here").source == "default"
 

@@ -1,0 +1,13 @@
+"""Where the commands print."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+
+def console(stderr: bool = False) -> Console:
+    """As wide as the terminal; 120 columns in a pipe or a file, where rich would take 80 and cut the tables."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, width=None if terminal else 120)
