@@ -70,18 +70,19 @@ def tune(
     Each candidate is built, checked against the reference and timed, in turn with the default schedule, in a process
     that is killed when it hangs. The best are measured anew before one is recorded.
     """
-    from autotune import progress, report, tuner, workloads
+    from autotune import progress, report, tuner
     from autotune.worker import Worker
     from lowering import runtime, targets
     from ramnet.config import RamNetConfig
     from ramnet.console import console
+    from schedules.of_model import of_model
     from schedules.records import records_path
 
     targets.find(target)
     runtime.match_threads()  # says what is missing, before anything is begun
     limit = tuner.Budget(180.0 if budget is None and trials is None else budget, trials)
     config = RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset)
-    wanted = [w for w in workloads.of_model(config, batch_size, length) if not ops or w.op in ops]
+    wanted = [w for w in of_model(config, batch_size, length) if not ops or w.op in ops]
     folder = output / target
     records_file = records_file or records_path(target)
     used = threads or os.cpu_count() or 1

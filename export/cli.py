@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from export.verify import Check
+    from ramnet.config import RamNetConfig
 
 _BYTES = 256
 
@@ -45,7 +46,10 @@ def export(checkpoint: Path, output: Path) -> None:
         task = progress.add_task("building decode.onnx", total=STAGES)
         try:
             checks = export_onnx(
-                model, output, on_progress=lambda stage: progress.update(task, advance=1, description=stage)
+                model,
+                output,
+                schedules=_schedules(model.config),
+                on_progress=lambda stage: progress.update(task, advance=1, description=stage),
             )
         except VerificationError as error:
             console().print(_table(error.checks))
@@ -105,6 +109,18 @@ def generate(
             prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, on_token=_printer()
         )
     click.echo()
+
+
+def _schedules(config: RamNetConfig) -> dict[str, Any]:
+    """For each op of the model, the record that its kernel on a CPU would be built from, or the default's knobs."""
+    from schedules.of_model import of_model
+    from schedules.records import choose
+
+    choices = {workload.name: choose(workload, "cpu", device="") for workload in of_model(config)}
+    return {
+        name: choice.record.model_dump() if choice.record else {"default": choice.schedule.model_dump()}
+        for name, choice in choices.items()
+    }
 
 
 def _printer() -> Callable[[Tensor], None]:

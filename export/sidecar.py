@@ -66,7 +66,7 @@ class Sidecar(BaseModel):
     versions: dict[str, str]
     files: dict[str, str]  # SHA-256 of each
     largest_errors: dict[str, float]  # of the verification, by the name of the check
-    schedules: dict[str, Any] | None  # the records of the kernels that the model was tuned with
+    schedules: dict[str, Any] | None  # for each op its record, or the default's knobs
 
     @classmethod
     def load(cls, directory: Path) -> Self:

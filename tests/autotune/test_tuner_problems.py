@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from autotune import workloads
 from autotune.problems import TOLERANCE, Problem, checked
 from ramnet.config import RamNetConfig
 from ramnet.ops import reference
+from schedules.of_model import of_model
 from schedules.workload import AXES, Workload
 
 SIZES = {"R": 33, "U": 3, "P": 3, "N": 2, "T": 7, "K": 4, "M": 27, "D": 5}
@@ -110,7 +110,7 @@ def test_the_check_runs_more_than_a_chunk_and_other_rows_than_lanes() -> None:
 
 def test_the_workloads_of_a_model_are_those_its_ops_meet() -> None:
     config = RamNetConfig.preset("340m")
-    found = workloads.of_model(config, batch_size=1, length=1024)
+    found = of_model(config, batch_size=1, length=1024)
     shapes = [(w.op, *w.shape.values()) for w in found]
     assert shapes == [
         ("address_decode", 32, 5, 4, 8), ("address_decode", 32768, 5, 4, 8),
@@ -118,4 +118,4 @@ def test_the_workloads_of_a_model_are_those_its_ops_meet() -> None:
         ("memory_scan_backward", 16, 1024, 8, 1024, 64), ("memory_scan", 16, 1024, 8, 1024, 64),
     ]  # fmt: skip
     with pytest.raises(ValueError, match="length is 0"):
-        workloads.of_model(config, length=0)
+        of_model(config, length=0)
