@@ -6,10 +6,13 @@ import hashlib
 import importlib
 import importlib.metadata
 import os
+import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lowering import runtime
 from lowering.targets import cpu_digest, find
@@ -44,22 +47,36 @@ def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
         path = cache_folder() / f"{workload.op}-{key}.so"
         compiled_now = not path.is_file()
         if compiled_now:
-            compile_to(path, workload, schedule)
+            executable = compile_now(workload, schedule)
+            if not can_link():
+                _loaded[key] = Kernel(workload, schedule, executable[workload.op], True)
+                return _loaded[key]
+            with written_aside(path) as aside:
+                executable.export_library(str(aside))
         _loaded[key] = Kernel(workload, schedule, runtime.load(path, workload.op), compiled_now)
     return _loaded[key]
 
 
-def compile_to(path: Path, workload: Workload, schedule: Schedule) -> None:
-    """Compile for this machine's processor and write the shared library, whole or not at all."""
+def compile_now(workload: Workload, schedule: Schedule) -> Any:
+    """TVM's executable for this machine's processor; ImportError, with the install line, without TVM."""
     runtime.match_threads()  # says what is missing where TVM is
     import tvm
 
     template = importlib.import_module(f"lowering.tir.{workload.op}")
     processor = tvm.get_global_func("target.llvm_get_system_cpu")()
     target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
-    executable = tvm.compile(template.module(workload, schedule), target=target)
-    with written_aside(path) as aside:
-        executable.export_library(str(aside))
+    return tvm.compile(template.module(workload, schedule), target=target)
+
+
+@cache
+def can_link() -> bool:
+    """Whether a C++ compiler is there to link shared libraries; a warning says once that nothing is cached if not."""
+    found = any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++", "gcc", "clang", "cc"))
+    if not found:
+        warnings.warn(
+            "no C++ compiler is there to link with, so kernels are compiled anew in each process", stacklevel=3
+        )
+    return found
 
 
 def cache_folder() -> Path:

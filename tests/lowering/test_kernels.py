@@ -22,7 +22,7 @@ from tests.samples import DIFFERENTIABLE, relative_rmse, scan_inputs, step_input
 tvm = pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
 from lowering.cpu import CpuKernels  # noqa: E402 - after the check for tvm
-from lowering.kernels import cache_key, lower  # noqa: E402
+from lowering.kernels import cache_key, can_link, lower  # noqa: E402
 
 CONSTANTS = {"decay_power": 0.5, "eps": 1e-6, "proxy_eps": 0.01}
 
@@ -182,6 +182,22 @@ def test_a_failed_build_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(tvm.runtime.executable.Executable, "export_library", fail)
     with pytest.raises(RuntimeError, match="no space left"):
         lower(work, "cpu", AddressDecode.default(work).model_copy(update={"lanes": 5}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_linker_kernels_work_but_are_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMNET_CACHE", str(tmp_path))
+    monkeypatch.setattr("lowering.kernels.shutil.which", lambda _: None)
+    can_link.cache_clear()
+    schedule = AddressDecode(lanes=6, unroll=0, parallel=False)
+    try:
+        with pytest.warns(UserWarning, match=r"no C\+\+ compiler"):
+            lower(workload("address_decode", R=8, U=2, P=2, K=2), "cpu", schedule)
+    finally:
+        can_link.cache_clear()
+    logits = torch.randn(8, 2, 2, generator=torch.Generator().manual_seed(0))
+    slots, _ = Fixed(schedule).address_decode(logits, 2)
+    assert torch.equal(slots, reference.address_decode(logits, 2)[0])
     assert list(tmp_path.iterdir()) == []
 
 
