@@ -35,7 +35,10 @@ def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:
     decoded = tables.get("decode 340m")
     quickest = COMPILED if decoded and _ratio(decoded, COMPILED, FLOOR)[0] else TUNED
     rows = [
-        ("memory_scan, tuned, over eager, in place", 60, True, ("memory_scan", "eager, in place", TUNED), ""),
+        (
+            "memory_scan, tuned, over eager, in place", 60, True, ("memory_scan", "eager, in place", TUNED),
+            _limit(tables.get("memory_scan"), "eager, in place"),
+        ),
         (
             "memory_scan, tuned, over eager, chunked", 60, True, ("memory_scan", "eager, chunked", TUNED),
             _limit(tables.get("memory_scan"), "eager, chunked"),

@@ -51,7 +51,7 @@ def decode(run: Run, preset: str, threads: int) -> Table:
     weights = sum(4 * x.numel() for name, x in model.named_parameters() if not name.startswith("embedding."))
     fast[FLOOR] = partial(run.dram(threads).read, weights)
     what = f"batch 1, {weights / 1e6:.0f} MB of weights a token"
-    return run.compare(f"decode {preset}", what, fast, base=TUNED, threads=threads)
+    return run.compare(f"decode {preset}", what, fast, base=FLOOR, threads=threads)
 
 
 def decode_late(run: Run, threads: int) -> Table | None:

@@ -101,8 +101,8 @@ def memory_step(run: Run, tokens: int = 64) -> Table:
 def memory_step_slots(run: Run, tokens: int = 16) -> Table:
     """The step at M = 4^5 and at M = 4^10 with as many rows touched: the same accesses, spread a thousandfold.
 
-    Run without torch's dispatcher, whose cost would hide a difference. The larger state is 4.3 GB of address space, of
-    which only the pages of the rows that are touched become memory.
+    As it is called, and without torch's dispatcher, whose cost hides a part of the difference. The larger state is
+    4.3 GB of address space, of which only the pages of the rows that are touched become memory.
     """
     small = scan_inputs(tokens=tokens)
     factor = 4**5
@@ -115,12 +115,19 @@ def memory_step_slots(run: Run, tokens: int = 16) -> Table:
         memory=_untouched(heads * slots * factor * dim).view(1, heads, -1, dim),
         mass=torch.full((1, heads, slots * factor), 0.5),
     )
-    form, one = "eager, in place", step.in_place
-    if run.undispatched:
-        form, one = UNDISPATCHED, _undispatched_step(run.undispatched)
-    forms: Forms = {name: Steps(x, one, (x.memory, x.mass)) for name, x in ((SMALL, small), (LARGE, large))}
-    what = f"{_shape(small)}, {form}"
-    return run.compare("memory_step by slots", what, forms, base=SMALL, calls=tokens)
+    sizes = ((SMALL, small), (LARGE, large))
+
+    def steps(one: Callable[..., Tensor]) -> dict[str, Steps]:
+        return {name: Steps(x, one, (x.memory, x.mass)) for name, x in sizes}
+
+    what = _shape(small)
+    if not run.undispatched:
+        forms: Forms = dict(steps(step.in_place))
+        return run.compare("memory_step by slots", f"{what}, eager, in place", forms, base=SMALL, calls=tokens)
+    use = run.kernels[TUNED]
+    called = {name: within(use, call) for name, call in steps(ops.memory_step).items()}
+    direct = {f"{name}, undispatched": call for name, call in steps(_undispatched_step(run.undispatched)).items()}
+    return run.compare("memory_step by slots", f"{what}, {TUNED}", called | direct, base=SMALL, calls=tokens)
 
 
 def address_decode(run: Run) -> Table:
