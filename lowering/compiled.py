@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowering.decoding import DecodeBlock
 from lowering.projection import Projection
 from lowering.use import backend_name
 from ramnet.model import RamNetForCausalLM, RamNetOutput
@@ -21,7 +22,7 @@ def compile(
     """A model that shares ``model``'s parameters, with its memory ops on the kernels of ``target`` and the rest
     through torch.compile.
 
-    Single tokens in place are not compiled but have their linear layers on kernels too (``lowering.projection``).
+    Single tokens in place are not compiled but run a layer in a kernel (``lowering.decoding``), or its linear layers.
     It is called, trained, sampled from and saved as before, and gives the same numbers within float32 rounding.
     Blocks are compiled one by one, without graph breaks, and those that do the same share one graph: 27 layers build
     as fast as the three kinds of CAPE among them. That happens at the first call of each kind (prefill,
@@ -37,7 +38,10 @@ def compile(
     compiled = _shared(model, kernels)
     compiled.__class__ = _Compiled
     # One token has too little work to compile: 27 graphs a token cost more in guards than they save in passes.
-    compiled.__dict__.update(kernels=kernels, step=_shared(model, kernels))
+    step = _shared(model, kernels)
+    if kernels:
+        step._modules["blocks"] = torch.nn.ModuleList(DecodeBlock(block, kernels) for block in step.blocks)
+    compiled.__dict__.update(kernels=kernels, step=step)
     for block in (*compiled.convs, *compiled.blocks):
         block.compile(fullgraph=True, dynamic=True, backend=backend)
     return compiled

@@ -149,6 +149,16 @@ class CpuKernels:
         kernel.function(weight, x.contiguous().view(-1), output.view(-1))
         return output
 
+    def decode_layer(
+        self, x: Tensor, position: Tensor, tensors: tuple[Tensor, ...], sizes: tuple[int, ...],
+        constants: dict[str, float],
+    ) -> Tensor:  # fmt: skip
+        """A layer on one token x [1, 1, C]; ``tensors`` are the kernel's from memory on, all float32 and contiguous."""
+        kernel = self.kernel("decode_layer", sizes, x.dtype, **constants)
+        output = torch.empty_like(x)
+        kernel.function(x.view(-1), position, *tensors, output.view(-1))
+        return output
+
     def _check_slots(self, write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> None:
         if self.check:
             checks.slots_are_valid("write_slots", write_slots, memory.shape[2])

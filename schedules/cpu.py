@@ -212,6 +212,26 @@ class Project(Schedule):
         )
 
 
+class DecodeLayer(Schedule):
+    """A whole layer on one token: its products, which are nearly all of the time, in parallel."""
+
+    rows: int  # outputs of a product worked on side by side; fewer where it has fewer
+    lanes: int  # sums kept for each of them; the largest divisor of the product's inputs up to it
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        return cls(rows=1, lanes=32)
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {"rows": (1, 2, 4), "lanes": (8, 16, 32, 64, 128)}
+
+    def refusal(self, workload: Workload) -> str | None:
+        if self.rows < 1:
+            return f"rows is {self.rows}; it must be at least 1"
+        return refuse_lanes(self.lanes, workload, AddressDecode.REGISTER_BYTES)
+
+
 SCHEDULES: dict[str, type[Schedule]] = {
     "address_decode": AddressDecode,
     "address_decode_backward": AddressDecodeBackward,
@@ -219,6 +239,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "memory_scan_backward": MemoryScanBackward,
     "memory_step": MemoryStep,
     "project": Project,
+    "decode_layer": DecodeLayer,
 }
 
 

@@ -8,10 +8,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Op = Literal[
-    "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step", "project"
+    "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step", "project",
+    "decode_layer",
 ]  # fmt: skip
 
-# The sizes of each op, by the letters of the paper; N is B·H, R rows of logits, O and I a matrix's outputs and inputs.
+# The sizes of each op, by the letters of the paper; N is B·H, R rows of logits, O and I a matrix's outputs and inputs;
+# of a layer C is the hidden size and I the FFN's width, 0 without one.
 AXES: dict[str, tuple[str, ...]] = {
     "address_decode": ("R", "U", "P", "K"),
     "address_decode_backward": ("R", "U", "P", "K"),
@@ -19,13 +21,14 @@ AXES: dict[str, tuple[str, ...]] = {
     "memory_scan_backward": ("N", "T", "K", "M", "D"),
     "memory_step": ("N", "K", "M", "D"),
     "project": ("O", "I"),
+    "decode_layer": ("C", "H", "U", "P", "K", "M", "D", "I"),
 }
 # Sizes that a kernel takes at run time. The others are compiled in.
 DYNAMIC_AXES = frozenset({"R", "N", "T"})
 
 
 class Workload(BaseModel):
-    """An op, its sizes, its type, and the constants (γ, ε, ε') compiled into it."""
+    """An op, its sizes, its type, and the constants (γ, ε, ε', τ, …) compiled into it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

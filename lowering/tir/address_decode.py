@@ -47,7 +47,7 @@ def module(workload: Workload, schedule: AddressDecode) -> Any:
                 T.writes(S[0:rows, 0:K], W[0:rows, 0:K])
                 first = T.sblock_alloc_buffer((1,), "int32")
                 first[0] = T.min(vb * lanes, rows - lanes)
-                _Decoder(workload, schedule).emit(first[0], X, S, W)
+                Decoder(workload, schedule).emit(first[0], X, S, W)
 
     plan = tvm.s_tir.Schedule(address_decode)
     if schedule.parallel:
@@ -81,7 +81,7 @@ class _Pairs:
             emit.lanes(self.lanes, (self._labels[0], [i], label), (self._scores[0], [i], score))
 
 
-class _Decoder:
+class Decoder:
     """Emits the decoding of one vector of rows."""
 
     def __init__(self, workload: Workload, schedule: AddressDecode) -> None:

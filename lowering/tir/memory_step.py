@@ -49,13 +49,14 @@ def module(workload: Workload, schedule: MemoryStep) -> Any:
                 T.writes(O[0:B, 0:H, 0:D], S[0:B, 0:H, 0:M, 0:D], Z[0:B, 0:H, 0:M])
                 decays = T.sblock_alloc_buffer((K,), dtype)
                 factors = T.sblock_alloc_buffer((K,), dtype)
-                _token(workload, schedule, vn, B * H, H, WS, W, RS, R, V, S, Z, O, decays, factors)
+                token(workload, schedule, vn, B * H, H, WS, W, RS, R, V, S, Z, O, decays, factors)
 
     return tvm.s_tir.Schedule(memory_step).mod
 
 
-def _token(workload: Workload, schedule: MemoryStep, n: Any, heads: Any, H: Any, WS: Any, W: Any, RS: Any, R: Any,
-           V: Any, S: Any, Z: Any, O: Any, decays: Any, factors: Any) -> None:  # fmt: skip
+def token(workload: Workload, schedule: MemoryStep, n: Any, heads: Any, H: Any, WS: Any, W: Any, RS: Any, R: Any,
+          V: Any, S: Any, Z: Any, O: Any, decays: Any, factors: Any) -> None:  # fmt: skip
+    """Head ``n`` of ``heads`` = B·H; ``decays`` and ``factors`` [K] are its scratch."""
     K, D, dtype, tile, unroll = workload.shape["K"], workload.shape["D"], workload.dtype, schedule.tile, schedule.unroll
     gamma, eps = workload.constants["decay_power"], workload.constants["eps"]
     b, h = n // H, n % H

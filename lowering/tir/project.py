@@ -33,7 +33,7 @@ def module(workload: Workload, schedule: Project) -> Any:
                 first = T.sblock_alloc_buffer((1,), "int32")
                 # The last block starts early and repeats rows rather than run over the end.
                 first[0] = T.min(vb * rows, outputs - rows)
-                _dot(first[0], rows, lanes, inputs, dtype, W, X, Y)
+                _block(first[0], rows, lanes, inputs, W, X, Y)
 
     plan = tvm.s_tir.Schedule(project)
     if schedule.parallel:
@@ -41,15 +41,19 @@ def module(workload: Workload, schedule: Project) -> Any:
     return plan.mod
 
 
-def _dot(first: Any, rows: int, lanes: int, inputs: int, dtype: str, W: Any, X: Any, Y: Any) -> None:
-    """``rows`` dot products side by side, each with ``lanes`` sums of its own."""
-    sums = [T.sblock_alloc_buffer((lanes,), dtype) for _ in range(rows)]
+def _block(first: Any, rows: int, lanes: int, inputs: int, W: Any, X: Any, Y: Any) -> None:
+    for j, dot in enumerate(dots(W, [first + j for j in range(rows)], X, inputs, lanes)):
+        emit.store(Y, [first + j], dot)
+
+
+def dots(W: Any, rows: list[Any], X: Any, inputs: int, lanes: int) -> list[Any]:
+    """The products of ``rows`` of W with X, worked on side by side, each with ``lanes`` sums of its own."""
+    sums = [T.sblock_alloc_buffer((lanes,), W.dtype) for _ in rows]
     for total in sums:
-        emit.lanes(lanes, (total, [], lambda _: emit.constant(0, dtype)))
+        emit.lanes(lanes, (total, [], lambda _: emit.constant(0, W.dtype)))
     with builder.serial(0, inputs // lanes) as i:
-        for j, total in enumerate(sums):
+        for row, total in zip(rows, sums, strict=True):
             with builder.vectorized(0, lanes) as lane:
                 at = i * lanes + lane
-                emit.store(total, [lane], total[lane] + W[first + j, at] * X[at])
-    for j, total in enumerate(sums):
-        emit.store(Y, [first + j], emit.horizontal_sum(total, lanes))
+                emit.store(total, [lane], total[lane] + W[row, at] * X[at])
+    return [emit.horizontal_sum(total, lanes) for total in sums]

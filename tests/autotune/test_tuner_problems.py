@@ -14,7 +14,6 @@ from schedules.of_model import of_model
 from schedules.workload import AXES, Workload
 
 SIZES = {"R": 33, "U": 3, "P": 3, "N": 2, "T": 7, "K": 4, "M": 27, "D": 5}
-OPS: tuple[Any, ...] = tuple(AXES)
 
 
 def workload(op: Any, **sizes: int) -> Workload:
@@ -27,6 +26,7 @@ CONSTANTS: dict[str, dict[str, float]] = {
     "memory_scan": {"decay_power": 2.0, "eps": 1e-6},
     "memory_scan_backward": {"decay_power": 2.0, "eps": 1e-6, "proxy_eps": 0.01},
 }  # fmt: skip
+OPS: tuple[Any, ...] = tuple(CONSTANTS)
 
 
 class Off:

@@ -130,6 +130,8 @@ def test_default_schedules_are_valid_for_any_sizes() -> None:
             "U": order,
             "O": 3,
             "I": value_dim,
+            "C": 12,
+            "H": 3,
         }
         for op, axes in AXES.items():
             work = Workload(op=op, shape={axis: sizes[axis] for axis in axes}, constants={})
