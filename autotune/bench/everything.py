@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from autotune.bench import model, ops, peak
+from autotune.bench import apart, model, ops, peak
 from autotune.bench.goals import goals
 from autotune.bench.report import Report
 from autotune.bench.run import Run, Table
@@ -23,7 +23,7 @@ def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) 
         partial(model.prefill, preset="tiny", batch=4, tokens=1024, threads=model_threads),
         partial(model.decode, preset="tiny", threads=model_threads),
         partial(model.decode_late, threads=model_threads),
-        partial(model.decode, preset="340m", threads=model_threads),
+        partial(apart.decode, preset="340m", threads=model_threads),
     ]
     tables: dict[str, Table] = {}
     for done, group in enumerate(groups):
