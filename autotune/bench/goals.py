@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.bench.model import COMPILED, FEW, MANY
-from autotune.bench.ops import LARGE, SMALL
+from autotune.bench.ops import LARGE, OPERANDS, SMALL
 from autotune.bench.peak import Peak
 from autotune.bench.run import FLOOR, TUNED, Table
 
@@ -76,6 +76,8 @@ def _ratio(table: Table | None, of: str, over: str) -> tuple[float | None, float
 
 
 def _limit(table: Table | None, form: str) -> str:
-    """How far ahead of ``form`` a scan at the floor itself would be."""
-    slow, floor = (table.row(form), table.row(FLOOR)) if table else (None, None)
-    return f"the floor itself: {slow.ratio / floor.ratio:.0f}×" if slow and floor else ""
+    """How far ahead of ``form`` the scan's floors themselves would be."""
+    if table is None or (slow := table.row(form)) is None:
+        return ""
+    floors = [(name, table.row(name)) for name in (FLOOR, OPERANDS)]
+    return "; ".join(f"{name}: {slow.ratio / row.ratio:.0f}×" for name, row in floors if row is not None)
