@@ -1,0 +1,42 @@
+"""What the README tells a reader to type works."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ramnet.cli import ramnet
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_example_runs() -> None:
+    pytest.importorskip("tvm", reason="the example runs on the CPU kernels")
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names: dict = {}
+    exec(example, names)
+    assert names["text"].shape == (1, 120)
+    assert int(names["more"].state.position) == 200
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)\b", README))))
+def test_make_targets_exist(target: str) -> None:
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", ["tune", "bench", "export", "train", "generate", "targets"])
+def test_every_verb_explains_its_options(verb: str) -> None:
+    for words in ([verb], [verb, "mqar"], [verb, "text"]) if verb == "train" else ([verb],):
+        result = CliRunner().invoke(ramnet, [*words, "--help"])
+        assert result.exit_code == 0, result.output
+        # An option without help would end its line with its type, or with nothing.
+        bare = re.findall(r"^  (--[a-z-]+(?: [A-Z]+)?)$", result.output, flags=re.MULTILINE)
+        for option in bare:
+            following = result.output.split(option, 1)[1].splitlines()[1]
+            assert following.startswith("     "), f"{' '.join(words)} {option} has no help"
