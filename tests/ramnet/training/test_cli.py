@@ -102,7 +102,14 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint_that_resumes(ramnet: Command, 
     output = tmp_path / "run"
     command = [sys.executable, "-c", "from ramnet.cli import main; main()", "train", "text", "--data", page]
     command += ["--steps", "100000", "--output", output, "--checkpoint-seconds", "0", *TINY_TEXT]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As from a terminal, also where the tests themselves run in the background and ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as run:
         assert run.stdout is not None
         assert next(line for line in run.stdout if line.startswith("step     3"))
         run.send_signal(signal.SIGINT)
