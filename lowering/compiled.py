@@ -31,8 +31,7 @@ def compile(
     Raises:
         ValueError: for an unknown target.
     """
-    # Each kind of block has a graph for training, for prefill and for one token, each for B = 1 and above: past
-    # torch's limit of 8.
+    # Each kind of block has a graph for training and for prefill, each for B = 1 and above: past torch's limit of 8.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     kernels = backend_name(target, tuned, False)
     compiled = _shared(model, kernels)

@@ -15,7 +15,8 @@ from dataclasses import asdict
 from autotune.bench import model
 from autotune.bench.run import Row, Run, Table, keep_freed_memory
 
-# "340m" on two cores takes 1.16 to 1.18 times its floor so, 1.30 with 1000 spins, 1.28 to 1.31 with none.
+# "340m" on two cores takes 1.16 to 1.18 times its floor so, and 1.30 with 1000
+# spins; with none 1.24 to 1.31, timed by single tokens. Chosen after these were seen.
 DECODING = {"TVM_THREAD_POOL_SPIN_COUNT": "20000"}
 
 

@@ -100,7 +100,7 @@ def horizontal_sum(buffer: Any, width: int) -> Expression:
 
 
 def exp(x: Expression, dtype: str) -> Expression:
-    """e^x for x ≤ 0: for float32 the Cephes polynomial, which vectorises (libm's is a call a lane), 2 ulp.
+    """e^x for x ≤ 0: for float32 the Cephes polynomial, which vectorises (libm's is a call a lane).
 
     float64 takes libm's.
     """

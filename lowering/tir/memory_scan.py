@@ -94,7 +94,7 @@ def _mass(workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any,
 
         emit.each_slot(K, schedule.unroll, write)
         emit.each_slot(K, schedule.unroll, lambda k: emit.store(factors, [i, k], z[RS[n, t, k]]))
-    # Apart from the gather above, so that the divisions are a vector's: they took 0.2 of 1.3 ms one by one.
+    # Apart from the gather above, so that the divisions are a vector's: 1.41 ms rather than 1.56, best of 80.
     with builder.serial(0, count) as i:
         emit.row(factors, [i], K, lambda k: R[n, c * chunk + i, k] / (factors[i, k] + emit.constant(eps, dtype)))
 

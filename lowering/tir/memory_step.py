@@ -17,8 +17,8 @@ def module(workload: Workload, schedule: MemoryStep) -> Any:
     """The IRModule of the kernel.
 
     Parameters: write_slots, write_weights, read_slots, read_weights [B, H, K], values [B, H, D], then memory
-    [B, H, M, D] and mass [B, H, M], updated in place; output [B, H, D]. B and H are taken at run time, both as they
-    are: flattening seven tensors took 9 of the 30 µs that a step took from Python.
+    [B, H, M, D] and mass [B, H, M], updated in place; output [B, H, D]. B and H are taken at run time as they are,
+    so that nothing is flattened on the way in: a call from Python takes 10 µs, not 28.
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype = workload.dtype
