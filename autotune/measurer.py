@@ -13,7 +13,7 @@ from autotune.measure import Timing, interleaved
 from autotune.problems import TOLERANCE, OneKernel, Problem, checked
 from lowering.kernels import Kernel, lower
 from ramnet.ops import reference
-from schedules.cpu import Schedule
+from schedules.base import Schedule
 from schedules.workload import Workload
 
 Build = Callable[[Workload, str, Schedule], Kernel]

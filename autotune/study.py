@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from autotune.journal import locked, open_journal
-from schedules.cpu import SCHEDULES, Schedule
+from schedules.base import Schedule
+from schedules.kinds import kind
 from schedules.workload import Workload
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Study:
     a method returns.
 
     Args:
+        target: whose kinds of schedule are searched.
         identity: what else makes a result another one: device, threads, fingerprint.
         seconds_a_trial: no trial takes longer; one that did was left by a process that ended.
 
@@ -44,11 +46,11 @@ class Study:
     """
 
     def __init__(
-        self, journal: Path, workload: Workload, identity: str, sampler: Sampler = "tpe", seed: int = 0,
+        self, journal: Path, workload: Workload, target: str, identity: str, sampler: Sampler = "tpe", seed: int = 0,
         seconds_a_trial: float = 300.0,
     ) -> None:  # fmt: skip
         self.workload, self.sampler, self.seed, self.seconds_a_trial = workload, sampler, seed, seconds_a_trial
-        self.kind = SCHEDULES[workload.op]
+        self.kind = kind(workload.op, target)
         default = self.kind.default(workload)
         # The default may lie outside the values that are worth trying.
         self.space = {

@@ -16,7 +16,8 @@ from autotune.study import Sampler, Study
 from autotune.worker import FailedError
 from lowering import kernels, targets
 from schedules import records
-from schedules.cpu import SCHEDULES, Schedule
+from schedules.base import Schedule
+from schedules.kinds import kind
 from schedules.records import Record, Time
 from schedules.workload import Workload
 
@@ -65,7 +66,7 @@ class Result:
 
     @property
     def is_default(self) -> bool:
-        return self.record.schedule() == SCHEDULES[self.record.workload.op].default(self.record.workload)
+        return self.record.schedule() == kind(self.record.workload.op, self.record.target).default(self.record.workload)
 
 
 def tune(
@@ -96,7 +97,7 @@ def tune(
     known = records.load(records_file)
     device, name = targets.cpu_name(), targets.find(target).name
     identity = f"{device} | {threads} threads | {kernels.fingerprint()}"
-    studies = [Study(journal, workload, identity, sampler, seed) for workload in workloads]
+    studies = [Study(journal, workload, name, identity, sampler, seed) for workload in workloads]
     begin, results = perf_counter(), []
 
     def in_all(progress: Progress) -> Progress:

@@ -19,7 +19,7 @@ from typing import Any, Self
 from autotune.measure import Timing
 from autotune.measurer import Build, Measurer, WrongResultError
 from lowering.kernels import lower
-from schedules.cpu import Schedule
+from schedules.base import Schedule
 from schedules.workload import Workload
 
 # Imports of torch and tvm, and the reference's answer, on a slow and busy machine.

@@ -17,7 +17,7 @@ from typing import Any
 from lowering import runtime
 from lowering.targets import cpu_digest, find
 from ramnet.files import written_aside
-from schedules.cpu import Schedule
+from schedules.base import Schedule
 from schedules.workload import Workload
 
 

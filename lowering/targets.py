@@ -4,22 +4,104 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """What compilers and the time model must know of a GPU.
+
+    Attributes:
+        arch: "sm_90", "gfx942". warp: threads that run in step.
+        processors: streaming multiprocessors (compute units). registers: 32-bit ones of a processor.
+        shared, shared_block: bytes of shared memory of a processor, and that one program may have.
+        threads, programs: resident on a processor at most.
+        l2: bytes. bandwidth: of memory, bytes/s. clock: Hz, boost.
+        float32, bfloat16: peak operations a second, the latter dense in the matrix units.
+    """
+
+    arch: str
+    processors: int
+    shared: int
+    shared_block: int
+    threads: int
+    programs: int
+    l2: int
+    bandwidth: float
+    clock: float
+    float32: float
+    bfloat16: float
+    warp: int = 32
+    registers: int = 65536
+
+    @property
+    def backend(self) -> str:
+        """Triton's name of the vendor's toolchain."""
+        return "hip" if self.arch.startswith("gfx") else "cuda"
+
+
+@dataclass(frozen=True)
 class Target:
-    """A machine by name, and what a compiler must know of it."""
+    """A machine by name, and what a compiler must know of it; ``gpu`` is None for a processor."""
 
     name: str
     description: str
-    compiler: str  # the folder of lowering/ that serves it
+    compilers: tuple[str, ...]  # the folders of lowering/ that serve it
+    gpu: Gpu | None = None
+    matches: str = ""  # what the driver's name of the device holds
 
+
+# By compute capability, from NVIDIA's CUDA programming guide ("Technical specifications per compute capability"):
+# KB of shared memory a processor and a program, threads and programs a processor.
+_CAPABILITY = {
+    "sm_80": (164, 163, 2048, 32),
+    "sm_86": (100, 99, 1536, 16),
+    "sm_87": (164, 163, 1536, 16),
+    "sm_89": (100, 99, 1536, 24),
+    "sm_90": (228, 227, 2048, 32),
+    "sm_100": (228, 227, 2048, 32),
+}
+
+
+def _nvidia(arch: str, processors: int, l2_mb: float, gb_s: float, ghz: float, tf32: float, tf16: float) -> Gpu:
+    shared, shared_block, threads, programs = _CAPABILITY[arch]
+    return Gpu(
+        arch, processors, shared << 10, shared_block << 10, threads, programs, int(l2_mb * 2**20), gb_s * 1e9,
+        ghz * 1e9, tf32 * 1e12, tf16 * 1e12,
+    )  # fmt: skip
+
+
+# Processors, L2, bandwidth, clock and peaks from the vendors' data sheets; the B200's L2 and Orin's bfloat16 peak are
+# not in them: the L2 is the whole GPU's as seen by the driver, the peak that of its Ampere matrix units by their count.
+_GPUS = (
+    Target("a100", "NVIDIA A100 80 GB SXM", ("triton", "tir"),
+           _nvidia("sm_80", 108, 40, 2039, 1.41, 19.5, 312), "A100-SXM4-80GB"),
+    Target("a100-40gb", "NVIDIA A100 40 GB SXM", ("triton", "tir"),
+           _nvidia("sm_80", 108, 40, 1555, 1.41, 19.5, 312), "A100-SXM4-40GB"),
+    Target("h100", "NVIDIA H100 SXM", ("triton", "tir"),
+           _nvidia("sm_90", 132, 50, 3350, 1.98, 67, 989), "H100"),
+    Target("h200", "NVIDIA H200", ("triton", "tir"), _nvidia("sm_90", 132, 60, 4800, 1.98, 67, 989), "H200"),
+    Target("b200", "NVIDIA B200", ("triton", "tir"), _nvidia("sm_100", 148, 126, 8000, 1.965, 75, 2250), "B200"),
+    Target("l4", "NVIDIA L4", ("triton", "tir"), _nvidia("sm_89", 58, 48, 300, 2.04, 30.3, 121), "L4"),
+    Target("l40s", "NVIDIA L40S", ("triton", "tir"), _nvidia("sm_89", 142, 96, 864, 2.52, 91.6, 362), "L40S"),
+    Target("a10", "NVIDIA A10", ("triton", "tir"), _nvidia("sm_86", 72, 6, 600, 1.695, 31.2, 125), "A10"),
+    Target("rtx3090", "NVIDIA GeForce RTX 3090", ("triton", "tir"),
+           _nvidia("sm_86", 82, 6, 936, 1.695, 35.6, 71), "RTX 3090"),
+    Target("rtx4090", "NVIDIA GeForce RTX 4090", ("triton", "tir"),
+           _nvidia("sm_89", 128, 72, 1008, 2.52, 82.6, 165), "RTX 4090"),
+    Target("orin", "NVIDIA Jetson AGX Orin", ("triton", "tir"),
+           _nvidia("sm_87", 16, 4, 205, 1.3, 5.3, 42), "Orin"),
+    Target("mi300x", "AMD Instinct MI300X", ("triton",),
+           Gpu("gfx942", 304, 64 << 10, 64 << 10, 2048, 32, 256 << 20, 5300e9, 2.1e9, 163e12, 1307e12,
+               warp=64, registers=131072), "MI300X"),
+)  # fmt: skip
 
 TARGETS = {
-    target.name: target for target in (Target("cpu", "the processor of this machine, through TVM and LLVM", "tir"),)
+    target.name: target
+    for target in (Target("cpu", "the processor of this machine, through TVM and LLVM", ("tir",)), *_GPUS)
 }
 
 
@@ -28,6 +110,59 @@ def find(name: str) -> Target:
     if name not in TARGETS:
         raise ValueError(f"target {name!r} is unknown; there are {', '.join(sorted(TARGETS))}")
     return TARGETS[name]
+
+
+def gpu_of(name: str) -> Gpu:
+    """The GPU of a target; ValueError for one that has none."""
+    gpu = find(name).gpu
+    if gpu is None:
+        raise ValueError(f"target {name!r} is no GPU")
+    return gpu
+
+
+def here() -> Target | None:
+    """The target that the GPU of this machine is, with what the device tells in the place of the table's numbers.
+
+    An unknown GPU gives the target of the nearest architecture, with a notice, once; None where there is no GPU.
+    """
+    import torch
+
+    return _recognised(torch.cuda.current_device()) if torch.cuda.is_available() else None
+
+
+@cache
+def _recognised(device: int) -> Target:
+    import torch
+
+    told = torch.cuda.get_device_properties(device)
+    arch = getattr(told, "gcnArchName", "").partition(":")[0] or f"sm_{told.major}{told.minor}"
+    return recognise(
+        told.name, arch, processors=told.multi_processor_count, l2=told.L2_cache_size,
+        shared=told.shared_memory_per_multiprocessor, threads=told.max_threads_per_multi_processor,
+    )  # fmt: skip
+
+
+def recognise(device: str, arch: str, **told: int) -> Target:
+    """The target of a GPU that calls itself ``device``; ``told`` are fields of ``Gpu`` that the device gave."""
+    longest_first = sorted(_GPUS, key=lambda target: -len(target.matches))
+    found = next((target for target in longest_first if target.matches in device), None)
+    if found is None:
+        found = min(_GPUS, key=lambda target: _apart(target, arch))
+        warnings.warn(
+            f"{device} ({arch}) is not in the table of targets; using the schedules of {found.name}"
+            f" ({gpu_of(found.name).arch})", stacklevel=3,
+        )  # fmt: skip
+    gpu = found.gpu
+    assert gpu is not None
+    return replace(found, gpu=replace(gpu, arch=arch, **told))
+
+
+def _apart(target: Target, arch: str) -> tuple[bool, int]:
+    """How far an architecture is from a target's: another vendor's is further than any number."""
+    mine = target.gpu.arch if target.gpu else ""
+    kinds = [name.rstrip("0123456789abcdef")[:3] for name in (mine, arch)]
+    numbers = [int("".join(c for c in name if c.isdigit()) or 0) for name in (mine, arch)]
+    return kinds[0] != kinds[1], abs(numbers[0] - numbers[1])
 
 
 @cache

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ramnet.config import one_line
 from ramnet.files import read_text, write_text_atomic
-from schedules.cpu import SCHEDULES, Schedule
+from schedules.base import Schedule
+from schedules.kinds import kind
 from schedules.workload import Workload
 
 
@@ -34,7 +35,7 @@ class Record(BaseModel):
     target: str
     device: str
     knobs: dict[str, Any]
-    how: Literal["measured", "modelled"]  # modelled: compiled for the target, not run on it
+    how: Literal["measured", "modelled, not run"]  # modelled: compiled for the target
     gain: float  # the default's time over this one's, median of paired rounds; 1 where the default stays
     gain_spread: float
     tuned: Time
@@ -51,7 +52,7 @@ class Record(BaseModel):
 
     def schedule(self) -> Schedule:
         """The knobs, validated."""
-        return SCHEDULES[self.workload.op](**self.knobs)
+        return kind(self.workload.op, self.target)(**self.knobs)
 
 
 def records_path(target: str) -> Path:
@@ -83,7 +84,7 @@ def merge(path: Path, found: list[Record]) -> None:
     rows = {record.key: record for record in load(path)}
     for record in found:
         before = rows.get(record.key)
-        if before is None or before.how == "modelled" or record.how == "measured":
+        if before is None or before.how != "measured" or record.how == "measured":
             rows[record.key] = record
     write_text_atomic(path, "".join(rows[key].model_dump_json() + "\n" for key in sorted(rows)))
 
@@ -116,4 +117,4 @@ def choose(workload: Workload, target: str, device: str) -> Choice:
             exact = record.key == (workload.name, device)
             source = "record" if exact else f"nearest: {record.workload.name} on {record.device}"
             return Choice(schedule=schedule, source=source, record=record)
-    return Choice(schedule=SCHEDULES[workload.op].default(workload), source="default")
+    return Choice(schedule=kind(workload.op, target).default(workload), source="default")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 Op = Literal[
     "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step", "project",
-    "decode_layer",
+    "decode_layer", "decode_heads",
 ]  # fmt: skip
 
 # The sizes of each op, by the letters of the paper; N is B·H, R rows of logits, O and I a matrix's outputs and inputs;
@@ -22,6 +22,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "memory_step": ("N", "K", "M", "D"),
     "project": ("O", "I"),
     "decode_layer": ("C", "H", "U", "P", "K", "M", "D", "I"),
+    "decode_heads": ("N", "U", "P", "K", "M", "D"),
 }
 # Sizes that a kernel takes at run time. The others are compiled in.
 DYNAMIC_AXES = frozenset({"R", "N", "T"})
@@ -34,7 +35,7 @@ class Workload(BaseModel):
 
     op: Op
     shape: dict[str, int]
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"  # of values, weights and logits
     constants: dict[str, float] = {}
 
     def model_post_init(self, _: object) -> None:

@@ -18,7 +18,8 @@ from lowering.tir import emit
 from lowering.tir.address_decode import Decoder
 from lowering.tir.memory_step import token
 from lowering.tir.project import dots
-from schedules.cpu import AddressDecode, DecodeLayer, MemoryStep, largest_divisor
+from schedules.base import largest_divisor
+from schedules.cpu import AddressDecode, DecodeLayer, MemoryStep
 from schedules.workload import Workload
 
 

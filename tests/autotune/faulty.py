@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lowering.kernels import Kernel
 from ramnet.ops import reference
-from schedules.cpu import AddressDecodeBackward, Schedule
+from schedules.base import Schedule
+from schedules.cpu import AddressDecodeBackward
 from schedules.workload import Workload
 
 WORKLOAD = Workload(op="address_decode_backward", shape={"R": 512, "U": 2, "P": 4, "K": 4})

@@ -15,7 +15,8 @@ from autotune.measure import Timing
 from autotune.tuner import Budget, Progress, Result, is_faster, tune
 from autotune.worker import FailedError, Worker
 from schedules import records
-from schedules.cpu import AddressDecodeBackward, Schedule
+from schedules.base import Schedule
+from schedules.cpu import AddressDecodeBackward
 from schedules.workload import Workload
 from tests.autotune import faulty
 from tests.autotune.faulty import WORKLOAD, Synthetic
@@ -94,7 +95,7 @@ def test_the_recorded_schedule_is_tried_right_after_the_default(tmp_path: Path) 
 def test_measured_replaces_modelled_and_not_the_reverse(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     (result,) = run(tmp_path, Synthetic(lambda schedule: 2.0 if schedule == BEST else 1.0))
-    modelled = result.record.model_copy(update={"how": "modelled", "knobs": DEFAULT.model_dump()})
+    modelled = result.record.model_copy(update={"how": "modelled, not run", "knobs": DEFAULT.model_dump()})
     records.merge(path, [modelled])
     assert records.load(path) == [result.record]
     path.unlink()

@@ -67,7 +67,7 @@ def test_a_small_model_is_tuned(ramnet: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--target", "abacus"), "ramnet: target 'abacus' is unknown; there are cpu"),
+        (("--target", "abacus"), "ramnet: target 'abacus' is unknown; there are a10"),
         (("--budget", "0"), "ramnet: budget is 0.0; it must be above 0"),
         (("--preset", "huge"), "ramnet: preset 'huge' is unknown; there are 340m"),
         (("--length", "0"), "ramnet: length is 0; it must be at least 1"),

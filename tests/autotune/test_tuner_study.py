@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from autotune.study import MOST_KILLS, Study
-from schedules.cpu import MemoryScan, Schedule
+from schedules.base import Schedule
+from schedules.cpu import MemoryScan
 from schedules.workload import Workload
 from tests.samples import full_disk
 
@@ -36,7 +37,7 @@ def gain(schedule: Schedule) -> float:
 
 
 def study(folder: Path, **options: Any) -> Study:
-    return Study(folder / "journal.log", WORKLOAD, "a device", **options)
+    return Study(folder / "journal.log", WORKLOAD, "cpu", "a device", **options)
 
 
 def search(found: Study, most: int = 1000) -> list[Schedule]:

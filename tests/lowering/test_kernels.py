@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from ramnet.ops import reference
-from schedules.cpu import SCHEDULES, AddressDecode, MemoryScan, MemoryStep, Schedule
+from schedules.base import Schedule
+from schedules.cpu import SCHEDULES, AddressDecode, MemoryScan, MemoryStep
 from schedules.workload import AXES, Op, Workload
 from tests.samples import DIFFERENTIABLE, relative_rmse, scan_inputs, step_inputs
 

@@ -72,9 +72,9 @@ def test_merging_replaces_by_workload_and_device_and_keeps_the_file_sorted(file:
 
 def test_modelled_never_replaces_measured(file: Path) -> None:
     merge(file, [record(step(), unroll=2)])
-    merge(file, [record(step(), unroll=8, how="modelled")])
+    merge(file, [record(step(), unroll=8, how="modelled, not run")])
     assert load(file)[0].knobs["unroll"] == 2
-    merge(file, [record(step(M=16), unroll=2, how="modelled")])
+    merge(file, [record(step(M=16), unroll=2, how="modelled, not run")])
     merge(file, [record(step(M=16), unroll=8)])
     assert load(file)[1 if load(file)[0].workload.shape["M"] != 16 else 0].knobs["unroll"] == 8
 

@@ -1,0 +1,59 @@
+"""Knobs of the GPU kernels that decode addresses: a thread works on a row of logits of its own."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from schedules.base import KNOB_VALUES, Schedule
+from schedules.workload import Workload
+
+THREADS = (64, 128, 256)
+# The lists of a row live in its thread's registers, of which there are 255.
+MOST_KEPT = 64
+
+
+class AddressDecode(Schedule):
+    """Top-K addresses."""
+
+    compiler: Literal["triton", "tir"] = "triton"
+    threads: int = 128  # rows a program
+    unroll: int = 1  # what is straight code: 0 nothing, 1 the work on one sub-vector, 2 that on all U of them
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        return cls()
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {"compiler": ("triton", "tir"), "threads": THREADS, "unroll": (0, 1, 2)}
+
+    def refusal(self, workload: Workload) -> str | None:
+        if self.unroll not in (0, 1, 2):
+            return f"unroll is {self.unroll}; it must be 0, 1 or 2"
+        if workload.shape["K"] > MOST_KEPT:
+            return f"K is {workload.shape['K']}; a thread's registers hold {MOST_KEPT} addresses"
+        return refuse_threads(self.threads)
+
+
+class AddressDecodeBackward(Schedule):
+    """The gradient of the logits."""
+
+    compiler: Literal["triton", "tir"] = "triton"
+    threads: int = 128  # rows a program
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        return cls()
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {"compiler": ("triton", "tir"), "threads": THREADS}
+
+    def refusal(self, workload: Workload) -> str | None:
+        return refuse_threads(self.threads)
+
+
+def refuse_threads(threads: int) -> str | None:
+    """A sentence where ``threads`` is no size of a program: a warp has 32 threads or, with AMD, 64."""
+    good = 32 <= threads <= 1024 and threads & (threads - 1) == 0
+    return None if good else f"threads is {threads}; it must be a power of two in 32..1024"

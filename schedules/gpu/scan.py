@@ -1,0 +1,60 @@
+"""Knobs of the GPU kernels that scan a sequence."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from schedules.base import KNOB_VALUES, Schedule
+from schedules.gpu.address import refuse_threads
+from schedules.workload import Workload
+
+# serial: Triton, a program owns a head's channels and walks through time, its state in the L2 cache.
+# slots: Triton, accesses sorted by slot and time, slots scanned side by side (the paper's way).
+# shared: TIR, serial in time with the state in shared memory.
+Form = Literal["serial", "slots", "shared"]
+
+
+class MemoryScan(Schedule):
+    """Forward scan. Knobs that a form has no use for keep their default."""
+
+    form: Form = "serial"
+    tile: int = 64  # channels a program
+    threads: int = 64  # of a program
+    piece: int = 64  # slots: accesses in sorted order that a program walks through
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        return cls()
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {"form": ("serial", "slots", "shared"), "tile": (8, 16, 32, 64, 128), "threads": (32, 64, 128),
+                "piece": (32, 64, 128, 256)}  # fmt: skip
+
+    def refusal(self, workload: Workload) -> str | None:
+        return refuse_threads(self.threads)
+
+
+class MemoryScanBackward(Schedule):
+    """Backward scan. Knobs that a form has no use for keep their default."""
+
+    form: Form = "serial"
+    tile: int = 64
+    threads: int = 64
+    piece: int = 64
+    # Memory against work: tokens between two copies of the state that the backward starts anew from (serial, shared).
+    checkpoint: int = 256
+    # The same for slots: heads whose rows are held at a time; 0 for all.
+    heads: int = 0
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        return cls()
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {"form": ("serial", "slots", "shared"), "tile": (8, 16, 32, 64, 128), "threads": (32, 64, 128),
+                "piece": (32, 64, 128, 256), "checkpoint": (64, 256, 1024), "heads": (0, 16, 64)}  # fmt: skip
+
+    def refusal(self, workload: Workload) -> str | None:
+        return refuse_threads(self.threads)

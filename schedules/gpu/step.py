@@ -1,0 +1,45 @@
+"""Knobs of the GPU kernels that decode one token."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from schedules.base import KNOB_VALUES, Schedule
+from schedules.gpu.address import refuse_threads
+from schedules.workload import Workload
+
+
+class MemoryStep(Schedule):
+    """One token, in place: a program owns a head."""
+
+    compiler: Literal["triton", "tir"] = "triton"
+    threads: int = 64
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        return cls()
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {"compiler": ("triton", "tir"), "threads": (32, 64, 128)}
+
+    def refusal(self, workload: Workload) -> str | None:
+        return refuse_threads(self.threads)
+
+
+class DecodeHeads(Schedule):
+    """A layer's token from its projections to its read-out in one launch: a program owns a head."""
+
+    compiler: Literal["triton", "tir"] = "triton"
+    threads: int = 64
+
+    @classmethod
+    def default(cls, workload: Workload) -> Self:
+        return cls()
+
+    @classmethod
+    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        return {"compiler": ("triton", "tir"), "threads": (32, 64, 128)}
+
+    def refusal(self, workload: Workload) -> str | None:
+        return refuse_threads(self.threads)
