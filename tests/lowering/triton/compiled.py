@@ -1,0 +1,64 @@
+"""Kernels really compiled, from a test process that interprets them.
+
+A process either interprets kernels or compiles them, so compiling happens in one child process that lives as long as
+the tests. Arguments are what ``plan`` takes; of tensors only shape and type matter::
+
+    inputs = [torch.zeros(2, 7, 8, dtype=torch.int32), …]
+    for binary in compile_plan("lowering.triton.memory_scan", inputs, MemoryScan(), "sm_90"):
+        assert binary.resources.spilled == 0, binary.name
+        assert "bar.sync" not in binary.asm["ptx"]
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from lowering.targets import TARGETS, Gpu
+from lowering.triton.binary import Binary, compile_launch
+from lowering.triton.launch import Plan
+
+
+class Spec(NamedTuple):
+    """What is left of a tensor on the way to the other process."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def compile_plan(module: str, arguments: Sequence[Any], schedule: Any, arch: str, plan: str = "plan") -> list[Binary]:
+    """The binaries of all launches of ``module.plan(*arguments, schedule)``, in order, for "sm_80", "gfx942", ….
+
+    An error of planning or compiling is raised here as it was there.
+    """
+    given = [Spec(tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else x for x in arguments]
+    return _child().submit(_compile, module, plan, given, schedule, arch).result()
+
+
+def gpu(arch: str) -> Gpu:
+    """A GPU of the table that has this architecture."""
+    return next(target.gpu for target in TARGETS.values() if target.gpu is not None and target.gpu.arch == arch)
+
+
+@cache
+def _child() -> ProcessPoolExecutor:
+    """Ends with this process."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _compile_not_interpret)
+
+
+def _compile_not_interpret() -> None:
+    """Runs in the child before it imports Triton."""
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
+def _compile(module: str, plan: str, arguments: list[Any], schedule: Any, arch: str) -> list[Binary]:
+    on_meta = [torch.empty(x.shape, dtype=x.dtype, device="meta") if isinstance(x, Spec) else x for x in arguments]
+    made: Plan = getattr(importlib.import_module(module), plan)(*on_meta, schedule)
+    return [compile_launch(launch, gpu(arch)) for launch in made.launches]
