@@ -28,13 +28,16 @@ def generate(
 ) -> Tensor:
     """Continue ``input_ids`` until ``max_new_tokens`` or, in every row, a stop token.
 
+    Tokens are chosen where the logits are. On a GPU nothing waits for the device between tokens, unless there are
+    stop tokens to look for or ``on_token`` reads what it is given.
+
     Args:
         input_ids: int64 [B, T] with T ≥ 1.
         temperature: 0 takes the likeliest token; above, logits are divided by it and sampled.
         top_k: sample among the k likeliest only; 0 for all.
         top_p: sample among the likeliest that hold this much probability, in (0, 1].
         stop_tokens: a row that says one of these repeats it to the end.
-        seed: of the sampling; None takes torch's global generator.
+        seed: of the sampling, the same tokens at each run on a device; None takes torch's global generator.
         on_token: called with each new column [B].
 
     Returns:
@@ -56,9 +59,10 @@ def generate(
         columns.append(token.unsqueeze(1))
         if on_token is not None:
             on_token(token)
-        finished |= torch.isin(token, stops)
-        if bool(finished.all()):
-            break
+        if stop_tokens:
+            finished |= torch.isin(token, stops)
+            if bool(finished.all()):
+                break
     return torch.cat(columns, dim=1)
 
 
@@ -83,14 +87,16 @@ def sampler(temperature: float, top_k: int, top_p: float, seed: int | None) -> C
         raise ValueError(f"top_k is {top_k}; it must be >= 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be in (0, 1]")
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator: torch.Generator | None = None
 
     def choose(logits: Tensor) -> Tensor:
+        nonlocal generator
         if temperature == 0:
             return logits.argmax(dim=-1)
-        # On the CPU a seed says the same everywhere. The largest goes to 0 first: a tiny temperature then sends the
-        # others to -inf, and not the largest to inf.
-        scaled = logits.double().cpu()
+        if seed is not None and generator is None:
+            generator = torch.Generator(logits.device).manual_seed(seed)
+        # The largest goes to 0 first: a tiny temperature then sends the others to -inf, and not the largest to inf.
+        scaled = logits.double()
         scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / temperature
         if top_k:
             kth = scaled.topk(min(top_k, scaled.shape[-1])).values[:, -1:]
@@ -101,6 +107,6 @@ def sampler(temperature: float, top_k: int, top_p: float, seed: int | None) -> C
             # A token is left out when those before it hold top_p already, so that the likeliest always stays.
             left_out = probability.cumsum(dim=-1) - probability >= top_p
             scaled = scaled.masked_fill(left_out.gather(-1, order.argsort(dim=-1)), -torch.inf)
-        return torch.multinomial(scaled.softmax(dim=-1), 1, generator=generator).squeeze(-1).to(logits.device)
+        return torch.multinomial(scaled.softmax(dim=-1), 1, generator=generator).squeeze(-1)
 
     return choose
