@@ -18,6 +18,7 @@ class Work:
         steps: dependent steps that a program walks, one after another.
         trips: round trips to global memory in a step that wait for one another.
         shared_trips: the same to shared memory. barriers: of the whole program, in a step.
+        reused_bytes: what the repeated accesses fall on, of all programs together; 0 where any cache holds it.
     """
 
     programs: int
@@ -30,6 +31,7 @@ class Work:
     shared_trips: float = 0.0
     barriers: float = 0.0
     shared_bytes: float = 0.0
+    reused_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

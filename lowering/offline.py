@@ -1,0 +1,83 @@
+"""A workload compiled for a GPU that need not be there."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowering.gpu import plan
+from lowering.targets import gpu_of
+from lowering.work import Compiled
+from schedules.workload import Workload
+
+# Heads of a model's layer: N is B·H, and the kernel that decodes heads must know where a sequence ends.
+HEADS = 16
+
+
+def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled]:
+    """Each launch of ``workload`` on ``target`` under ``schedule``, really compiled, in the order of their running.
+
+    Raises:
+        ValueError: for a target without a GPU, and a schedule that its own rule refuses for the workload.
+        RuntimeError: in a process that interprets Triton's kernels.
+        ImportError: with the install line, without the schedule's compiler. The compilers' own errors pass through.
+    """
+    gpu = gpu_of(target)
+    refused = schedule.refusal(workload)
+    if refused is not None:
+        raise ValueError(f"{workload.op}: {refused}")
+    if compiler(schedule) == "tir":
+        from lowering import cuda
+
+        by_tir: list[Compiled] = cuda.compiled(workload, target, schedule)
+        return by_tir
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise RuntimeError("TRITON_INTERPRET is set in this process; kernels are compiled in one without it")
+    from lowering.triton.binary import compile_launch
+
+    launches = plan(workload.op, schedule, *arguments(workload)).launches
+    return [Compiled(launch.name, launch.work, compile_launch(launch, gpu).resources) for launch in launches]
+
+
+def compiler(schedule: Any) -> str:
+    """ "triton" or "tir": which folder of ``lowering`` has the kernels of a GPU's schedule."""
+    return "tir" if getattr(schedule, "form", "") == "shared" else getattr(schedule, "compiler", "triton")
+
+
+def arguments(workload: Workload) -> tuple[Any, ...]:
+    """What ``GpuKernels`` hands to an op's ``plan``, its tensors on the meta device; the state is in sums' type."""
+    values = getattr(torch, workload.dtype)
+    sums = torch.float64 if values == torch.float64 else torch.float32
+    shape = workload.shape
+    K = shape["K"]
+    constants = tuple(workload.constants.get(name, 0.0) for name in ("decay_power", "eps"))
+
+    def empty(*sizes: int, dtype: torch.dtype = values) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device="meta")
+
+    if workload.op.startswith("address_decode"):
+        R, U, P = shape["R"], shape["U"], shape["P"]
+        logits = empty(R, U, P)
+        if workload.op == "address_decode":
+            return logits, K
+        return empty(R, K), logits, empty(R, K, dtype=torch.int32), empty(R, K)
+    N, M, D = shape["N"], shape["M"], shape["D"]
+    state = empty(N, M, D, dtype=sums), empty(N, M, dtype=sums)
+    if workload.op == "decode_heads":
+        U, P = shape["U"], shape["P"]
+        H = HEADS if N % HEADS == 0 else 1
+        projected = empty(N // H, 2 * H * U * P + H * D)
+        scale, position = empty(2, H, dtype=torch.float32), empty(dtype=torch.int64)
+        state = tuple(x.view(N // H, H, *x.shape[1:]) for x in state)  # type: ignore[assignment]
+        return projected, scale, position, *state, U, P, K, H, 1.0, *constants
+    rows = (N, shape["T"]) if "T" in shape else (N,)
+    addresses = empty(*rows, K, dtype=torch.int32), empty(*rows, K)
+    inputs = (*addresses, *addresses, empty(*rows, D), *state)
+    if workload.op == "memory_scan_backward":
+        return empty(*rows, D), *state, *inputs, *constants, workload.constants.get("proxy_eps", 0.0)
+    if workload.op in ("memory_scan", "memory_step"):
+        return *inputs, *constants
+    raise ValueError(f"{workload.op} has no kernel for a GPU")
