@@ -51,7 +51,7 @@ NORM = 4
 REGISTER_GRANULE, SCHEDULERS, SHARED_GRANULE, SYSTEM_SHARED = 8, 4, 128, 1024
 
 
-class Rejected(ValueError):
+class RejectedError(ValueError):
     """A binary is not fit for the target: ``status`` in one word, why in one sentence."""
 
     def __init__(self, status: str, reason: str) -> None:
@@ -92,18 +92,18 @@ class Estimate:
 
 
 def check(compiled: Compiled, gpu: Gpu) -> None:
-    """Rejected, with a status and a sentence, where the binary spills registers or cannot run on ``gpu``."""
+    """RejectedError, with a status and a sentence, where the binary spills registers or cannot run on ``gpu``."""
     needs, threads, name = compiled.resources, compiled.work.threads, compiled.name
     if threads < gpu.warp or threads > 1024:
-        raise Rejected("threads", f"{name} has programs of {threads} threads; {gpu.arch} takes {gpu.warp} to 1024")
+        raise RejectedError("threads", f"{name} has programs of {threads} threads; {gpu.arch} takes {gpu.warp} to 1024")
     if needs.shared > gpu.shared_block:
-        raise Rejected(
+        raise RejectedError(
             "shared_memory", f"{name} needs {needs.shared} bytes of shared memory; {gpu.arch} has {gpu.shared_block}"
         )
     if needs.spilled:
-        raise Rejected("spills", f"{name} spills {needs.spilled} bytes of a thread's {needs.registers} registers")
+        raise RejectedError("spills", f"{name} spills {needs.spilled} bytes of a thread's {needs.registers} registers")
     if not resident(threads, needs, gpu):
-        raise Rejected(
+        raise RejectedError(
             "registers", f"{name} needs {needs.registers} registers for {threads} threads; {gpu.arch} has fewer"
         )
 
@@ -125,12 +125,12 @@ def resident(threads: int, needs: Resources, gpu: Gpu) -> int:
 
 
 def estimate(compiled: Compiled, gpu: Gpu) -> Estimate:
-    """The model's terms for one launch. Rejected where not one program fits on a processor."""
+    """The model's terms for one launch. RejectedError where not one program fits on a processor."""
     work, needs = compiled.work, compiled.resources
     fits = resident(work.threads, needs, gpu)
     if not fits:
         check(compiled, gpu)
-        raise Rejected("threads", f"{compiled.name}: no program of {work.threads} threads fits on {gpu.arch}")
+        raise RejectedError("threads", f"{compiled.name}: no program of {work.threads} threads fits on {gpu.arch}")
     programs = max(work.programs, 1)
     waves = math.ceil(programs / (gpu.processors * fits))
     busy = min(programs, gpu.processors)
@@ -152,7 +152,7 @@ def estimate(compiled: Compiled, gpu: Gpu) -> Estimate:
         cache=through_cache / (busy * L2_BYTES_A_CYCLE * gpu.clock),
         shared=work.shared_bytes / (busy * SHARED_BYTES_A_CYCLE * gpu.clock),
         arithmetic=share * work.operations / (lanes * ARITHMETIC_SHARE * gpu.clock),
-        chain=waves * work.steps * _step_cycles(work, programs, from_memory, through_cache) / gpu.clock,
+        chain=waves * work.steps * _step_cycles(work, programs, missed) / gpu.clock,
     )
 
 
@@ -171,10 +171,9 @@ def _missed(work: Work, gpu: Gpu) -> float:
     return max(0.0, 1.0 - gpu.l2 / work.reused_bytes) if work.reused_bytes else 0.0
 
 
-def _step_cycles(work: Work, programs: int, from_memory: float, through_cache: float) -> float:
-    """Cycles of one step of one program that has its processor to itself."""
-    far = min(from_memory / through_cache, 1.0) if through_cache else 0.0
-    latency = L2_LATENCY + far * (DRAM_LATENCY - L2_LATENCY)
+def _step_cycles(work: Work, programs: int, missed: float) -> float:
+    """Cycles of one step of one program that has its processor to itself; what is read once is asked for ahead."""
+    latency = L2_LATENCY + missed * (DRAM_LATENCY - L2_LATENCY)
     instructions = work.operations / (programs * max(work.steps, 1.0) * work.threads)  # of a thread
     return (
         work.trips * latency
