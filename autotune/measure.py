@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 # A sample shorter than this says more about the clock and the interpreter than about the candidate.
 SHORTEST_SAMPLE = 1e-3
@@ -39,6 +40,23 @@ class Timing:
         return spread(self.samples)
 
 
+class Clock(Protocol):
+    """What tells how long calls take."""
+
+    def seconds(self, call: Callable[[], object], repeats: int) -> float:
+        """Of ``repeats`` calls together, when all that they began is done."""
+
+
+class HostClock:
+    """The processor's: calls one after another, done when they return."""
+
+    def seconds(self, call: Callable[[], object], repeats: int) -> float:
+        begin = perf_counter()
+        for _ in range(repeats):
+            call()
+        return perf_counter() - begin
+
+
 @dataclass(frozen=True)
 class Ratio:
     """How many times longer one candidate takes than another: the median over rounds, and its spread."""
@@ -55,6 +73,7 @@ def interleaved(
     *,
     seed: int = 0,
     on_round: Callable[[int], None] | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Timing]:
     """Time ``candidates`` in turn, in an order shuffled anew in every round.
 
@@ -66,6 +85,7 @@ def interleaved(
         seconds: no round begins after this time, but the first three (or ``rounds``) are always made.
         seed: of the order.
         on_round: called with the number of rounds done, after each.
+        clock: times the calls; the host's where it is None.
 
     Returns:
         The timings, under the candidates' names. Sample i of each stems from round i.
@@ -79,17 +99,18 @@ def interleaved(
         raise ValueError(f"rounds is {rounds}; it must be at least 1")
     begin = perf_counter()
     shuffle = random.Random(seed).shuffle
-    clocks = {name: _Clock(call) for name, call in candidates.items()}
-    order = list(clocks.values())
+    clock = clock or HostClock()
+    samplers = {name: _Sampler(call, clock) for name, call in candidates.items()}
+    order = list(samplers.values())
     for done in range(rounds):
         if done >= FEWEST_ROUNDS and perf_counter() - begin > seconds:
             break
         shuffle(order)
-        for clock in order:
-            clock.sample()
+        for sampler in order:
+            sampler.sample()
         if on_round is not None:
             on_round(done + 1)
-    return {name: Timing(tuple(clock.samples), clock.runs) for name, clock in clocks.items()}
+    return {name: Timing(tuple(sampler.samples), sampler.runs) for name, sampler in samplers.items()}
 
 
 def ratio(timings: dict[str, Timing], of: str, over: str) -> Ratio:
@@ -106,28 +127,21 @@ def spread(samples: Sequence[float]) -> float:
     return (high - low) / statistics.median(samples)
 
 
-class _Clock:
+class _Sampler:
     """Takes the samples of one candidate, which it calls once when it is made."""
 
-    def __init__(self, call: Callable[[], object]) -> None:
-        self.call = call
+    def __init__(self, call: Callable[[], object], clock: Clock) -> None:
+        self.call, self.clock = call, clock
         self.repeats = 1
         self.samples: list[float] = []
         self.runs = 0
-        self.latest = self._time()
+        self.latest = clock.seconds(call, 1)
 
     def sample(self) -> None:
         if self.latest < WORTH_REWARMING:
             self.call()
-        while (seconds := self._time()) < SHORTEST_SAMPLE:
+        while (seconds := self.clock.seconds(self.call, self.repeats)) < SHORTEST_SAMPLE:
             self.repeats = math.ceil(self.repeats * 1.2 * SHORTEST_SAMPLE / max(seconds, 1e-6))
         self.latest = seconds / self.repeats
         self.samples.append(self.latest)
         self.runs += self.repeats
-
-    def _time(self) -> float:
-        """Seconds of ``repeats`` calls together."""
-        begin = perf_counter()
-        for _ in range(self.repeats):
-            self.call()
-        return perf_counter() - begin

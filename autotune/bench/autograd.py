@@ -50,13 +50,14 @@ def sort_plan(write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> SortPl
     """Sort the slots' initial rows and the writes by (slot, time)."""
     write_at, read_at = flat_slots(write_slots, memory), flat_slots(read_slots, memory)  # [T, N·K]
     tokens, rows = write_at.shape[0], memory.shape[:3].numel()
-    times = torch.arange(1, tokens + 1).unsqueeze(1)
-    first = torch.arange(rows) * (tokens + 1)
+    device = memory.device
+    times = torch.arange(1, tokens + 1, device=device).unsqueeze(1)
+    first = torch.arange(rows, device=device) * (tokens + 1)
     keys, order = torch.cat([first, (write_at * (tokens + 1) + times).flatten()]).sort()
     begin = torch.searchsorted(keys, first)
-    place = torch.arange(len(keys)) - begin[keys // (tokens + 1)]
+    place = torch.arange(len(keys), device=device) - begin[keys // (tokens + 1)]
     seen = torch.searchsorted(keys, (read_at * (tokens + 1) + times).flatten(), right=True) - 1
-    last = torch.cat([begin[1:], torch.tensor([len(keys)])]) - 1
+    last = torch.cat([begin[1:], begin.new_tensor([len(keys)])]) - 1
     return SortPlan(order, place, seen, last)
 
 
@@ -100,7 +101,7 @@ class ScanChunked(torch.autograd.Function):
         trace = Trace(write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power)
         tokens = values.shape[2]
         replaced, seen, new = trace.empty_rows(tokens), trace.empty_rows(tokens), trace.empty_rows(CHUNK)
-        output = torch.empty(tokens, trace.v.shape[1], values.shape[3])
+        output = values.new_empty(tokens, trace.v.shape[1], values.shape[3])
         for begin in range(0, tokens, CHUNK):
             chunk = trace.write_and_read(begin, replaced[begin:], new, seen[begin:])
             output[chunk] = trace.read_out(chunk, seen[begin:], eps)

@@ -5,6 +5,8 @@ Each takes what the op of ``ramnet.ops`` takes and gives what it gives; decay_po
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def scan_by_slots(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The paper's formulas, line by line: a loop over tokens and slots."""
     memory, mass, output = memory.clone(), mass.clone(), torch.zeros_like(values)
-    b, h = torch.meshgrid(*(torch.arange(n) for n in memory.shape[:2]), indexing="ij")
+    b, h = torch.meshgrid(*(torch.arange(n, device=memory.device) for n in memory.shape[:2]), indexing="ij")
     for t in range(values.shape[2]):
         for k in range(write_slots.shape[3]):
             slot, w = write_slots[:, :, t, k].long(), write_weights[:, :, t, k]
@@ -63,7 +65,7 @@ def scan_chunked(
     The mass is a column of the state beside a value of 1, so that one gather and one scatter serve both.
     """
     trace = Trace(write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power)
-    output = torch.empty(trace.v.shape[0], trace.v.shape[1], trace.v.shape[2] - 1)
+    output = trace.v.new_empty(trace.v.shape[0], trace.v.shape[1], trace.v.shape[2] - 1)
     old, new, seen = (trace.empty_rows(CHUNK) for _ in range(3))
     for begin in range(0, output.shape[0], CHUNK):
         chunk = trace.write_and_read(begin, old, new, seen)
@@ -88,7 +90,7 @@ class Trace:
 
     def empty_rows(self, tokens: int) -> Tensor:
         """[tokens, N·K, D + 1], uninitialised."""
-        return torch.empty(tokens, self.decay.shape[1], self.state.shape[1])
+        return self.state.new_empty(tokens, self.decay.shape[1], self.state.shape[1])
 
     def write_and_read(self, begin: int, old: Tensor, new: Tensor, seen: Tensor) -> slice:
         """A chunk of tokens from ``begin``: the rows before each write, after it, and as the reads saw them."""
@@ -116,10 +118,16 @@ class Trace:
         return self.state[:, :-1].reshape(*self.shape, -1), self.state[:, -1].reshape(self.shape)
 
 
+def as_state(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors of a scan with its weights and values in the state's type, as these forms need them."""
+    dtype = tensors[5].dtype
+    return [x.to(dtype) if x.is_floating_point() else x for x in tensors]
+
+
 def flat_slots(slots: Tensor, memory: Tensor) -> Tensor:
     """[B, H, T, K] slots of a head to int64 [T, N·K] rows of the flat state."""
     heads = memory.shape[0] * memory.shape[1]
-    base = torch.arange(heads).view(-1, 1, 1) * memory.shape[2]
+    base = torch.arange(heads, device=slots.device).view(-1, 1, 1) * memory.shape[2]
     return (slots.long().flatten(0, 1) + base).transpose(0, 1).flatten(1)
 
 

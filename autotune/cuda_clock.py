@@ -1,0 +1,63 @@
+"""Timing on a GPU, whose work is done long after the call that queued it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# The L2 cache is overwritten this many times, since it need not evict in order.
+OVER = 2
+
+
+class CudaClock:
+    """Each call between two events of its own, behind a write that evicts its data from the L2 cache.
+
+    The write also keeps the device busy while the host queues the call, so that what is timed is the device's work.
+    The host waits once, at the end of a sample.
+
+    Args:
+        flush: queues that write. cuda: the functions of ``torch.cuda``.
+    """
+
+    def __init__(self, flush: Callable[[], object] | None = None, cuda: Any = torch.cuda) -> None:
+        self.flush, self.cuda = flush or flusher(), cuda
+
+    def seconds(self, call: Callable[[], object], repeats: int) -> float:
+        """Of ``repeats`` calls together, without the writes between them."""
+        pairs = []
+        for _ in range(repeats):
+            begin, end = self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
+            self.flush()
+            begin.record()
+            call()
+            end.record()
+            pairs.append((begin, end))
+        self.cuda.synchronize()
+        return float(sum(begin.elapsed_time(end) for begin, end in pairs)) / 1e3
+
+
+def flusher() -> Callable[[], object]:
+    """Writes more than the device's L2 cache holds."""
+    size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    scratch = torch.empty(OVER * max(size, 1 << 20), dtype=torch.uint8, device="cuda")
+    return scratch.zero_
+
+
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """The launches of ``call`` as a CUDA graph, ready to be replayed: without the host's work between them.
+
+    RuntimeError where ``call`` waits for the device.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay

@@ -1,0 +1,67 @@
+"""One token of a mixer between its projections, in eager PyTorch: what ``GpuKernels.decode_heads`` is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramnet import ops
+from ramnet.ops import reference
+
+# The next address after the last must weigh less than this part of it, or rounding could exchange the two.
+APART = 0.98
+
+
+def decode_heads(
+    projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int,
+    sub_dim: int, top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float,
+) -> Tensor:  # fmt: skip
+    """Shapes as in ``lowering.gpu.GpuKernels.decode_heads``; ``memory`` and ``mass`` are updated in place."""
+    batch, heads, slots, dim = memory.shape
+    address, values = projected.split([2 * heads * order * sub_dim, heads * dim], dim=-1)
+    logits = address.view(batch, 2, heads, order, sub_dim)
+    where, weights = reference.address_decode(_scaled(logits, log_scale, temperature), top_k)  # [B, 2, H, K]
+    uses_cape = torch.arange(heads, device=where.device) < cape_heads
+    where = ops.cyclic_shift(where, (position * uses_cape).view(1, 1, heads, 1), slots)
+    output = reference.memory_step(
+        where[:, 1], weights[:, 1], where[:, 0], weights[:, 0], values.view(batch, heads, dim), memory, mass,
+        decay_power, eps,
+    )  # fmt: skip
+    return output.flatten(1)
+
+
+def apart(draw: Callable[[], Tensor], log_scale: Tensor, top_k: int) -> Tensor:
+    """Logits [B, 2, H, U, P] from ``draw`` whose K-th address weighs clearly more than the next.
+
+    In narrow types two sums of logits are often the same, and either address would then be right.
+    """
+    logits = draw()
+    if top_k == logits.shape[-1] ** logits.shape[-2]:
+        return logits
+    while True:
+        _, weights = reference.address_decode(_scaled(logits, log_scale, 1.0), top_k + 1)
+        close = weights[..., -1] > APART * weights[..., -2]
+        if not close.any():
+            return logits
+        logits = torch.where(close[..., None, None], draw(), logits)
+
+
+def _scaled(logits: Tensor, log_scale: Tensor, temperature: float) -> Tensor:
+    """Times exp(α)/τ, in float32 or wider."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype) * (log_scale.to(dtype).exp() / temperature)[..., None, None]
+
+
+# The reference's ops, and that one.
+EAGER: Any = SimpleNamespace(
+    address_decode=reference.address_decode,
+    address_decode_backward=reference.address_decode_backward,
+    memory_scan=reference.memory_scan,
+    memory_scan_backward=reference.memory_scan_backward,
+    memory_step=reference.memory_step,
+    decode_heads=decode_heads,
+)
