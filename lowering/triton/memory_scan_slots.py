@@ -1,0 +1,96 @@
+"""Forward scan, parallel over slots (the paper's way): accesses sorted by slot and time, scanned in pieces."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lowering.triton.copying import copy
+from lowering.triton.launch import Launch, Plan
+from lowering.triton.slot_pieces import BATCH, access, load_row, store_row
+from lowering.triton.slot_walk import Scratch, Walk, enter_pieces, sum_parts
+from lowering.triton.types import sum_type
+from lowering.work import Work
+from schedules.gpu.scan import MemoryScan
+
+
+@triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
+def slot_scan(
+    told, enters, leaves, decays, weights, values, memory, mass, rows, masses, parts, new_memory, new_mass,
+    T, M, pieces, all_pieces,
+    K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
+    BATCH: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr,
+):  # fmt: skip
+    """Each piece from the row before it: parts [N·T·K, D] = r/(z + ε) · row of each read, and the final state."""
+    piece = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    alive = piece < all_pieces
+    head = (piece // pieces).to(tl.int64)
+    z = tl.load(masses + piece, mask=alive, other=0.0)
+    x = load_row(rows, piece.to(tl.int64), alive, D, D_PAD, ACC)
+    for start in range(0, PIECE, BATCH):
+        # Loads of a batch come before its stores, which nothing can overtake.
+        loaded = ()
+        for j in tl.static_range(BATCH):
+            at = piece.to(tl.int64) * PIECE + start + j
+            writes, reads, row, place = access(told, at, alive, head, T, K)
+            enter = tl.load(enters + at, mask=alive, other=-1)
+            leave = tl.load(leaves + at, mask=alive, other=-1)
+            factor = tl.load(decays + at, mask=alive, other=1.0)
+            weight = tl.load(weights + at, mask=alive, other=0.0)
+            term = weight[:, None] * load_row(values, row, writes, D, D_PAD, ACC)
+            loaded += ((tl.where(reads, place, -1), enter, leave, factor, weight, term),)
+        for j in tl.static_range(BATCH):
+            read, enter, leave, factor, weight, term = loaded[j]
+            reads, enters_here, leaves_here = read >= 0, enter >= 0, leave >= 0
+            first = load_row(memory, head * M + enter, enters_here, D, D_PAD, ACC)
+            first_mass = tl.load(mass + head * M + enter, mask=enters_here, other=0.0).to(ACC)
+            x = factor[:, None] * tl.where(enters_here[:, None], first, x) + term
+            z = factor * tl.where(enters_here, first_mass, z) + tl.where(reads, 0.0, weight)
+            store_row(parts, read, reads, (weight / (z + EPS))[:, None] * x, D, D_PAD)
+            store_row(new_memory, head * M + leave, leaves_here, x, D, D_PAD)
+            tl.store(new_mass + head * M + leave, z.to(new_mass.dtype.element_ty), mask=leaves_here)
+
+
+def plan(
+    write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor, values: Tensor,
+    memory: Tensor, mass: Tensor, decay_power: float, eps: float, schedule: MemoryScan,
+) -> Plan:  # fmt: skip
+    """Steps 5 and 6 of the paper on slots and weights [N, T, K], values [N, T, D], memory [N, M, D], mass [N, M].
+
+    Outputs: [N, T, D] of the type of ``values``, and the state after the last token, of the type of ``memory``.
+    """
+    heads, tokens, top_k = write_slots.shape
+    group = min(heads, schedule.heads or heads)
+    acc = sum_type(values, write_weights, memory)
+    output, new_memory, new_mass = (x.new_empty(x.shape) for x in (values, memory, mass))
+    launches = [copy(memory, new_memory), copy(mass, new_mass)]
+    scratch: Scratch | None = None
+    for first in range(0, heads, group):
+        some = slice(first, first + group)
+        inputs = [x[some] for x in (write_slots, write_weights, read_slots, read_weights, values, memory, mass)]
+        walk = Walk(len(inputs[0]), tokens, top_k, *memory.shape[1:], acc, schedule.piece, schedule.threads,
+                    schedule.channels)  # fmt: skip
+        scratch = scratch or Scratch(walk, write_slots, slope=False)
+        launches += enter_pieces(walk, scratch, *inputs, decay_power)
+        launches.append(_scan(walk, scratch, *inputs[4:], new_memory[some], new_mass[some], eps))
+        launches.append(sum_parts(walk, scratch.parts, output[some]))
+    return Plan(tuple(launches), (output, new_memory, new_mass))
+
+
+def _scan(
+    walk: Walk, scratch: Scratch, values: Tensor, memory: Tensor, mass: Tensor, new_memory: Tensor, new_mass: Tensor,
+    eps: float,
+) -> Launch:  # fmt: skip
+    arguments = {
+        **scratch.positions("told", "enters", "leaves", "decays", "weights", "rows", "masses", "parts"),
+        "values": values, "memory": memory, "mass": mass, "new_memory": new_memory, "new_mass": new_mass,
+        **walk.constants(), "EPS": eps,
+    }  # fmt: skip
+    coefficients = (12 + 2 * walk.acc_size) * walk.positions
+    moved = coefficients + 2 * walk.state_traffic(memory) + walk.row_bytes + walk.part_bytes
+    work = Work(
+        walk.programs, walk.threads, moved + values.numel() * values.element_size(), moved + walk.row_traffic(values),
+        10 * walk.positions * walk.d_pad, steps=walk.piece / BATCH, trips=2,
+    )  # fmt: skip
+    return Launch(slot_scan, (walk.programs,), arguments, walk.threads, work)

@@ -1,0 +1,154 @@
+"""What the scans that are parallel over slots share: sorted accesses as one linear recurrence, cut in pieces.
+
+Along the sorted accesses of a head, row_p = decay_p · row_(p−1) + weight_p · value_p, with decay 1 and weight 0 where
+the access reads. Where a slot's accesses begin its initial row replaces row_(p−1). A piece is a fixed number of
+accesses, whatever their slots, so that a hot slot is cut as well. It is summed up by what it multiplies the row before
+it with, and what it adds; a product of decays is all that joins pieces, and none is ever divided by.
+
+A thread holds some channels of one row and walks through a piece; no two threads exchange anything within a launch
+but the sum over a row's channels.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lowering.triton.arithmetic import decay, decay_slope
+
+BATCH = 8  # accesses whose loads are under way together; divides every piece
+
+
+@triton.jit(do_not_specialize=["accesses", "padded"])
+def piece_terms(
+    slots, events, write_weights, read_weights, told, enters, leaves, decays, weights, slopes, accesses, padded,
+    K: tl.constexpr, POWER: tl.constexpr, PROXY_EPS: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """From sorted slots and events [N, 2·T·K], by position [N, padded]: the event (−1 behind the last), the slot where
+    its accesses begin and where they end (else −1), the decay, the weight, and the slope of the decay."""
+    blocks = tl.cdiv(padded, BLOCK)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    position = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    inside = position < accesses
+    at = head * accesses + position
+    slot = tl.load(slots + at, mask=inside, other=-1)
+    before = tl.load(slots + at - 1, mask=inside & (position > 0), other=-1)
+    after = tl.load(slots + at + 1, mask=position < accesses - 1, other=-1)
+    event = tl.load(events + at, mask=inside, other=0)
+    token, lane = event // (2 * K), event % (2 * K)
+    of = head * (accesses // 2) + token * K + lane % K
+    writes = inside & (lane < K)
+    written = tl.load(write_weights + of, mask=writes, other=0.0).to(ACC)
+    read = tl.load(read_weights + of, mask=inside & (lane >= K), other=0.0).to(ACC)
+    to = head * padded + position
+    kept = position < padded
+    tl.store(told + to, tl.where(inside, event, -1), mask=kept)
+    tl.store(enters + to, tl.where(slot != before, slot, -1), mask=kept)
+    tl.store(leaves + to, tl.where(slot != after, slot, -1), mask=kept)
+    tl.store(decays + to, tl.where(writes, decay(written, POWER), 1.0), mask=kept)
+    tl.store(weights + to, written + read, mask=kept)
+    if SLOPE:
+        tl.store(slopes + to, tl.where(writes, decay_slope(written, POWER, PROXY_EPS), 0.0), mask=kept)
+
+
+@triton.jit
+def access(told, at, alive, head, T, K: tl.constexpr):
+    """Of the accesses at some positions: whether they write, whether they read, their row of [N·T] and their place in
+    [N·T·K]."""
+    event = tl.load(told + at, mask=alive, other=-1)
+    token, lane = event // (2 * K), event % (2 * K)
+    row = head * T + token
+    return (event >= 0) & (lane < K), (event >= 0) & (lane >= K), row, row * K + lane % K
+
+
+@triton.jit
+def load_row(rows, row, there, D: tl.constexpr, D_PAD: tl.constexpr, ACC: tl.constexpr):
+    """Rows [·, D] by number, [ROWS, D_PAD]; 0 where they are not ``there``."""
+    channel = tl.arange(0, D_PAD)
+    inside = there[:, None] & (channel < D)[None, :]
+    return tl.load(rows + row[:, None] * D + channel[None, :], mask=inside, other=0.0).to(ACC)
+
+
+@triton.jit
+def store_row(rows, row, there, x, D: tl.constexpr, D_PAD: tl.constexpr):
+    """The counterpart of ``load_row``."""
+    channel = tl.arange(0, D_PAD)
+    inside = there[:, None] & (channel < D)[None, :]
+    tl.store(rows + row[:, None] * D + channel[None, :], x.to(rows.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
+def piece_sums(
+    told, enters, decays, weights, values, memory, mass, gains, row_sums, mass_sums, T, M, pieces, all_pieces,
+    K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
+    BATCH: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Row and mass behind a piece are gain · (those before it) + sum; gains and mass_sums [N, pieces], row_sums with D."""
+    piece = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    alive = piece < all_pieces
+    head = (piece // pieces).to(tl.int64)
+    gain = tl.full([ROWS], 1, ACC)
+    z = tl.zeros([ROWS], ACC)
+    x = tl.zeros([ROWS, D_PAD], ACC)
+    for start in range(0, PIECE, BATCH):
+        for j in tl.static_range(BATCH):
+            at = piece.to(tl.int64) * PIECE + start + j
+            writes, _, row, _ = access(told, at, alive, head, T, K)
+            enter = tl.load(enters + at, mask=alive, other=-1)
+            factor = tl.load(decays + at, mask=alive, other=1.0)
+            weight = tl.where(writes, tl.load(weights + at, mask=alive, other=0.0), 0.0)
+            value = load_row(values, row, writes, D, D_PAD, ACC)
+            enters_here = enter >= 0
+            first = load_row(memory, head * M + enter, enters_here, D, D_PAD, ACC)
+            first_mass = tl.load(mass + head * M + enter, mask=enters_here, other=0.0).to(ACC)
+            gain = tl.where(enters_here, 0.0, gain) * factor
+            z = factor * tl.where(enters_here, first_mass, z) + weight
+            x = factor[:, None] * tl.where(enters_here[:, None], first, x) + weight[:, None] * value
+    tl.store(gains + piece, gain, mask=alive)
+    tl.store(mass_sums + piece, z, mask=alive)
+    store_row(row_sums, piece.to(tl.int64), alive, x, D, D_PAD)
+
+
+@triton.jit(do_not_specialize=["pieces"])
+def piece_carries(
+    gains, row_sums, mass_sums, rows, masses, pieces,
+    D: tl.constexpr, D_PAD: tl.constexpr, REVERSE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Row and mass before each piece of a head, or with REVERSE behind each: rows [N, pieces, D], masses [N, pieces]."""
+    channel = tl.arange(0, D_PAD)
+    base = tl.program_id(0).to(tl.int64) * pieces
+    x = tl.zeros([D_PAD], ACC)
+    z = x.sum(0)
+    for start in range(0, pieces, BATCH):
+        loaded = ()
+        for j in tl.static_range(BATCH):
+            step = start + j
+            at = base + (pieces - 1 - step if REVERSE else step)
+            inside = step < pieces
+            gain = tl.load(gains + at, mask=inside, other=1.0)
+            mass_sum = tl.load(mass_sums + at, mask=inside, other=0.0)
+            row_sum = tl.load(row_sums + at * D + channel, mask=inside & (channel < D), other=0.0)
+            loaded += ((gain, mass_sum, row_sum),)
+        for j in tl.static_range(BATCH):
+            step = start + j
+            at = base + (pieces - 1 - step if REVERSE else step)
+            inside = step < pieces
+            gain, mass_sum, row_sum = loaded[j]
+            tl.store(rows + at * D + channel, x, mask=inside & (channel < D))
+            tl.store(masses + at, z, mask=inside)
+            x = gain * x + row_sum
+            z = gain * z + mass_sum
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def sum_accesses(
+    parts, out, tokens, K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr
+):
+    """out [tokens, D] = Σ_k parts [tokens, K, D], in the order of k."""
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    alive = token < tokens
+    x = tl.zeros([ROWS, D_PAD], ACC)
+    for k in tl.static_range(K):
+        x += load_row(parts, token * K + k, alive, D, D_PAD, ACC)
+    store_row(out, token, alive, x, D, D_PAD)
