@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from rich.console import Console
 
 from autotune.bench.goals import Goal
-from autotune.bench.run import Table
+from autotune.bench.run import Row, Table
 from ramnet.files import write_text_atomic, written_aside
 
 
@@ -48,30 +49,50 @@ def machine() -> dict[str, str | int]:
     }  # fmt: skip
 
 
+ROW_COLUMNS = ("form", "time", "± IQR", "ratio", "± IQR", "rounds", "calls")
+GOAL_COLUMNS = ("what", "goal", "measured", "± IQR", "met", "note")
+
+
+def row_cells(row: Row, base: str) -> tuple[str, ...]:
+    """A row as text, in the order of ``ROW_COLUMNS``."""
+    ratio = "1" if row.form == base else f"{_digits(row.ratio)}×"
+    return (
+        row.form, duration(row.seconds), f"{row.spread:.0%}", ratio, f"{row.ratio_spread:.0%}",
+        str(row.rounds), str(row.runs),
+    )  # fmt: skip
+
+
+def goal_cells(goal: Goal) -> tuple[str, ...]:
+    """A goal as text, in the order of ``GOAL_COLUMNS``."""
+    measured = "" if goal.measured is None else _digits(goal.measured)
+    met = {True: "yes", False: "no", None: "not measured"}[goal.met]
+    spread = "" if goal.spread is None else f"{goal.spread:.0%}"
+    return goal.name, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, spread, met, goal.note
+
+
+def title(table: Table) -> str:
+    """What a table compares, on how many of the host's threads, and over what."""
+    threads = f"{table.threads} thread{'s'[: table.threads > 1]}"
+    return f"{table.name}: {table.what}, {threads}; ratios are over {table.base}"
+
+
 def show(report: Report, console: Console) -> None:
     """Print the tables, the goals and the notices."""
     for table in report.tables:
-        threads = f"{table.threads} thread{'s'[: table.threads > 1]}"
-        title = f"{table.name}: {table.what}, {threads}; ratios are over {table.base}"
-        shown = rich.table.Table(title=title, title_justify="left", title_style="bold")
+        shown = rich.table.Table(title=title(table), title_justify="left", title_style="bold")
         shown.add_column("form", no_wrap=True)
-        for column in ("time", "± IQR", "ratio", "± IQR", "rounds", "calls"):
+        for column in ROW_COLUMNS[1:]:
             shown.add_column(column, justify="right")
         for row in table.rows:
-            ratio = "1" if row.form == table.base else f"{_digits(row.ratio)}×"
-            shown.add_row(
-                row.form, duration(row.seconds), f"{row.spread:.0%}", ratio, f"{row.ratio_spread:.0%}",
-                str(row.rounds), str(row.runs),
-            )  # fmt: skip
+            shown.add_row(*row_cells(row, table.base))
+        for form, why in table.failed.items():
+            shown.add_row(form, why)
         console.print(shown)
     goals = rich.table.Table(title="goals", title_justify="left", title_style="bold")
-    for column in ("what", "goal", "measured", "± IQR", "met", "note"):
+    for column in GOAL_COLUMNS:
         goals.add_column(column)
     for goal in report.goals:
-        measured = "" if goal.measured is None else _digits(goal.measured)
-        met = {True: "yes", False: "no", None: "not measured"}[goal.met]
-        spread = "" if goal.spread is None else f"{goal.spread:.0%}"
-        goals.add_row(goal.name, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, spread, met, goal.note)
+        goals.add_row(*goal_cells(goal))
     console.print(goals)
     for name, value in report.facts.items():
         console.print(f"{name}: {value:.3g}")
@@ -79,20 +100,41 @@ def show(report: Report, console: Console) -> None:
         console.print(f"note: {notice}")
 
 
+def markdown(report: Report) -> str:
+    """The tables, goals, facts and notices as Markdown."""
+    parts = ["# Benchmark\n" + "\n".join(f"- {name}: {value}" for name, value in report.machine.items())]
+    goals = [goal_cells(goal) for goal in report.goals]
+    parts.append("## Goals\n" + _lines(GOAL_COLUMNS, goals))
+    for table in report.tables:
+        rows = [row_cells(row, table.base) for row in table.rows]
+        rows += [(form, why, *[""] * 5) for form, why in table.failed.items()]
+        parts.append(f"## {title(table)}\n" + _lines(ROW_COLUMNS, rows))
+    parts.append("\n".join(f"- {name}: {value:.4g}" for name, value in report.facts.items()))
+    parts.append("\n".join(f"- {notice}" for notice in report.notices))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "/") for cell in row] for row in rows)]
+    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def save(report: Report, directory: Path) -> list[Path]:
-    """Write ``bench.json`` and, with matplotlib, ``bench.png``, each whole or not at all; the paths written."""
-    paths = [directory / "bench.json"]
+    """Write ``bench.json``, ``bench.md`` and, with matplotlib, ``bench.png``, each whole or not at all; their paths."""
+    paths = [directory / "bench.json", directory / "bench.md"]
     write_text_atomic(paths[0], report.to_json())
+    write_text_atomic(paths[1], markdown(report))
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter
     except ImportError:
         report.notices.append("no picture: matplotlib is not installed; pip install 'ramnet[tune]'")
         return paths
+    tables = [table for table in report.tables if table.rows]
     columns = 2
-    lines = -(-len(report.tables) // columns)
+    lines = max(1, -(-len(tables) // columns))
     figure = Figure(figsize=(14, 1 + 2.6 * lines), layout="constrained")
-    for place, table in enumerate(report.tables, start=1):
+    for place, table in enumerate(tables, start=1):
         axes = figure.add_subplot(lines, columns, place)
         forms = [row.form for row in table.rows]
         seconds = [row.seconds for row in table.rows]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autotune.bandwidth import Reader, reader
-from autotune.measure import interleaved, ratio
+from autotune.measure import Clock, interleaved, ratio
 from ramnet.ops.backend import Backend, active, registered
 
 Candidate = Callable[[], Any]
@@ -36,13 +36,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The forms of one op or model, timed in turn. ``base`` is the form that the ratios are over."""
+    """The forms of one op or model, timed in turn. ``base`` is the form that the ratios are over.
+
+    ``failed`` says of a form that has no row why it was not timed.
+    """
 
     name: str
     what: str
     threads: int
     base: str
     rows: list[Row]
+    failed: dict[str, str] = field(default_factory=dict)
 
     def row(self, form: str) -> Row | None:
         """The row of that form, if it was run."""
@@ -51,7 +55,7 @@ class Table:
 
 @dataclass
 class Run:
-    """What the groups share. ``on_step`` is told what is being done."""
+    """What the groups share. ``on_step`` is told what is being done; ``clock`` is the host's where it is None."""
 
     target: str = "cpu"
     quick: bool = False
@@ -59,6 +63,7 @@ class Run:
     on_step: Callable[[str], None] = lambda what: None
     notices: list[str] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
+    clock: Clock | None = None
 
     def notice(self, text: str) -> None:
         """Say once what was left out, and why."""
@@ -138,7 +143,7 @@ class Run:
         with torch_threads(used):
             for forms, listed, rounds, seconds in groups:
                 self.on_step(f"{name}: {len(forms)} forms in turn")
-                timings = interleaved(forms, rounds, seconds)
+                timings = interleaved(forms, rounds, seconds, clock=self.clock)
                 for form, timing in timings.items():
                     if form == listed:
                         continue

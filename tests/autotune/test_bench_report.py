@@ -53,8 +53,8 @@ def test_the_memory_goal_is_bytes_over_budget():
 def test_the_report_is_written_whole_and_shown(tmp_path):
     report = Report([SCAN], goals({"memory_scan": SCAN}, None), {"bandwidth": 1e11}, ["nothing left out"])
     paths = save(report, tmp_path / "new")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["bench.json", "bench.png"]
-    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["bench.json", "bench.md", "bench.png"]
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
     read = json.loads(paths[0].read_text())
     assert read["tables"][0]["rows"][0] == {
         "form": "eager, in place", "seconds": 0.2, "spread": 0.1, "ratio": 100.0, "ratio_spread": 0.2,
