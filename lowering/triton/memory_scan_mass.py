@@ -40,6 +40,7 @@ def walk_mass(
     weight = tl.load(write_weights + at, mask=inside, other=0)
     read_slot = tl.load(read_slots + at, mask=inside, other=0)
     held = tl.load(z + write_slot, mask=inside, other=0)
+    tl.debug_barrier()
     for t in range(T):
         # Operands of the tokens to come are on their way while this one waits for the mass.
         one = tl.minimum(T - 1 - t, 1)
