@@ -35,6 +35,15 @@ class AddressDecode(Schedule):
         return refuse_threads(self.threads)
 
 
+def exchanges(sub_dim: int, top_k: int, unroll: int) -> tuple[int, int]:
+    """Compare-and-exchanges that sort a sub-vector's digits, and that join a beam with them."""
+    ranks = min(sub_dim, top_k)
+    rounds = (top_k - 1).bit_length()
+    grown = ranks * (ranks - 1) // 2 + (sub_dim - ranks) * ranks  # lists of straight code grow as they are filled
+    sorting = grown if unroll else sub_dim * ranks
+    return sorting, (ranks - 1) * (rounds << rounds >> 1)
+
+
 class AddressDecodeBackward(Schedule):
     """The gradient of the logits."""
 
