@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
 from lowering.cpu import CpuKernels
-from lowering.targets import find
+from lowering.targets import Target, find, here
 from ramnet.ops import register_backend, using
+
+if TYPE_CHECKING:
+    from lowering.gpu import GpuKernels
 
 
 @cache
 def backend_name(target: str, tuned: bool, check: bool) -> str:
-    """Register the kernels of ``target`` and give their name; empty, with one notice, where TVM is not installed."""
-    name = find(target).name + ("" if tuned else ":default") + (":check" if check else "")
+    """Register the kernels of ``target`` and give their name; empty, with one notice, where they cannot be had.
+
+    RuntimeError for a GPU target on a machine without a GPU.
+    """
+    found = find(target)
+    name = found.name + ("" if tuned else ":default") + (":check" if check else "")
     try:
-        register_backend(name, CpuKernels(tuned, check))
+        register_backend(name, CpuKernels(tuned, check) if found.gpu is None else _gpu_kernels(found, tuned, check))
     except ImportError as error:
         warnings.warn(f"{error}; running the plain PyTorch reference instead", stacklevel=4)
         return ""
@@ -29,12 +39,50 @@ def use(target: str = "cpu", *, tuned: bool = True, check: bool = False) -> Iter
     """Run ``ramnet.ops`` on the kernels of ``target`` within the block, in eager calls and compiled graphs.
 
     Args:
-        target: a name of ``lowering.TARGETS``.
+        target: a name of ``lowering.TARGETS``. A GPU's runs on the GPU that is here, with the named one's schedules;
+            tensors are then on that GPU.
         tuned: take the schedules of the records, else the defaults.
-        check: refuse slots out of range or repeated, and NaN logits, as the reference does.
+        check: refuse slots out of range or repeated, and NaN logits, as the reference does; on a GPU it waits for it.
 
     Raises:
-        ValueError: for an unknown target. Without TVM the reference runs, and a warning says so once.
+        ValueError: for an unknown target.
+        RuntimeError: for a GPU where there is none. Without TVM, or Triton, the reference runs, and a warning says so
+            once.
     """
     with using(backend_name(target, tuned, check)):
         yield
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run on the CPU, one program after another, as TRITON_INTERPRET=1 asks."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def gpu_backend() -> GpuKernels:
+    """The tuned kernels of the GPU that is here: the entry point of ``ramnet.backends``."""
+    found = here()
+    if found is None:
+        raise RuntimeError("there is no GPU here for the backend 'gpu' to run on; there is 'cpu'")
+    return _gpu_kernels(found, True, False)
+
+
+def _gpu_kernels(target: Target, tuned: bool, check: bool) -> GpuKernels:
+    """The kernels of ``target`` on the GPU that is here, or on Triton's interpreter."""
+    present = here()
+    if present is None and not interpreted():
+        raise RuntimeError(
+            f"there is no GPU here, so nothing can run for target {target.name!r};"
+            f" `ramnet tune --target {target.name}` compiles for it"
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError("the GPU kernels need triton, which is not installed: pip install 'ramnet[gpu]'")
+    from lowering.gpu import GpuKernels
+
+    if present is not None and present.name != target.name:
+        warnings.warn(
+            f"the GPU here is {present.description}; it runs with the schedules of {target.name}", stacklevel=5
+        )
+    kernels = GpuKernels(target.name, tuned, check)
+    if present is not None and present.gpu is not None:
+        kernels.warp = present.gpu.warp
+    return kernels

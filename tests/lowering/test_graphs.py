@@ -1,0 +1,225 @@
+"""Tokens replayed from recorded graphs, with a recorder in the place of CUDA's: buffers, keys, states, no waiting."""
+
+from __future__ import annotations
+
+import gc
+import re
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowering.decode_heads import HeadsBlock
+from lowering.graphs import TokenGraphs
+from ramnet import RamNetConfig, RamNetForCausalLM, RamState, ops
+from ramnet.ops import reference
+from tests.lowering.recorder import NoWaiting, Recorder
+from tests.samples import relative_rmse
+
+
+class Heads:
+    """decode_heads as the model composes it, on the reference."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reference, name)
+
+    @staticmethod
+    def decode_heads(
+        projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int, sub_dim: int,
+        top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        batch, heads, num_slots, dim = memory.shape
+        address, value = projected.split([2 * heads * order * sub_dim, heads * dim], dim=-1)
+        scale = (log_scale.exp() / temperature)[..., None, None]
+        slots, weights = reference.address_decode(address.view(batch, 2, heads, order, sub_dim) * scale, top_k)
+        shift = position * (torch.arange(heads, device=slots.device) < cape_heads)
+        slots = ops.cyclic_shift(slots, shift[:, None], num_slots)
+        return reference.memory_step(
+            slots[:, 1], weights[:, 1], slots[:, 0], weights[:, 0], value.view(batch, heads, dim), memory, mass,
+            decay_power, eps,
+        ).flatten(1)  # fmt: skip
+
+
+ops.register_backend("test heads", Heads())  # type: ignore[arg-type]
+
+
+def small_model() -> RamNetForCausalLM:
+    torch.manual_seed(0)
+    return RamNetForCausalLM(
+        RamNetConfig(vocab_size=61, hidden_size=16, num_layers=3, num_heads=2, value_dim=6, order=3, sub_dim=3,
+                     top_k=4, cape_full_layers=1, cape_half_layers=1, intermediate_size=24, conv_layers=1,
+                     decay_power=2.0, temperature=0.7)
+    )  # fmt: skip
+
+
+def with_heads(model: RamNetForCausalLM) -> RamNetForCausalLM:
+    """A model of the same parameters whose tokens in place go through decode_heads."""
+    step = RamNetForCausalLM(model.config)
+    step._modules.update(
+        model._modules, blocks=nn.ModuleList(HeadsBlock(block, "test heads") for block in model.blocks)
+    )
+    return step
+
+
+@pytest.fixture
+def model() -> RamNetForCausalLM:
+    return small_model()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+def ids(batch: int, tokens: int, seed: int = 1) -> Tensor:
+    return torch.randint(0, 61, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_states_match(actual: RamState, expected: RamState, tolerance: float = 1e-5) -> None:
+    theirs = expected.tensors()
+    for name, tensor in actual.tensors().items():
+        assert relative_rmse(tensor, theirs[name]) <= tolerance, name
+
+
+def test_opcheck_decode_heads(model: RamNetForCausalLM) -> None:
+    state = RamState.zeros(model.config, 2)
+    c = model.config
+    width = 2 * c.num_heads * c.order * c.sub_dim + c.num_heads * c.value_dim
+    arguments = (torch.randn(2, width), torch.zeros(2, c.num_heads), state.position, state.memory[0], state.mass[0],
+                 c.order, c.sub_dim, c.top_k, 1, c.temperature, c.decay_power, c.eps, "test heads")  # fmt: skip
+    torch.library.opcheck(torch.ops.ramnet.decode_heads.default, arguments)
+
+
+@torch.no_grad()
+def test_blocks_that_decode_by_heads_equal_those_of_the_model(model: RamNetForCausalLM) -> None:
+    step, state, right = with_heads(model), RamState.zeros(model.config, 3), RamState.zeros(model.config, 3)
+    for t in range(8):
+        token = ids(3, 8)[:, t : t + 1]
+        out, expected = step(token, state, in_place=True), model(token, right, in_place=True)
+        assert relative_rmse(out.logits, expected.logits) < 1e-5
+    assert_states_match(state, right)
+
+
+@torch.no_grad()
+def test_compiled_code_writes_to_the_state_itself_and_copies_none_of_it(model: RamNetForCausalLM) -> None:
+    from torch._inductor.utils import run_and_get_code
+
+    torch.compiler.reset()
+    c = model.config
+    block = with_heads(model).blocks[0]
+    compiled = torch.compile(block, fullgraph=True)
+    arguments = [torch.randn(2, 1, c.hidden_size), torch.rand(2, 2, 27, 6), torch.rand(2, 2, 27), torch.tensor(5)]
+    right = [x.clone() for x in arguments]
+    expected, *_ = block(*right, True)
+    (out, *_), (code,) = run_and_get_code(compiled, *arguments, True)
+    assert relative_rmse(out, expected) < 1e-5
+    assert all(relative_rmse(a, b) < 1e-5 for a, b in zip(arguments[1:], right[1:], strict=True))
+    # log_scale, position, memory and mass are what the caller gave, not buffers that they were copied to.
+    assert re.search(r"decode_heads\.default\(buf\d+, (arg\d+_\d+, ){4}", code), code
+
+
+@torch.no_grad()
+def test_replayed_tokens_equal_called_ones_at_every_position(model: RamNetForCausalLM, recorder: Recorder) -> None:
+    graphs = TokenGraphs(with_heads(model), recorder)
+    state, right = model(ids(2, 5)).state, model(ids(2, 5)).state
+    for t in range(6):
+        token = ids(2, 6, seed=2)[:, t : t + 1]
+        logits, expected = graphs(token, state), model(token, right, in_place=True).logits
+        assert relative_rmse(logits, expected) < 1e-5
+        assert_states_match(state, right)
+    assert (recorder.recorded, recorder.replayed) == (1, 6)
+
+
+@torch.no_grad()
+def test_logits_kept_from_a_token_stay_as_they_are(model: RamNetForCausalLM, recorder: Recorder) -> None:
+    graphs, state = TokenGraphs(with_heads(model), recorder), RamState.zeros(model.config, 1)
+    first = graphs(ids(1, 1), state)
+    kept = first.clone()
+    graphs(ids(1, 1, seed=2), state)
+    assert torch.equal(first, kept)
+
+
+@torch.no_grad()
+def test_each_state_and_batch_has_its_graph_and_the_oldest_goes(model: RamNetForCausalLM, recorder: Recorder) -> None:
+    graphs = TokenGraphs(with_heads(model), recorder, kept=2)
+    a, b, wide = (RamState.zeros(model.config, batch) for batch in (1, 1, 2))
+    for state in (a, b, a, b):
+        graphs(ids(1, 1), state)
+    assert recorder.recorded == 2
+    assert int(a.position) == int(b.position) == 2
+    graphs(ids(2, 1), wide)  # a goes: b was used after it
+    graphs(ids(1, 1), b)
+    assert recorder.recorded == 3
+    graphs(ids(1, 1), a)
+    assert recorder.recorded == 4
+    assert int(a.position) == int(b.position) == 3
+
+
+@torch.no_grad()
+def test_a_model_that_was_moved_or_converted_is_recorded_again(model: RamNetForCausalLM, recorder: Recorder) -> None:
+    graphs, state = TokenGraphs(with_heads(model), recorder), RamState.zeros(model.config, 1)
+    graphs(ids(1, 1), state)
+    model.to(torch.bfloat16)
+    assert graphs(ids(1, 1), state).dtype == torch.bfloat16
+    assert recorder.recorded == 2
+
+
+@torch.no_grad()
+def test_a_graph_keeps_no_state_alive(model: RamNetForCausalLM, recorder: Recorder) -> None:
+    """With a record that holds nothing itself, as CUDA's graph holds addresses."""
+    held: list[Any] = []
+
+    def record(run: Any, rehearse: Any) -> Any:
+        held.append(weakref.ref(run))
+        return lambda: None, rehearse()
+
+    graphs, state = TokenGraphs(with_heads(model), record), RamState.zeros(model.config, 1)
+    graphs(ids(1, 1), state)
+    memory = weakref.ref(state.memory[0])
+    del state
+    gc.collect()
+    assert memory() is None and held[0]() is None
+
+
+@torch.no_grad()
+def test_what_a_step_refuses_is_refused_before_anything_is_recorded(
+    model: RamNetForCausalLM, recorder: Recorder
+) -> None:
+    graphs, state = TokenGraphs(with_heads(model), recorder), RamState.zeros(model.config, 1)
+    with pytest.raises(ValueError, match="in_place takes one token at a time, not 2"):
+        graphs(ids(1, 2), state)
+    with pytest.raises(ValueError, match=r"state.memory\[0\] has shape \[1, 2, 27, 6\]; it must be \[2, 2, 27, 6\]"):
+        graphs(ids(2, 1), state)
+    assert recorder.recorded == 0 and int(state.position) == 0
+
+
+def test_tensors_of_the_cpu_and_gradients_are_not_for_graphs() -> None:
+    assert not TokenGraphs.serve(ids(1, 1))
+
+
+@torch.no_grad()
+def test_nothing_in_a_token_or_between_tokens_waits_for_the_device(model: RamNetForCausalLM) -> None:
+    with pytest.raises(RuntimeError, match="waits for the device"), NoWaiting():
+        int(torch.ones(()))
+    state = RamState.zeros(model.config, 2)
+    with NoWaiting():
+        model(ids(2, 1), state, in_place=True)
+        model(ids(2, 7), state)
+
+    class Guarded(RamNetForCausalLM):
+        """No waiting from the first call of the model to the last; a prompt's check comes before."""
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            guard.__enter__() if not entered else None
+            entered.append(True)
+            return super().forward(*args, **kwargs)
+
+    guard, entered = NoWaiting(), []
+    model.__class__ = Guarded
+    try:
+        said = model.generate(ids(2, 3), 5, temperature=0.8, top_k=5, top_p=0.9, seed=0)
+    finally:
+        guard.__exit__(None, None, None)
+    assert said.shape == (2, 8) and len(entered) == 5
