@@ -12,6 +12,7 @@ from typing import Any
 
 import tvm
 import tvm.tirx as tir
+from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 Expression = Any
@@ -20,6 +21,24 @@ Emit = Callable[[Any], Expression]
 
 def constant(value: float, dtype: str) -> Expression:
     return tir.const(value, dtype)
+
+
+def sum_type(dtype: str) -> str:
+    """What sums of ``dtype`` are kept in."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def registers(cuda: bool, size: int, dtype: str) -> Any:
+    """``size`` values of a thread, indexed by constants only."""
+    return T.sblock_alloc_buffer((size,), dtype, scope="local" if cuda else "global")
+
+
+def copy(to: Any, source: Any, row: list[Any], first: Any, width: int) -> None:
+    """``to[i] = source[*row, first + i]`` for i < width, by vectors where rows and ``first`` are whole vectors long."""
+    vector = next(v for v in (4, 2, 1) if width % v == 0 and int(source.shape[-1]) % v == 0)
+    for start in range(0, width, vector):
+        with builder.vectorized(0, vector) as lane:
+            builder.buffer_store(to, source[(*row, first + start + lane)], [start + lane])
 
 
 def lanes(width: int, *stores: tuple[Any, list[Any], Emit]) -> None:

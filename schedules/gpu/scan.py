@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from schedules.base import KNOB_VALUES, Schedule
+from schedules.gpu import shared
 from schedules.gpu.address import refuse_threads
 from schedules.workload import Workload
 
@@ -21,6 +22,11 @@ class MemoryScan(Schedule):
     tile: int = 64  # channels a program
     threads: int = 64  # of a program
     piece: int = 64  # slots: accesses in sorted order that a program walks through
+    channels: int = 4  # slots: of a row that a thread holds
+    # slots, memory against launches: heads whose rows are held at a time; 0 for all.
+    heads: int = 0
+    slot_lanes: int = 1  # shared: parts of a token's K slots that threads work on side by side
+    chunk: int = 16  # shared: tokens whose operands are held in shared memory
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
@@ -32,6 +38,8 @@ class MemoryScan(Schedule):
                 "piece": (32, 64, 128, 256)}  # fmt: skip
 
     def refusal(self, workload: Workload) -> str | None:
+        if self.form == "shared":
+            return shared.refuse_forward(workload, self)
         return refuse_threads(self.threads)
 
 
@@ -42,10 +50,13 @@ class MemoryScanBackward(Schedule):
     tile: int = 64
     threads: int = 64
     piece: int = 64
+    channels: int = 4
     # Memory against work: tokens between two copies of the state that the backward starts anew from (serial, shared).
     checkpoint: int = 256
     # The same for slots: heads whose rows are held at a time; 0 for all.
     heads: int = 0
+    slot_lanes: int = 1  # shared: parts of a token's K slots that threads work on side by side
+    chunk: int = 16  # shared: tokens whose operands are held in shared memory
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
@@ -57,4 +68,6 @@ class MemoryScanBackward(Schedule):
                 "piece": (32, 64, 128, 256), "checkpoint": (64, 256, 1024), "heads": (0, 16, 64)}  # fmt: skip
 
     def refusal(self, workload: Workload) -> str | None:
+        if self.form == "shared":
+            return shared.refuse_backward(workload, self, self.checkpoint)
         return refuse_threads(self.threads)
