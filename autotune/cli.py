@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
-from schedules.workload import Op
+from schedules.workload import Op, Workload
+
+if TYPE_CHECKING:
+    from ramnet.config import RamNetConfig
 
 OPS: tuple[str, ...] = get_args(Op)
 
@@ -24,8 +29,21 @@ OPS: tuple[str, ...] = get_args(Op)
 )
 @click.option("--preset", default="340m", help="The model whose shapes are tuned for.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder with a model, in place of --preset.")
-@click.option("--batch-size", type=int, default=1, help="Sequences that the model works on at a time.")
-@click.option("--length", type=int, default=1024, help="Tokens of a sequence in training and prefill.")
+@click.option(
+    "--batch-size",
+    type=int,
+    show_default="1 on a CPU; on a GPU 16 in training, 64 in decoding",
+    help="Sequences that the model works on at a time.",
+)
+@click.option(
+    "--length",
+    type=int,
+    show_default="1024 on a CPU, 4096 on a GPU",
+    help="Tokens of a sequence in training and prefill.",
+)
+@click.option(
+    "--model", "modelled", is_flag=True, help="Compile and model, and run nothing, also where the GPU is there."
+)
 @click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", help="How Optuna picks what to try.")
 @click.option("--seed", type=int, default=0, help="Of the sampler: same seed, same suggestions for the same times.")
 @click.option("--threads", type=click.IntRange(min=1), show_default="all cores", help="Threads of the kernels.")
@@ -62,37 +80,85 @@ OPS: tuple[str, ...] = get_args(Op)
 )
 def tune(
     target: str, budget: float | None, trials: int | None, ops: tuple[str, ...], preset: str, checkpoint: Path | None,
-    batch_size: int, length: int, sampler: Literal["tpe", "random"], seed: int, threads: int | None,
-    build_limit: float, run_limit: float, output: Path, journal: Path | None, records_file: Path | None,
+    batch_size: int | None, length: int | None, modelled: bool, sampler: Literal["tpe", "random"], seed: int,
+    threads: int | None, build_limit: float, run_limit: float, output: Path, journal: Path | None,
+    records_file: Path | None,
 ) -> None:  # fmt: skip
     """Find the fastest schedules of a model's memory ops on this machine, and compare them with eager PyTorch.
 
     Each candidate is built, checked against the reference and timed, in turn with the default schedule, in a process
-    that is killed when it hangs. The best are measured anew before one is recorded.
+    that is killed when it hangs. The best are measured anew before one is recorded. For a GPU that is not here, each
+    candidate is compiled for it and ranked by a model; nothing is run, and the output and the records say so.
     """
     from autotune import progress, report, tuner
+    from autotune.search import Budget
     from autotune.worker import Worker
-    from lowering import runtime, targets
+    from lowering.targets import find
     from ramnet.config import RamNetConfig
     from ramnet.console import console
-    from schedules.of_model import of_model
     from schedules.records import records_path
 
-    targets.find(target)
-    runtime.match_threads()  # says what is missing, before anything is begun
-    limit = tuner.Budget(180.0 if budget is None and trials is None else budget, trials)
+    is_gpu = find(target).gpu is not None
+    makes, device = _gpu_work(target, modelled) if is_gpu else _cpu_work(modelled)
+    modelled = is_gpu and device is None
+    limit = Budget(180.0 if budget is None and trials is None else budget, trials)
     config = RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset)
-    wanted = [w for w in of_model(config, batch_size, length) if not ops or w.op in ops]
+    wanted = [w for w in _workloads(config, is_gpu, batch_size, length) if not ops or w.op in ops]
+    if not wanted:
+        raise click.UsageError(f"{', '.join(ops)} has no workload on {target}")
     folder = output / target
     records_file = records_file or records_path(target)
     used = threads or os.cpu_count() or 1
-    with Worker(used, build_limit, run_limit) as worker, progress.shown(console(stderr=True)) as on_progress:
+    screen, beside = console(), console(stderr=True)
+    if modelled:
+        beside.print(
+            f"{target} is not here: its kernels are compiled, and their times modelled, not run", soft_wrap=True
+        )
+    with Worker(used, build_limit, run_limit, makes=makes) as worker, progress.shown(beside) as on_progress:
         results = tuner.tune(
             target, wanted, worker, journal=journal or folder / "journal.log", records_file=records_file,
-            budget=limit, threads=used, sampler=sampler, seed=seed, on_progress=on_progress,
+            budget=limit, threads=used, device=device, modelled=modelled, sampler=sampler, seed=seed,
+            on_progress=on_progress,
         )  # fmt: skip
     page = folder / "report.html"
     report.write(results, page)
-    screen = console()
     screen.print(report.table(results))
     screen.print(f"records: {records_file}", f"report: {page}", sep="\n", soft_wrap=True)
+
+
+def _cpu_work(modelled: bool) -> tuple[Callable[[], Any] | None, str | None]:
+    """What a worker does for this processor, and its name: the tuner's own."""
+    from lowering import runtime
+
+    if modelled:
+        raise ValueError("--model is for GPUs; the processor is here and is measured")
+    runtime.match_threads()  # says what is missing, before anything is begun
+    return None, None
+
+
+def _gpu_work(target: str, modelled: bool) -> tuple[Callable[[], Any], str | None]:
+    """What a worker does for a GPU, and its name where it is here, to be measured."""
+    from lowering.targets import here
+
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError("tuning for a GPU needs triton, which is not installed: pip install 'ramnet[gpu]'")
+    found = None if modelled else here()
+    if found is None or found.name != target:
+        from autotune.modeller import Modeller
+
+        return Modeller, None
+    import torch
+
+    from autotune.gpu_measurer import GpuMeasurer
+
+    return GpuMeasurer, torch.cuda.get_device_name()
+
+
+def _workloads(config: RamNetConfig, is_gpu: bool, batch_size: int | None, length: int | None) -> list[Workload]:
+    from schedules.of_model import of_model, of_model_on_gpu
+
+    given = {"batch_size": batch_size, "length": length}
+    if is_gpu:
+        given["decode_batch"] = batch_size
+    sizes = {name: size for name, size in given.items() if size is not None}
+    return of_model_on_gpu(config, **sizes) if is_gpu else of_model(config, **sizes)

@@ -22,6 +22,8 @@ Build = Callable[[Workload, str, Schedule], Kernel]
 class WrongResultError(Exception):
     """A kernel computes other numbers than the reference."""
 
+    status = "wrong_result"
+
 
 class Measures(Protocol):
     """What the tuner needs. Failures of one candidate are ``autotune.worker.FailedError``."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import rich.progress
 from rich.console import Console
 
-from autotune.tuner import Progress
+from autotune.search import Progress
 
 
 @contextmanager
@@ -23,7 +23,8 @@ def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
 
         def update(progress: Progress) -> None:
             left = "" if progress.seconds_left is None else f" · {progress.seconds_left:.0f} s left"
-            state = f"best {progress.gain:.2f}× · {progress.failures} failed{left} · {progress.doing}"
+            how = "" if progress.how == "measured" else f" · {progress.how}"
+            state = f"best {progress.gain:.2f}× · {progress.failures} failed{left} · {progress.doing}{how}"
             live.update(
                 task, description=progress.workload.op, completed=progress.trials, total=progress.most_trials,
                 state=state,

@@ -14,17 +14,32 @@ from rich import box
 from rich.table import Table
 
 from autotune.bench.report import duration
+from autotune.search import Result
 from autotune.study import Study
-from autotune.tuner import Result
 from ramnet.files import write_text_atomic
 from schedules.workload import DYNAMIC_AXES
 
 COLUMNS = (
     "workload", "default", "tuned", "eager", "gain over default", "tuned over eager", "knobs", "trials", "failures",
 )  # fmt: skip
+# Of a search in which nothing ran; what binaries need is that of the launch that needs most of it.
+MODELLED_COLUMNS = (
+    "workload", "default (modelled)", "best (modelled)", "gain (modelled)", "launches", "registers", "spilled bytes",
+    "shared bytes", "knobs", "trials", "failures",
+)  # fmt: skip
 
 # With fewer gains a picture shows chance.
 FEWEST_PICTURED = 4
+
+TITLE = {"measured": "", "modelled, not run": ": modelled, not run"}
+ABOUT = {
+    "measured": """Times are medians of interleaved rounds, ratios are medians of the rounds' ratios, ± is the
+interquartile range. Eager is the plain PyTorch reference. The default stays (“no gain”) unless a finalist was faster in
+three of four paired rounds.""",
+    "modelled, not run": """Nothing was run. Every schedule was compiled for the target; registers, spills and shared
+memory are those of the binaries, times and gains are what <code>autotune/time_model.py</code> makes of them. The
+default stays (“no gain”) unless the model sees more than 2 % over it. Schedules that spill registers are refused.""",
+}
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -36,25 +51,33 @@ code { font-size: 12px }
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """A result as text, in the order of ``COLUMNS``."""
+    """A result as text, in the order of ``COLUMNS``, or of ``MODELLED_COLUMNS`` where nothing ran."""
     record = result.record
     knobs = " ".join(f"{name}={value}" for name, value in record.knobs.items())
     failures = result.study.summary().failures
-    return (
-        record.workload.name,
-        duration(record.default.median),
-        duration(record.tuned.median),
-        duration(record.eager.median),
-        "no gain" if result.is_default else f"{record.gain:.2f}× ± {record.gain_spread:.2f}",
-        f"{result.over_eager[0]:.3g}× ± {result.over_eager[1]:.2g}",
+    end = (
         f"{knobs} (default)" if result.is_default else knobs,
         str(record.trials),
         ", ".join(f"{count} {status}" for status, count in sorted(failures.items())) or "none",
     )
+    start = (record.workload.name, duration(record.default.median), duration(record.tuned.median))
+    if record.eager is None or result.over_eager is None:
+        needs = [max((getattr(x, n) for x in record.launches), default=0) for n in ("registers", "spilled", "shared")]
+        gain = "no gain" if result.is_default else f"{record.gain:.2f}×"
+        return (*start, gain, str(len(record.launches)), *map(str, needs), *end)
+    return (
+        *start,
+        duration(record.eager.median),
+        "no gain" if result.is_default else f"{record.gain:.2f}× ± {record.gain_spread:.2f}",
+        f"{result.over_eager[0]:.3g}× ± {result.over_eager[1]:.2g}",
+        *end,
+    )
 
 
 def table(results: Sequence[Result]) -> Table:
-    """Compiled against eager, for a terminal of 80 columns."""
+    """Compiled against eager, or what a model says of what was only compiled, for a terminal of 80 columns."""
+    if results[0].record.how == "modelled, not run":
+        return _modelled_table(results)
     shown = Table(
         title="tuned kernels against eager PyTorch, a call", title_justify="left", title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -64,14 +87,37 @@ def table(results: Sequence[Result]) -> Table:
         shown.add_column(name, justify="right", no_wrap=name != "over eager")
     for result in results:
         _, default, tuned, eager, gain, over_eager, _, trials, _ = cells(result)
-        workload, failures = result.record.workload, sum(result.study.summary().failures.values())
-        op, backward, _ = workload.op.partition("_backward")
-        sizes = " ".join(f"{axis}={size}" for axis, size in workload.shape.items() if axis in DYNAMIC_AXES)
         shown.add_row(
-            f"{op}{' backward' * bool(backward)}\n  {sizes}", default, tuned, eager, gain.replace(" ± ", "\n± "),
-            over_eager.replace(" ± ", "\n± "), f"{trials}\n{failures} failed" if failures else trials,
+            _op(result), default, tuned, eager, gain.replace(" ± ", "\n± "), over_eager.replace(" ± ", "\n± "),
+            _trials(result, trials),
         )  # fmt: skip
     return shown
+
+
+def _modelled_table(results: Sequence[Result]) -> Table:
+    shown = Table(
+        title=f"schedules for {results[0].record.target}: compiled; times modelled, not run", title_justify="left",
+        title_style="bold", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    shown.add_column("op", no_wrap=True)
+    for name in ("default\n(model)", "best\n(model)", "gain\n(model)", "regs", "spilled", "shared", "trials"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        _, default, best, gain, _, registers, spilled, shared, _, trials, _ = cells(result)
+        shown.add_row(_op(result), default, best, gain, registers, spilled, shared, _trials(result, trials))
+    return shown
+
+
+def _op(result: Result) -> str:
+    workload = result.record.workload
+    op, backward, _ = workload.op.partition("_backward")
+    sizes = " ".join(f"{axis}={size}" for axis, size in workload.shape.items() if axis in DYNAMIC_AXES)
+    return f"{op}{' backward' * bool(backward)}\n  {sizes}"
+
+
+def _trials(result: Result, trials: str) -> str:
+    failures = sum(result.study.summary().failures.values())
+    return f"{trials}\n{failures} failed" if failures else trials
 
 
 def write(results: Sequence[Result], path: Path) -> None:
@@ -82,19 +128,18 @@ def write(results: Sequence[Result], path: Path) -> None:
         raise ImportError("the report needs matplotlib, which is not installed: pip install 'ramnet[tune]'") from None
     mpl.use("Agg")
     first = results[0].record
-    head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
+    modelled = first.how == "modelled, not run"
+    head = "".join(f"<th>{escape(name)}</th>" for name in (MODELLED_COLUMNS if modelled else COLUMNS))
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(r)) + "</tr>\n" for r in results)
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
     write_text_atomic(
         path,
         f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>RAM-Net tuned for {escape(first.target)}</title>
+<html lang="en"><meta charset="utf-8"><title>RAM-Net tuned for {escape(first.target)}{TITLE[first.how]}</title>
 <style>{_STYLE}</style>
-<h1>RAM-Net tuned for {escape(first.target)}</h1>
+<h1>RAM-Net tuned for {escape(first.target)}{TITLE[first.how]}</h1>
 <p>{escape(first.device)}; {escape(versions)}; kernels {escape(first.fingerprint)}; {escape(first.date)}.</p>
-<p>Times are medians of interleaved rounds, ratios are medians of the rounds' ratios, ± is the interquartile range.
-Eager is the plain PyTorch reference. The default stays (“no gain”) unless a finalist was faster in three of four
-paired rounds.</p>
+<p>{ABOUT[first.how]}</p>
 <div class="scroll"><table><tr>{head}</tr>
 {rows}</table></div>
 {"".join(_section(result) for result in results)}
@@ -109,7 +154,7 @@ def _section(result: Result) -> str:
     study, summary = result.study, result.study.summary()
     drawn = ""
     if summary.statuses.get("ok", 0) < FEWEST_PICTURED:
-        drawn = f"<p>No pictures: fewer than {FEWEST_PICTURED} schedules ran.</p>"
+        drawn = f"<p>No pictures: fewer than {FEWEST_PICTURED} schedules came to a gain.</p>"
     else:
         drawn += _picture(
             "Gain over the default, by trial",

@@ -11,13 +11,16 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self
 
 from autotune.measure import Timing
-from autotune.measurer import Build, Measurer, WrongResultError
+from autotune.measurer import Build, Measurer
+from autotune.modeller import Modelled
 from lowering.kernels import lower
 from schedules.base import Schedule
 from schedules.workload import Workload
@@ -42,12 +45,15 @@ class Worker:
         build_limit, run_limit: seconds that a candidate may take to build; and to be checked, or timed beyond the
             seconds that timing was granted.
         build: makes a kernel. Both sides import it, so it must be a module's function.
+        makes: what does the work in the process, as it is called there; a ``Measurer`` of ``build`` where not given.
     """
 
     def __init__(
-        self, threads: int, build_limit: float = 60.0, run_limit: float = 30.0, build: Build = lower
+        self, threads: int, build_limit: float = 60.0, run_limit: float = 30.0, build: Build = lower,
+        makes: Callable[[], Any] | None = None,
     ) -> None:  # fmt: skip
-        self.threads, self.build_limit, self.run_limit, self.build = threads, build_limit, run_limit, build
+        self.threads, self.build_limit, self.run_limit = threads, build_limit, run_limit
+        self.makes = makes or partial(Measurer, build)
         self.process: Any = None
         self.workload: tuple[Workload, str] | None = None
         self.log: Any = None
@@ -83,9 +89,21 @@ class Worker:
         )
         return timings
 
+    def model(self, schedule: Schedule) -> Modelled:
+        """Compile for the target, of which nothing runs. FailedError: compile_error, compile_timeout, crash, or why
+        the binary is not fit for the target."""
+        found: Modelled = self._call("model", self.build_limit, "compile", schedule)
+        return found
+
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does, and the compilers that it started."""
         if self.process is not None:
+            import psutil
+
+            with suppress(psutil.Error):
+                for child in psutil.Process(self.process.pid).children(recursive=True):
+                    with suppress(psutil.Error):
+                        child.kill()
             self.process.kill()
             self.process.join()
             self.connection.close()
@@ -99,7 +117,7 @@ class Worker:
         # What a crash leaves to say. Without a name once the process has opened it, so that nothing stays behind.
         self.log = tempfile.NamedTemporaryFile(prefix="ramnet-worker-", suffix=".log", delete=False)  # noqa: SIM115
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.build, self.log.name), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, self.makes, self.log.name), daemon=True)
         self.process.start()
         theirs.close()
         self._call("open", START_SECONDS, "start", *self.workload, self.threads)
@@ -121,7 +139,7 @@ class Worker:
             raise
         if status == "ok":
             return result
-        raise FailedError("wrong_result" if status == "wrong_result" else f"{phase}_error", result)
+        raise FailedError(f"{phase}_error" if status == "error" else status, result)
 
     def _last_words(self, method: str) -> str:
         self.process.join(5)
@@ -134,26 +152,26 @@ class Worker:
         return f"the process ended in {method} with {how}" + "".join(f"; {line}" for line in lines[:1])
 
 
-def _serve(connection: Connection, build: Build, log: str) -> None:
+def _serve(connection: Connection, makes: Callable[[], Any], log: str) -> None:
     """The worker's process: does what it is told until its parent ends."""
     _die_with_parent()
+    os.environ.pop("TRITON_INTERPRET", None)  # here kernels are compiled
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     with Path(log).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         faulthandler.enable(file)
-        measurer = Measurer(build)
+        does = makes()
         while True:
             try:
                 method, arguments = connection.recv()
             except EOFError:
                 return
             try:
-                answer = ("ok", getattr(measurer, method)(*arguments))
-            except WrongResultError as error:
-                answer = ("wrong_result", str(error))
+                answer = ("ok", getattr(does, method)(*arguments))
             except Exception as error:  # noqa: BLE001 whatever a candidate raises is its result
-                answer = ("error", _one_line(error))
+                status = getattr(error, "status", "")
+                answer = (status, str(error)) if status else ("error", _one_line(error))
             connection.send(answer)
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,15 +95,23 @@ def cache_key(workload: Workload, target: str, schedule: Schedule) -> str:
 
 
 @cache
-def versions() -> dict[str, str]:
-    """The compilers' versions."""
-    return {name: importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")}
+def versions(target: str = "cpu") -> dict[str, str]:
+    """The versions of the target's compilers, of those that are installed; TVM's must be for the CPU."""
+    tvm = ("apache-tvm", "apache-tvm-ffi")
+    if target == "cpu":
+        return {name: importlib.metadata.version(name) for name in tvm}
+    found = {}
+    for name in ("triton", *tvm):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @cache
-def fingerprint() -> str:
-    """A digest of the templates' source and the compilers' versions."""
-    digest = hashlib.sha256(repr(sorted(versions().items())).encode())
-    for path in sorted((Path(__file__).parent / "tir").glob("*.py")):
-        digest.update(path.read_bytes())
+def fingerprint(target: str = "cpu") -> str:
+    """A digest of the source of the target's kernels and the compilers' versions."""
+    digest = hashlib.sha256(repr(sorted(versions(target).items())).encode())
+    for folder in ("tir",) if target == "cpu" else ("tir", "triton"):
+        for path in sorted((Path(__file__).parent / folder).glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

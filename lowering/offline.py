@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowering.gpu import plan
-from lowering.targets import gpu_of
+from lowering.targets import find, gpu_of
 from lowering.work import Compiled
 from schedules.workload import Workload
 
@@ -17,22 +19,31 @@ from schedules.workload import Workload
 HEADS = 16
 
 
+class NoCompilerError(ValueError):
+    """A schedule names a compiler that does not serve the target, or is not installed."""
+
+    status = "no_compiler"
+
+
 def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled]:
     """Each launch of ``workload`` on ``target`` under ``schedule``, really compiled, in the order of their running.
 
     Raises:
         ValueError: for a target without a GPU, and a schedule that its own rule refuses for the workload.
-        RuntimeError: in a process that interprets Triton's kernels.
-        ImportError: with the install line, without the schedule's compiler. The compilers' own errors pass through.
+        NoCompilerError: where the schedule's compiler does not serve the target, or is not installed.
+        RuntimeError: in a process that interprets Triton's kernels. The compilers' own errors pass through.
     """
     gpu = gpu_of(target)
     refused = schedule.refusal(workload)
     if refused is not None:
         raise ValueError(f"{workload.op}: {refused}")
-    if compiler(schedule) == "tir":
-        from lowering import cuda
-
-        by_tir: list[Compiled] = cuda.compiled(workload, target, schedule)
+    wanted, served = compiler(schedule), find(target).compilers
+    if wanted not in served:
+        raise NoCompilerError(f"{wanted} does not compile for {target}, which {' and '.join(served)} serves")
+    if wanted == "tir":
+        if importlib.util.find_spec("tvm") is None:
+            raise NoCompilerError("TIR's kernels need TVM, which is not installed: pip install 'ramnet[tvm]'")
+        by_tir: list[Compiled] = importlib.import_module("lowering.cuda").compiled(workload, target, schedule)
         return by_tir
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise RuntimeError("TRITON_INTERPRET is set in this process; kernels are compiled in one without it")
@@ -70,9 +81,9 @@ def arguments(workload: Workload) -> tuple[Any, ...]:
         U, P = shape["U"], shape["P"]
         H = HEADS if N % HEADS == 0 else 1
         projected = empty(N // H, 2 * H * U * P + H * D)
-        scale, position = empty(2, H, dtype=torch.float32), empty(dtype=torch.int64)
+        scale, position = empty(2, H), empty(dtype=torch.int64)
         state = tuple(x.view(N // H, H, *x.shape[1:]) for x in state)  # type: ignore[assignment]
-        return projected, scale, position, *state, U, P, K, H, 1.0, *constants
+        return projected, scale, position, *state, U, P, K, H // 2, 1.0, *constants
     rows = (N, shape["T"]) if "T" in shape else (N,)
     addresses = empty(*rows, K, dtype=torch.int32), empty(*rows, K)
     inputs = (*addresses, *addresses, empty(*rows, D), *state)

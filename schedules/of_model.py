@@ -2,29 +2,86 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ramnet.config import RamNetConfig
 from schedules.workload import Workload
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 def of_model(config: RamNetConfig, batch_size: int = 1, length: int = 1024) -> list[Workload]:
-    """The ops of one layer for ``batch_size`` sequences of ``length`` tokens, and for one token of each.
+    """The ops of one layer on a CPU for ``batch_size`` sequences of ``length`` tokens, and for one token of each.
 
     ValueError for a batch or a length below 1.
     """
-    for name, value in (("batch_size", batch_size), ("length", length)):
+    refuse_below_one(batch_size=batch_size, length=length)
+    few, many, backward = _addresses(config, batch_size, 1), *_addresses_and_gradient(config, batch_size, length)
+    return [few, many, backward, _step(config, batch_size), *_scans(config, batch_size, length)]
+
+
+def of_model_on_gpu(
+    config: RamNetConfig, batch_size: int = 16, length: int = 4096, decode_batch: int = 64
+) -> list[Workload]:
+    """The ops of one layer in bfloat16: training on ``batch_size`` sequences, and one token of ``decode_batch``.
+
+    ValueError for a batch or a length below 1.
+    """
+    refuse_below_one(batch_size=batch_size, length=length, decode_batch=decode_batch)
+    heads = Workload(
+        op="decode_heads",
+        shape={"N": decode_batch * config.num_heads, "U": config.order, "P": config.sub_dim, **_state(config)},
+        dtype="bfloat16",
+        constants=_constants(config),
+    )
+    return [
+        *_addresses_and_gradient(config, batch_size, length, "bfloat16"),
+        _step(config, decode_batch, "bfloat16"),
+        heads,
+        *_scans(config, batch_size, length, "bfloat16"),
+    ]
+
+
+def refuse_below_one(**sizes: int) -> None:
+    """ValueError for a size below 1."""
+    for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    heads = batch_size * config.num_heads  # N
-    address = {"U": config.order, "P": config.sub_dim, "K": config.top_k}
-    state = {"K": config.top_k, "M": config.slots, "D": config.value_dim}
-    constants = {"decay_power": config.decay_power, "eps": config.eps}
-    proxy = {**constants, "proxy_eps": config.proxy_eps}
-    rows = 2 * heads  # a write address and a read address for each head
+
+
+def _state(config: RamNetConfig) -> dict[str, int]:
+    return {"K": config.top_k, "M": config.slots, "D": config.value_dim}
+
+
+def _constants(config: RamNetConfig) -> dict[str, float]:
+    return {"decay_power": config.decay_power, "eps": config.eps}
+
+
+def _addresses(config: RamNetConfig, batch_size: int, length: int, dtype: Dtype = "float32") -> Workload:
+    """A write address and a read address for each head and token."""
+    rows = 2 * batch_size * config.num_heads * length
+    shape = {"R": rows, "U": config.order, "P": config.sub_dim, "K": config.top_k}
+    return Workload(op="address_decode", shape=shape, dtype=dtype)
+
+
+def _addresses_and_gradient(
+    config: RamNetConfig, batch_size: int, length: int, dtype: Dtype = "float32"
+) -> list[Workload]:
+    forward = _addresses(config, batch_size, length, dtype)
+    return [forward, forward.model_copy(update={"op": "address_decode_backward"})]
+
+
+def _step(config: RamNetConfig, batch_size: int, dtype: Dtype = "float32") -> Workload:
+    shape = {"N": batch_size * config.num_heads, **_state(config)}
+    return Workload(op="memory_step", shape=shape, dtype=dtype, constants=_constants(config))
+
+
+def _scans(config: RamNetConfig, batch_size: int, length: int, dtype: Dtype = "float32") -> list[Workload]:
+    """Backward, then forward."""
+    shape = {"N": batch_size * config.num_heads, "T": length, **_state(config)}
+    constants = _constants(config)
     return [
-        Workload(op="address_decode", shape={"R": rows, **address}),
-        Workload(op="address_decode", shape={"R": rows * length, **address}),
-        Workload(op="address_decode_backward", shape={"R": rows * length, **address}),
-        Workload(op="memory_step", shape={"N": heads, **state}, constants=constants),
-        Workload(op="memory_scan_backward", shape={"N": heads, "T": length, **state}, constants=proxy),
-        Workload(op="memory_scan", shape={"N": heads, "T": length, **state}, constants=constants),
-    ]
+        Workload(op="memory_scan_backward", shape=shape, dtype=dtype,
+                 constants={**constants, "proxy_eps": config.proxy_eps}),
+        Workload(op="memory_scan", shape=shape, dtype=dtype, constants=constants),
+    ]  # fmt: skip

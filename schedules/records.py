@@ -17,13 +17,28 @@ from schedules.workload import Workload
 
 
 class Time(BaseModel):
-    """Seconds of one call: the median and the interquartile range of ``runs`` interleaved samples."""
+    """Seconds of one call: the median and the interquartile range of ``runs`` interleaved samples.
+
+    What a model says has no spread, and no runs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     median: float
     spread: float
     runs: int
+
+
+class Launch(BaseModel):
+    """What the binary of one launch of a schedule needs: see ``lowering.work.Resources``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    registers: int
+    spilled: int
+    local: int
+    shared: int
 
 
 class Record(BaseModel):
@@ -40,11 +55,12 @@ class Record(BaseModel):
     gain_spread: float
     tuned: Time
     default: Time
-    eager: Time
+    eager: Time | None = None  # modelled: nothing was run
     trials: int
     fingerprint: str  # of the kernels' source and the compilers' versions
     versions: dict[str, str]
     date: str
+    launches: tuple[Launch, ...] = ()  # of a GPU's schedule, where it was compiled apart from running it
 
     @property
     def key(self) -> tuple[str, str]:
@@ -80,13 +96,20 @@ def _load(path: Path, _modified: int) -> tuple[Record, ...]:
 
 
 def merge(path: Path, found: list[Record]) -> None:
-    """Put ``found`` in the file, each in the place of its workload and device; modelled never replaces measured."""
-    rows = {record.key: record for record in load(path)}
-    for record in found:
-        before = rows.get(record.key)
-        if before is None or before.how != "measured" or record.how == "measured":
-            rows[record.key] = record
-    write_text_atomic(path, "".join(rows[key].model_dump_json() + "\n" for key in sorted(rows)))
+    """Put ``found`` in the file, each in the place of its workload and device.
+
+    A workload that was measured, on whatever device, has no modelled row.
+    """
+    rows = {record.key: record for record in (*load(path), *found) if record.how == "modelled, not run"}
+    measured = {record.key: record for record in (*load(path), *found) if record.how == "measured"}
+    known = {workload for workload, _ in measured}
+    rows = {key: record for key, record in rows.items() if key[0] not in known} | measured
+    write_text_atomic(path, "".join(_line(rows[key]) + "\n" for key in sorted(rows)))
+
+
+def _line(record: Record) -> str:
+    absent = {name for name in ("eager", "launches") if not getattr(record, name)}
+    return record.model_dump_json(exclude=absent)
 
 
 # A record says little of a workload further away than this many doublings of a size: at M = 4^5 a step loses by the
@@ -105,10 +128,14 @@ class Choice(BaseModel):
 
 
 def choose(workload: Workload, target: str, device: str) -> Choice:
-    """The schedule of the exact record, else of the nearest one near enough that can be built, else the default."""
+    """The schedule of the exact record, else of the nearest one near enough that can be built, else the default.
 
-    def rank(record: Record) -> tuple[float, bool, str]:
-        return workload.distance(record.workload), record.device != device, record.workload.name
+    Of equally near ones those that were measured come first, then those of ``device``.
+    """
+
+    def rank(record: Record) -> tuple[float, bool, bool, str]:
+        modelled = record.how != "measured"
+        return workload.distance(record.workload), modelled, record.device != device, record.workload.name
 
     candidates = [record for record in load(records_path(target)) if workload.distance(record.workload) <= NEAR]
     for record in sorted(candidates, key=rank):

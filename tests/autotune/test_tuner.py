@@ -12,7 +12,9 @@ import pytest
 
 from autotune import report
 from autotune.measure import Timing
-from autotune.tuner import Budget, Progress, Result, is_faster, tune
+from autotune.measured import is_faster
+from autotune.search import Budget, Progress, Result
+from autotune.tuner import tune
 from autotune.worker import FailedError, Worker
 from schedules import records
 from schedules.base import Schedule

@@ -1,0 +1,103 @@
+"""A search without the hardware: each candidate is compiled for the target and ranked by the time model. Nothing runs.
+
+The default is trial 0 and the yardstick, also where its own binary is not fit; a record is always one that is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autotune import time_model
+from autotune.modeller import Modelled, Models
+from autotune.search import Progress, Result, Search
+from autotune.study import Study
+from autotune.worker import FailedError
+from lowering import kernels
+from schedules.base import Schedule
+from schedules.records import Record, Time
+
+if TYPE_CHECKING:
+    import optuna
+
+# The default stays unless the model sees more than this over it: its constants are rounded to a few percent.
+LEAST_GAIN = 1.02
+
+
+class ModelledSearch(Search):
+    """Trials are compiled by ``models`` in a process that can be killed."""
+
+    how = "modelled, not run"
+
+    def __init__(
+        self, study: Study, target: str, models: Models, seconds: float | None, trials: int | None,
+        on_progress: Callable[[Progress], None],
+    ) -> None:  # fmt: skip
+        super().__init__(study, target, seconds, trials, on_progress)
+        self.models = models
+
+    def prepare(self) -> None:
+        self.models.open(self.study.workload, self.target)
+        self.yardstick = self.models.model(self.default)
+
+    def attempt(self, trial: optuna.Trial, schedule: Schedule) -> None:
+        """The binaries' needs are kept also of what is refused for them."""
+        found = self.yardstick if schedule == self.default else self.models.model(schedule)
+        trial.set_user_attr("how", self.how)
+        trial.set_user_attr("launches", [launch.model_dump() for launch in found.launches])
+        trial.set_user_attr("binds", found.binds)
+        if found.status != "ok":
+            raise FailedError(found.status, found.reason)
+        self.study.succeed(
+            trial, self.yardstick.seconds / found.seconds, seconds=found.seconds, default_seconds=self.yardstick.seconds
+        )  # fmt: skip
+
+    def finish(self, device: str) -> Result:
+        """The best by the model, or the default within what the model can tell."""
+        self.report("choosing by the model")
+        winner = self._winner()
+        chosen = self.yardstick if winner == self.default else self.models.model(winner)
+        record = Record(
+            workload=self.study.workload,
+            target=self.target,
+            device=device,
+            knobs=winner.model_dump(),
+            how=self.how,
+            gain=self.yardstick.seconds / chosen.seconds,
+            gain_spread=0.0,
+            tuned=_modelled(chosen),
+            default=_modelled(self.yardstick),
+            trials=self.study.summary().trials,
+            fingerprint=kernels.fingerprint(self.target),
+            versions=kernels.versions(self.target),
+            date=datetime.now(UTC).strftime("%Y-%m-%d"),
+            launches=chosen.launches,
+        )
+        return Result(record, None, self.study)
+
+    def _winner(self) -> Schedule:
+        """RuntimeError where nothing that was compiled is fit for the target."""
+        fit = self.yardstick.status == "ok"
+        best = self.study.best(1)
+        if best and (not fit or self.yardstick.seconds > LEAST_GAIN * self.study.seconds(best[0])):
+            return best[0]
+        if not fit:
+            raise RuntimeError(
+                f"{self.study.workload.name}: none of the schedules that were compiled is fit for {self.target};"
+                f" of the default: {self.yardstick.reason}"
+            )
+        return self.default
+
+
+@cache
+def model_digest() -> str:
+    """A digest of the time model's source: another model is another search."""
+    return hashlib.sha256(Path(time_model.__file__).read_bytes()).hexdigest()[:8]
+
+
+def _modelled(found: Modelled) -> Time:
+    return Time(median=found.seconds, spread=0.0, runs=0)
