@@ -119,7 +119,7 @@ def piece_carries(
     channel = tl.arange(0, D_PAD)
     base = tl.program_id(0).to(tl.int64) * pieces
     x = tl.zeros([D_PAD], ACC)
-    z = x.sum(0)
+    z = tl.full([], 0, ACC)
     for start in range(0, pieces, BATCH):
         loaded = ()
         for j in tl.static_range(BATCH):

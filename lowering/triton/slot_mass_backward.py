@@ -1,0 +1,91 @@
+"""The mass in the backward of the scan over slots, and the gradients of weights, which need it: a thread a piece."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lowering.triton.slot_pieces import access
+
+
+@triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
+def mass_reads(
+    told, enters, leaves, decays, weights, slopes, products, mass, masses, grad_mass, mass_terms, grad_read, gains,
+    mass_sums, T, M, pieces, all_pieces,
+    K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Forward through each piece. From products ⟨∂o, row⟩ of reads: the gradients of read weights, and at each read
+    r/(z + ε) in the place of a slope. mass_terms are what a read adds to the mass's gradient, and a write's ∂z/∂w;
+    gains and mass_sums the piece's way back."""
+    piece = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    alive = piece < all_pieces
+    head = (piece // pieces).to(tl.int64)
+    z = tl.load(masses + piece, mask=alive, other=0.0)
+    gain = tl.full([BLOCK], 1, ACC)
+    y = tl.zeros([BLOCK], ACC)
+    for start in range(0, PIECE, BATCH):
+        loaded = ()
+        for j in tl.static_range(BATCH):
+            at = piece.to(tl.int64) * PIECE + start + j
+            _, reads, _, place = access(told, at, alive, head, T, K)
+            enter = tl.load(enters + at, mask=alive, other=-1)
+            leave = tl.load(leaves + at, mask=alive, other=-1)
+            factor = tl.load(decays + at, mask=alive, other=1.0)
+            weight = tl.load(weights + at, mask=alive, other=0.0)
+            slope = tl.load(slopes + at, mask=alive, other=0.0)
+            product = tl.load(products + at, mask=reads, other=0.0)
+            loaded += ((reads, place, enter, leave, factor, weight, slope, product),)
+        for j in tl.static_range(BATCH):
+            at = piece.to(tl.int64) * PIECE + start + j
+            reads, place, enter, leave, factor, weight, slope, product = loaded[j]
+            enters_here, leaves_here = enter >= 0, leave >= 0
+            z = tl.where(enters_here, tl.load(mass + head * M + enter, mask=enters_here, other=0.0).to(ACC), z)
+            of_weight = 1 + slope * z
+            z = factor * z + tl.where(reads, 0.0, weight)
+            inverse = 1 / (z + EPS)
+            spread = weight * inverse
+            push = tl.where(reads, -product * spread * inverse, 0.0)
+            tl.store(slopes + at, spread, mask=reads)
+            tl.store(mass_terms + at, tl.where(reads, push, of_weight), mask=alive)
+            tl.store(grad_read + place, (product * inverse).to(grad_read.dtype.element_ty), mask=reads)
+            last = tl.load(grad_mass + head * M + leave, mask=leaves_here, other=0.0).to(ACC)
+            gain = tl.where(enters_here, 0.0, gain) * factor
+            y += gain * (push + last)
+            gain = tl.where(leaves_here, 0.0, gain)
+    tl.store(gains + piece, gain, mask=alive)
+    tl.store(mass_sums + piece, y, mask=alive)
+
+
+@triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
+def mass_writes(
+    told, enters, leaves, decays, products, mass_terms, masses, grad_mass, grad_write, new_grad_mass,
+    T, M, pieces, all_pieces,
+    K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Back through each piece from the mass's gradient behind it: from products ⟨G, ∂row/∂w⟩ of writes the gradients
+    of write weights, and those of the initial mass."""
+    piece = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    alive = piece < all_pieces
+    head = (piece // pieces).to(tl.int64)
+    y = tl.load(masses + piece, mask=alive, other=0.0)
+    for step in range(0, PIECE // BATCH):
+        start = PIECE - (step + 1) * BATCH
+        loaded = ()
+        for j in tl.static_range(BATCH):
+            at = piece.to(tl.int64) * PIECE + start + BATCH - 1 - j
+            writes, reads, _, place = access(told, at, alive, head, T, K)
+            enter = tl.load(enters + at, mask=alive, other=-1)
+            leave = tl.load(leaves + at, mask=alive, other=-1)
+            factor = tl.load(decays + at, mask=alive, other=1.0)
+            term = tl.load(mass_terms + at, mask=alive, other=0.0)
+            product = tl.load(products + at, mask=writes, other=0.0)
+            loaded += ((writes, reads, place, enter, leave, factor, term, product),)
+        for j in tl.static_range(BATCH):
+            writes, reads, place, enter, leave, factor, term, product = loaded[j]
+            enters_here, leaves_here = enter >= 0, leave >= 0
+            last = tl.load(grad_mass + head * M + leave, mask=leaves_here, other=0.0).to(ACC)
+            y = tl.where(leaves_here, last, y) + tl.where(reads, term, 0.0)
+            tl.store(grad_write + place, (product + y * term).to(grad_write.dtype.element_ty), mask=writes)
+            y = factor * y
+            tl.store(new_grad_mass + head * M + enter, y.to(new_grad_mass.dtype.element_ty), mask=enters_here)
