@@ -10,7 +10,7 @@ import triton.language as tl
 def power(x, EXPONENT: tl.constexpr):
     """x^EXPONENT for x ≥ 0, by products where the exponent is a small whole number; 0^0 is 1."""
     if EXPONENT == 0:
-        return x * 0 + 1
+        return tl.full(x.shape, 1, x.dtype)
     elif EXPONENT == 1:
         return x
     elif EXPONENT == 2:
@@ -36,7 +36,7 @@ def decay_slope(weight, POWER: tl.constexpr, PROXY_EPS: tl.constexpr):
     """The derivative of the proxy (ε' + (1 − ε')(1 − w))^γ in w (paper, step 7)."""
     SCALE: tl.constexpr = -POWER * (1 - PROXY_EPS)
     if SCALE == 0:
-        return weight * 0
+        return tl.zeros(weight.shape, weight.dtype)
     else:
         return SCALE * power(PROXY_EPS + (1 - PROXY_EPS) * (1 - weight), POWER - 1)
 
