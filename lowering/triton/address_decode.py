@@ -20,7 +20,7 @@ def address_decode(
     logits, slots, weights, R, U: tl.constexpr, P: tl.constexpr, K: tl.constexpr, ROUNDS: tl.constexpr,
     UNROLL: tl.constexpr, THREADS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Logits [R, U, P] to slots and weights [R, K]; programs' threads beyond the last row repeat it and store nothing."""
+    """Logits [R, U, P] to slots and weights [R, K]; threads beyond the last row repeat it and store nothing."""
     row = tl.program_id(0).to(tl.int64) * THREADS + tl.arange(0, THREADS)
     scores, found, norm = best_addresses(
         logits + tl.minimum(row, R - 1) * (U * P), None, U, P, K, THREADS, ROUNDS, UNROLL, ACC

@@ -10,6 +10,7 @@ from schedules.workload import Workload
 THREADS = (64, 128, 256)
 # The lists of a row live in its thread's registers, of which there are 255.
 MOST_KEPT = 64
+STRAIGHT_EXCHANGES = 300
 
 
 class AddressDecode(Schedule):
@@ -21,18 +22,14 @@ class AddressDecode(Schedule):
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
-        return cls()
+        return cls(unroll=default_unroll(workload))
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
         return {"compiler": ("triton", "tir"), "threads": THREADS, "unroll": (0, 1, 2)}
 
     def refusal(self, workload: Workload) -> str | None:
-        if self.unroll not in (0, 1, 2):
-            return f"unroll is {self.unroll}; it must be 0, 1 or 2"
-        if workload.shape["K"] > MOST_KEPT:
-            return f"K is {workload.shape['K']}; a thread's registers hold {MOST_KEPT} addresses"
-        return refuse_threads(self.threads)
+        return refuse_threads(self.threads) or refuse_unroll(self.unroll, workload)
 
 
 def exchanges(sub_dim: int, top_k: int, unroll: int) -> tuple[int, int]:
@@ -42,6 +39,33 @@ def exchanges(sub_dim: int, top_k: int, unroll: int) -> tuple[int, int]:
     grown = ranks * (ranks - 1) // 2 + (sub_dim - ranks) * ranks  # lists of straight code grow as they are filled
     sorting = grown if unroll else sub_dim * ranks
     return sorting, (ranks - 1) * (rounds << rounds >> 1)
+
+
+def straight_exchanges(workload: Workload, unroll: int) -> int:
+    """Compare-and-exchanges in straight code."""
+    order, sub_dim, top_k = (workload.shape[axis] for axis in "UPK")
+    sorting, joining = exchanges(sub_dim, top_k, unroll)
+    if unroll == 2:
+        return order * sorting + (order - 1) * joining
+    # The first sub-vector, which meets no beam, has code of its own.
+    return 2 * sorting + joining if unroll else 0
+
+
+def default_unroll(workload: Workload) -> int:
+    """1 where a compiler takes it in reasonable time, else 0."""
+    return int(refuse_unroll(1, workload) is None)
+
+
+def refuse_unroll(unroll: int, workload: Workload) -> str | None:
+    """A sentence where straight code would be too long, or the lists do not fit in registers."""
+    if unroll not in (0, 1, 2):
+        return f"unroll is {unroll}; it must be 0, 1 or 2"
+    if workload.shape["K"] > MOST_KEPT:
+        return f"K is {workload.shape['K']}; a thread's registers hold {MOST_KEPT} addresses"
+    count = straight_exchanges(workload, unroll)
+    if count > STRAIGHT_EXCHANGES:
+        return f"unroll {unroll} takes {count} exchanges in straight code; it must be at most {STRAIGHT_EXCHANGES}"
+    return None
 
 
 class AddressDecodeBackward(Schedule):

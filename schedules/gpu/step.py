@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from schedules.base import KNOB_VALUES, Schedule
-from schedules.gpu.address import refuse_threads
+from schedules.gpu.address import default_unroll, refuse_threads, refuse_unroll
 from schedules.workload import Workload
 
 
@@ -21,7 +21,7 @@ class MemoryStep(Schedule):
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
-        return {"compiler": ("triton", "tir"), "threads": (32, 64, 128)}
+        return {"compiler": ("triton", "tir"), "threads": (32, 64, 128, 256)}
 
     def refusal(self, workload: Workload) -> str | None:
         return refuse_threads(self.threads)
@@ -32,14 +32,15 @@ class DecodeHeads(Schedule):
 
     compiler: Literal["triton", "tir"] = "triton"
     threads: int = 64
+    unroll: int = 1  # of finding the addresses: 0 nothing, 1 the work on one sub-vector, 2 that on all U of them
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
-        return cls()
+        return cls(unroll=default_unroll(workload))
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
-        return {"compiler": ("triton", "tir"), "threads": (32, 64, 128)}
+        return {"compiler": ("triton", "tir"), "threads": (32, 64, 128, 256), "unroll": (0, 1, 2)}
 
     def refusal(self, workload: Workload) -> str | None:
-        return refuse_threads(self.threads)
+        return refuse_threads(self.threads) or refuse_unroll(self.unroll, workload)

@@ -1,0 +1,130 @@
+"""decode_heads in Triton against the paper's steps on dense addresses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowering.triton import decode_heads, ordering
+from schedules.gpu.step import DecodeHeads
+from tests.brute_force import keep_largest, pdma, product_softmax
+from tests.lowering.triton.compiled import compile_plan
+from tests.samples import TOLERANCE, relative_rmse
+
+POWER, EPS, TEMPERATURE = 1.3, 1e-4, 0.7
+
+
+class Sizes(NamedTuple):
+    batch: int
+    heads: int
+    order: int
+    sub_dim: int
+    top_k: int
+    width: int
+
+
+# K no power of two, K = 1, K = M, P = 3 and 5, D no power of two.
+SIZES = [Sizes(2, 3, 3, 3, 5, 24), Sizes(1, 2, 2, 5, 8, 7), Sizes(1, 1, 3, 4, 1, 1), Sizes(1, 2, 1, 6, 6, 48)]
+
+
+def random_inputs(sizes: Sizes, dtype: torch.dtype, state_dtype: torch.dtype, position: int = 0) -> dict[str, Tensor]:
+    """The tensors of ``GpuKernels.decode_heads``."""
+    batch, heads, order, sub_dim, _, width = sizes
+    slots = sub_dim**order
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "projected": (2 * normal(batch, 2 * heads * order * sub_dim + heads * width)).to(dtype),
+        "log_scale": (0.3 * normal(2, heads)).to(dtype),
+        "position": torch.tensor(position),
+        "memory": normal(batch, heads, slots, width).to(state_dtype),
+        "mass": (0.1 + normal(batch, heads, slots).abs()).to(state_dtype),
+    }
+
+
+def expected(inputs: dict[str, Tensor], sizes: Sizes, cape_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Output [B, H·D], memory and mass, float64, by vectors over all M slots."""
+    batch, heads, order, sub_dim, top_k, width = sizes
+    exact = {name: x.cpu().double() for name, x in inputs.items()}
+    logits, values = exact["projected"].split([2 * heads * order * sub_dim, heads * width], dim=-1)
+    logits = logits.view(batch, 2, heads, order, sub_dim) * (exact["log_scale"].exp() / TEMPERATURE)[..., None, None]
+    address = keep_largest(product_softmax(logits), top_k)
+    shifted = address.roll(-int(exact["position"]), dims=-1)  # [P_t(a)]_i = a_((i+t) mod M)
+    with_cape = (torch.arange(heads) < cape_heads)[:, None]
+    read, write = torch.where(with_cape, shifted, address).unsqueeze(-2).unbind(1)
+    output, memory, mass = pdma(
+        write, read, values.view(batch, heads, 1, width), exact["memory"], exact["mass"], POWER, EPS, 0.01
+    )
+    return output.flatten(1), memory, mass
+
+
+def check(
+    device: str, warp: int, sizes: Sizes, dtype: torch.dtype, state_dtype: torch.dtype, *, cape_heads: int,
+    position: int, unroll: int = 1,
+) -> None:  # fmt: skip
+    inputs = random_inputs(sizes, dtype, state_dtype, position)
+    output, memory, mass = expected(inputs, sizes, cape_heads)
+    given = {name: x.to(device) for name, x in inputs.items()}
+    plan = decode_heads.plan(
+        **given, order=sizes.order, sub_dim=sizes.sub_dim, top_k=sizes.top_k, cape_heads=cape_heads,
+        temperature=TEMPERATURE, decay_power=POWER, eps=EPS, schedule=DecodeHeads(unroll=unroll),
+    )  # fmt: skip
+    (found,) = plan.run(warp)
+    assert found.dtype == dtype and found.shape == (sizes.batch, sizes.heads * sizes.width)
+    assert relative_rmse(found.cpu(), output) <= 2 * max(TOLERANCE[dtype], TOLERANCE[state_dtype])
+    assert relative_rmse(given["memory"].cpu(), memory) <= TOLERANCE[state_dtype]
+    assert relative_rmse(given["mass"].cpu(), mass) <= TOLERANCE[state_dtype]
+
+
+@pytest.mark.parametrize("unroll", [0, 1, 2])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_equals_the_steps_of_the_paper(device: str, warp: int, sizes: Sizes, unroll: int) -> None:
+    check(device, warp, sizes, torch.float32, torch.float32, cape_heads=0, position=0, unroll=unroll)
+
+
+@pytest.mark.parametrize("cape_heads", [1, 3])
+@pytest.mark.parametrize("position", [0, 5, 27, 2**40 + 3])
+def test_the_first_heads_shift_their_addresses_by_the_position(
+    device: str, warp: int, cape_heads: int, position: int
+) -> None:
+    # float64 keeps the oracle's positions exact, and rolls of 27 slots tell positions apart.
+    check(device, warp, SIZES[0], torch.float32, torch.float32, cape_heads=cape_heads, position=position)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype"),
+    [(torch.float64, torch.float64), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16),
+     (torch.float16, torch.float32)],
+)  # fmt: skip
+def test_every_type(device: str, warp: int, dtype: torch.dtype, state_dtype: torch.dtype) -> None:
+    check(device, warp, SIZES[0], dtype, state_dtype, cape_heads=1, position=4)
+
+
+def test_it_is_one_launch_that_reads_the_position_from_the_device() -> None:
+    """A CUDA graph holds the launch: the position is one of its tensors, not a number of its arguments."""
+    sizes = SIZES[0]
+    inputs = {name: x.to("meta") for name, x in random_inputs(sizes, torch.float32, torch.float32).items()}
+    plan = decode_heads.plan(
+        **inputs, order=3, sub_dim=3, top_k=5, cape_heads=3, temperature=1.0, decay_power=1.0, eps=1e-6,
+        schedule=DecodeHeads(),
+    )  # fmt: skip
+    (launch,) = plan.launches
+    assert launch.grid == (sizes.batch * sizes.heads,)
+    assert launch.arguments["position"] is inputs["position"]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"])
+def test_compiled_it_spills_nothing_and_threads_meet_at_barriers(arch: str) -> None:
+    inputs = random_inputs(Sizes(1, 2, 5, 4, 8, 64), torch.bfloat16, torch.float32)
+    given = [*inputs.values(), 5, 4, 8, 1, 1.0, 1.0, 1e-6]
+    (binary,) = compile_plan("lowering.triton.decode_heads", given, DecodeHeads(), arch)
+    assert binary.resources.spilled == binary.resources.local == 0
+    for state in ("memory", "mass"):
+        ordering.check_ordered(binary.asm["ttgir"], state)
+    ordering.check_barriers_kept(binary.asm)
