@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from schedules.base import KNOB_VALUES, Schedule
-from schedules.gpu import shared
-from schedules.gpu.address import refuse_threads
+from schedules.gpu import serial, shared, slots
 from schedules.workload import Workload
 
 # serial: Triton, a program owns a head's channels and walks through time, its state in the L2 cache.
@@ -40,7 +39,9 @@ class MemoryScan(Schedule):
     def refusal(self, workload: Workload) -> str | None:
         if self.form == "shared":
             return shared.refuse_forward(workload, self)
-        return refuse_threads(self.threads)
+        if self.form == "serial":
+            return _refuse_idle(self, "tile", "threads") or serial.refuse(workload, self)
+        return _refuse_idle(self, "threads", "piece", "channels", "heads") or slots.refuse(workload, self)
 
 
 class MemoryScanBackward(Schedule):
@@ -60,14 +61,29 @@ class MemoryScanBackward(Schedule):
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
-        return cls()
+        return cls(checkpoint=serial.checkpoint(workload))
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
+        checkpoints = tuple(sorted({64, 256, 1024, 4096, serial.checkpoint(workload)}))
         return {"form": ("serial", "slots", "shared"), "tile": (8, 16, 32, 64, 128), "threads": (32, 64, 128),
-                "piece": (32, 64, 128, 256), "checkpoint": (64, 256, 1024), "heads": (0, 16, 64)}  # fmt: skip
+                "piece": (32, 64, 128, 256), "checkpoint": checkpoints, "heads": (0, 16, 64)}  # fmt: skip
 
     def refusal(self, workload: Workload) -> str | None:
         if self.form == "shared":
             return shared.refuse_backward(workload, self, self.checkpoint)
-        return refuse_threads(self.threads)
+        if self.form == "serial":
+            if self.checkpoint < 1:
+                return f"checkpoint is {self.checkpoint}; it must be 1 or more"
+            return _refuse_idle(self, "tile", "threads", "checkpoint") or serial.refuse(workload, self)
+        return _refuse_idle(self, "threads", "piece", "channels", "heads") or slots.refuse(workload, self)
+
+
+def _refuse_idle(schedule: Schedule, *used: str) -> str | None:
+    """A sentence where a knob that the form has no use for is not at its default."""
+    for name, field in type(schedule).model_fields.items():
+        value = getattr(schedule, name)
+        if name not in ("form", *used) and value != field.default:
+            form = schedule.form  # type: ignore[attr-defined]
+            return f"{name} is {value}, which form {form} has no use for; it must stay {field.default}"
+    return None

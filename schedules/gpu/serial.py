@@ -1,0 +1,39 @@
+"""The scans of form "serial": which schedules they refuse, and the memory that their backward takes by default."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from schedules.gpu.address import refuse_threads
+from schedules.workload import Workload
+
+
+class Knobs(Protocol):
+    """What the forward and the backward schedule share."""
+
+    @property
+    def tile(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+
+
+def refuse(workload: Workload, knobs: Knobs) -> str | None:
+    """Why the rows' kernel cannot be built, in one sentence; a channel of a tile must be one thread's alone."""
+    D, tile, threads = workload.shape["D"], knobs.tile, knobs.threads
+    if tile < 1 or tile & (tile - 1):
+        return f"tile is {tile}; it must be a power of two"
+    if tile < threads:
+        return f"tile is {tile}, fewer channels than the {threads} threads; a channel must be one thread's alone"
+    if tile > threads and tile >= 2 * D:
+        return f"tile is {tile}; half of it holds all D = {D} channels"
+    return refuse_threads(threads)
+
+
+def checkpoint(workload: Workload) -> int:
+    """Tokens between copies of the state, a power of two, so that copies and kept rows take least memory.
+
+    T/c copies of M rows and c tokens' K replaced rows are fewest at c = √(T · M / K).
+    """
+    T, M, K = (workload.shape[axis] for axis in "TMK")
+    return 1 << max(4, round(math.log2(max(T * M / K, 1)) / 2))
