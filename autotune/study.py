@@ -51,15 +51,8 @@ class Study:
     ) -> None:  # fmt: skip
         self.workload, self.sampler, self.seed, self.seconds_a_trial = workload, sampler, seed, seconds_a_trial
         self.kind = kind(workload.op, target)
-        default = self.kind.default(workload)
-        # The default may lie outside the values that are worth trying.
-        self.space = {
-            name: tuple(dict.fromkeys((*values, getattr(default, name))))
-            for name, values in self.kind.space(workload).items()
-        }
-        combinations = itertools.product(*self.space.values())
-        schedules = (self.kind(**dict(zip(self.space, values, strict=True))) for values in combinations)
-        self.valid = [schedule for schedule in schedules if schedule.refusal(workload) is None]
+        self.space = space_of(workload, target)
+        self.valid = every_schedule(workload, target)
         self.storage = open_journal(journal)
         import optuna
 
@@ -197,6 +190,23 @@ class Study:
 
     def _trials(self, *states: str) -> list[optuna.trial.FrozenTrial]:
         return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state.name in states]
+
+
+def space_of(workload: Workload, target: str) -> dict[str, tuple[Any, ...]]:
+    """The values of each knob, the default's, which may lie outside those worth trying, among them."""
+    kinds = kind(workload.op, target)
+    default = kinds.default(workload)
+    return {
+        name: tuple(dict.fromkeys((*values, getattr(default, name)))) for name, values in kinds.space(workload).items()
+    }
+
+
+def every_schedule(workload: Workload, target: str) -> list[Schedule]:
+    """The combinations of ``space_of`` that are not refused."""
+    space = space_of(workload, target)
+    combinations = itertools.product(*space.values())
+    schedules = (kind(workload.op, target)(**dict(zip(space, values, strict=True))) for values in combinations)
+    return [schedule for schedule in schedules if schedule.refusal(workload) is None]
 
 
 class Summary(NamedTuple):

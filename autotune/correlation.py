@@ -1,0 +1,191 @@
+"""Whether the time model puts schedules in the order that measuring does, on what can be run here.
+
+``python -m autotune.correlation cpu 300`` prints it for every op of "340m", on the space of each op.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from autotune.measure import Timing
+from autotune.study import every_schedule
+from autotune.worker import FailedError, Worker
+from schedules.base import Schedule
+from schedules.kinds import kind
+from schedules.workload import Workload
+
+# Candidates timed in turn with the default at a time, and how often each; more would not lie in the caches together.
+BATCH, ROUNDS, BATCH_SECONDS = 8, 9, 2.0
+# Two halves of the rounds must agree on the order at least so well, and the quickest tenth be apart from the slowest by
+# so much, before an order is there to be told.
+REPEATABLE, SPREAD = 0.7, 1.1
+FEWEST = 5
+
+
+class Pair(NamedTuple):
+    """A schedule's seconds by the model, and as measured: of all rounds, and of every other one."""
+
+    schedule: Schedule
+    modelled: float
+    measured: float
+    halves: tuple[float, float]
+
+
+class Correlation(NamedTuple):
+    """``rho``: Spearman's, between modelled and measured times; None where the measured ones tell no order."""
+
+    rho: float | None
+    pairs: tuple[Pair, ...]
+    reason: str = ""  # why there is no rho, in words
+
+    def __str__(self) -> str:
+        return f"{self.reason or f'{self.rho:.2f}'} ({len(self.pairs)} schedules)"
+
+
+def rank_correlation(target: str, workload: Workload, seconds: float) -> Correlation:
+    """Model and measure the schedules of ``workload``, as many as ``seconds`` allow, drawn in an order that is fixed.
+
+    Args:
+        target: "cpu", or the one that this machine's GPU is.
+
+    Raises:
+        ValueError: for a target that is not here. RuntimeError: where the default schedule fails.
+    """
+    default = kind(workload.op, target).default(workload)
+    others = [schedule for schedule in every_schedule(workload, target) if schedule != default]
+    random.Random(0).shuffle(others)
+    pairs: list[Pair] = []
+    begin = perf_counter()
+    with ExitStack() as stack:
+        model, measures = _model(target, workload, stack), _measures(target, stack)
+        measures.open(workload, target)
+        try:
+            measures.try_out(default)
+            modelled = model(default)
+        except FailedError as failure:
+            raise RuntimeError(f"{workload.name}: the default schedule fails: {failure}") from None
+        for start in range(0, len(others), BATCH):
+            if perf_counter() - begin > seconds:
+                break
+            batch = {}
+            for schedule in others[start : start + BATCH]:
+                try:
+                    batch[schedule] = model(schedule)
+                    measures.try_out(schedule)
+                except FailedError:
+                    batch.pop(schedule, None)
+            pairs += _measured(measures, default, modelled, batch)
+    return correlate(pairs)
+
+
+def correlate(pairs: Sequence[Pair]) -> Correlation:
+    """Spearman's rho of the pairs, or the reason why there is none."""
+    if len(pairs) < FEWEST:
+        return Correlation(None, tuple(pairs), f"fewer than {FEWEST} schedules ran")
+    measured = sorted(pair.measured for pair in pairs)
+    tenth = len(measured) // 10
+    apart = measured[-1 - tenth] / measured[tenth]
+    agreement = spearman([pair.halves[0] for pair in pairs], [pair.halves[1] for pair in pairs])
+    if apart < SPREAD or agreement < REPEATABLE:
+        return Correlation(
+            None, tuple(pairs),
+            f"no order to tell: the schedules are {apart:.2f}× apart, and two halves of the rounds agree to"
+            f" {agreement:.2f}",
+        )  # fmt: skip
+    return Correlation(
+        spearman([pair.modelled for pair in pairs], [pair.measured for pair in pairs]), tuple(pairs)
+    )  # fmt: skip
+
+
+def spearman(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """The correlation of ranks, equal values sharing theirs; 0 where all are equal."""
+    x, y = _ranks(xs), _ranks(ys)
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return 0.0
+    return statistics.correlation(x, y)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    ranks = [0.0] * len(values)
+    start = 0
+    while start < len(order):
+        end = start
+        while end + 1 < len(order) and values[order[end + 1]] == values[order[start]]:
+            end += 1
+        for i in order[start : end + 1]:
+            ranks[i] = (start + end) / 2
+        start = end + 1
+    return ranks
+
+
+def _measured(measures: Worker, default: Schedule, modelled: float, batch: dict[Schedule, float]) -> list[Pair]:
+    """Each candidate's time, as its ratio to the default's of the same rounds times the default's."""
+    names = {str(i): schedule for i, schedule in enumerate(batch)}
+    if not names:
+        return []
+    try:
+        timings = measures.measure({"default": default, **names}, ROUNDS, BATCH_SECONDS)
+    except FailedError:
+        return []
+
+    def seconds(timing: Timing, rounds: slice) -> float:
+        base = timings["default"]
+        ratios = [a / b for a, b in zip(timing.samples[rounds], base.samples[rounds], strict=True)]
+        return statistics.median(ratios) * base.median
+
+    return [
+        Pair(schedule, batch[schedule], seconds(timings[name], slice(None)),
+             (seconds(timings[name], slice(0, None, 2)), seconds(timings[name], slice(1, None, 2))))
+        for name, schedule in names.items()
+    ]  # fmt: skip
+
+
+def _model(target: str, workload: Workload, stack: ExitStack) -> Any:
+    """From a schedule to modelled seconds."""
+    if target == "cpu":
+        from autotune import time_model_cpu
+
+        return partial(time_model_cpu.seconds, workload, machine=time_model_cpu.this_machine())
+    from autotune.modeller import Modeller
+
+    models = stack.enter_context(Worker(1, makes=Modeller))
+    models.open(workload, target)
+    return lambda schedule: models.model(schedule).seconds
+
+
+def _measures(target: str, stack: ExitStack) -> Worker:
+    import torch
+
+    if target == "cpu":
+        return stack.enter_context(Worker(torch.get_num_threads()))
+    from autotune.gpu_measurer import GpuMeasurer
+    from lowering.targets import here
+
+    found = here()
+    if found is None or found.name != target:
+        raise ValueError(f"{target} is not here; {'there is no GPU' if found is None else f'{found.name} is'}")
+    return stack.enter_context(Worker(1, makes=GpuMeasurer))
+
+
+def _main(target: str, seconds: str = "300") -> None:
+    from ramnet.config import RamNetConfig
+    from schedules.of_model import of_model, of_model_on_gpu
+
+    config = RamNetConfig.preset("340m")
+    workloads = of_model(config) if target == "cpu" else of_model_on_gpu(config)
+    for workload in workloads:
+        found = rank_correlation(target, workload, float(seconds) / len(workloads))
+        sys.stdout.write(f"{workload.name}: {found}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
