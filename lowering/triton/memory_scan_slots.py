@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
-from lowering.triton.slot_pieces import BATCH, access, load_row, store_row
+from lowering.triton.slot_pieces import access, load_row, store_row
 from lowering.triton.slot_walk import Scratch, Walk, enter_pieces, sum_parts
 from lowering.triton.types import sum_type
 from lowering.work import Work
 from schedules.gpu.scan import MemoryScan
+from schedules.gpu.slots import BATCH
 
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
@@ -39,15 +42,16 @@ def slot_scan(
             factor = tl.load(decays + at, mask=alive, other=1.0)
             weight = tl.load(weights + at, mask=alive, other=0.0)
             term = weight[:, None] * load_row(values, row, writes, D, D_PAD, ACC)
-            loaded += ((tl.where(reads, place, -1), enter, leave, factor, weight, term),)
+            place = tl.where(reads, place, -1)
+            loaded += ((place, enter, leave, factor, weight, term),)
         for j in tl.static_range(BATCH):
-            read, enter, leave, factor, weight, term = loaded[j]
-            reads, enters_here, leaves_here = read >= 0, enter >= 0, leave >= 0
+            place, enter, leave, factor, weight, term = loaded[j]
+            reads, enters_here, leaves_here = place >= 0, enter >= 0, leave >= 0
             first = load_row(memory, head * M + enter, enters_here, D, D_PAD, ACC)
             first_mass = tl.load(mass + head * M + enter, mask=enters_here, other=0.0).to(ACC)
-            x = factor[:, None] * tl.where(enters_here[:, None], first, x) + term
+            x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + term
             z = factor * tl.where(enters_here, first_mass, z) + tl.where(reads, 0.0, weight)
-            store_row(parts, read, reads, (weight / (z + EPS))[:, None] * x, D, D_PAD)
+            store_row(parts, place, reads, (weight / (z + EPS))[:, None] * x, D, D_PAD)
             store_row(new_memory, head * M + leave, leaves_here, x, D, D_PAD)
             tl.store(new_mass + head * M + leave, z.to(new_mass.dtype.element_ty), mask=leaves_here)
 
@@ -61,6 +65,7 @@ def plan(
     Outputs: [N, T, D] of the type of ``values``, and the state after the last token, of the type of ``memory``.
     """
     heads, tokens, top_k = write_slots.shape
+    num_slots, dim = memory.shape[1:]
     group = min(heads, schedule.heads or heads)
     acc = sum_type(values, write_weights, memory)
     output, new_memory, new_mass = (x.new_empty(x.shape) for x in (values, memory, mass))
@@ -69,19 +74,19 @@ def plan(
     for first in range(0, heads, group):
         some = slice(first, first + group)
         inputs = [x[some] for x in (write_slots, write_weights, read_slots, read_weights, values, memory, mass)]
-        walk = Walk(len(inputs[0]), tokens, top_k, *memory.shape[1:], acc, schedule.piece, schedule.threads,
-                    schedule.channels)  # fmt: skip
+        walk = Walk(
+            len(inputs[0]), tokens, top_k, num_slots, dim, acc, schedule.piece, schedule.threads, schedule.channels
+        )
         scratch = scratch or Scratch(walk, write_slots, slope=False)
-        launches += enter_pieces(walk, scratch, *inputs, decay_power)
-        launches.append(_scan(walk, scratch, *inputs[4:], new_memory[some], new_mass[some], eps))
+        launches += enter_pieces(walk, scratch, inputs, decay_power)
+        launches.append(_scan(walk, scratch, inputs[4:], [x[some] for x in (new_memory, new_mass)], eps))
         launches.append(sum_parts(walk, scratch.parts, output[some]))
     return Plan(tuple(launches), (output, new_memory, new_mass))
 
 
-def _scan(
-    walk: Walk, scratch: Scratch, values: Tensor, memory: Tensor, mass: Tensor, new_memory: Tensor, new_mass: Tensor,
-    eps: float,
-) -> Launch:  # fmt: skip
+def _scan(walk: Walk, scratch: Scratch, inputs: Sequence[Tensor], state: Sequence[Tensor], eps: float) -> Launch:
+    values, memory, mass = inputs
+    new_memory, new_mass = state
     arguments = {
         **scratch.positions("told", "enters", "leaves", "decays", "weights", "rows", "masses", "parts"),
         "values": values, "memory": memory, "mass": mass, "new_memory": new_memory, "new_mass": new_mass,

@@ -1,13 +1,14 @@
 """Backward of the scan that is parallel over slots.
 
-Along a slot's accesses the gradient of its row is a linear recurrence too, walked back: G_p = decay_(p+1) · G_(p+1), plus
-at a read what it took from the row, plus behind the last access the final state's gradient. Each piece is walked
+Along a slot's accesses the gradient of its row is a linear recurrence too, walked back: G_p = decay_(p+1) · G_(p+1),
+plus at a read what it took from the row, plus behind the last access the final state's gradient. Each piece is walked
 forward once more from the row before it, which shows what its reads take and sums up its way back; then back from G
 behind it. Of rows only one per ``BATCH`` accesses is kept between the two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import triton
@@ -17,11 +18,12 @@ from torch import Tensor
 from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.slot_mass_backward import mass_reads, mass_writes
-from lowering.triton.slot_pieces import BATCH, access, load_row, store_row
+from lowering.triton.slot_pieces import access, load_row, store_row
 from lowering.triton.slot_walk import Scratch, Walk, carries, enter_pieces, sum_parts
 from lowering.triton.types import sum_type
 from lowering.work import Work
 from schedules.gpu.scan import MemoryScanBackward
+from schedules.gpu.slots import BATCH
 
 _MASS_THREADS = 128
 
@@ -55,7 +57,8 @@ def slot_reads(
             weight = tl.load(weights + at, mask=alive, other=0.0)
             # A write's value, or the gradient of the output that a read went into.
             token = load_row(values, row, writes, D, D_PAD, ACC) + load_row(grad_output, row, reads, D, D_PAD, ACC)
-            loaded += ((tl.where(reads, 0.0, weight), tl.where(reads, weight, 0.0), enter, leave, factor, token),)
+            written, read = tl.where(reads, 0.0, weight), tl.where(reads, weight, 0.0)
+            loaded += ((written, read, enter, leave, factor, token),)
         store_row(kept_rows, first_of_batch // BATCH, alive, x, D, D_PAD)
         found = tl.zeros([ROWS, D_PAD], ACC)
         for j in tl.static_range(BATCH):
@@ -63,7 +66,7 @@ def slot_reads(
             enters_here, leaves_here = enter >= 0, leave >= 0
             first = load_row(memory, head * M + enter, enters_here, D, D_PAD, ACC)
             first_mass = tl.load(mass + head * M + enter, mask=enters_here, other=0.0).to(ACC)
-            x = factor[:, None] * tl.where(enters_here[:, None], first, x) + written[:, None] * token
+            x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + written[:, None] * token
             z = factor * tl.where(enters_here, first_mass, z) + written
             found = tl.where(lane[None, :] == j, tl.sum(x * token, 1)[:, None], found)
             last = load_row(grad_memory, head * M + leave, leaves_here, D, D_PAD, ACC)
@@ -71,7 +74,8 @@ def slot_reads(
             y += gain[:, None] * ((read / (z + EPS))[:, None] * token + last)
             gain = tl.where(leaves_here, 0.0, gain)
         # A batch's products leave in the lanes of its row.
-        tl.store(products + first_of_batch[:, None] + lane[None, :], found, mask=alive[:, None] & (lane < BATCH)[None, :])
+        at = first_of_batch[:, None] + lane[None, :]
+        tl.store(products + at, found, mask=alive[:, None] & (lane < BATCH)[None, :])
     store_row(row_sums, piece.to(tl.int64), alive, y, D, D_PAD)
 
 
@@ -105,20 +109,22 @@ def slot_writes(
             x = tl.where((enter >= 0)[:, None], first, x)
             # ∂row/∂w of a write; what a read adds to G.
             scaled = slope[:, None] * tl.where(writes[:, None], x, token) + tl.where(writes[:, None], token, 0.0)
-            loaded += ((tl.where(writes, place, -1), enter, factor, weight, scaled),)
+            place = tl.where(writes, place, -1)
+            loaded += ((place, enter, factor, weight, scaled),)
             x = factor[:, None] * x + weight[:, None] * token
         found = tl.zeros([ROWS, D_PAD], ACC)
         for i in tl.static_range(BATCH):
-            write, enter, factor, weight, scaled = loaded[BATCH - 1 - i]
+            place, enter, factor, weight, scaled = loaded[BATCH - 1 - i]
             leave = tl.load(leaves + first_of_batch + (BATCH - 1 - i), mask=alive, other=-1)
             last = load_row(grad_memory, head * M + leave, leave >= 0, D, D_PAD, ACC)
-            y = tl.where((leave >= 0)[:, None], last, y) + tl.where((write < 0)[:, None], scaled, 0.0)
+            y = tl.where((leave >= 0)[:, None], last, y) + tl.where(place[:, None] < 0, scaled, 0.0)
             found = tl.where(lane[None, :] == BATCH - 1 - i, tl.sum(y * scaled, 1)[:, None], found)
-            store_row(parts, write, write >= 0, weight[:, None] * y, D, D_PAD)
+            store_row(parts, place, place >= 0, weight[:, None] * y, D, D_PAD)
             y = factor[:, None] * y
             store_row(new_grad_memory, head * M + enter, enter >= 0, y, D, D_PAD)
         # A batch's products leave in the lanes of its row.
-        tl.store(products + first_of_batch[:, None] + lane[None, :], found, mask=alive[:, None] & (lane < BATCH)[None, :])
+        at = first_of_batch[:, None] + lane[None, :]
+        tl.store(products + at, found, mask=alive[:, None] & (lane < BATCH)[None, :])
 
 
 def plan(
@@ -132,6 +138,7 @@ def plan(
     derivative of the decay is the proxy's (paper, step 7).
     """
     heads, tokens, top_k = write_slots.shape
+    num_slots, dim = memory.shape[1:]
     group = min(heads, schedule.heads or heads)
     acc = sum_type(values, write_weights, memory)
     outputs = [x.new_empty(x.shape) for x in (write_weights, read_weights, values, memory, mass)]
@@ -141,11 +148,12 @@ def plan(
         some = slice(first, first + group)
         inputs = [x[some] for x in (write_slots, write_weights, read_slots, read_weights, values, memory, mass)]
         given = [x[some] for x in (grad_output, grad_memory, grad_mass)]
-        walk = Walk(len(inputs[0]), tokens, top_k, *memory.shape[1:], acc, schedule.piece, schedule.threads,
-                    schedule.channels)  # fmt: skip
+        walk = Walk(
+            len(inputs[0]), tokens, top_k, num_slots, dim, acc, schedule.piece, schedule.threads, schedule.channels
+        )
         scratch = scratch or _Scratch(walk, write_slots)
-        launches += enter_pieces(walk, scratch, *inputs, decay_power, proxy_eps)
-        launches += _way_back(walk, scratch, *inputs[4:], *given, *(x[some] for x in outputs), eps)
+        launches += enter_pieces(walk, scratch, inputs, decay_power, proxy_eps)
+        launches += _way_back(walk, scratch, inputs[4:], given, [x[some] for x in outputs], eps)
     return Plan(tuple(launches), tuple(outputs))
 
 
@@ -159,16 +167,16 @@ class _Scratch(Scratch):
 
 
 def _way_back(
-    walk: Walk, scratch: _Scratch, values: Tensor, memory: Tensor, mass: Tensor, grad_output: Tensor,
-    grad_memory: Tensor, grad_mass: Tensor, grad_write: Tensor, grad_read: Tensor, grad_values: Tensor,
-    new_grad_memory: Tensor, new_grad_mass: Tensor, eps: float,
+    walk: Walk, scratch: _Scratch, inputs: Sequence[Tensor], given: Sequence[Tensor], outputs: Sequence[Tensor],
+    eps: float,
 ) -> list[Launch]:  # fmt: skip
-    """From the row before each piece to the gradients of a group of heads."""
-    tensors = {
-        **vars(scratch), "values": values, "memory": memory, "mass": mass, "grad_output": grad_output,
-        "grad_memory": grad_memory, "grad_mass": grad_mass, "grad_write": grad_write, "grad_read": grad_read,
-        "new_grad_memory": new_grad_memory, "new_grad_mass": new_grad_mass,
-    }  # fmt: skip
+    """From the row before each piece, values and state, and the three gradients given, to those of a group's heads."""
+    values, memory, _ = inputs
+    grad_output, _, _ = given
+    _, grad_read, grad_values, _, _ = outputs
+    names = ("values", "memory", "mass", "grad_output", "grad_memory", "grad_mass",
+             "grad_write", "grad_read", "grad_values", "new_grad_memory", "new_grad_mass")  # fmt: skip
+    tensors = {**vars(scratch), **dict(zip(names, (*inputs, *given, *outputs), strict=True))}
     constants = {**walk.constants(), "EPS": eps, "BLOCK": _MASS_THREADS}
 
     def launch(kernel: Any, programs: int, threads: int, work: Work) -> Launch:

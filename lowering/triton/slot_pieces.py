@@ -16,8 +16,6 @@ import triton.language as tl
 
 from lowering.triton.arithmetic import decay, decay_slope
 
-BATCH = 8  # accesses whose loads are under way together; divides every piece
-
 
 @triton.jit(do_not_specialize=["accesses", "padded"])
 def piece_terms(
@@ -84,7 +82,7 @@ def piece_sums(
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Row and mass behind a piece are gain · (those before it) + sum; gains and mass_sums [N, pieces], row_sums with D."""
+    """Row and mass behind a piece, gain · those before it + sum: gains and mass_sums [N, pieces], row_sums with D."""
     piece = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
@@ -115,7 +113,7 @@ def piece_carries(
     gains, row_sums, mass_sums, rows, masses, pieces,
     D: tl.constexpr, D_PAD: tl.constexpr, REVERSE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Row and mass before each piece of a head, or with REVERSE behind each: rows [N, pieces, D], masses [N, pieces]."""
+    """Row and mass before each piece of a head, with REVERSE behind each: rows [N, pieces, D], masses [N, pieces]."""
     channel = tl.arange(0, D_PAD)
     base = tl.program_id(0).to(tl.int64) * pieces
     x = tl.zeros([D_PAD], ACC)

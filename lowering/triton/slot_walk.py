@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from lowering.triton.launch import Launch
 from lowering.triton.slot_order import OrderScratch, order
-from lowering.triton.slot_pieces import BATCH, piece_carries, piece_sums, piece_terms, sum_accesses
+from lowering.triton.slot_pieces import piece_carries, piece_sums, piece_terms, sum_accesses
 from lowering.triton.types import in_triton
 from lowering.work import Work
+from schedules.gpu.slots import BATCH
 
 _TERMS_BLOCK = 256
 _TERMS_THREADS = 128
@@ -131,11 +133,13 @@ class Scratch:
 
 
 def enter_pieces(
-    walk: Walk, scratch: Scratch, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor,
-    read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor, decay_power: float,
-    proxy_eps: float | None = None,
-) -> list[Launch]:  # fmt: skip
-    """Sort, and find the row and mass before each piece; with ``proxy_eps`` also slopes."""
+    walk: Walk, scratch: Scratch, inputs: Sequence[Tensor], decay_power: float, proxy_eps: float | None = None
+) -> list[Launch]:
+    """Sort, and find the row and mass before each piece; with ``proxy_eps`` also slopes.
+
+    ``inputs`` are write_slots, write_weights, read_slots, read_weights, values, memory and mass of the group's heads.
+    """
+    write_slots, write_weights, read_slots, read_weights, values, memory, mass = inputs
     launches, slots, events = order(write_slots, read_slots, walk.num_slots, scratch.order)
     blocks = walk.heads * triton.cdiv(walk.padded, _TERMS_BLOCK)
     named = scratch.positions("told", "enters", "leaves", "decays", "weights", "slopes")
