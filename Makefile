@@ -1,15 +1,24 @@
 # The front door. Every target sets up .venv first, from pinned versions; that is quick when it is there already.
+# With RAMNET_PYTHON=python3, an interpreter that has the packages, nothing is installed and the checkout is run as it
+# lies: for a machine with a GPU and without a network.
 PYTHON ?= python3
 TARGET ?= cpu
 BUDGET ?= 180
 VENV   := .venv
-RAMNET := $(VENV)/bin/ramnet
+ifdef RAMNET_PYTHON
+READY  :=
+RUN    := $(RAMNET_PYTHON)
+else
+READY  := $(VENV)/.installed
+RUN    := $(VENV)/bin/python
+endif
+RAMNET := $(RUN) -m ramnet.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune bench test lint train export demo clean
+.PHONY: help setup tune bench test test-gpu gpu lint train export demo clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 # torch comes first and alone: it is the one package whose build (CPU or CUDA) the machine's pip settings choose.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -19,21 +28,31 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[tvm,gpu,tune,export,dev]'
 	touch $@
 
-setup: $(VENV)/.installed  ## Build .venv
+setup: $(READY)  ## Build .venv
 
-tune: setup  ## Tune the memory ops for TARGET (cpu) within BUDGET (180) seconds, then compare with eager
+tune: setup  ## Tune the memory ops for TARGET (cpu) within BUDGET (180) seconds
 	$(RAMNET) tune --target $(TARGET) --budget $(BUDGET)
 
-bench: setup  ## Measure every op and the model against eager, C++ and the bandwidth floor
+bench: setup  ## Measure every op and the model on TARGET against eager forms, other libraries and the floor
 	$(RAMNET) bench --target $(TARGET)
 
 test: setup  ## Run the tests
-	$(VENV)/bin/pytest
+	$(RUN) -m pytest
+
+test-gpu: setup  ## Run the tests that need a GPU, and the Triton kernels' on it rather than interpreted
+	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "test-gpu needs a CUDA device, and torch sees none")'
+	env -u TRITON_INTERPRET $(RUN) -m pytest tests/lowering/triton tests/gpu
+
+# Where there is a GPU, all that is to be known of it: are the kernels right, how fast are they, can they be faster.
+gpu: test-gpu  ## On the GPU that TARGET names: test, bench, tune for BUDGET seconds, bench again; results in runs/gpu
+	$(RAMNET) bench --target $(TARGET) --output runs/gpu/before
+	$(RAMNET) tune --target $(TARGET) --budget $(BUDGET) --output runs/gpu/tune
+	$(RAMNET) bench --target $(TARGET) --output runs/gpu/after
 
 lint: setup  ## ruff and mypy
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 CHECKPOINT ?= runs/text
 

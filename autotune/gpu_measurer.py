@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,5 +87,6 @@ class Eager:
 
     def memory_scan(self, *arguments: Any) -> Any:
         *tensors, decay_power, eps, _ = arguments
-        output, memory, mass = eager.scan_chunked(*eager.as_state(tensors), decay_power, eps)
+        scan = partial(eager.scan_chunked, decay_power=decay_power, eps=eps)
+        output, memory, mass = scan(*eager.as_state(tensors))
         return output.to(tensors[4].dtype), memory, mass

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import signal
 import sys
-from importlib.metadata import EntryPoint, entry_points
 
 import click
+
+from ramnet.plugins import plugins
 
 
 class _Commands(click.Group):
     """A group whose commands are the installed entry points, imported when they are asked for."""
 
-    def _found(self) -> dict[str, EntryPoint]:
-        return {entry.name: entry for entry in entry_points(group="ramnet.commands")}
-
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(self._found())
+        return sorted(plugins("ramnet.commands"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = self._found().get(cmd_name)
+        entry = plugins("ramnet.commands").get(cmd_name)
         return None if entry is None else entry.load()
 
 
@@ -46,3 +44,7 @@ def main() -> None:
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         click.echo(f"ramnet: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

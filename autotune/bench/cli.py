@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from autotune.bench.report import Report
+    from autotune.bench.run import Run
 
 
 @click.command()
@@ -13,7 +19,7 @@ import click
 @click.option("--quick", is_flag=True, help="Fewer rounds and no torch.compile.")
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/bench"),
-    help="Folder for bench.json and bench.png.",
+    help="Folder for bench.json, bench.md and bench.png.",
 )  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(min=1), default=None,
@@ -23,29 +29,51 @@ def bench(target: str, quick: bool, output: Path, threads: int | None) -> None:
     """Measure every op and the model: eager, torch.compile, plain C++, kernels, and the bandwidth floor.
 
     All figures are ratios within interleaved rounds, medians with interquartile ranges. Each form is checked against
-    the reference before it is timed.
+    the reference before it is timed. On a GPU the scan, decoding and training are measured beside attention and
+    flash-linear-attention; the target must be the GPU that is here.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from autotune.bench import everything, report
-    from autotune.bench.run import Run, keep_freed_memory
+    from autotune.bench import report
+    from autotune.bench.run import Run
+    from lowering import targets
     from ramnet.console import console
 
     screen = console()
+    on_gpu = targets.find(target).gpu is not None
+    measure = _on_gpu if on_gpu else _on_cpu
+    if on_gpu:
+        from autotune.bench.gpu.everything import check_target
+
+        check_target(target)
     # The progress goes to stderr, so that the tables alone can be piped on.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(stderr=True)) as progress:
         task = progress.add_task("starting", total=None)
         run = Run(target, quick, threads or 1, on_step=lambda what: progress.update(task, description=what))
-        if not run.kernels:
-            run.on_step("no kernels")
         # Before the measuring rather than after it, should it not be writable.
         output.mkdir(parents=True, exist_ok=True)
-        if keep_freed_memory():
-            run.notice("freed memory is kept for the next allocation, for every form alike")
-        found = everything.measure(
-            run, threads or os.cpu_count() or 1, lambda done, of: progress.update(task, completed=done, total=of)
-        )
-    paths = report.save(found, output)
+        for found in measure(run, threads, lambda done, of: progress.update(task, completed=done, total=of)):
+            paths = report.save(found, output)
     report.show(found, screen)
     screen.print(f"written: {', '.join(map(str, paths))}")
+
+
+def _on_cpu(run: Run, threads: int | None, on_group: Callable[[int, int], None]) -> Iterator[Report]:
+    from autotune.bench import everything
+    from autotune.bench.run import keep_freed_memory
+
+    if not run.kernels:
+        run.on_step("no kernels")
+    if keep_freed_memory():
+        run.notice("freed memory is kept for the next allocation, for every form alike")
+    yield everything.measure(run, threads or os.cpu_count() or 1, on_group)
+
+
+def _on_gpu(run: Run, threads: int | None, on_group: Callable[[int, int], None]) -> Iterator[Report]:
+    """What was found so far, after each part, so that it is written even if the run is ended."""
+    from autotune.bench.gpu import apart, everything
+
+    for done, found in enumerate(everything.measure(run), start=1):
+        on_group(done, len(apart.PARTS))
+        yield found

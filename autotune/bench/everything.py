@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from autotune.bench import apart, model, ops, peak
+from autotune.bench import apart, correlated, model, ops, peak
 from autotune.bench.goals import goals
 from autotune.bench.report import Report
 from autotune.bench.run import Run, Table
+from ramnet.config import RamNetConfig
+from schedules.of_model import of_model
+
+# Of all ops, for comparing what the time model says of their schedules with measurements.
+CORRELATION_SECONDS = 180.0
 
 
 def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) -> Report:
@@ -27,15 +32,24 @@ def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) 
     ]
     tables: dict[str, Table] = {}
     for done, group in enumerate(groups):
-        on_group(done, len(groups) + 1)
+        on_group(done, len(groups) + 2)
         table = group(run)
         if table is not None:
             tables[table.name] = table
-    on_group(len(groups), len(groups) + 1)
+    on_group(len(groups), len(groups) + 2)
     run.on_step("peak memory")
-    report = Report(list(tables.values()), goals(tables, _peak(run)), run.facts, run.notices)
-    on_group(len(groups) + 1, len(groups) + 1)
-    return report
+    peaked = _peak(run)
+    on_group(len(groups) + 1, len(groups) + 2)
+    _correlate(run)
+    on_group(len(groups) + 2, len(groups) + 2)
+    return Report(list(tables.values()), goals(tables, peaked), run.facts, run.notices)
+
+
+def _correlate(run: Run) -> None:
+    if run.quick:
+        run.notice(f"{correlated.FACT} left out of a quick run")
+    elif run.kernels:
+        correlated.ops(run, of_model(RamNetConfig.preset("340m")), CORRELATION_SECONDS)
 
 
 def _peak(run: Run) -> peak.Peak | None:

@@ -128,7 +128,9 @@ def save(report: Report, directory: Path) -> list[Path]:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter
     except ImportError:
-        report.notices.append("no picture: matplotlib is not installed; pip install 'ramnet[tune]'")
+        missing = "no picture: matplotlib is not installed; pip install 'ramnet[tune]'"
+        if missing not in report.notices:
+            report.notices.append(missing)
         return paths
     tables = [table for table in report.tables if table.rows]
     columns = 2

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points
 from typing import Protocol
 
 from torch import Tensor
+
+from ramnet.plugins import plugins
 
 REFERENCE = ""
 
@@ -54,7 +55,7 @@ def registered(name: str) -> Backend:
     ValueError, listing what there is, for an unknown name.
     """
     if name not in _backends:
-        found = {entry.name: entry for entry in entry_points(group="ramnet.backends")}
+        found = plugins("ramnet.backends")
         if name not in found:
             raise ValueError(
                 f"backend {name!r} is unknown; there are {', '.join(sorted({*_backends, *found})) or 'none'}"

@@ -1,0 +1,65 @@
+"""The parts of a GPU's benchmark in order, each in a process of its own, within a time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from time import perf_counter
+
+from autotune.bench.gpu import apart
+from autotune.bench.gpu.goals import goals
+from autotune.bench.gpu.run import reason
+from autotune.bench.report import Report, machine
+from autotune.bench.run import Run, Table
+from lowering import targets
+
+# In all. What a part leaves goes to the next; one that would begin later is left out.
+SECONDS = 480.0
+PEERS = ("triton", "flash-linear-attention", "fla-core")
+
+
+def check_target(name: str) -> None:
+    """RuntimeError without a GPU, ValueError where the GPU here is not the one of that target."""
+    targets.gpu_of(name)
+    here = targets.here()
+    if here is None:
+        raise RuntimeError(f"bench measures, and there is no GPU here for target {name!r} to be measured on")
+    if here.name != name:
+        raise ValueError(f"target {name!r} is not this machine's GPU: that is {here.name} ({here.description})")
+
+
+def measure(
+    run: Run, *, parts: Iterable[str] = tuple(apart.PARTS), seconds: float = SECONDS,
+    measured: Callable[[Run, str, float], list[Table]] = apart.measured,
+) -> Iterator[Report]:  # fmt: skip
+    """What has been found so far, after each part. A part that fails is a table that says why."""
+    begin = perf_counter()
+    tables: dict[str, Table] = {}
+    for part in parts:
+        left = seconds - (perf_counter() - begin)
+        run.on_step(f"{part}, {left:.0f} s left")
+        try:
+            if left < 0.02 * seconds:
+                raise RuntimeError(f"left out: {seconds:.0f} s had passed")
+            started = perf_counter()
+            found = measured(run, part, min(apart.PARTS[part][1], left))
+            run.facts[f"seconds that {part} took"] = perf_counter() - started
+        except (RuntimeError, OSError, ValueError) as problem:
+            found = [Table(part, "the whole part", 1, "", [], {"all": reason(problem)})]
+        tables |= {table.name: table for table in found}
+        yield Report(list(tables.values()), goals(tables, run.facts), run.facts, run.notices, described())
+
+
+def described() -> dict[str, str | int]:
+    """The machine with its GPU, and the versions of what was compared."""
+    import torch
+
+    found = machine()
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["cuda"] = str(torch.version.cuda)
+    for name in PEERS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

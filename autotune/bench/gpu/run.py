@@ -1,0 +1,94 @@
+"""What the parts of a GPU's benchmark share: forms that may fail alone, and the floor that the card itself measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotune.bench.run import DEFAULT, TUNED, Candidate, Run, Table
+
+# Of results rounded to bfloat16, against sums in float32 that were rounded to it too.
+TOLERANCE = 6e-3
+NO_FLA = "flash-linear-attention is not installed: pip install flash-linear-attention"
+
+# Builds a form and checks it; what it raises is what the table says of the form.
+Make = Callable[[], Candidate]
+
+
+@dataclass
+class GpuRun(Run):
+    """One part's run on ``device``, within ``seconds``. In a benchmark ``clock`` is a ``CudaClock``."""
+
+    device: str = "cuda"
+    seconds: float = 150.0
+
+    @cached_property
+    def kernels(self) -> dict[str, Callable[[], Any]]:
+        """What runs the ops on the target's kernels with default and with tuned schedules."""
+        import lowering
+
+        return {
+            DEFAULT: lambda: lowering.use(self.target, tuned=False),
+            TUNED: lambda: lowering.use(self.target, tuned=True),
+        }
+
+    def table(
+        self, name: str, what: str, forms: Mapping[str, Make], *, base: str, slow: Iterable[str] = (), calls: int = 1
+    ) -> Table:  # fmt: skip
+        """Make each form and time those that could be made; those in ``slow`` in few rounds of their own.
+
+        Each is called once before, so that one for which the memory does not suffice is left out too.
+        """
+        ready: dict[str, Candidate] = {}
+        failed: dict[str, str] = {}
+        for form, make in forms.items():
+            self.on_step(f"{name}: checking {form}")
+            try:
+                ready[form] = make()
+                ready[form]()
+                self.wait()
+            except Exception as problem:  # noqa: BLE001 whatever a form raises is what there is to say of it
+                ready.pop(form, None)
+                failed[form] = reason(problem)
+            self.release()
+        rare = {form: ready.pop(form) for form in slow if form in ready}
+        if not ready:
+            ready, rare = rare, {}
+        if not ready:
+            return Table(name, what, self.threads, base, [], failed)
+        return replace(self.compare(name, what, ready, rare, base=base, calls=calls), failed=failed)
+
+    def copying(self, nbytes: int) -> Candidate:
+        """Reads and writes so many bytes in all, as the card copies them best: half of them from there to here."""
+        source = torch.randint(256, (max(nbytes // 2, 1),), dtype=torch.uint8, device=self.device)
+        return partial(torch.empty_like(source).copy_, source)
+
+    def wait(self) -> None:
+        """Until the device has done what was queued: an error of it belongs to the form that queued it."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def release(self) -> None:
+        """Give back the memory that no form holds."""
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def reason(problem: BaseException) -> str:
+    """In one line, not too long for a table."""
+    if isinstance(problem, torch.cuda.OutOfMemoryError):
+        return "out of memory"
+    text = " ".join(str(problem).split())
+    return (text if len(text) <= 240 else f"{text[:160]} … {text[-70:]}") or type(problem).__name__
+
+
+def finite(form: str, tensors: Sequence[Tensor]) -> None:
+    """ValueError where a form gives a NaN or an infinity: all that is asked of other libraries' results."""
+    for i, tensor in enumerate(tensors):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{form} is wrong: its result {i} holds numbers that are not finite")

@@ -1,0 +1,271 @@
+"""The scan forward and backward on a GPU: its forms, eager PyTorch, gated linear attention, attention, the floor."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autotune.bench import autograd, eager
+from autotune.bench.gpu.run import NO_FLA, TOLERANCE, GpuRun, Make, finite
+from autotune.bench.inputs import ScanInputs
+from autotune.bench.run import FLOOR, TUNED, Candidate, Table, check
+from lowering.gpu import GpuKernels
+from ramnet import ops
+from ramnet.ops import reference
+from schedules.base import Schedule
+from schedules.gpu import SCHEDULES
+from schedules.workload import Workload
+
+GLA, FLASH, CUDNN = "flash-linear-attention, chunk_gla", "FlashAttention through SDPA", "cuDNN attention through SDPA"
+CHUNKED, SORTED = "eager, chunked", "eager, sorted"
+FORMS = ("serial", "slots", "shared")
+NAME = "memory_scan forward + backward"
+# Gated linear attention's heads, and widths of keys and values, at the paper's width of 1024.
+GLA_HEADS, GLA_KEY, GLA_VALUE = 4, 128, 256
+# The reference walks through the tokens one by one; beyond this many it would take most of the run.
+LONGEST_CHECKED = 8192
+
+
+class Sizes(NamedTuple):
+    """B, H, T, K, U, P and D; M = P^U."""
+
+    batch: int = 16
+    heads: int = 16
+    tokens: int = 4096
+    top_k: int = 8
+    order: int = 5
+    sub_dim: int = 4
+    dim: int = 64
+
+    def __str__(self) -> str:
+        return f"B={self.batch} H={self.heads} T={self.tokens} K={self.top_k} M={self.sub_dim**self.order} D={self.dim}"
+
+
+LENGTHS = (2048, 4096, 8192, 16384, 32768)
+
+
+def memory_scan(run: GpuRun, sizes: Sizes = Sizes()) -> list[Table]:  # noqa: B008 a tuple
+    """Every form of the kernels, and what they are to be compared with at the same tokens."""
+    inputs, grads = scan_inputs(sizes, run.device)
+    expected = training(inputs, grads)(ops.memory_scan)
+    nbytes = floor_bytes([*inputs, *grads], expected)
+    forms: dict[str, Make] = {}
+    for name, use in run.kernels.items():
+        forms[name] = partial(_checked, name, inputs, grads, expected, ops.memory_scan, use)
+    for form in FORMS:
+        forms[f"untuned, {form}"] = partial(_one_form, run.target, form, inputs, grads, expected)
+    forms |= {
+        CHUNKED: partial(_checked, CHUNKED, inputs, grads, expected, partial(_as_state, autograd.ScanChunked.apply)),
+        SORTED: partial(_checked, SORTED, inputs, grads, expected, partial(_as_state, autograd.scan_sorted)),
+        GLA: partial(chunk_gla, run, sizes),
+        FLASH: partial(attention, run, sizes, "FLASH_ATTENTION"),
+        CUDNN: partial(attention, run, sizes, "CUDNN_ATTENTION"),
+        FLOOR: lambda: run.copying(nbytes),
+    }
+    what = f"{sizes}, bfloat16 with a state in float32; the floor copies {nbytes / 1e9:.2f} GB"
+    table = run.table(NAME, what, forms, base=TUNED, slow=(CHUNKED, SORTED))
+    floor = table.row(FLOOR)
+    if floor is not None:
+        run.facts["bandwidth of copies, bytes/s"] = nbytes / floor.seconds
+    return [table]
+
+
+def lengths(run: GpuRun, sizes: Sizes = Sizes(), tokens: Sequence[int] = LENGTHS) -> list[Table]:  # noqa: B008
+    """The scan beside causal attention on as many heads of as many channels, by the length of a sequence."""
+    tables = []
+    for length in tokens:
+        at = sizes._replace(tokens=length)
+        inputs, grads = scan_inputs(at, run.device)
+        forms: dict[str, Make] = {
+            TUNED: partial(_of_one_sequence, TUNED, inputs, grads, run.kernels[TUNED]),
+            FLASH: partial(attention, run, at, "FLASH_ATTENTION"),
+            CUDNN: partial(attention, run, at, "CUDNN_ATTENTION"),
+        }
+        what = f"{at}, attention causal over {at.heads} × {at.dim}"
+        tables.append(run.table(f"scan and attention, T = {length}", what, forms, base=TUNED))
+        del inputs, grads, forms
+        run.release()
+    run.notice(f"scan and attention: kernels checked on one sequence, up to T = {LONGEST_CHECKED}")
+    found = crossover(tables)
+    if found is not None:
+        run.facts["shortest T measured from which the scan is faster than FlashAttention"] = found
+    return tables
+
+
+def crossover(tables: Sequence[Table]) -> int | None:
+    """The shortest length that was measured from which on the scan takes less time than FlashAttention."""
+    found = None
+    for table in sorted(tables, key=_length, reverse=True):
+        row = table.row(FLASH)
+        if row is None or table.base != TUNED or row.ratio <= 1:
+            break
+        found = _length(table)
+    return found
+
+
+def _length(table: Table) -> int:
+    return int(table.name.rpartition(" ")[2])
+
+
+def scan_inputs(sizes: Sizes, device: str) -> tuple[ScanInputs, list[Tensor]]:
+    """What a layer gives the scan, in bfloat16 with a state in float32, and gradients of its three results.
+
+    Addresses are those of random logits, so that slots are about equally hot.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    leading = (sizes.batch, sizes.heads, sizes.tokens)
+    slots = sizes.sub_dim**sizes.order
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    def access() -> tuple[Tensor, Tensor]:
+        # A sequence at a time: all the prefixes of a beam at once would be gigabytes.
+        found = [
+            reference.address_decode(2 * normal(*leading[1:], sizes.order, sizes.sub_dim), sizes.top_k)
+            for _ in range(sizes.batch)
+        ]
+        where, weights = zip(*found, strict=True)
+        return torch.stack(where), torch.stack(weights).bfloat16()
+
+    (write_slots, write_weights), (read_slots, read_weights) = access(), access()
+    memory = normal(*leading[:2], slots, sizes.dim)
+    mass = 0.5 + torch.rand(*leading[:2], slots, generator=generator, device=device)
+    values = normal(*leading, sizes.dim).bfloat16()
+    inputs = ScanInputs(write_slots, write_weights, read_slots, read_weights, values, memory, mass)
+    return inputs, [torch.randn(x.shape, generator=generator, device=device).to(x.dtype) for x in inputs[4:]]
+
+
+def training(inputs: ScanInputs, grads: Sequence[Tensor]) -> Callable[[Callable[..., Any]], list[Tensor]]:
+    """Runs a scan forward and backward: its results and the gradients of all that has one."""
+    leaves = inputs.requiring_grad()
+    wanted = [x for x in leaves if x.requires_grad]
+
+    def both(scan: Callable[..., Any]) -> list[Tensor]:
+        outputs = scan(*leaves)
+        return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, wanted, grads)]
+
+    return both
+
+
+def floor_bytes(given: Sequence[Tensor], found: Sequence[Tensor]) -> int:
+    """Of both passes: what each must read and write once. The backward reads the inputs again."""
+    inputs, grads = given[:7], given[7:]
+    return sum(x.nbytes for x in (*inputs, *inputs, *grads, *found))
+
+
+def chunk_gla(run: GpuRun, sizes: Sizes) -> Candidate:
+    """flash-linear-attention's gated linear attention forward and backward, all gradients."""
+    try:
+        from fla.ops.gla import chunk_gla as op
+    except ImportError:
+        raise ImportError(NO_FLA) from None
+    generator = torch.Generator(run.device).manual_seed(0)
+
+    def normal(width: int) -> Tensor:
+        shape = (sizes.batch, sizes.tokens, GLA_HEADS, width)
+        return torch.randn(shape, generator=generator, device=run.device).bfloat16()
+
+    q, k, gate = (normal(GLA_KEY) for _ in range(3))
+    return _forward_backward(
+        GLA, lambda *x: op(*x)[0], [q, k, normal(GLA_VALUE), F.logsigmoid(gate) / 16], normal(GLA_VALUE)
+    )
+
+
+def attention(run: GpuRun, sizes: Sizes, backend: str) -> Candidate:
+    """Causal attention forward and backward through torch's scaled_dot_product_attention."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    generator = torch.Generator(run.device).manual_seed(0)
+    shape = (sizes.batch, sizes.heads, sizes.tokens, sizes.dim)
+    q, k, v, grad = (torch.randn(shape, generator=generator, device=run.device).bfloat16() for _ in range(4))
+
+    def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # On the CPU, where only tests run it, torch chooses.
+        with nullcontext() if run.device == "cpu" else sdpa_kernel([getattr(SDPBackend, backend)]):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    return _forward_backward(backend, op, [q, k, v], grad)
+
+
+def _forward_backward(form: str, op: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> Candidate:
+    leaves = [x.requires_grad_() for x in inputs]
+
+    def call() -> list[Tensor]:
+        output = op(*leaves)
+        return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+    finite(form, call())
+    return call
+
+
+def _checked(
+    name: str, inputs: ScanInputs, grads: Sequence[Tensor], expected: Sequence[Tensor], scan: Callable[..., Any],
+    use: Callable[[], Any] = nullcontext,
+) -> Candidate:  # fmt: skip
+    """A scan, ready to be timed in what ``use`` makes; ValueError where its numbers are not the reference's."""
+    both = training(inputs, grads)
+
+    def call() -> list[Tensor]:
+        with use():
+            return both(scan)
+
+    check(name, call(), expected, TOLERANCE)
+    return call
+
+
+def _one_form(
+    target: str, form: str, inputs: ScanInputs, grads: Sequence[Tensor], expected: Sequence[Tensor]
+) -> Candidate:
+    """The scan by one form's kernels, untuned."""
+    heads, tokens, top_k = inputs.write_slots.flatten(0, 1).shape
+    shape = {"N": heads, "T": tokens, "K": top_k, "M": inputs.memory.shape[2], "D": inputs.memory.shape[3]}
+    workloads = (Workload(op=op, shape=shape, dtype="bfloat16") for op in ("memory_scan", "memory_scan_backward"))
+    given: dict[str, Schedule] = {workload.op: untuned(workload, form) for workload in workloads}
+    name = f"{target}:{form}"
+    ops.register_backend(name, GpuKernels(target, given=given))
+    return _checked(form, inputs, grads, expected, ops.memory_scan, lambda: ops.using(name))
+
+
+def untuned(workload: Workload, form: str) -> Schedule:
+    """Of a form the schedule with default knobs or, where the form refuses those, the first that it takes.
+
+    ValueError, with the form's reason, where it takes none.
+    """
+    kind = SCHEDULES[workload.op]
+    space = kind.space(workload) | {"form": (form,)}
+    knobs = (dict(zip(space, values, strict=True)) for values in itertools.product(*space.values()))
+    first = kind.model_validate({"form": form})
+    found = (kind.model_validate(each) for each in ({"form": form}, *knobs))
+    schedule = next((each for each in found if each.refusal(workload) is None), None)
+    if schedule is None:
+        raise ValueError(f"{workload.op}: {first.refusal(workload)}")
+    return schedule
+
+
+def _of_one_sequence(name: str, inputs: ScanInputs, grads: Sequence[Tensor], use: Callable[[], Any]) -> Candidate:
+    """The scan of all sequences, the first of which is checked."""
+    if inputs.values.shape[2] <= LONGEST_CHECKED:
+        first, first_grads = ScanInputs(*(x[:1] for x in inputs)), [x[:1] for x in grads]
+        expected = training(first, first_grads)(ops.memory_scan)
+        _checked(name, first, first_grads, expected, ops.memory_scan, use)
+    both = training(inputs, grads)
+
+    def call() -> list[Tensor]:
+        with use():
+            return both(ops.memory_scan)
+
+    return call
+
+
+def _as_state(scan: Callable[..., Any], *tensors: Tensor) -> Any:
+    """An eager scan with its operands widened, and its output as narrow as the values."""
+    output, memory, mass = scan(*eager.as_state(tensors))
+    return output.to(tensors[4].dtype), memory, mass
