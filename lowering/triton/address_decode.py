@@ -25,9 +25,10 @@ def address_decode(
     scores, found, norm = best_addresses(
         logits + tl.minimum(row, R - 1) * (U * P), None, U, P, K, THREADS, ROUNDS, UNROLL, ACC
     )
+    norm = 1 / norm
     shares = ()
     for k in tl.static_range(1 << ROUNDS):
-        shares = shares + (tl.exp(scores[k]) / norm,)
+        shares = shares + (tl.exp(scores[k]) * norm,)
     place = tl.arange(0, 1 << ROUNDS)[None, :]
     at = row[:, None] * K + place
     inside = (row < R)[:, None] & (place < K)

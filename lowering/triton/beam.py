@@ -2,7 +2,7 @@
 
 A beam of the K best prefixes meets one sub-vector at a time. The digits of the sub-vector are sorted; the beam shifted
 by its j-th best digit is a sorted list of which at most K/(j + 1) can survive, and lists are joined by the bitonic
-rule. A prefix's score is its log-probability relative to the best one's, so the best always has 0.
+rule or, where few can survive, entry by entry. A prefix's score is its log-probability relative to the best one's, so the best always has 0.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _digits(
         for p in tl.static_range(P):
             above = tl.maximum(logits[p] - largest, _LOWEST)
             total += tl.exp(above)
-            scores, digits = insert(scores, digits, above, tl.full((COUNT,), p, tl.int32), RANKS)
+            scores, digits = insert(scores, digits, above, tl.full((COUNT,), p, tl.int32), 0, RANKS)
     else:
         largest = tl.full((COUNT,), _NOTHING, ACC)
         for p in range(P):
@@ -75,7 +75,7 @@ def _digits(
         for p in range(P):
             above = tl.maximum(_scaled(tl.load(rows + p), scale, ACC) - largest, _LOWEST)
             total += tl.exp(above)
-            scores, digits = insert(scores, digits, above, tl.zeros((COUNT,), tl.int32) + p, RANKS)
+            scores, digits = insert(scores, digits, above, tl.zeros((COUNT,), tl.int32) + p, 0, RANKS)
     return scores, digits, total
 
 
@@ -116,16 +116,10 @@ def _extend(
         joined_slots = joined_slots + (slots[i] + digits[0] * step,)
     if STRAIGHT:
         for j in tl.static_range(1, RANKS):
-            joined_scores, joined_slots = keep_larger(
-                joined_scores,
-                joined_slots,
-                scores,
-                slots,
-                digit_scores[j],
-                digits[j] * step,
-                min(K // (j + 1), PREFIXES),
-            )
-            joined_scores, joined_slots = sort_bitonic(joined_scores, joined_slots, ROUNDS)
+            joined_scores, joined_slots = _join(
+                joined_scores, joined_slots, scores, slots, digit_scores[j], digits[j] * step, j,
+                min(K // (j + 1), PREFIXES), K, ROUNDS,
+            )  # fmt: skip
     elif RANKS > 1:
         for _ in range(1, RANKS):
             # A register has no number at run time: the next digit comes to the front instead.
@@ -135,3 +129,21 @@ def _extend(
             )
             joined_scores, joined_slots = sort_bitonic(joined_scores, joined_slots, ROUNDS)
     return joined_scores, joined_slots, total
+
+
+@triton.jit
+def _join(
+    scores, slots, prefixes, prefix_slots, score, slot, J: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr,
+    ROUNDS: tl.constexpr,
+):  # fmt: skip
+    """Join the list with the COUNT best prefixes extended by the digit of rank J, the way that takes less work.
+
+    (i + 1)·(J + 1) − 1 are certainly before prefix i: those of both ranks at most these.
+    """
+    if COUNT * (K + 1) - (J + 1) * COUNT * (COUNT + 1) // 2 < ROUNDS << ROUNDS >> 1:
+        for i in tl.static_range(COUNT):
+            scores, slots = insert(scores, slots, prefixes[i] + score, prefix_slots[i] + slot, (i + 1) * (J + 1) - 1, K)
+    else:
+        scores, slots = keep_larger(scores, slots, prefixes, prefix_slots, score, slot, COUNT)
+        scores, slots = sort_bitonic(scores, slots, ROUNDS)
+    return scores, slots

@@ -1,7 +1,8 @@
 """Lists of (score, label) pairs, the best first, in a thread's registers; they run inside kernels.
 
 A list is a tuple of scores and a tuple of int32 labels; entry i of all threads' lists is one tensor, so a thread
-compares and exchanges what is its own and waits for nobody.
+compares and exchanges what is its own and waits for nobody. Scores move by maximum and minimum: chains of selections
+take LLVM minutes.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import triton.language as tl
 
 
 @triton.jit
-def insert(scores, labels, score, label, MOST: tl.constexpr):
-    """Put a pair in a descending list, which grows to MOST entries; then what falls off its end is lost."""
-    kept_scores, kept_labels = (), ()
-    for i in tl.static_range(len(scores)):
+def insert(scores, labels, score, label, FIRST: tl.constexpr, MOST: tl.constexpr):
+    """Put a pair in a descending list, at FIRST or later.
+
+    The list grows to MOST entries; then what falls off the MOST best is lost.
+    """
+    kept_scores, kept_labels = scores[:FIRST], labels[:FIRST]
+    for i in tl.static_range(FIRST, min(len(scores), MOST)):
         above = score > scores[i]
-        kept_scores = kept_scores + (tl.where(above, score, scores[i]),)
+        kept_scores = kept_scores + (tl.maximum(scores[i], score),)
         kept_labels = kept_labels + (tl.where(above, label, labels[i]),)
-        score = tl.where(above, scores[i], score)
-        label = tl.where(above, labels[i], label)
+        score, label = tl.minimum(scores[i], score), tl.where(above, labels[i], label)
     if len(scores) < MOST:
         kept_scores, kept_labels = kept_scores + (score,), kept_labels + (label,)
+    kept_scores, kept_labels = kept_scores + scores[MOST:], kept_labels + labels[MOST:]
     return kept_scores, kept_labels
 
 
@@ -36,7 +40,7 @@ def keep_larger(scores, labels, others, other_labels, score, label, COUNT: tl.co
     for i in tl.static_range(WIDTH - COUNT, WIDTH):
         other = others[WIDTH - 1 - i] + score
         above = other > scores[i]
-        kept_scores = kept_scores + (tl.where(above, other, scores[i]),)
+        kept_scores = kept_scores + (tl.maximum(scores[i], other),)
         kept_labels = kept_labels + (tl.where(above, other_labels[WIDTH - 1 - i] + label, labels[i]),)
     return kept_scores, kept_labels
 
@@ -57,9 +61,9 @@ def _exchange_all(scores, labels, STRIDE: tl.constexpr):
         low_scores, low_labels = (), ()
         for i in tl.static_range(first, first + STRIDE):
             above = scores[i + STRIDE] > scores[i]
-            all_scores = all_scores + (tl.where(above, scores[i + STRIDE], scores[i]),)
+            all_scores = all_scores + (tl.maximum(scores[i], scores[i + STRIDE]),)
             all_labels = all_labels + (tl.where(above, labels[i + STRIDE], labels[i]),)
-            low_scores = low_scores + (tl.where(above, scores[i], scores[i + STRIDE]),)
+            low_scores = low_scores + (tl.minimum(scores[i], scores[i + STRIDE]),)
             low_labels = low_labels + (tl.where(above, labels[i], labels[i + STRIDE]),)
         all_scores, all_labels = all_scores + low_scores, all_labels + low_labels
     return all_scores, all_labels
