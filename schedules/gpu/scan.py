@@ -29,6 +29,8 @@ class MemoryScan(Schedule):
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
+        if serial.refuse_top_k(workload):
+            return cls(form="slots", threads=_threads_for_a_row(workload, cls().channels))
         return cls()
 
     @classmethod
@@ -61,6 +63,8 @@ class MemoryScanBackward(Schedule):
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
+        if serial.refuse_top_k(workload):
+            return cls(form="slots", threads=_threads_for_a_row(workload, cls().channels))
         return cls(checkpoint=serial.checkpoint(workload))
 
     @classmethod
@@ -77,6 +81,11 @@ class MemoryScanBackward(Schedule):
                 return f"checkpoint is {self.checkpoint}; it must be 1 or more"
             return _refuse_idle(self, "tile", "threads", "checkpoint") or serial.refuse(workload, self)
         return _refuse_idle(self, "threads", "piece", "channels", "heads") or slots.refuse(workload, self)
+
+
+def _threads_for_a_row(workload: Workload, channels: int) -> int:
+    """The fewest threads from 64 up that hold a row of the state, each ``channels`` of it."""
+    return max(64, 1 << (-(-workload.shape["D"] // channels) - 1).bit_length())
 
 
 def _refuse_idle(schedule: Schedule, *used: str) -> str | None:

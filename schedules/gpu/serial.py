@@ -8,6 +8,9 @@ from typing import Protocol
 from schedules.gpu.address import refuse_threads
 from schedules.workload import Workload
 
+# A token's slots are straight code, with a row of each in registers; with more, compiling takes minutes and spills.
+MOST_SLOTS = 16
+
 
 class Knobs(Protocol):
     """What the forward and the backward schedule share."""
@@ -20,6 +23,9 @@ class Knobs(Protocol):
 
 def refuse(workload: Workload, knobs: Knobs) -> str | None:
     """Why the rows' kernel cannot be built, in one sentence; a channel of a tile must be one thread's alone."""
+    refused = refuse_top_k(workload)
+    if refused:
+        return refused
     D, tile, threads = workload.shape["D"], knobs.tile, knobs.threads
     if tile < 1 or tile & (tile - 1):
         return f"tile is {tile}; it must be a power of two"
@@ -28,6 +34,12 @@ def refuse(workload: Workload, knobs: Knobs) -> str | None:
     if tile > threads and tile >= 2 * D:
         return f"tile is {tile}; half of it holds all D = {D} channels"
     return refuse_threads(threads)
+
+
+def refuse_top_k(workload: Workload) -> str | None:
+    """A sentence where a token has too many slots."""
+    K = workload.shape["K"]
+    return f"K is {K}; form serial walks at most {MOST_SLOTS} slots a token" if K > MOST_SLOTS else None
 
 
 def checkpoint(workload: Workload) -> int:
