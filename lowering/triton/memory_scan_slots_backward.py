@@ -71,7 +71,8 @@ def slot_reads(
             found = tl.where(lane[None, :] == j, tl.sum(x * token, 1)[:, None], found)
             last = load_row(grad_memory, head * M + leave, leaves_here, D, D_PAD, ACC)
             gain = tl.where(enters_here, 0.0, gain) * factor
-            y += gain[:, None] * ((read / (z + EPS))[:, None] * token + last)
+            pulled = (read / (z + EPS))[:, None] * token + last
+            y += tl.where(gain[:, None] == 0, 0.0, gain[:, None] * pulled)
             gain = tl.where(leaves_here, 0.0, gain)
         # A batch's products leave in the lanes of its row.
         at = first_of_batch[:, None] + lane[None, :]

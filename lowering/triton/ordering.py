@@ -52,6 +52,11 @@ class _Block:
     body: list[Access | Literal["barrier"] | _Block] = field(default_factory=list)
 
 
+def kinds(ttgir: str, argument: str) -> set[str]:
+    """Which of "load" and "store" a kernel does to the memory at ``argument``."""
+    return {access.kind for access in _flat(_parse(ttgir, argument)) if access != "barrier"}
+
+
 def check_thread_owned(ttgir: str, argument: str) -> None:
     """Raise ``RaceError`` unless every element of the memory at ``argument`` is some thread's own."""
     found = [access for access in _flat(_parse(ttgir, argument)) if access != "barrier"]

@@ -51,7 +51,7 @@ def mass_reads(
             tl.store(grad_read + place, (product * inverse).to(grad_read.dtype.element_ty), mask=reads)
             last = tl.load(grad_mass + head * M + leave, mask=leaves_here, other=0.0).to(ACC)
             gain = tl.where(enters_here, 0.0, gain) * factor
-            y += gain * (push + last)
+            y += tl.where(gain == 0, 0.0, gain * (push + last))
             gain = tl.where(leaves_here, 0.0, gain)
     tl.store(gains + piece, gain, mask=alive)
     tl.store(mass_sums + piece, y, mask=alive)

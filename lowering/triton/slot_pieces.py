@@ -135,8 +135,9 @@ def piece_carries(
             gain, mass_sum, row_sum = loaded[j]
             tl.store(rows + at * D + channel, x, mask=inside & (channel < D))
             tl.store(masses + at, z, mask=inside)
-            x = gain * x + row_sum
-            z = gain * z + mass_sum
+            # Where another slot begins gain is 0, and what is before it, were it infinite, must not pass.
+            x = tl.where(gain == 0, row_sum, gain * x + row_sum)
+            z = tl.where(gain == 0, mass_sum, gain * z + mass_sum)
 
 
 @triton.jit(do_not_specialize=["tokens"])
