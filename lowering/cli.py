@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from lowering.targets import Target
+
+_NO_TVM, _NO_TRITON = "no: pip install 'ramnet[tvm]'", "no: pip install 'ramnet[gpu]'"
 
 
 @click.command()
 def targets() -> None:
-    """List the machines that kernels can be lowered for, and what can be done with each from here."""
-    import importlib.util
+    """List the machines that kernels can be lowered for, and what can be done with each from here.
 
+    Run: the machine is this one, so its kernels are measured. Compile: binaries are made for it. Model: times are
+    told from the binaries, with nothing run. Records: workloads that have a measured or a modelled schedule.
+    """
     from rich.table import Table
 
-    from lowering.targets import TARGETS, cpu_name
+    from lowering.targets import TARGETS, cpu_name, here
     from ramnet.console import console
     from schedules.records import load, records_path
 
-    has_tvm = importlib.util.find_spec("tvm") is not None
-    table = Table("target", "machine", "run", "compile", "records")
+    found = here()
+    table = Table("target", "machine", "run", "compile", "model", "records")
     for target in TARGETS.values():
-        yes = "yes" if has_tvm else "no: pip install 'ramnet[tvm]'"
-        table.add_row(
-            target.name, f"{target.description} ({cpu_name()})", yes, yes, str(len(load(records_path(target.name))))
-        )
+        is_here = target.gpu is None or (found is not None and found.name == target.name)
+        machine = f"{target.description} ({cpu_name()})" if target.gpu is None else target.description
+        hows = Counter(record.how for record in load(records_path(target.name)))
+        counts = [f"{hows[how]} {name}" for how, name in _HOWS if hows[how]]
+        table.add_row(target.name, machine, *_possible(target, is_here), ", ".join(counts) or "none")
     console().print(table)
+
+
+_HOWS = (("measured", "measured"), ("modelled, not run", "modelled"))
+
+
+def _possible(target: Target, is_here: bool) -> tuple[str, str, str]:
+    """Whether its kernels can be run, compiled and modelled here, and if not why."""
+    from importlib.util import find_spec
+
+    has_tvm, has_triton = find_spec("tvm") is not None, find_spec("triton") is not None
+    if target.gpu is None:
+        can = "yes" if has_tvm else _NO_TVM
+        return can, can, "no: it is measured"
+    tir = "tir" in target.compilers and has_tvm
+    able = "Triton"
+    if tir:
+        from lowering.cuda import nvcc
+
+        able += ", TIR" if nvcc() else ", TIR to CUDA C"
+    can = "yes" if has_triton else _NO_TRITON
+    return (can if is_here else "no: not here"), (able if has_triton else _NO_TRITON), can
