@@ -24,7 +24,10 @@ from schedules.workload import Workload
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled op: call it with the tensors that its template names, contiguous and of the workload's type."""
+    """A compiled op: call it with the tensors that its template names, contiguous and of the workload's type.
+
+    A GPU's takes the name of one of the template's functions before them, and tensors of the GPU.
+    """
 
     workload: Workload
     schedule: Schedule
@@ -38,8 +41,14 @@ _loaded: dict[str, Kernel] = {}
 def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
     """The kernel of ``workload`` for ``target`` under ``schedule``, from memory, from disk, or compiled now.
 
-    ValueError for an unknown target, or a schedule that its own rule refuses for this workload.
+    ValueError for an unknown target, or a schedule that its own rule refuses for this workload; for a GPU's schedule
+    the errors of ``lowering.gpu_tir.binary``.
     """
+    if find(target).gpu is not None:
+        from lowering.gpu_tir import binary
+
+        made, compiled_now = binary(workload, target, schedule)
+        return Kernel(workload, schedule, made.run, compiled_now)
     refused = schedule.refusal(workload)
     if refused is not None:
         raise ValueError(f"{workload.op}: {refused}")

@@ -47,7 +47,7 @@ def module(workload: Workload, schedule: AddressDecode) -> Any:
                 T.writes(S[0:rows, 0:K], W[0:rows, 0:K])
                 first = T.sblock_alloc_buffer((1,), "int32")
                 first[0] = T.min(vb * lanes, rows - lanes)
-                Decoder(workload, schedule).emit(first[0], X, S, W)
+                Decoder(workload, lanes, schedule.unroll).emit(first[0], X, S, W)
 
     plan = tvm.s_tir.Schedule(address_decode)
     if schedule.parallel:
@@ -61,11 +61,11 @@ class _Pairs:
     In straight code each vector is a buffer of its own, which LLVM keeps in a register; in loops they are rows of one.
     """
 
-    def __init__(self, count: int, lanes: int, dtype: str, straight: bool) -> None:
+    def __init__(self, count: int, lanes: int, dtype: str, straight: bool, scope: str) -> None:
         self.count, self.lanes, self.straight = count, lanes, straight
         shape, copies = ((lanes,), count) if straight else ((count, lanes), 1)
-        self._scores = [T.sblock_alloc_buffer(shape, dtype) for _ in range(copies)]
-        self._labels = [T.sblock_alloc_buffer(shape, "int32") for _ in range(copies)]
+        self._scores = [T.sblock_alloc_buffer(shape, dtype, scope=scope) for _ in range(copies)]
+        self._labels = [T.sblock_alloc_buffer(shape, "int32", scope=scope) for _ in range(copies)]
 
     def score(self, i: Any, lane: Any) -> Any:
         return self._scores[i][lane] if self.straight else self._scores[0][i, lane]
@@ -82,24 +82,24 @@ class _Pairs:
 
 
 class Decoder:
-    """Emits the decoding of one vector of rows."""
+    """Emits the decoding of one vector of ``lanes`` rows, on a GPU one; ``scope`` is that of what a row keeps."""
 
-    def __init__(self, workload: Workload, schedule: AddressDecode) -> None:
+    def __init__(self, workload: Workload, lanes: int, unroll: int, scope: str = "global") -> None:
         self.order, self.sub_dim, self.top_k = (workload.shape[axis] for axis in "UPK")
-        self.dtype, self.lanes, self.unroll = workload.dtype, schedule.lanes, schedule.unroll
+        self.dtype, self.lanes, self.unroll = emit.sum_type(workload.dtype), lanes, unroll
         self.width = 1 << (self.top_k - 1).bit_length()  # K rounded up to a power of two, for the bitonic rule
         self.ranks = min(self.sub_dim, self.top_k)
-        self.straight = schedule.unroll > 0
+        self.straight = unroll > 0
 
         def pairs(count: int, straight: bool = self.straight) -> _Pairs:
-            return _Pairs(count, self.lanes, self.dtype, straight)
+            return _Pairs(count, lanes, self.dtype, straight, scope)
 
         self.logits, self.digits = pairs(self.sub_dim), pairs(self.ranks)
         self.beam, self.joined = pairs(self.width), pairs(self.width)
         self.one, self.spare = pairs(1, True), pairs(1, True)
         # Σ_u max_p logit, the score whose probability is 1 / norm, and norm = Π_u Σ_p e^(logit − max).
-        self.best, self.norm, self.total = (T.sblock_alloc_buffer((self.lanes,), self.dtype) for _ in range(3))
-        self.step = T.sblock_alloc_buffer((1,), "int32")  # P^u
+        self.best, self.norm, self.total = (T.sblock_alloc_buffer((lanes,), self.dtype, scope=scope) for _ in range(3))
+        self.step = T.sblock_alloc_buffer((1,), "int32", scope=scope)  # P^u
 
     def emit(self, first: Any, X: Any, S: Any, W: Any) -> None:
         """Logits of the rows from ``first`` to their slots and weights."""
@@ -122,7 +122,7 @@ class Decoder:
             with builder.vectorized(0, self.lanes) as lane:
                 emit.store(S, [first + lane, k], self.beam.label(k, lane))
                 share = emit.exp(self.beam.score(k, lane) - self.best[lane], self.dtype)
-                emit.store(W, [first + lane, k], share / self.norm[lane])
+                emit.store(W, [first + lane, k], (share / self.norm[lane]).astype(W.dtype))
 
         self.loop(0, self.top_k, put)
 
@@ -131,7 +131,7 @@ class Decoder:
 
         def load(p: Any) -> None:
             lowest = emit.constant(_LOWEST_LOGIT, self.dtype)
-            self.logits.set(p, lambda lane: tir.max(X[first + lane, u, p], lowest), self.whole(p))
+            self.logits.set(p, lambda lane: tir.max(X[first + lane, u, p].astype(self.dtype), lowest), self.whole(p))
 
         self.loop(0, self.sub_dim, load)
         self.sort_digits()

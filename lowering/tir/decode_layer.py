@@ -19,7 +19,7 @@ from lowering.tir.address_decode import Decoder
 from lowering.tir.memory_step import token
 from lowering.tir.project import dots
 from schedules.base import largest_divisor
-from schedules.cpu import AddressDecode, DecodeLayer, MemoryStep
+from schedules.cpu import DecodeLayer, MemoryStep
 from schedules.workload import Workload
 
 
@@ -203,7 +203,7 @@ class _Layer:
         rows = 2 * self.heads
         lanes = min(16, rows)
         # In loops: straight code would come from memory first, at every layer.
-        decoder = Decoder(self.workload, AddressDecode(lanes=lanes, unroll=0, parallel=False))
+        decoder = Decoder(self.workload, lanes, 0)
         first = self.buffer(1, dtype="int32")
         with builder.serial(0, (rows + lanes - 1) // lanes) as b:
             emit.store(first, [0], tir.min(b * lanes, emit.constant(rows - lanes, "int32")))

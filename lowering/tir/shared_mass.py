@@ -29,7 +29,7 @@ def functions(
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype, sums = workload.dtype, emit.sum_type(workload.dtype)
     tiles = -(-D // schedule.tile)
-    threads = Threads(WARP, cuda, backwards)
+    forth, back_again = (Threads(WARP, cuda, backwards) for _ in range(2))
 
     @T.prim_func(s_tir=True)
     def forward(
@@ -50,7 +50,7 @@ def functions(
                 vn = T.axis.spatial(N, n)
                 T.reads(WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], Z0[vn, 0:M])
                 T.writes(Z[vn, 0:L, 0:K], I[vn, 0:L, 0:K])
-                _Program(workload, schedule.chunk, threads, vn, L).forward(WS, W, RS, Z0, Z, I)
+                _Program(workload, schedule.chunk, forth, vn, L).forward(WS, W, RS, Z0, Z, I)
 
     @T.prim_func(s_tir=True)
     def back(
@@ -79,11 +79,11 @@ def functions(
                 T.reads(WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], Z[vn, 0:L, 0:K],
                         I[vn, 0:L, 0:K], PW[vn, 0:tiles, 0:L, 0:K], PR[vn, 0:tiles, 0:L, 0:K], dZ1[vn, 0:M])  # fmt: skip
                 T.writes(dW[vn, 0:L, 0:K], dR[vn, 0:L, 0:K], dZ[vn, 0:M])
-                _Program(workload, schedule.chunk, threads, vn, L).back(
+                _Program(workload, schedule.chunk, back_again, vn, L).back(
                     (WS, W, RS, R, Z, I, PW, PR), tiles, dZ1, dW, dR, dZ
                 )
 
-    return {"mass": forward, "weights": back}
+    return {"mass": forth.bound(forward), "weights": back_again.bound(back)}
 
 
 class _Program:

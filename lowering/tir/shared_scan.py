@@ -64,7 +64,7 @@ def module(
                     T.writes(O[vn, 0:L, 0:D], S[vn, 0:M, 0:D], Z[vn, 0:M])
                     _Program(workload, schedule, threads, vn, vg, L, (WS, W, RS, R, V)).emit(S0, Z0, O, S, Z)
 
-    return tvm.IRModule({"memory_scan": memory_scan})
+    return tvm.IRModule({"memory_scan": threads.bound(memory_scan)})
 
 
 class _Program:

@@ -79,7 +79,7 @@ def _state(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: 
                         S0, dS1, dV, dS, PW, PR
                     )
 
-    return scan_backward
+    return threads.bound(scan_backward)
 
 
 class _Program:

@@ -8,15 +8,18 @@ is private.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import tvm
 import tvm.tirx as tir
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 WARP = 32
+_ALIGNMENT = 64  # bytes, of a buffer in shared memory
 
 
 class Threads:
@@ -24,11 +27,12 @@ class Threads:
 
     Args:
         cuda: bound to threadIdx.x, else loops.
-        backwards: the loops go from the last thread to the first; results that differ betray a race in a phase.
+        backwards: the CPU's loops go from the last thread to the first; results that differ betray a race in a phase.
     """
 
     def __init__(self, count: int, cuda: bool, backwards: bool = False) -> None:
         self.count, self.cuda, self.backwards = count, cuda, backwards
+        self.shared_bytes = 0
         self._here: Any = None
         self._order: Any = None
 
@@ -91,7 +95,13 @@ class Threads:
 
     def shared(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A buffer that all threads of the program use."""
+        size = tvm.DataType(dtype).bits // 8 * math.prod(shape)
+        self.shared_bytes += -(-size // _ALIGNMENT) * _ALIGNMENT
         return T.sblock_alloc_buffer(shape, dtype, scope="shared.dyn" if self.cuda else "global")
+
+    def bound(self, function: Any) -> Any:
+        """The function that they were emitted in, with the bytes of shared memory that a launch must ask for."""
+        return function.with_attr("shared_bytes", self.shared_bytes)
 
     def private(self, size: int, dtype: str) -> Private:
         """``size`` values of each thread, kept from phase to phase."""

@@ -1,0 +1,103 @@
+"""Launching binaries that nvcc made, through NVIDIA's driver, on torch's tensors and torch's current stream.
+
+The driver alone is needed: neither TVM, nor its CUDA runtime of one CUDA version, and launches can be recorded in a
+CUDA graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+class Binary:
+    """A cubin with what a launch of each of its functions needs.
+
+    Args:
+        cubin: nvcc's.
+        functions: by name: ``arguments``, the tensors in order as (name, shape with run-time sizes by name);
+            ``parameters``, the kernel's in order; ``grid``, ``threads`` and ``shared`` bytes.
+    """
+
+    def __init__(self, cubin: bytes, functions: dict[str, dict[str, Any]]) -> None:
+        self.cubin, self.functions = cubin, functions
+        self._loaded: dict[tuple[int, str], ctypes.c_void_p] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Binary:
+        """What ``write`` wrote."""
+        head, _, cubin = path.read_bytes().partition(b"\n")
+        return cls(cubin, json.loads(head))
+
+    def write(self, path: Path) -> None:
+        """One file: a line of JSON, then the cubin."""
+        path.write_bytes(json.dumps(self.functions).encode() + b"\n" + self.cubin)
+
+    def run(self, name: str, *tensors: Tensor) -> None:
+        """Queue a function on contiguous tensors of one GPU; ValueError where shapes do not fit."""
+        values, grid = self.bind(name, tensors)
+        if not all(grid):
+            return
+        function = self.functions[name]
+        numbers = [ctypes.c_void_p(x) if kind else ctypes.c_int64(x) for x, kind in values]
+        pointers = (ctypes.c_void_p * len(numbers))(*(ctypes.addressof(x) for x in numbers))
+        with torch.cuda.device(tensors[0].device):
+            _check(
+                _driver().cuLaunchKernel(
+                    self._function(name), *(*grid, 1, 1)[:3], function["threads"], 1, 1, function["shared"],
+                    ctypes.c_void_p(torch.cuda.current_stream().cuda_stream), pointers, None,
+                )
+            )  # fmt: skip
+
+    def bind(self, name: str, tensors: Sequence[Tensor]) -> tuple[list[tuple[int, bool]], tuple[int, ...]]:
+        """The kernel's parameters in order, each with whether it is an address, and the grid."""
+        function = self.functions[name]
+        sizes: dict[str, int] = {}
+        addresses = {}
+        if len(tensors) != len(function["arguments"]):
+            raise ValueError(f"{name} takes {len(function['arguments'])} tensors, not {len(tensors)}")
+        for (label, shape), tensor in zip(function["arguments"], tensors, strict=True):
+            fits = len(shape) == tensor.dim() and all(
+                size == (sizes.setdefault(axis, size) if isinstance(axis, str) else axis)
+                for axis, size in zip(shape, tensor.shape, strict=True)
+            )
+            if not fits or not tensor.is_contiguous():
+                raise ValueError(f"{name}: {label} is {list(tensor.shape)}; it must be contiguous and {shape}")
+            addresses[f"{label}_ptr"] = tensor.data_ptr()
+        values = [(addresses[p], True) if p in addresses else (sizes[p], False) for p in function["parameters"]]
+        grid = tuple(x if isinstance(x, int) else -(-sizes[x[0]] // x[1]) for x in function["grid"])
+        return values, grid
+
+    def _function(self, name: str) -> ctypes.c_void_p:
+        """Loaded on the current device."""
+        key = torch.cuda.current_device(), name
+        if key not in self._loaded:
+            module, found = ctypes.c_void_p(), ctypes.c_void_p()
+            _check(_driver().cuModuleLoadData(ctypes.byref(module), self.cubin))
+            _check(_driver().cuModuleGetFunction(ctypes.byref(found), module, f"{name}_kernel".encode()))
+            shared = self.functions[name]["shared"]
+            _check(_driver().cuFuncSetAttribute(found, _MAX_DYNAMIC_SHARED_BYTES, shared))
+            self._loaded[key] = found
+        return self._loaded[key]
+
+
+@cache
+def _driver() -> Any:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _check(status: int) -> None:
+    """RuntimeError with the driver's name of the error."""
+    if status:
+        name = ctypes.c_char_p()
+        _driver().cuGetErrorName(status, ctypes.byref(name))
+        raise RuntimeError(f"the CUDA driver says {(name.value or b'error').decode()} ({status})")

@@ -1,0 +1,201 @@
+"""The ops on TIR kernels for GPUs: outputs and scratch are allocated here, and the launches of a template queued.
+
+On tensors of the CPU the very templates run as loops (``lowering.tir.threads``), so that they can be tested there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowering.driver import Binary
+from lowering.kernels import cache_folder, fingerprint
+from lowering.targets import find, gpu_of, here
+from ramnet.files import written_aside
+from schedules.base import Schedule
+from schedules.workload import AXES, Op, Workload
+
+# Queues a function of a template on the tensors that it names, in its order.
+Run = Callable[..., None]
+
+_ready: dict[tuple[Any, ...], Run] = {}
+
+
+def run(op: Op, schedule: Schedule, target: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """An op's outputs; arguments as ``lowering.gpu.GpuKernels`` hands them to a plan.
+
+    Raises:
+        ValueError: for an op without a template, a schedule that is refused, and a target that TIR does not serve.
+        NoNvccError: where nothing is cached and nvcc is not there to compile. ImportError, likewise, without TVM.
+    """
+    if "tir" not in find(target).compilers:
+        raise ValueError(f"TIR does not compile for {target}; {' and '.join(find(target).compilers)} does")
+    if op not in _OPS:
+        raise ValueError(f"{op} has no TIR kernel for a GPU; there are {', '.join(sorted(_OPS))}")
+    return _OPS[op](schedule, target, *arguments)
+
+
+def binary(workload: Workload, target: str, schedule: Schedule, state: str = "float32") -> tuple[Binary, bool]:
+    """The kernels of ``workload`` from disk, or compiled now; and whether they were compiled now.
+
+    They are for the GPU of this machine where there is one, else for the target's. Errors as in
+    ``lowering.cuda.generate`` and ``compile_cuda``.
+    """
+    device = here()
+    gpu = device.gpu if device is not None and device.gpu is not None else gpu_of(target)
+    parts = (workload.kernel_name, gpu.arch, state, schedule.model_dump_json(), fingerprint(target))
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    path = cache_folder() / f"{workload.op}-{gpu.arch}-{key}.cubin"
+    if path.is_file():
+        return Binary.read(path), False
+    from lowering.cuda import compile_cuda, generate
+    from lowering.tir.programs import programs
+
+    source = generate(workload, gpu, schedule, state)
+    cubin, _ = compile_cuda(source.text, gpu.arch)
+    made = Binary(cubin, {
+        p.name: {"arguments": source.arguments[p.name], "parameters": source.parameters(p.name), "grid": list(p.grid),
+                 "threads": p.threads, "shared": source.shared[p.name]}
+        for p in programs(workload, schedule)
+    })  # fmt: skip
+    with written_aside(path) as aside:
+        made.write(aside)
+    return made, True
+
+
+def on_cpu(workload: Workload, schedule: Schedule, state: str = "float32", backwards: bool = False) -> Run:
+    """The same templates as loops over programs and threads, which ``backwards`` walks from the last to the first."""
+    import tvm
+
+    from lowering.cuda import build
+    from lowering.tir.programs import template
+
+    refused = schedule.refusal(workload)
+    if refused is not None:
+        raise ValueError(f"{workload.op}: {refused}")
+    module = template(workload, schedule, False, state, backwards)
+    functions = build(module, tvm.target.Target({"kind": "llvm"}))
+    return lambda name, *tensors: functions[name](*tensors)
+
+
+def _kernels(op: Op, sizes: tuple[int, ...], dtype: torch.dtype, state: torch.dtype, schedule: Schedule, target: str,
+             on_gpu: bool, **constants: float) -> Run:  # fmt: skip
+    fixed = sizes[1:] if op.startswith("address") or op == "memory_step" else sizes[2:]
+    key = (op, fixed, dtype, state, schedule, target, on_gpu, *constants.values())
+    if key not in _ready:
+        shape = dict(zip(AXES[op], sizes, strict=True))
+        workload = Workload(op=op, shape=shape, dtype=_name(dtype), constants=constants)  # type: ignore[arg-type]
+        if on_gpu:
+            _ready[key] = binary(workload, target, schedule, _name(state))[0].run
+        else:
+            _ready[key] = on_cpu(workload, schedule, _name(state))
+    return _ready[key]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _types(values: Tensor, memory: Tensor, *others: Tensor) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+    """Of values and weights, of the state, and of sums: all are float64 where one is."""
+    if torch.float64 in {x.dtype for x in (values, memory, *others)}:
+        return torch.float64, torch.float64, torch.float64
+    return values.dtype, memory.dtype, torch.float32
+
+
+def _address_decode(schedule: Schedule, target: str, logits: Tensor, top_k: int) -> tuple[Tensor, ...]:
+    slots = logits.new_empty(logits.shape[0], top_k, dtype=torch.int32)
+    weights = logits.new_empty(logits.shape[0], top_k)
+    if logits.numel():
+        run = _kernels("address_decode", (*logits.shape, top_k), logits.dtype, logits.dtype, schedule, target,
+                       logits.is_cuda)  # fmt: skip
+        run("address_decode", logits, slots, weights)
+    return slots, weights
+
+
+def _address_decode_backward(schedule: Schedule, target: str, grad_weights: Tensor, logits: Tensor, slots: Tensor,
+                             weights: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
+    grad = torch.empty_like(logits)
+    if logits.numel():
+        dtype = logits.dtype
+        run = _kernels("address_decode_backward", (*logits.shape, slots.shape[1]), dtype, dtype, schedule, target,
+                       logits.is_cuda)  # fmt: skip
+        run("address_decode_backward", grad_weights.to(dtype), logits, slots, weights.to(dtype), grad)
+    return (grad,)
+
+
+def _memory_scan(
+    schedule: Schedule, target: str, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor,
+    read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    dtype, state, _ = _types(values, memory, mass, write_weights)
+    run = _kernels("memory_scan", (*write_slots.shape, *memory.shape[1:]), dtype, state, schedule, target,
+                   values.is_cuda, decay_power=decay_power, eps=eps)  # fmt: skip
+    tensors = (write_slots, write_weights.to(dtype), read_slots, read_weights.to(dtype), values.to(dtype),
+               memory.to(state), mass.to(state))  # fmt: skip
+    outputs = [torch.empty_like(x) for x in tensors[4:]]
+    run("memory_scan", *tensors, *outputs)
+    return tuple(x.to(like.dtype) for x, like in zip(outputs, (values, memory, mass), strict=True))
+
+
+def _memory_scan_backward(
+    schedule: Any, target: str, grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor, write_slots: Tensor,
+    write_weights: Tensor, read_slots: Tensor, read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor,
+    decay_power: float, eps: float, proxy_eps: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    dtype, state, sums = _types(values, memory, mass, write_weights)
+    run = _kernels("memory_scan_backward", (*write_slots.shape, *memory.shape[1:]), dtype, state, schedule, target,
+                   values.is_cuda, decay_power=decay_power, eps=eps, proxy_eps=proxy_eps)  # fmt: skip
+    (N, T, K), (M, D) = write_slots.shape, memory.shape[1:]
+    tiles, segments = -(-D // schedule.tile), -(-T // schedule.checkpoint)
+    addresses = (write_slots, write_weights.to(dtype), read_slots, read_weights.to(dtype))
+
+    def scratch(*shape: int) -> Tensor:
+        return values.new_empty(shape, dtype=sums)
+
+    masses, inverses = scratch(N, T, K), scratch(N, T, K)
+    run("mass", *addresses[:3], mass.to(state), masses, inverses)
+    checkpoints, history = (
+        scratch(N, tiles, segments, M, schedule.tile),
+        scratch(N, tiles, schedule.checkpoint, K, schedule.tile),
+    )
+    grad_values, grad_first = values.new_empty(values.shape, dtype=dtype), memory.new_empty(memory.shape, dtype=state)
+    parts = scratch(N, tiles, T, K), scratch(N, tiles, T, K)
+    run("state", grad_output.to(dtype), grad_memory.to(state), *addresses, values.to(dtype), memory.to(state), inverses,
+        checkpoints, history, grad_values, grad_first, *parts)  # fmt: skip
+    grads = [torch.empty_like(addresses[i]) for i in (1, 3)]
+    grad_first_mass = mass.new_empty(mass.shape, dtype=state)
+    run("weights", *addresses, masses, inverses, *parts, grad_mass.to(state), *grads, grad_first_mass)
+    outputs = (*grads, grad_values, grad_first, grad_first_mass)
+    inputs = (write_weights, read_weights, values, memory, mass)
+    return tuple(x.to(like.dtype) for x, like in zip(outputs, inputs, strict=True))
+
+
+def _memory_step(
+    schedule: Schedule, target: str, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor,
+    read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    if memory.dtype != mass.dtype:
+        raise ValueError(f"memory is {memory.dtype} and mass {mass.dtype}; TIR's step takes one type for both")
+    dtype = torch.float64 if memory.dtype == torch.float64 else values.dtype
+    sizes = (*write_slots.shape, *memory.shape[1:])
+    output = torch.empty_like(values, dtype=dtype)
+    if output.numel():
+        run = _kernels("memory_step", sizes, dtype, memory.dtype, schedule, target, values.is_cuda,
+                       decay_power=decay_power, eps=eps)  # fmt: skip
+        run("memory_step", write_slots, write_weights.to(dtype), read_slots, read_weights.to(dtype), values.to(dtype),
+            memory, mass, output)  # fmt: skip
+    return (output.to(values.dtype),)
+
+
+_OPS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "address_decode": _address_decode,
+    "address_decode_backward": _address_decode_backward,
+    "memory_scan": _memory_scan,
+    "memory_scan_backward": _memory_scan_backward,
+    "memory_step": _memory_step,
+}

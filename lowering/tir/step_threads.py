@@ -1,0 +1,91 @@
+"""memory_step in TIR for GPUs: a program owns a head, a thread some of its channels in the K rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm.script import tirx as T
+from tvm.script.ir_builder import tirx as builder
+
+from lowering.tir import emit
+from lowering.tir.threads import Threads
+from schedules.gpu.step import MemoryStep
+from schedules.workload import Workload
+
+
+def module(
+    workload: Workload, schedule: MemoryStep, cuda: bool, state: str = "float32", backwards: bool = False
+) -> Any:
+    """The IRModule of the kernel.
+
+    Parameters: write_slots, write_weights, read_slots, read_weights [N, K], values [N, D], then memory [N, M, D] and
+    mass [N, M] of the type ``state``, updated in place; output [N, D]. N is taken at run time.
+    """
+    K, M, D = (workload.shape[axis] for axis in "KMD")
+    dtype = workload.dtype
+    threads = Threads(schedule.threads, cuda, backwards)
+
+    @T.prim_func(s_tir=True)
+    def memory_step(
+        write_slots: T.handle, write_weights: T.handle, read_slots: T.handle, read_weights: T.handle,
+        values: T.handle, memory: T.handle, mass: T.handle, output: T.handle,
+    ):  # fmt: skip
+        T.func_attr({"global_symbol": "memory_step", "tir.noalias": True})
+        N = T.int64()
+        WS = T.match_buffer(write_slots, (N, K), "int32")
+        W = T.match_buffer(write_weights, (N, K), dtype)
+        RS = T.match_buffer(read_slots, (N, K), "int32")
+        R = T.match_buffer(read_weights, (N, K), dtype)
+        V = T.match_buffer(values, (N, D), dtype)
+        S = T.match_buffer(memory, (N, M, D), state)
+        Z = T.match_buffer(mass, (N, M), state)
+        O = T.match_buffer(output, (N, D), dtype)
+        for n in T.thread_binding(N, thread="blockIdx.x") if cuda else T.parallel(N):
+            with T.sblock("step"):
+                vn = T.axis.spatial(N, n)
+                T.reads(WS[vn, 0:K], W[vn, 0:K], RS[vn, 0:K], R[vn, 0:K], V[vn, 0:D], S[vn, 0:M, 0:D], Z[vn, 0:M])
+                T.writes(O[vn, 0:D], S[vn, 0:M, 0:D], Z[vn, 0:M])
+                with threads.program():
+                    token(workload, threads, vn, WS, W, RS, R, V, S, Z, O)
+
+    return tvm.IRModule({"memory_step": threads.bound(memory_step)})
+
+
+def token(workload: Workload, threads: Threads, n: Any, WS: Any, W: Any, RS: Any, R: Any, V: Any, S: Any, Z: Any,
+          O: Any) -> None:  # fmt: skip
+    """Head ``n``: the mass by slots, then the rows by channels."""
+    K, D, sums = workload.shape["K"], workload.shape["D"], emit.sum_type(workload.dtype)
+    gamma, eps = workload.constants["decay_power"], emit.constant(workload.constants["eps"], sums)
+    write_slots, read_slots = (threads.shared((K,), "int32") for _ in range(2))
+    weights, decays, factors = (threads.shared((K,), sums) for _ in range(3))
+
+    def write_mass(k: Any) -> None:
+        emit.store(write_slots, [k], WS[n, k])
+        emit.store(read_slots, [k], RS[n, k])
+        emit.store(weights, [k], W[n, k].astype(sums))
+        emit.store(decays, [k], emit.decay(weights[k], gamma, sums))
+        grown = decays[k] * Z[n, write_slots[k]].astype(sums) + weights[k]
+        emit.store(Z, [n, write_slots[k]], grown.astype(Z.dtype))
+
+    def read_mass(k: Any) -> None:
+        emit.store(factors, [k], R[n, k].astype(sums) / (Z[n, read_slots[k]].astype(sums) + eps))
+
+    def rows(d: Any) -> None:
+        value, total = (emit.registers(threads.cuda, 1, sums) for _ in range(2))
+        old = emit.registers(threads.cuda, K, sums)
+        emit.store(value, [0], V[n, d].astype(sums))
+        with builder.unroll(0, K) as k:
+            emit.store(old, [k], S[n, write_slots[k], d].astype(sums))
+        with builder.unroll(0, K) as k:
+            emit.store(S, [n, write_slots[k], d], (decays[k] * old[k] + weights[k] * value[0]).astype(S.dtype))
+        emit.store(total, [0], emit.constant(0, sums))
+        with builder.unroll(0, K) as k:
+            emit.store(total, [0], total[0] + factors[k] * S[n, read_slots[k], d].astype(sums))
+        emit.store(O, [n, d], total[0].astype(O.dtype))
+
+    threads.spread(K, write_mass)
+    threads.barrier()
+    threads.spread(K, read_mass)
+    threads.barrier()
+    threads.spread(D, rows)
