@@ -1,7 +1,11 @@
-"""Registers that shipped schedules spill to memory on a GPU, read from binaries made now: no GPU is needed."""
+"""Registers that shipped schedules spill to memory on a GPU, read from binaries made now.
+
+``python -m autotune.spills`` prints them; no GPU is needed.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -59,3 +63,14 @@ def spilled(
             yield Spilled(arch, workload, schedule, None, str(problem))
         else:
             yield Spilled(arch, workload, schedule, sum(launch.resources.spilled for launch in launches))
+
+
+def _main() -> None:
+    for arch in ARCHITECTURES:
+        for found in spilled(arch):
+            said = found.reason if found.found is None else f"{found.found} bytes spilled"
+            sys.stdout.write(f"{arch}, {found.workload.name}: {said}\n")
+
+
+if __name__ == "__main__":
+    _main()

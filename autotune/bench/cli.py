@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import click
 if TYPE_CHECKING:
     from autotune.bench.report import Report
     from autotune.bench.run import Run
+
+    Measure = Callable[[Run, Callable[[int, int], None]], Iterator[Report]]
 
 
 @click.command()
@@ -25,7 +28,11 @@ if TYPE_CHECKING:
     "--threads", type=click.IntRange(min=1), default=None,
     help="Threads of every table; by default 1 for the ops and all cores for the model.",
 )  # fmt: skip
-def bench(target: str, quick: bool, output: Path, threads: int | None) -> None:
+@click.option(
+    "--part", "parts", multiple=True, show_default="all",
+    help="On a GPU, measure only this part (an unknown one lists them); may be repeated.",
+)  # fmt: skip
+def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tuple[str, ...]) -> None:
     """Measure every op and the model: eager, torch.compile, plain C++, kernels, and the bandwidth floor.
 
     All figures are ratios within interleaved rounds, medians with interquartile ranges. Each form is checked against
@@ -41,11 +48,14 @@ def bench(target: str, quick: bool, output: Path, threads: int | None) -> None:
 
     screen = console()
     on_gpu = targets.find(target).gpu is not None
-    measure = _on_gpu if on_gpu else _on_cpu
+    measure: Measure = partial(_on_gpu, parts=parts) if on_gpu else partial(_on_cpu, threads=threads)
     if on_gpu:
-        from autotune.bench.gpu.everything import check_target
+        from autotune.bench.gpu import everything
 
-        check_target(target)
+        everything.check_target(target)
+        everything.check_parts(parts)
+    elif parts:
+        raise ValueError(f"--part {parts[0]} is for GPUs; on the CPU all is measured")
     # The progress goes to stderr, so that the tables alone can be piped on.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(stderr=True)) as progress:
@@ -53,13 +63,13 @@ def bench(target: str, quick: bool, output: Path, threads: int | None) -> None:
         run = Run(target, quick, threads or 1, on_step=lambda what: progress.update(task, description=what))
         # Before the measuring rather than after it, should it not be writable.
         output.mkdir(parents=True, exist_ok=True)
-        for found in measure(run, threads, lambda done, of: progress.update(task, completed=done, total=of)):
+        for found in measure(run, lambda done, of: progress.update(task, completed=done, total=of)):
             paths = report.save(found, output)
     report.show(found, screen)
     screen.print(f"written: {', '.join(map(str, paths))}")
 
 
-def _on_cpu(run: Run, threads: int | None, on_group: Callable[[int, int], None]) -> Iterator[Report]:
+def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None) -> Iterator[Report]:
     from autotune.bench import everything
     from autotune.bench.run import keep_freed_memory
 
@@ -70,10 +80,10 @@ def _on_cpu(run: Run, threads: int | None, on_group: Callable[[int, int], None])
     yield everything.measure(run, threads or os.cpu_count() or 1, on_group)
 
 
-def _on_gpu(run: Run, threads: int | None, on_group: Callable[[int, int], None]) -> Iterator[Report]:
+def _on_gpu(run: Run, on_group: Callable[[int, int], None], parts: tuple[str, ...]) -> Iterator[Report]:
     """What was found so far, after each part, so that it is written even if the run is ended."""
     from autotune.bench.gpu import apart, everything
 
-    for done, found in enumerate(everything.measure(run), start=1):
-        on_group(done, len(apart.PARTS))
+    for done, found in enumerate(everything.measure(run, parts=parts), start=1):
+        on_group(done, len(parts or apart.PARTS))
         yield found

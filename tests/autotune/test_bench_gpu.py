@@ -21,11 +21,12 @@ from autotune.bench import correlated, report
 from autotune.bench import everything as on_cpu
 from autotune.bench.cli import bench
 from autotune.bench.correlated import FACT
-from autotune.bench.gpu import apart, decode, everything, scan, training
+from autotune.bench.gpu import apart, decode, everything, scan, training, warm
 from autotune.bench.gpu.goals import DECODED, PLACED, TRAINED, goals
 from autotune.bench.gpu.run import NO_FLA, GpuRun
 from autotune.bench.run import DEFAULT, FLOOR, TUNED, Row, Run, Table
 from autotune.correlation import Correlation
+from autotune.measure import interleaved
 from lowering.offline import NoCompilerError
 from lowering.work import Compiled, Resources, Work
 from ramnet import RamNetConfig, ops
@@ -42,6 +43,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> GpuRun:
     run = GpuRun("h200", quick=True, device="cpu")
     run.kernels = {DEFAULT: nullcontext, TUNED: nullcontext}
     monkeypatch.setattr("autotune.measure.SHORTEST_SAMPLE", 1e-6)
+    shortly = lambda calls, rounds, seconds, clock: interleaved(calls, 3, 0.0, clock=clock)  # noqa: E731
+    monkeypatch.setattr("autotune.bench.run.interleaved", shortly)
     monkeypatch.setattr(scan, "FORMS", ())
     return run
 
@@ -95,19 +98,25 @@ def forms(table: Table) -> set[str]:
     return {row.form for row in table.rows}
 
 
-def test_the_scan_is_timed_in_every_form_beside_the_floor(run: GpuRun, fla: None) -> None:
+def test_the_scan_is_timed_in_every_form_beside_the_floor(run: GpuRun) -> None:
     (table,) = scan.memory_scan(run, TINY)
     assert not table.failed
-    assert forms(table) == {TUNED, DEFAULT, scan.CHUNKED, scan.SORTED, scan.GLA, scan.FLASH, scan.CUDNN, FLOOR}
+    assert forms(table) == {TUNED, DEFAULT, scan.CHUNKED, scan.SORTED, scan.FLASH, scan.CUDNN, FLOOR}
     assert table.base == TUNED and "B=2 H=2 T=9 K=3 M=9 D=4" in table.what
     assert run.facts["bandwidth of copies, bytes/s"] > 0
+
+
+def test_the_scan_is_timed_beside_gated_linear_attention(run: GpuRun, fla: None) -> None:
+    (table,) = scan.beside_gla(run, TINY)
+    assert forms(table) == {TUNED, scan.GLA} and not table.failed
+    assert "4 heads of keys of 128 and values of 256" in table.what
 
 
 def test_the_forms_of_the_kernels_agree_with_the_reference() -> None:
     """Interpreted where there is no GPU, they are the same kernels that a benchmark times."""
     pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    inputs, grads = scan.scan_inputs(scan.Sizes(1, 1, 3, 2, 1, 5, 4), device)
+    inputs, grads = scan.scan_inputs(scan.Sizes(1, 1, 2, 2, 1, 5, 4), device)
     expected = scan.training(inputs, grads)(ops.memory_scan)
     for form in ("serial", "slots"):
         call = scan._one_form("h200", form, inputs, grads, expected)
@@ -137,7 +146,7 @@ def test_inputs_are_distinct_slots_and_weights_of_a_softmax_in_bfloat16() -> Non
 
 
 def test_a_library_that_is_missing_is_a_row_and_not_a_failure(run: GpuRun, no_fla: None, tiny: None) -> None:
-    (scanned,) = scan.memory_scan(run, TINY)
+    (scanned,) = scan.beside_gla(run, TINY)
     assert scanned.failed[scan.GLA] == NO_FLA and TUNED in forms(scanned)
     (decoded,) = decode.steps(run, batch=1, capture=lambda call: call)
     assert decoded.failed == {decode.GLA: NO_FLA, decode.DELTA: NO_FLA}
@@ -285,11 +294,12 @@ def met(*tables: Table, **facts: float) -> dict[str, Any]:
     return {goal.name: goal for goal in goals({x.name: x for x in tables}, facts)}
 
 
-SCAN = table(scan.NAME, TUNED, {TUNED: 2.0, scan.GLA: 4.0, FLOOR: 0.4, scan.CHUNKED: 500.0, scan.SORTED: 300.0})
+SCAN = table(scan.NAME, TUNED, {TUNED: 2.0, FLOOR: 0.4, scan.CHUNKED: 500.0, scan.SORTED: 300.0})
+BESIDE_GLA = table(scan.GLA_NAME, TUNED, {TUNED: 2.0, scan.GLA: 4.0})
 
 
 def test_the_goals_of_the_scan() -> None:
-    found = met(SCAN)
+    found = met(SCAN, BESIDE_GLA)
     goal = found["memory_scan forward + backward, tuned, over chunk_gla"]
     assert (goal.measured, goal.met) == (pytest.approx(0.5), True)
     goal = found["memory_scan forward + backward, tuned, over the floor"]
@@ -324,10 +334,10 @@ def test_the_goals_of_decoding_and_training() -> None:
 
 
 def test_what_was_not_measured_is_said_with_the_reason() -> None:
-    missing = table(scan.NAME, TUNED, {TUNED: 2.0}, **{scan.GLA: NO_FLA})
+    missing = table(scan.GLA_NAME, TUNED, {TUNED: 2.0}, **{scan.GLA: NO_FLA})
     goal = met(missing)["memory_scan forward + backward, tuned, over chunk_gla"]
     assert (goal.measured, goal.met, goal.note) == (None, None, NO_FLA)
-    without_kernels = Table(scan.NAME, "what", 1, scan.GLA, [Row(scan.GLA, 1.0, 0, 1.0, 0, 7, 7)], {TUNED: "wrong"})
+    without_kernels = Table(scan.GLA_NAME, "what", 1, scan.GLA, [Row(scan.GLA, 1.0, 0, 1.0, 0, 7, 7)], {TUNED: "wrong"})
     goal = met(without_kernels)["memory_scan forward + backward, tuned, over chunk_gla"]
     assert (goal.met, goal.note) == (None, "wrong")
     assert all(goal.met is None for goal in met().values())
@@ -443,7 +453,68 @@ def test_the_command_writes_after_each_part(tmp_path: Path, monkeypatch: pytest.
     result = CliRunner().invoke(bench, ["--target", "h200", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert written == [False, *[True] * (len(apart.PARTS) - 1)]
-    assert "chunk_gla" in (tmp_path / "bench.md").read_text()
+    assert scan.CHUNKED in (tmp_path / "bench.md").read_text()
+
+
+def test_single_parts_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    named = {**everything.measure.__kwdefaults__, "measured": lambda run, part, seconds: asked.append(part) or []}
+    monkeypatch.setattr(everything, "check_target", lambda target: None)
+    monkeypatch.setattr(everything.measure, "__kwdefaults__", named)
+    words = ["--target", "h200", "--output", str(tmp_path), "--part"]
+    assert CliRunner().invoke(bench, [*words, "decode", "--part", "scan"]).exit_code == 0
+    assert asked == ["decode", "scan"]
+    unknown = CliRunner().invoke(bench, [*words, "scna"]).exception
+    assert str(unknown).startswith("part 'scna' is unknown; there are scan, attention")
+    on_the_cpu = CliRunner().invoke(bench, ["--part", "scan", "--output", str(tmp_path)]).exception
+    assert str(on_the_cpu) == "--part scan is for GPUs; on the CPU all is measured"
+
+
+# Other libraries' kernels, compiled beforehand.
+
+
+def test_each_process_compiles_its_share_of_the_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    from triton.runtime.autotuner import Autotuner
+
+    monkeypatch.setattr(Autotuner, "__init__", Autotuner.__init__)  # put back afterwards
+    warm.take_share(1, 3)
+
+    def kept(count: int) -> list[int]:
+        configs = [triton.Config({"BLOCK": i}) for i in range(count)]
+
+        @triton.autotune(configs=configs, key=["n"])
+        @triton.jit
+        def kernel(n, BLOCK):
+            pass
+
+        return [config.kwargs["BLOCK"] for config in kernel.configs]
+
+    assert kept(7) == [1, 4]
+    assert kept(1) == [0], "a kernel needs a schedule"
+
+
+def test_without_the_library_nothing_is_compiled(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    assert warm.peers(run) == []
+
+
+def test_processes_that_fail_to_compile_are_noted(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Side:
+        def __init__(self, command: list[str], **_: Any) -> None:
+            self.code = int(command[-2] == "3")
+
+        def wait(self, timeout: float) -> int:
+            return self.code
+
+        def kill(self) -> None:
+            pass
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(subprocess, "Popen", Side)
+    warm.peers(run)
+    assert run.notices == ["1 of 12 processes that compile flash-linear-attention's kernels failed"]
 
 
 # Spills.

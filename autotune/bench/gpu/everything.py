@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from time import perf_counter
 
@@ -29,14 +29,21 @@ def check_target(name: str) -> None:
         raise ValueError(f"target {name!r} is not this machine's GPU: that is {here.name} ({here.description})")
 
 
+def check_parts(parts: Sequence[str]) -> None:
+    """ValueError, listing what there is, for an unknown part."""
+    unknown = [part for part in parts if part not in apart.PARTS]
+    if unknown:
+        raise ValueError(f"part {unknown[0]!r} is unknown; there are {', '.join(apart.PARTS)}")
+
+
 def measure(
-    run: Run, *, parts: Iterable[str] = tuple(apart.PARTS), seconds: float = SECONDS,
+    run: Run, *, parts: Sequence[str] = (), seconds: float = SECONDS,
     measured: Callable[[Run, str, float], list[Table]] = apart.measured,
 ) -> Iterator[Report]:  # fmt: skip
-    """What has been found so far, after each part. A part that fails is a table that says why."""
+    """What has been found so far, after each of ``parts``, or of all. One that fails is a table that says why."""
     begin = perf_counter()
     tables: dict[str, Table] = {}
-    for part in parts:
+    for part in parts or apart.PARTS:
         left = seconds - (perf_counter() - begin)
         run.on_step(f"{part}, {left:.0f} s left")
         try:

@@ -18,9 +18,10 @@ TRAINED = f"{training.NAME} 340m"
 def goals(tables: Mapping[str, Table], facts: Mapping[str, float]) -> list[Goal]:
     """Every goal, with what the tables (under their names) and the facts say of it."""
     scanned, trained = tables.get(scan.NAME), tables.get(TRAINED)
+    beside_gla = tables.get(scan.GLA_NAME)
     peers = [name + how for name in (decode.GLA, decode.DELTA) for how in ("", decode.COMPILED)]
     found = [
-        _at_most("memory_scan forward + backward, tuned, over chunk_gla", 1.0, scanned, [scan.GLA], inverse=True),
+        _at_most("memory_scan forward + backward, tuned, over chunk_gla", 1.0, beside_gla, [scan.GLA], inverse=True),
         _from_length(tables),
         _at_most("memory_scan forward + backward, tuned, over the floor", 4.0, scanned, [FLOOR], inverse=True),
         _at_least("memory_scan forward + backward over the quickest eager form", 200.0, scanned,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -75,6 +76,7 @@ class GpuRun(Run):
 
     def release(self) -> None:
         """Give back the memory that no form holds."""
+        gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""The scan forward and backward on a GPU: its forms, eager PyTorch, gated linear attention, attention, the floor."""
+"""The scan forward and backward on a GPU: its forms, eager PyTorch, the floor, attention, gated linear attention."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from schedules.workload import Workload
 GLA, FLASH, CUDNN = "flash-linear-attention, chunk_gla", "FlashAttention through SDPA", "cuDNN attention through SDPA"
 CHUNKED, SORTED = "eager, chunked", "eager, sorted"
 FORMS = ("serial", "slots", "shared")
-NAME = "memory_scan forward + backward"
+NAME, GLA_NAME = "memory_scan forward + backward", "scan and gated linear attention"
 # Gated linear attention's heads, and widths of keys and values, at the paper's width of 1024.
 GLA_HEADS, GLA_KEY, GLA_VALUE = 4, 128, 256
 # The reference walks through the tokens one by one; beyond this many it would take most of the run.
@@ -64,7 +64,6 @@ def memory_scan(run: GpuRun, sizes: Sizes = Sizes()) -> list[Table]:  # noqa: B0
     forms |= {
         CHUNKED: partial(_checked, CHUNKED, inputs, grads, expected, partial(_as_state, autograd.ScanChunked.apply)),
         SORTED: partial(_checked, SORTED, inputs, grads, expected, partial(_as_state, autograd.scan_sorted)),
-        GLA: partial(chunk_gla, run, sizes),
         FLASH: partial(attention, run, sizes, "FLASH_ATTENTION"),
         CUDNN: partial(attention, run, sizes, "CUDNN_ATTENTION"),
         FLOOR: lambda: run.copying(nbytes),
@@ -75,6 +74,18 @@ def memory_scan(run: GpuRun, sizes: Sizes = Sizes()) -> list[Table]:  # noqa: B0
     if floor is not None:
         run.facts["bandwidth of copies, bytes/s"] = nbytes / floor.seconds
     return [table]
+
+
+def beside_gla(run: GpuRun, sizes: Sizes = Sizes()) -> list[Table]:  # noqa: B008
+    """The scan beside gated linear attention at its paper's shape. Apart, since the library may compile for minutes."""
+    inputs, grads = scan_inputs(sizes, run.device)
+    expected = training(inputs, grads)(ops.memory_scan)
+    forms: dict[str, Make] = {
+        TUNED: partial(_checked, TUNED, inputs, grads, expected, ops.memory_scan, run.kernels[TUNED]),
+        GLA: partial(chunk_gla, run, sizes),
+    }
+    what = f"{sizes}; chunk_gla with {GLA_HEADS} heads of keys of {GLA_KEY} and values of {GLA_VALUE}"
+    return [run.table(GLA_NAME, what, forms, base=TUNED)]
 
 
 def lengths(run: GpuRun, sizes: Sizes = Sizes(), tokens: Sequence[int] = LENGTHS) -> list[Table]:  # noqa: B008
