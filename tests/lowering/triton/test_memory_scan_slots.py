@@ -1,0 +1,114 @@
+"""The scan over slots in Triton against the dense recurrence: any sizes, hot slots in many pieces, equal bits."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowering.triton import memory_scan_slots, ordering
+from lowering.triton.launch import Plan
+from schedules.gpu.scan import MemoryScan
+from tests import brute_force
+from tests.lowering.triton.compiled import compile_plan
+from tests.samples import TOLERANCE, relative_rmse, scan_inputs
+
+# (T, K, M, D, access, piece, γ): pieces that hold several slots, slots that span several pieces, more slots than
+# accesses, one of everything, write weights of exactly 1.
+CASES = [
+    (1, 1, 1, 1, "uniform", 8, 1.0),
+    (7, 3, 5, 24, "uniform", 8, 0.0),
+    (63, 1, 300, 48, "uniform", 64, 2.3),
+    (63, 3, 40, 24, "hot", 8, 0.5),
+    (63, 8, 9, 48, "saturated", 16, 1.0),
+    (7, 8, 16, 48, "saturated", 8, 0.5),
+    (7, 2, 3, 24, "saturated", 16, 0.0),
+]
+
+
+def schedule(device: str, piece: int = 16, heads: int = 0) -> MemoryScan:
+    """Interpreted, a program costs time; so few of them, of many threads."""
+    return MemoryScan(form="slots", threads=64 if device == "cuda" else 1024, piece=piece, heads=heads)
+
+
+def plan_of(device: str, inputs: dict[str, Tensor], power: float, knobs: MemoryScan) -> Plan:
+    given = [x.flatten(0, 1).to(device) for x in inputs.values()]
+    return memory_scan_slots.plan(*given, power, 1e-6, knobs)
+
+
+@pytest.mark.parametrize(("tokens", "top_k", "num_slots", "width", "access", "piece", "power"), CASES)
+def test_equals_the_dense_recurrence(
+    device: str, warp: int, tokens: int, top_k: int, num_slots: int, width: int, access: str, piece: int, power: float
+) -> None:
+    inputs = scan_inputs(1, 2, tokens, top_k, num_slots, width, access=access, seed=tokens)
+    expected = brute_force.memory_scan(**inputs, decay_power=power)
+    found = plan_of(device, inputs, power, schedule(device, piece)).run(warp)
+    for one, other in zip(found, expected, strict=True):
+        assert relative_rmse(one.cpu(), other[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide_state", [False, True], ids=["same", "float32-state"])
+def test_every_type(device: str, warp: int, dtype: torch.dtype, wide_state: bool) -> None:
+    state_dtype = torch.promote_types(dtype, torch.float32) if wide_state else dtype
+    inputs = scan_inputs(1, 2, 7, 3, 9, 24, dtype=dtype, state_dtype=state_dtype)
+    expected = brute_force.memory_scan(**inputs)
+    found = plan_of(device, inputs, 1.0, schedule(device)).run(warp)
+    for one, other, kind in zip(found, expected, (dtype, state_dtype, state_dtype), strict=True):
+        assert one.dtype == kind
+        assert relative_rmse(one.cpu(), other[0]) <= TOLERANCE[kind]
+
+
+def test_heads_in_groups_and_a_second_run_give_the_same_bits(device: str, warp: int) -> None:
+    inputs = scan_inputs(1, 3, 7, 2, 9, 24)
+    plan = plan_of(device, inputs, 1.0, schedule(device))
+    first = [x.clone() for x in plan.run(warp)]
+    for again in (plan, plan_of(device, inputs, 1.0, schedule(device, heads=2))):
+        for one, other in zip(first, again.run(warp), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_slots_infinity_stays_in_its_slot(device: str, warp: int) -> None:
+    inputs = scan_inputs(1, 1, 20, 2, 5, 24)
+    sound = plan_of(device, inputs, 1.0, schedule(device, 8)).run(warp)
+    inputs["memory"][:, :, 2], inputs["mass"][:, :, 2] = torch.inf, torch.inf
+    _, memory, mass = plan_of(device, inputs, 1.0, schedule(device, 8)).run(warp)
+    others = [0, 1, 3, 4]
+    assert torch.equal(memory[:, others], sound[1][:, others])
+    assert torch.equal(mass[:, others], sound[2][:, others])
+
+
+def meta_arguments(heads: int = 4) -> list[object]:
+    """What ``plan`` takes at the 340M model's sizes: bfloat16, the state float32."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.empty(heads, *shape, dtype=dtype, device="meta")
+
+    slots, weights, values = empty(4096, 8, dtype=torch.int32), empty(4096, 8), empty(4096, 64)
+    memory, mass = empty(1024, 64, dtype=torch.float32), empty(1024, dtype=torch.float32)
+    return [slots, weights, slots, weights, values, memory, mass, 1.0, 1e-6]
+
+
+def test_work_counts_what_the_launches_do() -> None:
+    plan = memory_scan_slots.plan(*meta_arguments(), MemoryScan(form="slots"))
+    for launch in plan.launches:
+        work = launch.work
+        assert (work.programs, work.threads) == (prod(launch.grid), launch.threads)
+        assert 0 < work.dram_bytes <= work.cache_bytes
+    # Values are read twice for each write; a row for each read is written, and read once more.
+    rows = 4 * 4096 * 8 * 64
+    assert sum(launch.work.cache_bytes for launch in plan.launches) >= rows * (2 + 2 + 4 + 4)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"])
+def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: str) -> None:
+    given, knobs = meta_arguments(), MemoryScan(form="slots")
+    launches = memory_scan_slots.plan(*given, knobs).launches
+    binaries = compile_plan("lowering.triton.memory_scan_slots", given, knobs, arch)
+    for launch, binary in zip(launches, binaries, strict=True):
+        assert binary.resources.spilled == 0, binary.name
+        tensors = [name for name, x in launch.arguments.items() if isinstance(x, Tensor)]
+        for name in tensors:
+            assert len(ordering.kinds(binary.asm["ttgir"], name)) <= 1, (binary.name, name)

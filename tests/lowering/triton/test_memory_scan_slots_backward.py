@@ -1,0 +1,112 @@
+"""The backward of the scan over slots in Triton against autograd's gradients of the dense recurrence."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowering.triton import memory_scan_slots_backward, ordering
+from lowering.triton.launch import Plan
+from schedules.gpu.scan import MemoryScanBackward
+from tests import brute_force
+from tests.lowering.triton.compiled import compile_plan
+from tests.lowering.triton.test_memory_scan_slots import CASES, meta_arguments
+from tests.samples import DIFFERENTIABLE, TOLERANCE, relative_rmse, scan_inputs
+
+PROXY_EPS = 0.01
+
+
+def schedule(device: str, piece: int = 16, heads: int = 0) -> MemoryScanBackward:
+    return MemoryScanBackward(form="slots", threads=64 if device == "cuda" else 1024, piece=piece, heads=heads)
+
+
+def gradients_given(inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Of the output, the final memory and the final mass."""
+    generator = torch.Generator().manual_seed(3)
+    like = [inputs[name] for name in ("values", "memory", "mass")]
+    return [torch.randn(x.shape, generator=generator).to(x.dtype) for x in like]
+
+
+def expected_of(inputs: dict[str, Tensor], power: float) -> tuple[Tensor, ...]:
+    leaves = {name: x.double().requires_grad_() if name in DIFFERENTIABLE else x for name, x in inputs.items()}
+    outputs = brute_force.memory_scan(**leaves, decay_power=power, proxy_eps=PROXY_EPS)
+    wanted = [leaves[name] for name in DIFFERENTIABLE]
+    return torch.autograd.grad(outputs, wanted, [x.double() for x in gradients_given(inputs)])
+
+
+def plan_of(device: str, inputs: dict[str, Tensor], power: float, knobs: MemoryScanBackward) -> Plan:
+    given = [x.flatten(0, 1).to(device) for x in (*gradients_given(inputs), *inputs.values())]
+    return memory_scan_slots_backward.plan(*given, power, 1e-6, PROXY_EPS, knobs)
+
+
+@pytest.mark.parametrize(("tokens", "top_k", "num_slots", "width", "access", "piece", "power"), CASES)
+def test_every_gradient_equals_autograds(
+    device: str, warp: int, tokens: int, top_k: int, num_slots: int, width: int, access: str, piece: int, power: float
+) -> None:
+    inputs = scan_inputs(1, 2, tokens, top_k, num_slots, width, access=access, seed=tokens)
+    found = plan_of(device, inputs, power, schedule(device, piece)).run(warp)
+    for name, one, other in zip(DIFFERENTIABLE, found, expected_of(inputs, power), strict=True):
+        assert relative_rmse(one.cpu(), other[0]) <= 1e-5, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("wide_state", [False, True], ids=["same", "float32-state"])
+def test_every_type(device: str, warp: int, dtype: torch.dtype, wide_state: bool) -> None:
+    state_dtype = torch.promote_types(dtype, torch.float32) if wide_state else dtype
+    inputs = scan_inputs(1, 2, 7, 3, 9, 24, dtype=dtype, state_dtype=state_dtype)
+    found = plan_of(device, inputs, 1.0, schedule(device)).run(warp)
+    for name, one, other in zip(DIFFERENTIABLE, found, expected_of(inputs, 1.0), strict=True):
+        assert one.dtype == inputs[name].dtype
+        assert relative_rmse(one.cpu(), other[0]) <= TOLERANCE[one.dtype], name
+
+
+def test_heads_in_groups_and_a_second_run_give_the_same_bits(device: str, warp: int) -> None:
+    inputs = scan_inputs(1, 3, 7, 2, 9, 24)
+    plan = plan_of(device, inputs, 2.3, schedule(device))
+    first = [x.clone() for x in plan.run(warp)]
+    for again in (plan, plan_of(device, inputs, 2.3, schedule(device, heads=2))):
+        for one, other in zip(first, again.run(warp), strict=True):
+            assert torch.equal(one, other)
+
+
+def arguments(heads: int) -> list[object]:
+    inputs = meta_arguments(heads)
+    return [*inputs[4:7], *inputs[:9], PROXY_EPS]
+
+
+def test_fewer_heads_at_a_time_take_less_memory() -> None:
+    def held(heads: int) -> int:
+        plan = memory_scan_slots_backward.plan(*arguments(8), MemoryScanBackward(form="slots", heads=heads))
+        tensors = [x for launch in plan.launches for x in launch.arguments.values() if isinstance(x, Tensor)]
+        scratch = {id(x.untyped_storage()): x.untyped_storage().nbytes() for x in tensors if x.dim() <= 2}
+        return sum(scratch.values())
+
+    assert held(2) <= held(0) / 3
+
+
+def test_work_counts_what_the_launches_do() -> None:
+    plan = memory_scan_slots_backward.plan(*arguments(4), MemoryScanBackward(form="slots"))
+    for launch in plan.launches:
+        work = launch.work
+        assert (work.programs, work.threads) == (prod(launch.grid), launch.threads)
+        assert 0 < work.dram_bytes <= work.cache_bytes
+    # Three times a value for each write, twice ∂o for each read; a row for each write is written, and read once more.
+    rows = 4 * 4096 * 8 * 64
+    assert sum(launch.work.cache_bytes for launch in plan.launches) >= rows * (3 * 2 + 2 * 2 + 4 + 4)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"])
+def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: str) -> None:
+    given, knobs = arguments(4), MemoryScanBackward(form="slots")
+    launches = memory_scan_slots_backward.plan(*given, knobs).launches
+    binaries = compile_plan("lowering.triton.memory_scan_slots_backward", given, knobs, arch)
+    for launch, binary in zip(launches, binaries, strict=True):
+        assert binary.resources.spilled == 0, binary.name
+        tensors = [name for name, x in launch.arguments.items() if isinstance(x, Tensor)]
+        shared = [name for name in tensors if len(ordering.kinds(binary.asm["ttgir"], name)) > 1]
+        assert shared == (["slopes"] if binary.name == "mass_reads" else [])
+        for name in shared:
+            ordering.check_thread_owned(binary.asm["ttgir"], name)
