@@ -23,7 +23,7 @@ class Knobs(Protocol):
 
 def refuse(workload: Workload, knobs: Knobs) -> str | None:
     """Why the rows' kernel cannot be built, in one sentence; a channel of a tile must be one thread's alone."""
-    refused = refuse_top_k(workload)
+    refused = refuse_top_k(workload) or refuse_threads(knobs.threads)
     if refused:
         return refused
     D, tile, threads = workload.shape["D"], knobs.tile, knobs.threads
@@ -33,7 +33,7 @@ def refuse(workload: Workload, knobs: Knobs) -> str | None:
         return f"tile is {tile}, fewer channels than the {threads} threads; a channel must be one thread's alone"
     if tile > threads and tile >= 2 * D:
         return f"tile is {tile}; half of it holds all D = {D} channels"
-    return refuse_threads(threads)
+    return None
 
 
 def refuse_top_k(workload: Workload) -> str | None:

@@ -1,0 +1,80 @@
+"""Kernels that race, for the tests of ``lowering.triton.ordering``: planned in the process that compiles."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lowering.triton import memory_scan_mass, memory_scan_mass_backward
+from lowering.triton.launch import Launch, Plan
+from lowering.work import Work
+
+BARRIER = "tl.debug_barrier()"
+
+
+@triton.jit
+def rotate(buffer, ROUNDS, SIZE: tl.constexpr, BARRIER: tl.constexpr):
+    """Every thread reads its neighbour's number; BARRIER: "none", "branch", where it may not be met, or "loop"."""
+    lane = tl.arange(0, SIZE)
+    for i in range(ROUNDS):
+        number = tl.load(buffer + (lane + 1) % SIZE)
+        if BARRIER == "loop":
+            tl.debug_barrier()
+        elif BARRIER == "branch" and i > 3:
+            tl.debug_barrier()
+        tl.store(buffer + lane, number)
+        tl.debug_barrier()
+
+
+def plan_rotate(barrier: str, _schedule: None) -> Plan:
+    arguments = {"buffer": torch.empty(128, device="meta"), "ROUNDS": 7, "SIZE": 128, "BARRIER": barrier}
+    return Plan((Launch(rotate, (1,), arguments, 128, Work(1, 128, 0, 0, 0)),), ())
+
+
+def plan_mass_without(number: int, *arguments: Any) -> Plan:
+    """The mass's walk less its barrier of that number; -1 leaves out none."""
+    return Plan((_without(memory_scan_mass, number).forward(*arguments[:-1])[0],), ())
+
+
+def plan_mass_backward_without(number: int, *arguments: Any) -> Plan:
+    return Plan((_without(memory_scan_mass_backward, number).backward(*arguments[:-1]),), ())
+
+
+def _without(module: ModuleType, number: int) -> Any:
+    """``module`` from its source text without the barrier of that number."""
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    parts = source.split(BARRIER)
+    joined = parts[0]
+    for i, part in enumerate(parts[1:]):
+        joined += ("pass" if i == number else BARRIER) + part
+    # Triton reads a kernel's source again when it compiles, so the file stays until the process ends.
+    path = Path(tempfile.mkdtemp()) / "variant.py"
+    path.write_text(joined, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("variant", path)
+    assert spec is not None and spec.loader is not None
+    variant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(variant)
+    return variant
+
+
+def mass_arguments() -> list[Any]:
+    """What ``memory_scan_mass.forward`` takes."""
+    slots = torch.zeros(1, 7, 8, dtype=torch.int32)
+    weights = torch.zeros(1, 7, 8)
+    return [slots, weights, slots, weights, torch.zeros(1, 16), 1.0, 1e-6, torch.float32, True]
+
+
+def mass_backward_arguments() -> list[Any]:
+    """What ``memory_scan_mass_backward.backward`` takes."""
+    slots = torch.zeros(1, 7, 8, dtype=torch.int32)
+    along, weights = torch.zeros(1, 1, 7, 8), torch.zeros(1, 7, 8)
+    kept: list[Tensor] = [weights] * 3
+    return [along, along, slots, weights, slots, *kept, torch.zeros(1, 16), weights, weights, 1.0, 0.01]

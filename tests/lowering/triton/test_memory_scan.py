@@ -1,0 +1,134 @@
+"""The serial scan's kernels against the dense recurrence over all M slots, and as compiled for each architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowering.triton import memory_scan
+from lowering.triton.ordering import check_barriers_kept, check_ordered, check_thread_owned
+from schedules.gpu.scan import MemoryScan
+from schedules.workload import Workload
+from tests import brute_force
+from tests.lowering.triton.compiled import compile_plan
+from tests.samples import TOLERANCE, relative_rmse, scan_inputs
+
+ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"]
+EPS = 1e-6
+
+
+def scan(
+    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: MemoryScan | None = None
+) -> tuple[Tensor, ...]:
+    """Output, memory and mass of inputs [B, H, …], on the CPU."""
+    arguments = [x.flatten(0, 1).contiguous().to(device) for x in inputs.values()]
+    results = memory_scan.plan(*arguments, power, EPS, schedule or MemoryScan()).run(warp)
+    like = (inputs["values"], inputs["memory"], inputs["mass"])
+    return tuple(x.cpu().view(same.shape) for x, same in zip(results, like, strict=True))
+
+
+def check(inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: MemoryScan | None = None) -> None:
+    before = {name: x.clone() for name, x in inputs.items()}
+    results = scan(inputs, power, device, warp, schedule)
+    expected = brute_force.memory_scan(**inputs, decay_power=power, eps=EPS)
+    like = (inputs["values"], inputs["memory"], inputs["mass"])
+    for name, actual, right, same in zip(("output", "memory", "mass"), results, expected, like, strict=True):
+        assert actual.dtype == same.dtype, name
+        error = relative_rmse(actual, right)
+        assert error <= TOLERANCE[actual.dtype], f"{name}: relative RMSE {error:.1e}"
+    for name, x in inputs.items():
+        assert torch.equal(x, before[name]), f"{name} was changed"
+
+
+# (B, H, T, K, M, D, γ, tile)
+SIZES = [
+    (1, 2, 7, 3, 9, 24, 0.5, 64),
+    (1, 1, 63, 1, 9, 24, 0.0, 64),
+    (1, 1, 63, 3, 9, 5, 1.0, 64),
+    (2, 1, 7, 8, 16, 48, 2.3, 64),
+    (1, 1, 7, 3, 9, 48, 1.0, 32),
+    (1, 1, 1, 8, 8, 64, 2.0, 64),
+    (1, 1, 2, 16, 16, 3, 3.0, 64),
+]
+
+
+@pytest.mark.parametrize(("batch", "heads", "tokens", "top_k", "num_slots", "value_dim", "power", "tile"), SIZES)
+def test_equals_the_dense_recurrence(
+    device: str, warp: int, batch: int, heads: int, tokens: int, top_k: int, num_slots: int, value_dim: int,
+    power: float, tile: int,
+) -> None:  # fmt: skip
+    inputs = scan_inputs(batch, heads, tokens, top_k, num_slots, value_dim)
+    check(inputs, power, device, warp, MemoryScan(tile=tile, threads=min(tile, 64)))
+
+
+@pytest.mark.parametrize("state", [None, torch.float32], ids=["same_state", "float32_state"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_type(device: str, warp: int, dtype: torch.dtype, state: torch.dtype | None) -> None:
+    check(scan_inputs(1, 1, 7, 3, 9, 24, dtype=dtype, state_dtype=state), 2.3, device, warp)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the interpreter's, where 0^γ is right
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.3])
+def test_write_weights_of_exactly_one_and_zero(device: str, warp: int, power: float) -> None:
+    check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, warp)
+
+
+def test_a_slot_that_most_tokens_touch(device: str, warp: int) -> None:
+    check(scan_inputs(1, 1, 63, 2, 9, 5, access="hot"), 1.0, device, warp)
+
+
+def test_a_sequence_in_two_calls_gives_the_same_bits(device: str, warp: int) -> None:
+    inputs = scan_inputs(1, 2, 7, 3, 9, 24)
+    whole = scan(inputs, 0.5, device, warp)
+    state = {name: inputs[name] for name in ("memory", "mass")}
+    outputs = []
+    for part in (slice(0, 3), slice(3, 7)):
+        tokens = {name: x[:, :, part] for name, x in inputs.items() if name not in state}
+        output, state["memory"], state["mass"] = scan({**tokens, **state}, 0.5, device, warp)
+        outputs.append(output)
+    for actual, expected in zip((torch.cat(outputs, 2), *state.values()), whole, strict=True):
+        assert torch.equal(actual, expected)
+
+
+def test_two_runs_give_the_same_bits(device: str, warp: int) -> None:
+    inputs = scan_inputs(1, 2, 7, 3, 9, 24, access="hot")
+    for first, second in zip(scan(inputs, 2.3, device, warp), scan(inputs, 2.3, device, warp), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) -> None:
+    inputs = scan_inputs(1, 1, 7, 8, 1024, 64, dtype=torch.bfloat16, state_dtype=torch.float32)
+    arguments = [*(x.flatten(0, 1) for x in inputs.values()), 1.0, EPS]
+    binaries = {x.name: x for x in compile_plan("lowering.triton.memory_scan", arguments, MemoryScan(), arch)}
+    assert set(binaries) == {"copy_elements", "walk_mass", "scan_rows"}
+    for name, binary in binaries.items():
+        assert (binary.resources.spilled, binary.resources.shared) == (0, 0), name
+        check_barriers_kept(binary.asm)
+    check_ordered(binaries["walk_mass"].asm["ttgir"], "mass")
+    check_thread_owned(binaries["scan_rows"].asm["ttgir"], "state")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"tile": 48}, "tile is 48; it must be a power of two"),
+        ({"tile": 32}, "tile is 32, fewer channels than the 64 threads; a channel must be one thread's alone"),
+        ({"tile": 128}, "tile is 128; half of it holds all D = 24 channels"),
+        ({"threads": 16}, "threads is 16; it must be a power of two in 32..1024"),
+        ({"piece": 128}, "piece is 128, which form serial has no use for; it must stay 64"),
+    ],
+)
+def test_a_schedule_that_cannot_be_built_is_refused(knobs: dict[str, int], message: str) -> None:
+    workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 24})
+    assert MemoryScan(**knobs).refusal(workload) == message  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top_k", [1, 8, 16, 17, 64])
+@pytest.mark.parametrize("value_dim", [1, 24, 64, 300])
+def test_the_default_is_valid_and_serial_where_registers_hold_a_token(top_k: int, value_dim: int) -> None:
+    workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": top_k, "M": 64, "D": value_dim})
+    default = MemoryScan.default(workload)
+    assert default.refusal(workload) is None
+    assert default.form == ("serial" if top_k <= 16 else "slots")

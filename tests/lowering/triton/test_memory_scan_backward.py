@@ -1,0 +1,135 @@
+"""The serial scan's gradients against those of the dense recurrence, and as compiled for each architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowering.triton import memory_scan_backward
+from lowering.triton.ordering import check_barriers_kept, check_ordered, check_thread_owned
+from schedules.gpu.scan import MemoryScanBackward
+from schedules.workload import Workload
+from tests import brute_force
+from tests.lowering.triton.compiled import compile_plan
+from tests.samples import DIFFERENTIABLE, TOLERANCE, relative_rmse, scan_inputs
+
+ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"]
+EPS, PROXY_EPS = 1e-6, 0.01
+
+
+def cotangents(inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Gradients of the output, the new memory and the new mass."""
+    generator = torch.Generator().manual_seed(1)
+    like = (inputs["values"], inputs["memory"], inputs["mass"])
+    return [torch.randn(x.shape, generator=generator).to(x.dtype) for x in like]
+
+
+def gradients(
+    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: MemoryScanBackward
+) -> tuple[Tensor, ...]:
+    """Those of ``DIFFERENTIABLE``, on the CPU."""
+    arguments = [x.flatten(0, 1).contiguous().to(device) for x in (*cotangents(inputs), *inputs.values())]
+    results = memory_scan_backward.plan(*arguments, power, EPS, PROXY_EPS, schedule).run(warp)
+    return tuple(x.cpu().view(inputs[name].shape) for x, name in zip(results, DIFFERENTIABLE, strict=True))
+
+
+def check(
+    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: MemoryScanBackward | None = None
+) -> None:
+    before = {name: x.clone() for name, x in inputs.items()}
+    results = gradients(inputs, power, device, warp, schedule or MemoryScanBackward())
+    dense = {name: x.double().requires_grad_() if name in DIFFERENTIABLE else x for name, x in inputs.items()}
+    expected = torch.autograd.grad(
+        brute_force.memory_scan(**dense, decay_power=power, eps=EPS, proxy_eps=PROXY_EPS),
+        [dense[name] for name in DIFFERENTIABLE],
+        [x.double() for x in cotangents(inputs)],
+        materialize_grads=True,
+    )
+    for name, actual, right in zip(DIFFERENTIABLE, results, expected, strict=True):
+        assert actual.dtype == inputs[name].dtype, name
+        error = relative_rmse(actual, right)
+        assert error <= 2 * TOLERANCE[actual.dtype], f"gradient of {name}: relative RMSE {error:.1e}"
+    for name, x in inputs.items():
+        assert torch.equal(x, before[name]), f"{name} was changed"
+
+
+# (B, H, T, K, M, D, γ, tile, checkpoint)
+SIZES = [
+    (1, 2, 7, 3, 9, 24, 0.5, 64, 256),
+    (1, 1, 63, 1, 9, 24, 0.0, 64, 20),
+    (1, 1, 7, 8, 19, 48, 2.3, 64, 3),
+    (1, 1, 7, 3, 9, 48, 1.0, 32, 7),
+    (1, 1, 1, 8, 8, 64, 2.0, 64, 1),
+    (1, 1, 2, 16, 16, 3, 3.0, 64, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "tokens", "top_k", "num_slots", "value_dim", "power", "tile", "checkpoint"), SIZES
+)
+def test_equals_the_dense_recurrence(
+    device: str, warp: int, batch: int, heads: int, tokens: int, top_k: int, num_slots: int, value_dim: int,
+    power: float, tile: int, checkpoint: int,
+) -> None:  # fmt: skip
+    inputs = scan_inputs(batch, heads, tokens, top_k, num_slots, value_dim)
+    schedule = MemoryScanBackward(tile=tile, threads=min(tile, 64), checkpoint=checkpoint)
+    check(inputs, power, device, warp, schedule)
+
+
+@pytest.mark.parametrize("state", [None, torch.float32], ids=["same_state", "float32_state"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_type(device: str, warp: int, dtype: torch.dtype, state: torch.dtype | None) -> None:
+    inputs = scan_inputs(1, 1, 5, 3, 9, 24, dtype=dtype, state_dtype=state)
+    check(inputs, 0.5, device, warp, MemoryScanBackward(checkpoint=2))
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the interpreter's, where 0^γ is right
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.3])
+def test_write_weights_of_exactly_one_and_zero(device: str, warp: int, power: float) -> None:
+    """A decay of 0 leaves nothing of the row before it, which the way back must yet know."""
+    check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, warp, MemoryScanBackward(checkpoint=4))
+
+
+def test_a_slot_that_most_tokens_touch(device: str, warp: int) -> None:
+    check(scan_inputs(1, 1, 21, 2, 9, 5, access="hot"), 1.0, device, warp, MemoryScanBackward(checkpoint=8))
+
+
+def test_neither_copies_of_the_state_nor_a_second_run_change_the_bits(device: str, warp: int) -> None:
+    inputs = scan_inputs(1, 1, 7, 3, 9, 24)
+    once = gradients(inputs, 0.5, device, warp, MemoryScanBackward(checkpoint=7))
+    for checkpoint in (3, 7):
+        again = gradients(inputs, 0.5, device, warp, MemoryScanBackward(checkpoint=checkpoint))
+        for name, actual, expected in zip(DIFFERENTIABLE, again, once, strict=True):
+            assert torch.equal(actual, expected), name
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) -> None:
+    inputs = scan_inputs(1, 1, 7, 8, 1024, 64, dtype=torch.bfloat16, state_dtype=torch.float32)
+    arguments = [x.flatten(0, 1) for x in (*cotangents(inputs), *inputs.values())]
+    compiled = compile_plan(
+        "lowering.triton.memory_scan_backward", [*arguments, 1.0, EPS, PROXY_EPS], MemoryScanBackward(), arch
+    )
+    binaries = {x.name: x for x in compiled}
+    assert set(binaries) == {"copy_elements", "walk_mass", "scan_rows_backward", "walk_mass_backward"}
+    for name, binary in binaries.items():
+        assert binary.resources.spilled == 0, name
+        check_barriers_kept(binary.asm)
+    check_ordered(binaries["walk_mass"].asm["ttgir"], "mass")
+    check_ordered(binaries["walk_mass_backward"].asm["ttgir"], "grad_mass")
+    for owned in ("states", "history", "grad_state"):
+        check_thread_owned(binaries["scan_rows_backward"].asm["ttgir"], owned)
+
+
+def test_the_default_keeps_copies_where_they_take_least_memory() -> None:
+    """T/c copies of M rows and c tokens' K rows: 4096/1024 · 1024 + 1024 · 8 rows are fewer than at half or twice c."""
+    shape = {"N": 256, "T": 4096, "K": 8, "M": 1024, "D": 64}
+    default = MemoryScanBackward.default(Workload(op="memory_scan_backward", shape=shape))
+    assert default.checkpoint == 1024
+    assert default.checkpoint in default.space(Workload(op="memory_scan_backward", shape=shape))["checkpoint"]
+
+
+def test_a_checkpoint_of_no_tokens_is_refused() -> None:
+    workload = Workload(op="memory_scan_backward", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 24})
+    assert MemoryScanBackward(checkpoint=0).refusal(workload) == "checkpoint is 0; it must be 1 or more"

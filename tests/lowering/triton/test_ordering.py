@@ -1,0 +1,101 @@
+"""The checks for races fail on kernels that race."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lowering.triton import memory_scan_mass, memory_scan_mass_backward
+from lowering.triton.binary import Binary
+from lowering.triton.ordering import RaceError, check_barriers_kept, check_ordered, check_thread_owned
+from schedules.gpu.scan import MemoryScan, MemoryScanBackward
+from tests.lowering.triton import racing
+from tests.lowering.triton.compiled import compile_plan
+from tests.samples import scan_inputs
+
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "gfx942"]
+RACING = "tests.lowering.triton.racing"
+
+
+def compile_one(plan: str, arguments: list[Any], arch: str) -> Binary:
+    (binary,) = compile_plan(RACING, arguments, None, arch, plan)
+    return binary
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "gfx942"])
+def test_a_barrier_between_neighbours_is_enough(arch: str) -> None:
+    binary = compile_one("plan_rotate", ["loop"], arch)
+    check_ordered(binary.asm["ttgir"], "buffer")
+    check_barriers_kept(binary.asm)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "gfx942"])
+@pytest.mark.parametrize("barrier", ["none", "branch"])
+def test_no_barrier_and_one_that_may_not_be_met_are_told(arch: str, barrier: str) -> None:
+    binary = compile_one("plan_rotate", [barrier], arch)
+    with pytest.raises(RaceError, match="no barrier between two accesses of buffer, a load and a store"):
+        check_ordered(binary.asm["ttgir"], "buffer")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("plan", "module", "arguments", "buffer"),
+    [
+        ("plan_mass_without", memory_scan_mass, racing.mass_arguments(), "mass"),
+        ("plan_mass_backward_without", memory_scan_mass_backward, racing.mass_backward_arguments(), "grad_mass"),
+    ],
+    ids=["forward", "backward"],
+)
+def test_every_barrier_of_the_mass_walks_is_needed(
+    arch: str, plan: str, module: Any, arguments: list[Any], buffer: str
+) -> None:
+    check_ordered(compile_one(plan, [-1, *arguments], arch).asm["ttgir"], buffer)
+    barriers = Path(module.__file__).read_text(encoding="utf-8").count(racing.BARRIER)
+    assert barriers >= 2
+    for number in range(barriers):
+        with pytest.raises(RaceError, match=f"no barrier between two accesses of {buffer}"):
+            check_ordered(compile_one(plan, [number, *arguments], arch).asm["ttgir"], buffer)
+
+
+def test_a_barrier_that_the_machine_code_lost_is_told() -> None:
+    binary = compile_one("plan_rotate", ["loop"], "sm_90")
+    check_barriers_kept(binary.asm)
+    lost = binary.asm["ptx"].replace("bar.sync", "// bar.sync", 1)
+    with pytest.raises(RaceError, match="the machine's code has 1 barriers, the kernel 2"):
+        check_barriers_kept({**binary.asm, "ptx": lost})
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
+def test_a_tile_with_fewer_channels_than_threads_is_told(arch: str) -> None:
+    inputs = [x.flatten(0, 1) for x in scan_inputs(1, 1, 7, 3, 9, 64).values()]
+    schedule = MemoryScan(tile=32)
+    rows = compile_plan("lowering.triton.memory_scan", [*inputs, 1.0, 1e-6], schedule, arch)[-1]
+    with pytest.raises(RaceError, match="elements of state are held by several threads"):
+        check_thread_owned(rows.asm["ttgir"], "state")
+
+
+def test_the_same_of_the_backward() -> None:
+    inputs = [x.flatten(0, 1) for x in scan_inputs(1, 1, 7, 3, 9, 64).values()]
+    grads = [inputs[4], inputs[5], inputs[6]]
+    arguments = [*grads, *inputs, 1.0, 1e-6, 0.01]
+    binaries = compile_plan("lowering.triton.memory_scan_backward", arguments, MemoryScanBackward(tile=32), "sm_90")
+    (rows,) = (x for x in binaries if x.name == "scan_rows_backward")
+    for argument in ("states", "history", "grad_state"):
+        with pytest.raises(RaceError, match=f"elements of {argument} are held by several threads"):
+            check_thread_owned(rows.asm["ttgir"], argument)
+
+
+def test_memory_that_all_threads_access_alike_is_no_threads_own() -> None:
+    inputs = [x.flatten(0, 1) for x in scan_inputs(1, 1, 7, 3, 9, 64, dtype=torch.bfloat16).values()]
+    rows = next(
+        x
+        for x in compile_plan("lowering.triton.memory_scan", [*inputs, 1.0, 1e-6], MemoryScan(), "sm_90")
+        if x.name == "scan_rows"
+    )
+    with pytest.raises(RaceError, match="write_slots is accessed by all threads alike"):
+        check_thread_owned(rows.asm["ttgir"], "write_slots")
+    with pytest.raises(ValueError, match="the kernel has no pointer 'unheard'"):
+        check_thread_owned(rows.asm["ttgir"], "unheard")
