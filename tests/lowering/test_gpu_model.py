@@ -89,17 +89,29 @@ def test_prefill_then_tokens_equal_the_references(cape: str) -> None:
 
 
 @needs_triton
-@torch.no_grad()
-def test_bfloat16_weights_prefill_and_decode_on_a_float32_state() -> None:
+def test_the_whole_model_trains_in_one_graph_on_the_kernels() -> None:
+    torch.compiler.reset()
+    model = model_with("half")
+    expected = loss_and_gradients(model, model)
+    with lowering.use("h200"):
+        got = loss_and_gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), model)
+    assert all(relative_rmse(a, b) < 1e-4 for a, b in zip(got, expected, strict=True))
+
+
+@needs_triton
+def test_bfloat16_weights_train_and_decode_on_a_float32_state() -> None:
     model = model_with("half").bfloat16()
     compiled = lowering.compile(model, target="h200", backend="aot_eager")
-    text = ids(2, 3)
-    whole, state = model(text), RamState.zeros(model.config, 2, device=DEVICE)
-    assert relative_rmse(compiled(text).logits, whole.logits) < 0.05
-    for t in range(3):
-        logits = compiled(text[:, t : t + 1], state, in_place=True).logits
-        assert logits.dtype == torch.bfloat16
-        assert relative_rmse(logits[:, 0], whole.logits[:, t]) < 0.05
+    for actual, expected in zip(*(loss_and_gradients(call, model) for call in (compiled, model)), strict=True):
+        assert actual.dtype == torch.bfloat16
+        assert relative_rmse(actual, expected) < 0.05
+    with torch.no_grad():
+        text = ids(2, 3)
+        whole, state = model(text), RamState.zeros(model.config, 2, device=DEVICE)
+        for t in range(3):
+            logits = compiled(text[:, t : t + 1], state, in_place=True).logits
+            assert logits.dtype == torch.bfloat16
+            assert relative_rmse(logits[:, 0], whole.logits[:, t]) < 0.05
     assert {x.dtype for x in (*state.memory, *state.mass)} == {torch.float32}
 
 

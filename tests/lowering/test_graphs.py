@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
+from lowering.compiled import _on_gpu
 from lowering.decode_heads import HeadsBlock
 from lowering.graphs import TokenGraphs
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState, ops
@@ -45,13 +47,13 @@ class Heads:
 ops.register_backend("test heads", Heads())  # type: ignore[arg-type]
 
 
-def small_model() -> RamNetForCausalLM:
+def small_model(**changes: int) -> RamNetForCausalLM:
     torch.manual_seed(0)
-    return RamNetForCausalLM(
-        RamNetConfig(vocab_size=61, hidden_size=16, num_layers=3, num_heads=2, value_dim=6, order=3, sub_dim=3,
-                     top_k=4, cape_full_layers=1, cape_half_layers=1, intermediate_size=24, conv_layers=1,
-                     decay_power=2.0, temperature=0.7)
+    config = RamNetConfig(
+        vocab_size=61, hidden_size=16, num_layers=3, num_heads=2, value_dim=6, order=3, sub_dim=3, top_k=4,
+        cape_full_layers=1, cape_half_layers=1, intermediate_size=24, conv_layers=1, decay_power=2.0, temperature=0.7,
     )  # fmt: skip
+    return RamNetForCausalLM(RamNetConfig(**{**config.model_dump(), **changes}))
 
 
 def with_heads(model: RamNetForCausalLM) -> RamNetForCausalLM:
@@ -118,6 +120,19 @@ def test_compiled_code_writes_to_the_state_itself_and_copies_none_of_it(model: R
     assert all(relative_rmse(a, b) < 1e-5 for a, b in zip(arguments[1:], right[1:], strict=True))
     # log_scale, position, memory and mass are what the caller gave, not buffers that they were copied to.
     assert re.search(r"decode_heads\.default\(buf\d+, (arg\d+_\d+, ){4}", code), code
+
+
+@torch.no_grad()
+def test_lengths_and_batches_share_the_graphs_of_their_blocks() -> None:
+    torch.compiler.reset()
+    counters.clear()
+    compiled = _on_gpu(small_model(num_layers=1, conv_layers=0, cape_half_layers=0), "test heads", "aot_eager")
+    built = []
+    for batch, length in ((2, 5), (3, 9), (4, 17)):
+        out = compiled(ids(batch, length))
+        compiled(ids(batch, 1), out.state, in_place=True)
+        built.append(counters["stats"]["unique_graphs"])
+    assert built[0] < built[1] == built[2]  # one size of its own, then any
 
 
 @torch.no_grad()
