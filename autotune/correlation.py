@@ -30,7 +30,7 @@ FEWEST = 5
 
 
 class Pair(NamedTuple):
-    """A schedule's seconds by the model, and as measured: of all rounds, and of every other one."""
+    """A schedule's time by the model and as measured, over the default's: of all rounds, and of every other one."""
 
     schedule: Schedule
     modelled: float
@@ -127,7 +127,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def _measured(measures: Worker, default: Schedule, modelled: float, batch: dict[Schedule, float]) -> list[Pair]:
-    """Each candidate's time, as its ratio to the default's of the same rounds times the default's."""
+    """Each candidate's time over the default's of the same rounds, so that a machine that slows down slows no order."""
     names = {str(i): schedule for i, schedule in enumerate(batch)}
     if not names:
         return []
@@ -136,14 +136,13 @@ def _measured(measures: Worker, default: Schedule, modelled: float, batch: dict[
     except FailedError:
         return []
 
-    def seconds(timing: Timing, rounds: slice) -> float:
-        base = timings["default"]
-        ratios = [a / b for a, b in zip(timing.samples[rounds], base.samples[rounds], strict=True)]
-        return statistics.median(ratios) * base.median
+    def over_default(timing: Timing, rounds: slice) -> float:
+        base = timings["default"].samples[rounds]
+        return statistics.median(a / b for a, b in zip(timing.samples[rounds], base, strict=True))
 
     return [
-        Pair(schedule, batch[schedule], seconds(timings[name], slice(None)),
-             (seconds(timings[name], slice(0, None, 2)), seconds(timings[name], slice(1, None, 2))))
+        Pair(schedule, batch[schedule] / modelled, over_default(timings[name], slice(None)),
+             (over_default(timings[name], slice(0, None, 2)), over_default(timings[name], slice(1, None, 2))))
         for name, schedule in names.items()
     ]  # fmt: skip
 

@@ -1,65 +1,70 @@
 """How long a schedule's kernel takes on a CPU: a model, stated whole in this file.
 
-The kernels of ``lowering/tir`` are counted by what their loops do: micro-operations, bytes that leave L1, and lines
-that come from DRAM. A core's time is ::
+The kernels of ``lowering/tir`` are counted by what their loops do: instructions, bytes through the ports of L1, lines
+that come from L2, and lines that come from beyond it. A core's time is that of the execution-cache-memory model (Hager,
+Treibig, Habich and Wellein 2016): moving data between levels does not overlap with itself, computing overlaps with all
+of it ::
 
-    ‖ micro-operations / width, bytes of L1's ports, bytes from L2, bytes from DRAM ‖₄
+    max( instructions / width, L1 ports + lines from L2 + lines from beyond )
 
-where the terms overlap and the longest decides, as in ``autotune.time_model``; then comes what does not overlap: waits
-for what was just stored, and waking the threads. T tasks on p threads take ⌈T / p⌉ / T of the work of all.
-
-A core is told by its vectors, its caches and three rates. It ranks schedules; its seconds are rough.
+T tasks on p threads take ⌈T / p⌉ / T of the work of all, and waking the threads. The rates of L2 and of memory are
+measured (``autotune.bandwidth``); the others are stated below. It ranks schedules; its seconds are rough.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from autotune.bandwidth import cache_sizes
+from autotune.bandwidth import bandwidth, cache_sizes
 from lowering.targets import cpu_name
 from schedules import cpu
 from schedules.workload import Workload
 
-NORM = 4
-# Bytes of a line of the caches.
-LINE = 64
-# Micro-operations a cycle: what x86 and ARM cores of these years rename is 4 to 8, of which 4 are assumed to be kept.
+# Cycles a second: assumed.
+CLOCK = 3e9
+# Instructions a cycle: what x86 and ARM cores of these years take in is 4 to 8, of which 4 are assumed to be kept.
 WIDTH = 4.0
-# Bytes a cycle through L1's ports: two loads of 32 and a store of 32 (Zen 2 to 4 and Intel's cores with AVX2; vendors'
-# optimisation guides).
+# Of instructions on vectors of 64 bytes a cycle takes two, where it takes three or four on narrower ones (Zen 4's are
+# split in halves, Intel's have fewer ports: vendors' optimisation guides).
+WIDEST, COST_OF_WIDEST = 64, 1.5
+# Bytes a cycle through L1's ports: two loads of 32 and a store of 32 (the same guides, cores with AVX2).
 LOADED, STORED = 64.0, 32.0
-# Bytes a cycle that lines come from L2 and from DRAM: the guides say 32 to 64 from L2; DRAM is assumed.
-FROM_L2, FROM_FAR = 32.0, 8.0
-# Cycles until a load sees what was just stored (Agner Fog's tables: 4 to 8, by vectors up to 14).
-FORWARDED = 8.0
+# Bytes of L1 for data, which the system does not tell everywhere, and of a line.
+L1, LINE = 32 << 10, 64
 # Of a loop's turn: compare, jump, count.
 TURN = 2.0
 # Seconds to wake the other threads and wait for the last: assumed.
 WAKE = 5e-6
-# Bytes of L1 for data: 32 to 64 KB.
-L1 = 32 << 10
-CLOCK = 3e9
+# Of e^x by its polynomial, and of a comparison that moves a score and its label, two each way.
+EXPONENTIAL, EXCHANGE = 16, 6
+# A buffer that is no register is loaded and stored at each use.
+LOOPED = 2.0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor: bytes of a vector, bytes of L2 of a core, and the kernels' threads."""
+    """A processor: bytes of a vector and of a core's L2; bytes/s that a core reads from L2 and from memory; threads."""
 
     vector: int
     l2: int
+    from_l2: float
+    from_far: float
     threads: int
 
 
+@cache
 def this_machine() -> Machine:
-    """What this processor tells of itself, and as many threads as torch uses."""
+    """What this processor tells of itself, what its caches and memory were measured to give, and torch's threads."""
     import torch
 
-    wide, middle = ("avx512",), ("avx", "sve")
-    name = cpu_name().rpartition(" ")[2]
-    vector = 64 if name.startswith(wide) else 32 if name.startswith(middle) else 16
-    return Machine(vector, cache_sizes()[2], torch.get_num_threads())
+    features = cpu_name().rpartition(" ")[2]
+    vector = 64 if features.startswith("avx512") else 32 if features.startswith(("avx", "sve")) else 16
+    threads = torch.get_num_threads()
+    far = bandwidth("DRAM", threads) / threads  # what is left of it for each
+    return Machine(vector, cache_sizes()[2], bandwidth("L2"), far, threads)
 
 
 @dataclass
@@ -76,9 +81,10 @@ class Counts:
     tasks: float = 1.0  # that may run on different threads
     parallel: bool = True
 
-    def vectors(self, width: int) -> int:
-        """Vectors that ``width`` values take."""
-        return math.ceil(width * self.size / self.machine.vector)
+    def vectors(self, width: int) -> float:
+        """Vectors that ``width`` values take, the widest ones counted as what they cost."""
+        wide = self.machine.vector == WIDEST and 2 * width * self.size > WIDEST
+        return math.ceil(width * self.size / self.machine.vector) * (COST_OF_WIDEST if wide else 1.0)
 
     def rows(self, accesses: float, distinct: float, width: int, held: float) -> None:
         """Reads of rows of ``width`` values at random places, ``distinct`` of them, in a working set of ``held`` bytes.
@@ -95,22 +101,33 @@ class Counts:
             self.from_far += misses * line * beyond
             self.from_l2 += misses * line * (1 - beyond)
 
+    def stream(self, size: float, times: float, also: float) -> None:
+        """``size`` bytes written, beside ``also`` others in use, then read, as often as ``times``.
+
+        A written line is fetched before and goes out after. What L2 keeps of it falls off smoothly with its size, since
+        the cache is not the kernel's alone.
+        """
+        beyond = (size + also) / (size + also + self.machine.l2)
+        self.from_far += 3 * size * times * beyond
+        self.from_l2 += 3 * size * times * (1 - beyond)
+
     @property
     def terms(self) -> dict[str, float]:
-        """Cycles of what overlaps on one core, had it all the work."""
+        """Seconds of one core, had it all the work."""
         return {
-            "operations": self.operations / WIDTH,
-            "L1": self.loaded / LOADED + self.stored / STORED,
-            "L2": self.from_l2 / FROM_L2,
-            "far": self.from_far / FROM_FAR,
+            "instructions": self.operations / WIDTH / CLOCK,
+            "L1": (self.loaded / LOADED + self.stored / STORED) / CLOCK,
+            "L2": self.from_l2 / self.machine.from_l2,
+            "far": self.from_far / self.machine.from_far,
         }
 
     @property
     def seconds(self) -> float:
-        cycles = sum(term**NORM for term in self.terms.values()) ** (1 / NORM)
+        terms = self.terms
+        core = max(terms["instructions"], terms["L1"] + terms["L2"] + terms["far"])
         threads = self.machine.threads if self.parallel else 1
         share = math.ceil(self.tasks / threads) / self.tasks
-        return cycles * share / CLOCK + (WAKE if self.parallel and threads > 1 else 0.0)
+        return core * share + (WAKE if self.parallel and threads > 1 else 0.0)
 
 
 def seconds(workload: Workload, schedule: Any, machine: Machine) -> float:
@@ -162,9 +179,8 @@ def _scan(found: Counts, shape: dict[str, int], schedule: cpu.MemoryScan) -> Non
     accesses = 2 * K * tokens
     distinct = M * (1 - (1 - 1 / M) ** accesses)
     held = distinct * max(schedule.tile * size, LINE) + 6 * K * tokens * size
-    for _ in range(1):
-        found.rows(found.tasks * chunks * tiles * accesses, found.tasks * chunks * tiles * distinct,
-                   schedule.tile, held)  # fmt: skip
+    passes = found.tasks * chunks * tiles
+    found.rows(passes * accesses, passes * distinct, schedule.tile, held)
     # Slots, weights, decays and factors of a chunk, for every tile anew; operands and results once.
     found.from_l2 += found.tasks * tiles * T * 5 * K * size
     found.from_far += size * (N * T * (4 * K * schedule.groups + 2 * D) + 2 * N * M * D)
@@ -186,12 +202,9 @@ def _scan_backward(found: Counts, shape: dict[str, int], schedule: cpu.MemorySca
     found.stored += N * T * D * size * 7 * K
     rows = M * max(tile * size, LINE)
     found.rows(N * tiles * T * K * 6, N * tiles * M * 2, tile, 2 * rows)
-    # The history goes out and comes back, whole.
-    history = T * K * tile * size
-    through = 2 * N * tiles * history
-    beyond = max(0.0, 1 - found.machine.l2 / (history + 2 * rows))
-    found.from_far += beyond * through + N * size * (T * (8 * K + 3 * D) + 4 * M * D)
-    found.from_l2 += (1 - beyond) * through + N * tiles * T * 8 * K * size
+    found.stream(T * K * tile * size, N * tiles, 2 * rows)
+    found.from_l2 += N * tiles * T * 8 * K * size
+    found.from_far += N * size * (T * (8 * K + 3 * D) + 4 * M * D)
 
 
 def _step(found: Counts, shape: dict[str, int], schedule: cpu.MemoryStep) -> None:
@@ -205,20 +218,16 @@ def _step(found: Counts, shape: dict[str, int], schedule: cpu.MemoryStep) -> Non
     found.rows(touched, touched, D, touched * D * found.size)
 
 
-# Operations of e^x by its polynomial, and of a comparison that moves a score and its label (two each way).
-EXPONENTIAL, EXCHANGE = 16, 6
-# In loops scores and labels come from L1 and go back at every step.
-LOOPED = 2.0
-
-
 def _decode(found: Counts, shape: dict[str, int], schedule: cpu.AddressDecode) -> None:
     R, U, P, K = (shape[axis] for axis in "RUPK")
     v, straight = found.vectors(schedule.lanes), schedule.unroll > 0
     width, ranks = 1 << (K - 1).bit_length(), min(P, K)
     found.parallel = schedule.parallel
     found.tasks = blocks = max(1, R // schedule.lanes)
-    exchange = EXCHANGE if straight else EXCHANGE * LOOPED + TURN
-    move = 2 if straight else 2 * LOOPED + TURN
+    # In loops scores and labels are rows of one buffer, which is on the stack where it is small.
+    slow = LOOPED * _outside(found, width, schedule.lanes)
+    exchange = EXCHANGE if straight else EXCHANGE * slow + TURN
+    move = 2 if straight else 2 * slow + TURN
 
     def level(prefixes: int) -> float:
         sort = P * ranks * exchange + P * (EXPONENTIAL + 3) + 2 * width * move
@@ -240,6 +249,12 @@ def _decode_backward(found: Counts, shape: dict[str, int], schedule: cpu.Address
     v = found.vectors(schedule.lanes)
     found.parallel = schedule.parallel
     found.tasks = blocks = max(1, R // schedule.lanes)
-    statements = 4 * K + U * (P * (EXPONENTIAL + 12) + K * (P * 4 + 10))
+    slow = _outside(found, K, schedule.lanes)
+    statements = slow * (4 * K + U * (P * (EXPONENTIAL + 12) + K * (P * 4 + 10)))
     found.operations += blocks * (v * statements + schedule.lanes * 2 * (3 * K + 3 * U * P))
     found.from_far += R * found.size * (2 * U * P + 3 * K)
+
+
+def _outside(found: Counts, rows: int, lanes: int) -> float:
+    """How much longer statements on a buffer of ``rows`` by ``lanes`` take where it is not on the stack."""
+    return LOOPED if rows * lanes * found.size >= cpu.AddressDecode.REGISTER_BYTES else 1.0
