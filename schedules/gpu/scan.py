@@ -36,7 +36,7 @@ class MemoryScan(Schedule):
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
         return {"form": ("serial", "slots", "shared"), "tile": (8, 16, 32, 64, 128), "threads": (32, 64, 128),
-                "piece": (32, 64, 128, 256)}  # fmt: skip
+                "piece": (32, 64, 128, 256), "channels": (1, 2, 4), "heads": (0, 16, 64)}  # fmt: skip
 
     def refusal(self, workload: Workload) -> str | None:
         if self.form == "shared":
@@ -71,7 +71,8 @@ class MemoryScanBackward(Schedule):
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
         checkpoints = tuple(sorted({64, 256, 1024, 4096, serial.checkpoint(workload)}))
         return {"form": ("serial", "slots", "shared"), "tile": (8, 16, 32, 64, 128), "threads": (32, 64, 128),
-                "piece": (32, 64, 128, 256), "checkpoint": checkpoints, "heads": (0, 16, 64)}  # fmt: skip
+                "piece": (32, 64, 128, 256), "channels": (1, 2, 4), "checkpoint": checkpoints,
+                "heads": (0, 16, 64)}  # fmt: skip
 
     def refusal(self, workload: Workload) -> str | None:
         if self.form == "shared":

@@ -1,0 +1,41 @@
+"""What the GPU scans over slots refuse, in a sentence with the value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from schedules.gpu.scan import MemoryScan, MemoryScanBackward
+from schedules.workload import Op, Workload
+
+
+def refusal(knobs: dict[str, Any], op: Op = "memory_scan", **sizes: int) -> str | None:
+    shape = {"N": 16, "T": 4096, "K": 8, "M": 1024, "D": 64} | sizes
+    kind = MemoryScan if op == "memory_scan" else MemoryScanBackward
+    return kind(form="slots", **knobs).refusal(Workload(op=op, shape=shape, dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("op", ["memory_scan", "memory_scan_backward"])
+def test_the_defaults_serve_the_papers_sizes_and_any_number_of_slots(op: Op) -> None:
+    assert refusal({}, op) is None
+    assert refusal({"heads": 3, "piece": 128, "threads": 128, "channels": 2}, op, M=4**10, K=1, T=1, D=1) is None
+
+
+@pytest.mark.parametrize(
+    ("knobs", "sizes", "told"),
+    [
+        ({"piece": 20}, {}, "piece is 20"),
+        ({"piece": 0}, {}, "piece is 0"),
+        ({"channels": 8}, {}, "channels is 8"),
+        ({"heads": -1}, {}, "heads is -1"),
+        ({"threads": 48}, {}, "threads is 48"),
+        ({"threads": 32, "channels": 1}, {}, "threads · channels is 32"),
+        ({"tile": 32}, {}, "tile is 32"),
+        ({}, {"T": 2**28}, "2·T·K = 4294967296"),
+    ],
+)
+def test_refusals_name_the_value(knobs: dict[str, int], sizes: dict[str, int], told: str) -> None:
+    for op in ("memory_scan", "memory_scan_backward"):
+        sentence = refusal(knobs, op, **sizes)
+        assert sentence is not None and told in sentence
