@@ -41,7 +41,7 @@ class Source:
     """
 
     text: str
-    arguments: dict[str, list[tuple[str, list[int | str]]]]
+    arguments: dict[str, list[list[Any]]]
     shared: dict[str, int]
 
     def parameters(self, name: str) -> list[str]:
@@ -150,9 +150,9 @@ def resources(told: str, shared: dict[str, int]) -> dict[str, Resources]:
     return found
 
 
-def _arguments(function: Any) -> list[tuple[str, list[int | str]]]:
+def _arguments(function: Any) -> list[list[Any]]:
     """A function's tensors in order."""
     return [
-        (str(tensor.name), [int(d) if hasattr(d, "value") else str(d.name) for d in tensor.shape])
+        [str(tensor.name), [int(d) if hasattr(d, "value") else str(d.name) for d in tensor.shape]]
         for tensor in function.params
     ]

@@ -149,7 +149,7 @@ class GpuKernels:
     def _run(self, op: str, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
         """Plan and run an op with the module of its schedule's form, or with TIR's kernels."""
         if getattr(schedule, "form", "") == "shared" or getattr(schedule, "compiler", "") == "tir":
-            return importlib.import_module("lowering.gpu_tir").run(op, schedule, self.target, *arguments)  # type: ignore[no-any-return]
+            return importlib.import_module("lowering.gpu_tir").run(op, schedule, self.target, *arguments)
         results: tuple[Tensor, ...] = plan(op, schedule, *arguments).run(self.warp)
         return results
 

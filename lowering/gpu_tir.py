@@ -57,11 +57,12 @@ def binary(workload: Workload, target: str, schedule: Schedule, state: str = "fl
 
     source = generate(workload, gpu, schedule, state)
     cubin, _ = compile_cuda(source.text, gpu.arch)
-    made = Binary(cubin, {
-        p.name: {"arguments": source.arguments[p.name], "parameters": source.parameters(p.name), "grid": list(p.grid),
-                 "threads": p.threads, "shared": source.shared[p.name]}
-        for p in programs(workload, schedule)
-    })  # fmt: skip
+    functions = {}
+    for p in programs(workload, schedule):
+        grid = [list(x) if isinstance(x, tuple) else x for x in p.grid]
+        functions[p.name] = {"arguments": source.arguments[p.name], "parameters": source.parameters(p.name),
+                             "grid": grid, "threads": p.threads, "shared": source.shared[p.name]}  # fmt: skip
+    made = Binary(cubin, functions)
     with written_aside(path) as aside:
         made.write(aside)
     return made, True

@@ -19,8 +19,8 @@ from schedules.workload import Workload
 def functions(
     workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, backwards: bool
 ) -> dict[str, Any]:
-    """``mass`` takes write_slots, write_weights, read_slots [N, T, K], mass [N, M], and gives masses [N, T, K], z before
-    each write, and inverses [N, T, K], 1 / (z + ε) at each read.
+    """``mass`` takes write_slots, write_weights, read_slots [N, T, K], mass [N, M], and gives masses [N, T, K], the z
+    before each write, and inverses [N, T, K], 1 / (z + ε) at each read.
 
     ``weights`` takes write_slots, write_weights, read_slots, read_weights, masses, inverses [N, T, K], the tiles'
     write_parts and read_parts [N, G, T, K], grad_mass [N, M], and gives the gradients of the write and read weights
@@ -76,8 +76,10 @@ def functions(
         for n in T.thread_binding(N, thread="blockIdx.x") if cuda else T.parallel(N):
             with T.sblock("weights"):
                 vn = T.axis.spatial(N, n)
-                T.reads(WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], Z[vn, 0:L, 0:K],
-                        I[vn, 0:L, 0:K], PW[vn, 0:tiles, 0:L, 0:K], PR[vn, 0:tiles, 0:L, 0:K], dZ1[vn, 0:M])  # fmt: skip
+                T.reads(
+                    WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], Z[vn, 0:L, 0:K],
+                    I[vn, 0:L, 0:K], PW[vn, 0:tiles, 0:L, 0:K], PR[vn, 0:tiles, 0:L, 0:K], dZ1[vn, 0:M],
+                )  # fmt: skip
                 T.writes(dW[vn, 0:L, 0:K], dR[vn, 0:L, 0:K], dZ[vn, 0:M])
                 _Program(workload, schedule.chunk, back_again, vn, L).back(
                     (WS, W, RS, R, Z, I, PW, PR), tiles, dZ1, dW, dR, dZ

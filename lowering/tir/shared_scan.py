@@ -1,10 +1,10 @@
 """memory_scan in TIR for GPUs, serial in time: a program owns a head and a tile of channels, their state in shared
 memory.
 
-Thread (lane, channel) works on the channel's part of the slots lane·K/lanes … of each token, so with one lane it owns its
-column. Two things run one chunk of tokens apart in the same phases, so that neither waits for the other: the state of
-a chunk, and the mass of the next one, of which a thread takes a slot. The chunk after that is on its way from global
-memory in registers. Tokens past the end write nothing: their weights are 0 and their decays 1.
+Thread (lane, channel) works on the channel's part of a few of a token's K slots, so with one lane it owns its column.
+Two things run one chunk of tokens apart in the same phases, so that neither waits for the other: the state of a chunk,
+and the mass of the next one, of which a thread takes a slot. The chunk after that is on its way from global memory in
+registers. Tokens past the end write nothing: their weights are 0 and their decays 1.
 """
 
 from __future__ import annotations
@@ -92,14 +92,12 @@ class _Program:
         self.in_warp = self.lanes == 1 and K <= WARP
 
     def emit(self, S0: Any, Z0: Any, O: Any, S: Any, Z: Any) -> None:
-        threads, chunk, tile = self.threads, self.chunk, self.tile
+        threads, chunk = self.threads, self.chunk
         chunks = (self.tokens + chunk - 1) // chunk
         zero = emit.constant(0, "int64")
         with threads.program():
             threads.spread(self.M, lambda i: emit.store(self.mass, [i], Z0[self.n, i].astype(self.sums)))
-            threads.spread(self.M * tile, lambda e: self.at_channel(
-                e % tile, lambda d: emit.store(self.state, [e // tile, e % tile],
-                                               S0[self.n, e // tile, d].astype(self.sums))))  # fmt: skip
+            self.each_entry(lambda m, j, d: emit.store(self.state, [m, j], S0[self.n, m, d].astype(self.sums)))
             for c in range(2):
                 self.load(zero + c)
                 self.put(zero + c)
@@ -119,9 +117,7 @@ class _Program:
                 self.give(c, O)
                 self.put(c + 2)
                 threads.barrier()
-            threads.spread(self.M * tile, lambda e: self.at_channel(
-                e % tile, lambda d: emit.store(S, [self.n, e // tile, d],
-                                               self.state[e // tile, e % tile].astype(S.dtype))))  # fmt: skip
+            self.each_entry(lambda m, j, d: emit.store(S, [self.n, m, d], self.state[m, j].astype(S.dtype)))
             with builder.If(self.g == 0), builder.Then():
                 threads.spread(self.M, lambda i: emit.store(Z, [self.n, i], self.mass[i].astype(Z.dtype)))
 
@@ -133,6 +129,11 @@ class _Program:
         self.read_rows(half, i)
         self.read_mass(1 - half, i)
         self.threads.barrier(self.in_warp)
+
+    def each_entry(self, body: Any) -> None:
+        """``body(slot, column, channel)`` for the tile's entries of the state."""
+        tile = self.tile
+        self.threads.spread(self.M * tile, lambda e: self.at_channel(e % tile, lambda d: body(e // tile, e % tile, d)))
 
     def at_channel(self, column: Any, body: Any) -> None:
         """``body(channel)`` where the tile's column is a channel: the last tile may be wider than what is left."""

@@ -116,9 +116,13 @@ class _Program:
                 self.copy(s, save=False)
                 self.forward(s, keep=True)
                 self.back(s, dV, PW, PR)
-            self.threads.spread(self.M * self.tile, lambda e: self.at_channel(
-                e % self.tile, lambda d: emit.store(dS, [self.n, e // self.tile, d],
-                                                    self.gradient[e // self.tile, e % self.tile].astype(dS.dtype))))  # fmt: skip
+            self.threads.spread(self.M * self.tile, lambda e: self.take(e // self.tile, e % self.tile, dS))
+
+    def take(self, slot: Any, column: Any, dS: Any) -> None:
+        """An entry of the first state's gradient."""
+        self.at_channel(
+            column, lambda d: emit.store(dS, [self.n, slot, d], self.gradient[slot, column].astype(dS.dtype))
+        )
 
     def fill(self, buffer: Any, source: Callable[[Any, Any], Any]) -> None:
         """The tile of ``source(slot, channel)``; columns past the last channel are 0."""
