@@ -45,18 +45,18 @@ def plan(
     states = memory.new_empty((triton.cdiv(tokens, kept), *memory.shape), dtype=acc)
     history = memory.new_empty((heads, kept, top_k, memory.shape[2]), dtype=acc)
     tiles = triton.cdiv(memory.shape[2], schedule.tile)
-    along = [memory.new_empty((heads, tiles, tokens, top_k), dtype=acc) for _ in range(2)]
+    along_reads, along_writes = (memory.new_empty((heads, tiles, tokens, top_k), dtype=acc) for _ in range(2))
     launches = [
         copy(mass, z),
         mass_walk,
         copy(memory, states[0]),
         copy(grad_memory, grad_state),
         _rows(grad_output, write_slots, write_weights, read_slots, factors, values, states, history, grad_state,
-              grad_values, *along, decay_power, proxy_eps, schedule),
+              grad_values, along_reads, along_writes, decay_power, proxy_eps, schedule),
         copy(grad_mass, grad_z),
         memory_scan_mass_backward.backward(
-            *along, write_slots, write_weights, read_slots, factors, inverses, replaced, grad_z, grad_weights,
-            grad_read_weights, decay_power, proxy_eps,
+            along_reads, along_writes, write_slots, write_weights, read_slots, factors, inverses, replaced, grad_z,
+            grad_weights, grad_read_weights, decay_power, proxy_eps,
         ),
     ]  # fmt: skip
     walked = ((grad_state, grad_first_memory), (grad_z, grad_first_mass))

@@ -28,7 +28,7 @@ def rotate(buffer, ROUNDS, SIZE: tl.constexpr, BARRIER: tl.constexpr):
         number = tl.load(buffer + (lane + 1) % SIZE)
         if BARRIER == "loop":
             tl.debug_barrier()
-        elif BARRIER == "branch" and i > 3:
+        if (BARRIER == "branch") & (i > 3):
             tl.debug_barrier()
         tl.store(buffer + lane, number)
         tl.debug_barrier()
