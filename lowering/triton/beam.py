@@ -1,8 +1,9 @@
 """The K best addresses of a product softmax (paper, steps 2 and 3); it runs inside kernels, a thread a row.
 
 A beam of the K best prefixes meets one sub-vector at a time. The digits of the sub-vector are sorted; the beam shifted
-by its j-th best digit is a sorted list of which at most K/(j + 1) can survive, and lists are joined by the bitonic
-rule or, where few can survive, entry by entry. A prefix's score is its log-probability relative to the best one's, so the best always has 0.
+by its j-th best digit is a sorted list of which at most K/(j + 1) can survive. Lists are joined by the bitonic rule
+or, where few can survive, entry by entry. A prefix's score is its log-probability relative to the best one's, so the
+best always has 0.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _digits(
     total = tl.zeros((COUNT,), ACC)
     scores, digits = (), ()
     if STRAIGHT:
-        logits = _load(rows, scale, P, COUNT, ACC)
+        logits = load_logits(rows, scale, P, COUNT, ACC)
         largest = logits[0]
         for p in tl.static_range(1, P):
             largest = tl.maximum(largest, logits[p])
@@ -80,17 +81,17 @@ def _digits(
 
 
 @triton.jit
-def _load(rows, scale, P: tl.constexpr, COUNT: tl.constexpr, ACC: tl.constexpr):
-    """A sub-vector's logits as a tuple, its places beyond P repeating the last."""
-    ROUNDS: tl.constexpr = (P - 1).bit_length()
-    place = tl.arange(0, 1 << ROUNDS)
-    if P & (P - 1) == 0:
-        found = columns(tl.load(rows[:, None] + place[None, :]), COUNT, ROUNDS)
-    else:
-        found = columns(tl.load(rows[:, None] + tl.minimum(place, P - 1)[None, :]), COUNT, ROUNDS)
+def load_logits(rows, scale, P: tl.constexpr, COUNT: tl.constexpr, ACC: tl.constexpr):
+    """A sub-vector's logits as a tuple."""
     logits = ()
-    for p in tl.static_range(P):
-        logits = logits + (_scaled(found[p], scale, ACC),)
+    if scale is None and P & (P - 1) == 0:
+        # A thread's row at once.
+        found = columns(tl.load(rows[:, None] + tl.arange(0, P)[None, :]), COUNT, (P - 1).bit_length())
+        for p in tl.static_range(P):
+            logits = logits + (found[p].to(ACC),)
+    else:
+        for p in tl.static_range(P):
+            logits = logits + (_scaled(tl.load(rows + p), scale, ACC),)
     return logits
 
 

@@ -1,7 +1,7 @@
 """decode_heads: a layer's token between its two projections in one launch (paper, steps 1 to 6), a program a head.
 
-Nothing but the state is in memory between the steps: the addresses of the read and of the write, one in every second
-thread, go through registers. The position comes from the device, so a CUDA graph can hold the launch.
+A token waits for memory twice, for the projections and for the state; addresses stay in registers. The position comes
+from the device, so a CUDA graph can hold the launch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from lowering.triton import address_decode, memory_step
 from lowering.triton.beam import best_addresses
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.memory_step import step_head
-from lowering.triton.ranked import side_by_side
 from lowering.triton.types import in_triton, sum_type
 from lowering.work import Work
 from schedules.gpu.step import DecodeHeads
@@ -24,33 +23,35 @@ from schedules.gpu.step import DecodeHeads
 def decode_heads(
     projected, log_scale, position, memory, mass, output, H: tl.constexpr, U: tl.constexpr, P: tl.constexpr,
     K: tl.constexpr, M: tl.constexpr, D: tl.constexpr, CAPE_HEADS: tl.constexpr, TEMPERATURE: tl.constexpr,
-    ROUNDS: tl.constexpr, UNROLL: tl.constexpr, TILE: tl.constexpr, POWER: tl.constexpr, EPS: tl.constexpr,
-    ACC: tl.constexpr,
+    W: tl.constexpr, ROUNDS: tl.constexpr, UNROLL: tl.constexpr, TILE: tl.constexpr, POWER: tl.constexpr,
+    EPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """output [B, H·D]; memory [B, H, M, D] and mass [B, H, M] in place; projected [B, 2·H·U·P + H·D]."""
     n = tl.program_id(0).to(tl.int64)
     head = n % H
     token = projected + n // H * (2 * H * U * P + H * D)
-    side = tl.arange(0, 2)  # 0 the query, which reads, 1 the key, which writes
+    # Thread 2k + side finds all K addresses of the query (side 0), which reads, or the key, which writes; it keeps one.
+    lane = tl.arange(0, 2 * W)
+    side, place = lane % 2, lane // 2
     scale = tl.exp(tl.load(log_scale + side * H + head).to(ACC)) / TEMPERATURE
-    scores, slots, norm = best_addresses(token + (side * H + head) * (U * P), scale, U, P, K, 2, ROUNDS, UNROLL, ACC)
-    weights = ()
-    for k in tl.static_range(1 << ROUNDS):
-        weights = weights + (tl.exp(scores[k]) / norm,)
-    read_slots, write_slots = tl.split(tl.trans(side_by_side(slots, 2, ROUNDS)))
-    read_weights, write_weights = tl.split(tl.trans(side_by_side(weights, 2, ROUNDS)))
+    scores, slots, norm = best_addresses(
+        token + (side * H + head) * (U * P), scale, U, P, K, 2 * W, ROUNDS, UNROLL, ACC
+    )
+    score, slot = scores[0], slots[0]
+    for k in tl.static_range(1, K):
+        score, slot = tl.where(place == k, scores[k], score), tl.where(place == k, slots[k], slot)
+    weight = tl.exp(score) / norm
     if CAPE_HEADS > 0:
         # (slot − position) mod M, whatever the position's sign.
         shift = (tl.load(position) % M + M) % M
-        shift = tl.where(head < CAPE_HEADS, shift, 0).to(tl.int32)
-        read_slots, write_slots = read_slots - shift, write_slots - shift
-        read_slots = tl.where(read_slots < 0, read_slots + M, read_slots)
-        write_slots = tl.where(write_slots < 0, write_slots + M, write_slots)
-    taken = tl.arange(0, 1 << ROUNDS) < K
+        slot -= tl.where(head < CAPE_HEADS, shift, 0).to(tl.int32)
+        slot = tl.where(slot < 0, slot + M, slot)
+    slot, weight = tl.where(place < K, slot, -1 - side), tl.where(place < K, weight, 0)
+    read_slots, write_slots = tl.split(tl.reshape(slot, (W, 2)))
+    read_weights, write_weights = tl.split(tl.reshape(weight, (W, 2)))
     step_head(
-        tl.where(taken, write_slots, -1), tl.where(taken, write_weights, 0), tl.where(taken, read_slots, -2),
-        tl.where(taken, read_weights, 0), token + 2 * H * U * P + head * D, memory + n * M * D, mass + n * M,
-        output + n * D, D, TILE, POWER, EPS, ACC,
+        write_slots, write_weights, read_slots, read_weights, token + 2 * H * U * P + head * D, memory + n * M * D,
+        mass + n * M, output + n * D, D, TILE, POWER, EPS, ACC,
     )  # fmt: skip
 
 
@@ -64,9 +65,10 @@ def plan(
     arguments = {
         "projected": projected, "log_scale": log_scale, "position": position, "memory": memory, "mass": mass,
         "output": output, "H": heads, "U": order, "P": sub_dim, "K": top_k, "M": slots, "D": width,
-        "CAPE_HEADS": cape_heads, "TEMPERATURE": temperature, "ROUNDS": (top_k - 1).bit_length(),
-        "UNROLL": schedule.unroll, "TILE": memory_step.tile(top_k, width, schedule.threads), "POWER": decay_power,
-        "EPS": eps, "ACC": in_triton(sum_type(projected, memory)),
+        "CAPE_HEADS": cape_heads, "TEMPERATURE": temperature, "W": triton.next_power_of_2(top_k),
+        "ROUNDS": (top_k - 1).bit_length(), "UNROLL": schedule.unroll,
+        "TILE": memory_step.tile(top_k, width, schedule.threads), "POWER": decay_power, "EPS": eps,
+        "ACC": in_triton(sum_type(projected, memory)),
     }  # fmt: skip
     programs = batch * heads
     moved = projected.nbytes + output.nbytes + memory_step.state_bytes(memory.flatten(0, 1), top_k)

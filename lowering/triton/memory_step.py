@@ -46,14 +46,14 @@ def step_head(
     for first in tl.static_range(0, D, TILE):
         channel = first + tl.arange(0, TILE)
         inside = channel < D
-        value = tl.load(values + channel, mask=inside, other=0).to(ACC)
         write_at = memory + write_rows[:, None] + channel[None, :]
         may_write = written[:, None] & inside[None, :]
+        value = tl.load(values + channel[None, :], mask=inside[None, :], other=0).to(ACC)
         rows = tl.load(write_at, mask=may_write, other=0).to(ACC)
         read_at = memory + read_rows[:, None] + channel[None, :]
         old_rows = tl.load(read_at, mask=stale[:, None] & inside[None, :], other=0).to(ACC)
         tl.debug_barrier()
-        rows = (kept[:, None] * rows + write_weights[:, None] * value[None, :]).to(memory.dtype.element_ty)
+        rows = (kept[:, None] * rows + write_weights[:, None] * value).to(memory.dtype.element_ty)
         tl.store(write_at, rows, mask=may_write)
         if first == 0:
             tl.store(mass + write_slots, z, mask=written)

@@ -65,12 +65,10 @@ def refuse_unroll(unroll: int, workload: Workload) -> str | None:
     """A sentence where straight code would be too long, or the lists do not fit in registers."""
     if unroll not in (0, 1, 2):
         return f"unroll is {unroll}; it must be 0, 1 or 2"
-    if workload.shape["K"] > MOST_KEPT:
-        return f"K is {workload.shape['K']}; a thread's registers hold {MOST_KEPT} addresses"
     count = straight_exchanges(workload, unroll)
     if count > STRAIGHT_EXCHANGES:
         return f"unroll {unroll} takes {count} exchanges in straight code; it must be at most {STRAIGHT_EXCHANGES}"
-    return None
+    return refuse_many(workload)
 
 
 class AddressDecodeBackward(Schedule):
@@ -88,7 +86,13 @@ class AddressDecodeBackward(Schedule):
         return {"compiler": ("triton", "tir"), "threads": THREADS}
 
     def refusal(self, workload: Workload) -> str | None:
-        return refuse_threads(self.threads)
+        return refuse_threads(self.threads) or refuse_many(workload)
+
+
+def refuse_many(workload: Workload) -> str | None:
+    """A sentence where a thread's registers do not hold a row's addresses."""
+    kept = workload.shape["K"]
+    return None if kept <= MOST_KEPT else f"K is {kept}; a thread's registers hold {MOST_KEPT} addresses"
 
 
 def refuse_threads(threads: int) -> str | None:

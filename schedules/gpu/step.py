@@ -36,11 +36,22 @@ class DecodeHeads(Schedule):
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
-        return cls(unroll=default_unroll(workload))
+        return cls(threads=max(64, _accesses(workload)), unroll=default_unroll(workload))
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
         return {"compiler": ("triton", "tir"), "threads": (32, 64, 128, 256), "unroll": (0, 1, 2)}
 
     def refusal(self, workload: Workload) -> str | None:
-        return refuse_threads(self.threads) or refuse_unroll(self.unroll, workload)
+        needed = _accesses(workload)
+        return (
+            refuse_threads(self.threads)
+            or refuse_unroll(self.unroll, workload)
+            # Else a thread would hold the lists of two addresses.
+            or (f"threads is {self.threads}; it must be at least {needed}" if self.threads < needed else None)
+        )
+
+
+def _accesses(workload: Workload) -> int:
+    """Slots that a token reads and writes, each a power of two: a thread decodes each."""
+    return 2 << (workload.shape["K"] - 1).bit_length()

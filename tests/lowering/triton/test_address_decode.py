@@ -8,7 +8,9 @@ from torch import Tensor
 
 from lowering.triton import address_decode, address_decode_backward
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
+from schedules.workload import Workload
 from tests.brute_force import product_softmax
+from tests.lowering.triton.compiled import compile_plan
 from tests.samples import TOLERANCE, relative_rmse
 
 # (U, P, K): K no power of two, K = 1, K = M, P = 1, 3, 5, more digits than slots kept and fewer.
@@ -56,3 +58,88 @@ def test_equals_the_full_product_softmax(
     device: str, warp: int, order: int, sub_dim: int, top_k: int, unroll: int
 ) -> None:
     check(random_logits(67, order, sub_dim).to(device), top_k, warp, unroll)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("order", "sub_dim", "top_k"), [(3, 5, 6), (5, 4, 8)])
+def test_every_type(device: str, warp: int, dtype: torch.dtype, order: int, sub_dim: int, top_k: int) -> None:
+    check(random_logits(130, order, sub_dim, dtype=dtype).to(device), top_k, warp)
+
+
+def test_many_digits_and_sixty_four_slots(device: str, warp: int) -> None:
+    check(random_logits(3, 1, 150).to(device), 64, warp, unroll=0)
+
+
+@pytest.mark.parametrize("unroll", [0, 1, 2])
+def test_ties_fall_either_way_but_weights_and_distinctness_hold(device: str, warp: int, unroll: int) -> None:
+    for logits in (torch.zeros(7, 5, 4), random_logits(63, 5, 4).round()):
+        check(logits.to(device), 8, warp, unroll)
+
+
+@pytest.mark.parametrize("unroll", [0, 1])
+def test_more_slots_than_could_ever_be_built(device: str, warp: int, unroll: int) -> None:
+    """M = 4^15: each weight is the product of its digits' probabilities, the first that of the likeliest digits."""
+    logits = random_logits(7, 15, 4)
+    slots, weights = (x.cpu() for x in decode(logits.to(device), 8, warp, unroll))
+    digits = slots.long().unsqueeze(-1) // 4 ** torch.arange(15) % 4  # [7, 8, 15]
+    probability = logits.double().softmax(-1).unsqueeze(1).expand(7, 8, 15, 4)
+    assert relative_rmse(weights, probability.gather(-1, digits.unsqueeze(-1)).squeeze(-1).prod(-1)) <= 1e-5
+    assert torch.equal(digits[:, 0], logits.argmax(-1))
+
+
+def test_the_first_sub_vector_is_the_least_significant_digit(device: str, warp: int) -> None:
+    logits = torch.zeros(1, 5, 4)
+    for u, digit in enumerate([3, 1, 0, 2, 1]):
+        logits[0, u, digit] = 50.0
+    slots, _ = decode(logits.to(device), 8, warp, 1)
+    assert int(slots[0, 0]) == 3 + 1 * 4 + 0 * 16 + 2 * 64 + 1 * 256
+
+
+def test_a_saturated_softmax_gives_exactly_one_and_never_more(device: str, warp: int) -> None:
+    """A write weight above 1 would make the decay (1 − w)^γ NaN."""
+    sure = torch.full((1, 5, 4), -200.0)
+    sure[..., 2] = 200.0
+    _, weights = decode(sure.to(device), 8, warp, 1)
+    assert weights[0, 0] == 1 and float(weights[0, 1:].max()) <= 1e-37
+    _, weights = decode(20 * random_logits(300, 5, 4).to(device), 8, warp, 1)
+    assert float(weights.max()) <= 1 and float(weights.min()) >= 0
+
+
+@pytest.mark.parametrize("unroll", [0, 1, 2])
+def test_a_logit_of_minus_infinity_rules_its_digit_out(device: str, warp: int, unroll: int) -> None:
+    """Also where fewer than K slots have a probability: the others are distinct slots with weight 0."""
+    logits = random_logits(63, 3, 4)
+    logits[..., 1, 2] = -torch.inf
+    check(logits.to(device), 8, warp, unroll)
+    slots, _ = decode(logits.to(device), 8, warp, unroll)
+    assert bool((slots // 4 % 4 != 2).all())
+    logits[..., 1:] = -torch.inf
+    check(logits.to(device), 8, warp, unroll)
+
+
+ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_compiled_for_the_papers_sizes_it_spills_nothing(arch: str) -> None:
+    logits = torch.empty(4096, 5, 4, dtype=torch.bfloat16)
+    slots, weights = torch.empty(4096, 8, dtype=torch.int32), torch.empty(4096, 8, dtype=torch.bfloat16)
+    workload = Workload(op="address_decode", shape={"R": 4096, "U": 5, "P": 4, "K": 8}, dtype="bfloat16")
+    schedule = AddressDecode.default(workload)
+    assert schedule.unroll == 1 and schedule.refusal(workload) is None
+    forward = compile_plan("lowering.triton.address_decode", [logits, 8], schedule, arch)
+    backward = compile_plan(
+        "lowering.triton.address_decode_backward", [weights, logits, slots, weights], AddressDecodeBackward(), arch
+    )
+    for binary in forward + backward:
+        assert binary.resources.spilled == binary.resources.local == 0, binary.name
+
+
+@pytest.mark.parametrize(("order", "sub_dim", "top_k", "straight"), [(5, 4, 8, 1), (1, 1024, 8, 0), (5, 4, 64, 0)])
+def test_straight_code_is_refused_where_it_would_be_long(order: int, sub_dim: int, top_k: int, straight: int) -> None:
+    shape = {"R": 4096, "U": order, "P": sub_dim, "K": top_k}
+    workload = Workload(op="address_decode", shape=shape, dtype="bfloat16")
+    assert AddressDecode.default(workload).unroll == straight
+    assert AddressDecode(unroll=0).refusal(workload) is None
+    if not straight:
+        assert "exchanges in straight code" in (AddressDecode(unroll=1).refusal(workload) or "")
