@@ -39,12 +39,16 @@ bench: setup  ## Measure every op and the model on TARGET against eager forms, o
 test: setup  ## Run the tests
 	$(RUN) -m pytest
 
+# What runs on a GPU where there is one. cuBLAS needs to be told to give the same bits every time.
+GPU_TESTS ?= tests/lowering/triton tests/lowering/test_gpu_model.py tests/lowering/test_graphs.py tests/gpu
+
 test-gpu: setup  ## Run the tests that need a GPU, and the Triton kernels' on it rather than interpreted
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "test-gpu needs a CUDA device, and torch sees none")'
-	env -u TRITON_INTERPRET $(RUN) -m pytest tests/lowering/triton tests/gpu
+	env -u TRITON_INTERPRET CUBLAS_WORKSPACE_CONFIG=:4096:8 $(RUN) -m pytest $(GPU_TESTS)
 
 # Where there is a GPU, all that is to be known of it: are the kernels right, how fast are they, can they be faster.
 gpu: test-gpu  ## On the GPU that TARGET names: test, bench, tune for BUDGET seconds, bench again; results in runs/gpu
+	@test $(TARGET) != cpu || { echo "gpu needs TARGET=name, a GPU of 'ramnet targets'"; exit 1; }
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/before
 	$(RAMNET) tune --target $(TARGET) --budget $(BUDGET) --output runs/gpu/tune
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/after

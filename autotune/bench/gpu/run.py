@@ -76,8 +76,8 @@ class GpuRun(Run):
 
     def release(self) -> None:
         """Give back the memory that no form holds."""
-        gc.collect()
         if self.device == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
 

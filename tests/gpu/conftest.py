@@ -1,0 +1,29 @@
+"""Tests at sizes that only a GPU computes in time; each is skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from lowering import targets
+
+DEVICE = "cuda"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "tests/gpu/" in item.path.as_posix():
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def target() -> str:
+    """That of the GPU that is here, or of the nearest architecture."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = targets.here()
+    assert found is not None
+    return found.name

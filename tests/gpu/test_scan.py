@@ -1,0 +1,94 @@
+"""The scan at the length it is trained at, on the GPU that is here, against the reference in float64."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from autotune.bench.gpu.scan import untuned
+from lowering.gpu import GpuKernels
+from ramnet.ops import reference
+from schedules.base import Schedule
+from schedules.workload import Workload
+from tests.gpu.conftest import DEVICE
+from tests.samples import TOLERANCE, relative_rmse, scan_inputs
+
+# B, H, T, K, M, D, and γ, ε, ε'.
+SIZES, CONSTANTS = (1, 3, 4096, 8, 1024, 64), (1.0, 1e-6, 0.01)
+ODD = (1, 2, 4095, 7, 1000, 48)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+FORMS = ["serial", "slots", "chosen"]
+GRADIENTS = ("write_weights", "read_weights", "values", "memory", "mass")
+
+
+@cache
+def problem(sizes: tuple[int, ...], dtype: torch.dtype, access: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs of the scan, and gradients of its results."""
+    state = torch.promote_types(dtype, torch.float32)
+    inputs = list(scan_inputs(*sizes, dtype=dtype, state_dtype=state, access=access).values())
+    generator = torch.Generator().manual_seed(1)
+    return inputs, [torch.randn(x.shape, generator=generator).to(x.dtype) for x in inputs[4:]]
+
+
+@cache
+def expected(sizes: tuple[int, ...], dtype: torch.dtype, access: str) -> list[Tensor]:
+    """The results and the gradients in float64, from the same, already rounded, numbers."""
+    inputs, grads = ([wide(x) for x in part] for part in problem(sizes, dtype, access))
+    return [*reference.memory_scan(*inputs, *CONSTANTS), *reference.memory_scan_backward(*grads, *inputs, *CONSTANTS)]
+
+
+def wide(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def kernels(target: str, form: str, sizes: tuple[int, ...], dtype: torch.dtype) -> GpuKernels:
+    """Those of one form, or those that the records choose."""
+    if form == "chosen":
+        return GpuKernels(target)
+    batch, heads, tokens, top_k, slots, dim = sizes
+    shape = {"N": batch * heads, "T": tokens, "K": top_k, "M": slots, "D": dim}
+    named: Any = str(dtype).removeprefix("torch.")
+    given: dict[str, Schedule] = {
+        op: untuned(Workload(op=op, shape=shape, dtype=named), form) for op in ("memory_scan", "memory_scan_backward")
+    }
+    return GpuKernels(target, given=given)
+
+
+def both(scan: GpuKernels, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    inputs, grads = [x.to(DEVICE) for x in inputs], [x.to(DEVICE) for x in grads]
+    forward = scan.memory_scan(*inputs, *CONSTANTS)
+    return [*forward, *scan.memory_scan_backward(*grads, *inputs, *CONSTANTS)]
+
+
+@pytest.mark.parametrize("sizes", [SIZES, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("form", FORMS)
+def test_results_and_gradients(target: str, form: str, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    found = both(kernels(target, form, sizes, dtype), *problem(sizes, dtype, "uniform"))
+    for mine, right in zip(found, expected(sizes, dtype, "uniform"), strict=True):
+        assert relative_rmse(mine.cpu(), right) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("access", ["hot", "saturated"])
+@pytest.mark.parametrize("form", FORMS)
+def test_slots_that_most_tokens_take_and_weights_of_one(target: str, form: str, access: str) -> None:
+    found = both(kernels(target, form, SIZES, torch.float32), *problem(SIZES, torch.float32, access))
+    for mine, right in zip(found, expected(SIZES, torch.float32, access), strict=True):
+        assert relative_rmse(mine.cpu(), right) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_runs_give_the_same_bits_wherever_they_write(target: str, form: str) -> None:
+    sizes = (4, 16, *SIZES[2:])
+    inputs, grads = problem(sizes, torch.bfloat16, "hot")
+    scan = kernels(target, form, sizes, torch.bfloat16)
+    first = both(scan, inputs, grads)
+    # What the allocator hands out next is full of NaN, and lies elsewhere.
+    noise = [torch.full_like(x, torch.nan, dtype=torch.float32) for x in first]
+    del noise
+    for again in (both(scan, inputs, grads) for _ in range(3)):
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
