@@ -1,0 +1,252 @@
+"""Tuning for a GPU that is not there: compiled, ranked by a model, and said to be so at every step."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from autotune import progress, report
+from autotune.modelled import LEAST_GAIN
+from autotune.modeller import Modelled, Modeller
+from autotune.search import Budget, Progress, Result
+from autotune.tuner import tune
+from autotune.worker import FailedError, Worker
+from lowering.work import Compiled, Resources, Work
+from schedules import records
+from schedules.base import Schedule
+from schedules.gpu import MemoryStep
+from schedules.records import Launch, Record, Time
+from schedules.workload import Workload
+
+pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[tune]'")
+
+NOT_RUN = "modelled, not run"
+WORKLOAD = Workload(
+    op="memory_step", shape={"N": 64, "K": 4, "M": 64, "D": 32}, dtype="bfloat16",
+    constants={"decay_power": 1.0, "eps": 1e-6},
+)  # fmt: skip
+DEFAULT = MemoryStep.default(WORKLOAD)
+NEEDS = Launch(name="kernel", registers=40, spilled=0, local=0, shared=0)
+
+
+class Synthetic:
+    """Models by a rule: what a schedule takes, or how it fails."""
+
+    def __init__(self, rule: Any) -> None:
+        self.rule = rule
+        self.tried: list[Schedule] = []
+
+    def open(self, workload: Workload, target: str) -> None:
+        self.workload = workload
+
+    def model(self, schedule: Schedule) -> Modelled:
+        self.tried.append(schedule)
+        found = self.rule(schedule)
+        if isinstance(found, Exception):
+            raise found
+        return found if isinstance(found, Modelled) else Modelled(found, (NEEDS,), (("chain", found),))
+
+
+def run(folder: Path, models: Any, trials: int | None = None, target: str = "a100", **options: Any) -> list[Result]:
+    return tune(
+        target, [WORKLOAD], models, journal=folder / "journal.log", records_file=folder / "records.jsonl",
+        budget=Budget(seconds=None, trials=trials), threads=1, modelled=True, **options,
+    )  # fmt: skip
+
+
+def others() -> list[Schedule]:
+    from autotune.study import every_schedule
+
+    return [schedule for schedule in every_schedule(WORKLOAD, "a100") if schedule != DEFAULT]
+
+
+@pytest.mark.parametrize("target", ["a100", "mi300x"])
+def test_every_candidate_is_really_compiled(tmp_path: Path, target: str) -> None:
+    pytest.importorskip("triton", reason="the GPU kernels need triton: pip install 'ramnet[gpu]'")
+    shown: list[Progress] = []
+    with Worker(1, makes=Modeller) as worker:
+        (result,) = run(tmp_path, worker, target=target, trials=3, on_progress=shown.append)
+    record = result.record
+    assert (record.how, record.device, record.target) == (NOT_RUN, target, target)
+    assert record.eager is None and result.over_eager is None
+    assert (record.tuned.runs, record.tuned.spread) == (0, 0.0)
+    assert all(launch.spilled == 0 and launch.registers > 0 for launch in record.launches)
+    assert record.versions["triton"]
+    assert {step.how for step in shown} == {NOT_RUN}
+    first, *_ = result.study.optuna.get_trials()
+    assert first.params == DEFAULT.model_dump()
+    assert first.user_attrs["how"] == NOT_RUN
+    assert first.user_attrs["launches"][0]["registers"] > 0
+    assert first.user_attrs["seconds"] > 0
+    assert records.load(tmp_path / "records.jsonl") == [record]
+
+
+def test_the_best_by_the_model_is_recorded_with_what_its_binaries_need(tmp_path: Path) -> None:
+    best = others()[0]
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == best else 2e-5))
+    record = result.record
+    assert (record.schedule(), record.gain, record.gain_spread) == (best, 2.0, 0.0)
+    assert (record.tuned.median, record.default.median) == (1e-5, 2e-5)
+    assert record.launches == (NEEDS,)
+    assert record.trials == len(others()) + 1
+
+
+def test_the_default_stays_within_what_the_model_can_tell(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == DEFAULT else 1e-5 / (LEAST_GAIN - 0.001)))
+    assert result.is_default
+    assert result.record.gain == 1.0
+    assert "no gain" in report.cells(result)
+
+
+def test_what_is_not_fit_is_never_recorded(tmp_path: Path) -> None:
+    spills = replace(NEEDS_SPILLED, seconds=1e-9)
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == DEFAULT else spills))
+    assert result.is_default
+    assert result.study.summary().failures == {"spills": len(others())}
+    failed = [trial for trial in result.study.optuna.get_trials() if trial.user_attrs["status"] == "spills"]
+    assert {trial.user_attrs["error"] for trial in failed} == {"kernel spills 8 bytes"}
+    assert all(trial.user_attrs["launches"][0]["spilled"] == 8 for trial in failed)
+
+
+NEEDS_SPILLED = Modelled(1e-5, (NEEDS.model_copy(update={"spilled": 8}),), (), "spills", "kernel spills 8 bytes")
+
+
+def test_a_default_that_is_not_fit_is_still_the_yardstick(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, Synthetic(lambda schedule: NEEDS_SPILLED if schedule == DEFAULT else 4e-5))
+    assert not result.is_default
+    assert result.record.gain == 0.25
+
+
+def test_where_nothing_is_fit_no_record_is_written(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"none of the schedules that were compiled is fit for a100; .* spills 8"):
+        run(tmp_path, Synthetic(lambda schedule: NEEDS_SPILLED))
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_a_default_that_cannot_be_compiled_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the default schedule fails: no such register"):
+        run(tmp_path, Synthetic(lambda schedule: FailedError("compile_error", "no such register")))
+
+
+def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    first = Synthetic(lambda schedule: 1e-5)
+    run(tmp_path, first, trials=2)
+    second = Synthetic(lambda schedule: 1e-5)
+    (result,) = run(tmp_path, second, trials=4)
+    assert result.record.trials == 4
+    assert not {*first.tried[1:]} & {*second.tried[1:]}
+
+
+def compile_badly(workload: Workload, target: str, schedule: Schedule) -> list[Compiled]:
+    """For ``Modeller``: each of the ways to fail, by the number of threads."""
+    assert isinstance(schedule, MemoryStep)
+    if schedule.compiler == "tir":
+        raise ValueError("no such instruction")
+    if schedule.threads == 32:
+        import threading
+
+        threading.Event().wait()
+    spilled = 16 if schedule.threads == 128 else 0
+    work = Work(programs=64, threads=schedule.threads, dram_bytes=1e6, cache_bytes=1e6, operations=1e6)
+    return [Compiled("kernel", work, Resources(255, spilled, spilled, 0))]
+
+
+def modeller() -> Modeller:
+    return Modeller(compile_badly)
+
+
+def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path) -> None:
+    with Worker(1, build_limit=2, makes=modeller) as worker:
+        (result,) = run(tmp_path, worker)
+    assert result.is_default
+    found = {
+        (trial.params["compiler"], trial.params["threads"]): (trial.user_attrs["status"], trial.user_attrs["error"])
+        for trial in result.study.optuna.get_trials()
+        if trial.user_attrs["status"] not in ("duplicate", "refused")
+    }
+    assert found["triton", 64] == ("ok", "")
+    assert found["triton", 32] == ("compile_timeout", "model took longer than 2 s")
+    assert found["triton", 128] == ("spills", "kernel spills 16 bytes of a thread's 255 registers")
+    assert found["tir", 64] == ("compile_error", "ValueError: no such instruction")
+
+
+def test_without_a_compiler_its_candidates_fail_and_the_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowering.offline import NoCompilerError, compile_for
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(NoCompilerError, match=r"TVM, which is not installed: pip install 'ramnet\[tvm\]'") as found:
+        compile_for(WORKLOAD, "a100", MemoryStep(compiler="tir"))
+    assert found.value.status == "no_compiler"
+    with pytest.raises(NoCompilerError, match="tir does not compile for mi300x, which triton serves"):
+        compile_for(WORKLOAD, "mi300x", MemoryStep(compiler="tir"))
+
+
+def test_a_measured_row_is_not_replaced_and_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path))
+    path = records.records_path("a100")
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == others()[0] else 2e-5))
+    modelled = result.record
+    records.merge(path, [modelled])
+    assert records.choose(WORKLOAD, "a100", "a100").schedule == others()[0]
+    time = Time(median=1e-5, spread=1e-6, runs=9)
+    measured = modelled.model_copy(update={
+        "how": "measured", "device": "NVIDIA A100-SXM4-80GB", "knobs": DEFAULT.model_dump(), "tuned": time,
+        "default": time, "eager": time, "launches": (),
+    })  # fmt: skip
+    records.merge(path, [measured])
+    assert records.load(path) == [measured]
+    records.merge(path, [modelled])
+    assert records.load(path) == [measured]
+    assert records.choose(WORKLOAD, "a100", "a100").schedule == DEFAULT
+
+
+def test_an_equally_near_measured_record_comes_before_a_modelled_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path))
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == others()[0] else 2e-5))
+    half, double = (WORKLOAD.model_copy(update={"shape": {**WORKLOAD.shape, "M": m}}) for m in (32, 128))
+    modelled = result.record.model_copy(update={"workload": half})
+    measured = result.record.model_copy(
+        update={"workload": double, "how": "measured", "device": "z", "knobs": DEFAULT.model_dump()}
+    )
+    records.merge(records.records_path("a100"), [modelled, measured])
+    assert records.choose(WORKLOAD, "a100", "a100").schedule == DEFAULT
+
+
+def test_a_modelled_row_says_so_and_has_no_time_of_eager(tmp_path: Path) -> None:
+    run(tmp_path, Synthetic(lambda schedule: 1e-5))
+    row = json.loads((tmp_path / "records.jsonl").read_text())
+    assert row["how"] == NOT_RUN
+    assert "eager" not in row
+    assert row["launches"] == [{"name": "kernel", "registers": 40, "spilled": 0, "local": 0, "shared": 0}]
+
+
+def test_rows_written_before_there_were_modelled_ones_are_read() -> None:
+    path = Path(records.__file__).parent / "records" / "cpu.jsonl"
+    assert all(isinstance(record, Record) and record.eager is not None for record in records.load(path))
+
+
+def test_the_table_the_page_and_the_line_say_that_nothing_was_run(tmp_path: Path) -> None:
+    results = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == others()[0] else 2e-5))
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(report.table(results))
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "compiled; times modelled, not run" in text
+    assert "2.00×" in text and "eager" not in text
+    page = tmp_path / "report.html"
+    report.write(results, page)
+    written = page.read_text()
+    assert "a100: modelled, not run</h1>" in written
+    assert "Nothing was run." in written
+    line = io.StringIO()
+    with progress.shown(Console(file=line, force_terminal=True, width=200)) as update:
+        update(Progress(WORKLOAD, NOT_RUN, "searching", 1, 6, 1.5, 2, 9.0))
+    assert NOT_RUN in line.getvalue()
+    assert "2 failed" in line.getvalue() and "9 s left" in line.getvalue()
