@@ -1,6 +1,6 @@
 """decode_heads: a layer's token between its two projections in one launch (paper, steps 1 to 6), a program a head.
 
-A token waits for memory twice, for the projections and for the state; addresses stay in registers. The position comes
+A token waits for the logits, then for the state; addresses stay in registers. The position comes
 from the device, so a CUDA graph can hold the launch.
 """
 
@@ -78,6 +78,7 @@ def plan(
         programs=programs, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
         operations=lanes * address_decode.operations(order, sub_dim, top_k, schedule.unroll)
         + programs * memory_step.operations(top_k, width),
-        trips=2, barriers=1,
+        # The state, and before it the logits: sub-vector by sub-vector in a loop, all at once in straight code.
+        trips=1 + (1 if schedule.unroll == 2 else order), barriers=2,
     )  # fmt: skip
     return Plan((Launch(decode_heads, (programs,), arguments, schedule.threads, work),), (output,))

@@ -33,6 +33,7 @@ def step_head(
         values, memory, mass, output: pointers to the head's [D], [M, D], [M] and [D].
     """
     same = read_slots[:, None] == write_slots[None, :]  # [W, W]
+    # A read is fresh where this token writes its slot, else stale.
     fresh = tl.max(same.to(tl.int32), 1) > 0
     written, stale = write_slots >= 0, (read_slots >= 0) & (fresh == 0)
     write_rows, read_rows = write_slots.to(tl.int64) * D, read_slots.to(tl.int64) * D
@@ -43,7 +44,7 @@ def step_head(
     read_z = tl.where(fresh, tl.sum(tl.where(same, z.to(ACC)[None, :], 0), 1), old_z)
     factors = read_weights / (read_z + EPS)
     fresh_factors = tl.sum(tl.where(same, factors[:, None], 0), 0)
-    for first in tl.static_range(0, D, TILE):
+    for first in range(0, D, TILE):
         channel = first + tl.arange(0, TILE)
         inside = channel < D
         write_at = memory + write_rows[:, None] + channel[None, :]
@@ -55,14 +56,12 @@ def step_head(
         tl.debug_barrier()
         rows = (kept[:, None] * rows + write_weights[:, None] * value).to(memory.dtype.element_ty)
         tl.store(write_at, rows, mask=may_write)
-        if first == 0:
-            tl.store(mass + write_slots, z, mask=written)
         # Selected, not multiplied by 0: a row that is not read may hold an infinity.
         seen = tl.where(fresh_factors[:, None] != 0, fresh_factors[:, None] * rows.to(ACC), 0)
         found = tl.sum(seen + factors[:, None] * old_rows, 0)
         tl.store(output + channel, found.to(output.dtype.element_ty), mask=inside)
-        if first + TILE < D:
-            tl.debug_barrier()
+        tl.debug_barrier()
+    tl.store(mass + write_slots, z, mask=written)
 
 
 @triton.jit
@@ -105,7 +104,7 @@ def plan(
     moved = sum(x.nbytes for x in operands) + state_bytes(memory, top_k)
     work = Work(
         programs=heads, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
-        operations=heads * operations(top_k, width), trips=2, barriers=1,
+        operations=heads * operations(top_k, width), trips=2, barriers=2,
     )  # fmt: skip
     return Plan((Launch(memory_step, (heads,), arguments, schedule.threads, work),), (output,))
 
