@@ -67,7 +67,7 @@ def _on_gpu(model: RamNetForCausalLM, kernels: str, backend: str) -> RamNetForCa
     # Sizes that stay (training, a token) are compiled in, and those that change get one graph more for all.
     for block in (*compiled.convs, *compiled.blocks, *step.convs, *step.blocks):
         block.compile(fullgraph=True, dynamic=None, backend=backend)
-    return _finished(compiled, kernels, step, TokenGraphs(step))
+    return _finished(compiled, kernels, step, None if interpreted() else TokenGraphs(step))
 
 
 def _finished(compiled: Any, kernels: str, step: RamNetForCausalLM, graphs: TokenGraphs | None) -> RamNetForCausalLM:
