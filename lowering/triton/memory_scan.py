@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowering.triton import memory_scan_mass
+from lowering.triton import mass_spans, memory_scan_mass
 from lowering.triton.arithmetic import decay, load_each, load_inside, load_rows, store_inside
 from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
@@ -78,15 +78,19 @@ def plan(
     output, new_memory, new_mass = torch.empty_like(values), torch.empty_like(memory), torch.empty_like(mass)
     # The walk sums in ``acc``: where the state is of that type, it walks in the results' own place.
     state = new_memory if memory.dtype == acc else torch.empty_like(memory, dtype=acc)
-    z = new_mass if mass.dtype == acc else torch.empty_like(mass, dtype=acc)
+    spans = mass_spans.number(write_slots.shape[1], schedule.spans)
+    z = new_mass.unsqueeze(0) if mass.dtype == acc and spans == 1 else mass.new_empty((spans, *mass.shape), dtype=acc)
     mass_walk, factors, *_ = memory_scan_mass.forward(
-        write_slots, write_weights, read_slots, read_weights, z, decay_power, eps, acc, keep=False
+        write_slots, write_weights, read_slots, read_weights, z, decay_power, eps, keep=False
     )
-    launches = [copy(memory, state), copy(mass, z), mass_walk]
+    launches = [copy(memory, state), copy(mass, z[0]), *mass_walk]
     launches.append(
         _rows(write_slots, write_weights, read_slots, factors, values, state, output, decay_power, schedule)
     )
-    launches += [copy(x, new) for x, new in ((state, new_memory), (z, new_mass)) if x is not new]
+    if state is not new_memory:
+        launches.append(copy(state, new_memory))
+    if mass.dtype != acc or spans > 1:
+        launches.append(copy(z[-1], new_mass))
     return Plan(tuple(launches), (output, new_memory, new_mass))
 
 

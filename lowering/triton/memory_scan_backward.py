@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lowering.triton import memory_scan_mass, memory_scan_mass_backward
+from lowering.triton import mass_spans, memory_scan_mass, memory_scan_mass_backward
 from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.memory_scan_rows_backward import scan_rows_backward
@@ -36,10 +36,11 @@ def plan(
     grads = [torch.empty_like(x) for x in (write_weights, read_weights, values, memory, mass)]
     grad_weights, grad_read_weights, grad_values, grad_first_memory, grad_first_mass = grads
     # The walk back sums in ``acc``: where the state is of that type, it walks in the results' own place.
-    grad_state, grad_z = (x if x.dtype == acc else torch.empty_like(x, dtype=acc) for x in grads[3:])
-    z = torch.empty_like(mass, dtype=acc)
+    grad_state = grad_first_memory if memory.dtype == acc else torch.empty_like(memory, dtype=acc)
+    spans = mass_spans.number(tokens, schedule.spans)
+    z, grad_z = (mass.new_empty((spans, *mass.shape), dtype=acc) for _ in range(2))
     mass_walk, factors, inverses, replaced = memory_scan_mass.forward(
-        write_slots, write_weights, read_slots, read_weights, z, decay_power, eps, acc, keep=True
+        write_slots, write_weights, read_slots, read_weights, z, decay_power, eps, keep=True
     )
     kept = min(schedule.checkpoint, tokens)
     states = memory.new_empty((triton.cdiv(tokens, kept), *memory.shape), dtype=acc)
@@ -47,20 +48,21 @@ def plan(
     tiles = triton.cdiv(memory.shape[2], schedule.tile)
     along_reads, along_writes = (memory.new_empty((heads, tiles, tokens, top_k), dtype=acc) for _ in range(2))
     launches = [
-        copy(mass, z),
-        mass_walk,
+        copy(mass, z[0]),
+        *mass_walk,
         copy(memory, states[0]),
         copy(grad_memory, grad_state),
         _rows(grad_output, write_slots, write_weights, read_slots, factors, values, states, history, grad_state,
               grad_values, along_reads, along_writes, decay_power, proxy_eps, schedule),
-        copy(grad_mass, grad_z),
-        memory_scan_mass_backward.backward(
+        copy(grad_mass, grad_z[-1]),
+        *memory_scan_mass_backward.backward(
             along_reads, along_writes, write_slots, write_weights, read_slots, factors, inverses, replaced, grad_z,
             grad_weights, grad_read_weights, decay_power, proxy_eps,
         ),
+        copy(grad_z[0], grad_first_mass),
     ]  # fmt: skip
-    walked = ((grad_state, grad_first_memory), (grad_z, grad_first_mass))
-    launches += [copy(x, result) for x, result in walked if x is not result]
+    if grad_state is not grad_first_memory:
+        launches.append(copy(grad_state, grad_first_memory))
     return Plan(tuple(launches), tuple(grads))
 
 

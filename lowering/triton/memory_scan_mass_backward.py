@@ -1,30 +1,32 @@
 """The mass of a scan's backward: from dot products over the channels to the gradients of the weights and the mass.
 
-As in ``memory_scan_mass`` one program walks a head, lane k on the k-th slot of a token, and lanes exchange the mass's
-gradient through global memory, across barriers.
+As in ``memory_scan_mass`` one program walks a head's span of tokens, lane k on the k-th slot of a token, and lanes
+exchange the mass's gradient through global memory, across barriers.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lowering.triton.arithmetic import decay, decay_slope
 from lowering.triton.launch import Launch
+from lowering.triton.mass_spans import joined, opened
 from lowering.triton.memory_scan_mass import LANES
 from lowering.triton.types import in_triton
 from lowering.work import Work
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "SPAN"])
 def walk_mass_backward(
     along_reads, along_writes, write_slots, write_weights, read_slots, factors, inverses, replaced, grad_mass,
-    grad_write_weights, grad_read_weights, T, M: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr,
+    grad_write_weights, grad_read_weights, T, SPAN, M: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr,
     LANES: tl.constexpr, POWER: tl.constexpr, PROXY_EPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """grad_mass [N, M], from the gradient of the mass after all tokens to that before, in place, and those of the
-    weights [N, T, K].
+    """grad_mass [spans, N, M], from the gradient of the mass after each span to that before, in place, and those of
+    the weights [N, T, K].
 
     Args:
         along_reads, along_writes: [N, TILES, T, K], as ``scan_rows_backward`` leaves them.
@@ -33,16 +35,18 @@ def walk_mass_backward(
     head = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     inside = lane < K
-    grads = grad_mass + head * M
-    at = (head * T + T - 1) * K + lane
-    along_at = (head * TILES * T + T - 1) * K + lane
+    grads = grad_mass + (tl.program_id(1) * tl.num_programs(0) + head) * M
+    start = tl.program_id(1) * SPAN
+    stop = tl.minimum(start + SPAN, T)
+    at = (head * T + stop - 1) * K + lane
+    along_at = (head * TILES * T + stop - 1) * K + lane
     write_slot = tl.load(write_slots + at, mask=inside, other=0)
     read_slot = tl.load(read_slots + at, mask=inside, other=0)
     along = _add_tiles(along_reads + along_at, T, inside, K, TILES)
     inverse = tl.load(inverses + at, mask=inside, other=0)
     factor = tl.load(factors + at, mask=inside, other=0)
-    for i in range(T):
-        one = tl.minimum(T - 1 - i, 1) * K
+    for i in range(stop - start):
+        one = tl.minimum(stop - start - 1 - i, 1) * K
         next_write_slot = tl.load(write_slots + at - one, mask=inside, other=0)
         next_read_slot = tl.load(read_slots + at - one, mask=inside, other=0)
         next_along = _add_tiles(along_reads + along_at - one, T, inside, K, TILES)
@@ -77,25 +81,86 @@ def _add_tiles(pointers, T, inside, K: tl.constexpr, TILES: tl.constexpr):
     return total
 
 
+@triton.jit(do_not_specialize=["T", "SPAN"])
+def sum_mass_backward(
+    along_reads, write_slots, write_weights, read_slots, factors, inverses, gains, sums, T, SPAN, M: tl.constexpr,
+    K: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr, POWER: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The pair of each span on the way back, gains and sums [spans, N, M], from that of no tokens, in place."""
+    head = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, LANES)
+    inside = lane < K
+    first = (tl.program_id(1) * tl.num_programs(0) + head) * M
+    start = tl.program_id(1) * SPAN
+    stop = tl.minimum(start + SPAN, T)
+    at = (head * T + stop - 1) * K + lane
+    along_at = (head * TILES * T + stop - 1) * K + lane
+    write_slot = tl.load(write_slots + at, mask=inside, other=0)
+    read_slot = tl.load(read_slots + at, mask=inside, other=0)
+    along = _add_tiles(along_reads + along_at, T, inside, K, TILES)
+    for i in range(stop - start):
+        one = tl.minimum(stop - start - 1 - i, 1) * K
+        next_write_slot = tl.load(write_slots + at - one, mask=inside, other=0)
+        next_read_slot = tl.load(read_slots + at - one, mask=inside, other=0)
+        next_along = _add_tiles(along_reads + along_at - one, T, inside, K, TILES)
+        inverse = tl.load(inverses + at, mask=inside, other=0)
+        factor = tl.load(factors + at, mask=inside, other=0)
+        kept = decay(tl.load(write_weights + at, mask=inside, other=0).to(ACC), POWER)
+        read = sums + first + read_slot
+        tl.store(read, tl.load(read, mask=inside, other=0) - along * factor * inverse, mask=inside)
+        tl.debug_barrier()
+        gain, total = gains + first + write_slot, sums + first + write_slot
+        tl.store(gain, kept * tl.load(gain, mask=inside, other=0), mask=inside)
+        tl.store(total, kept * tl.load(total, mask=inside, other=0), mask=inside)
+        tl.debug_barrier()
+        write_slot, read_slot, along = next_write_slot, next_read_slot, next_along
+        at -= K
+        along_at -= K
+
+
 def backward(
     along_reads: Tensor, along_writes: Tensor, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor,
     factors: Tensor, inverses: Tensor, replaced: Tensor, grad_mass: Tensor, grad_write_weights: Tensor,
     grad_read_weights: Tensor, decay_power: float, proxy_eps: float,
-) -> Launch:  # fmt: skip
-    """``grad_mass`` [N, M], of the type of sums, is walked in place; the gradients [N, T, K] are filled."""
+) -> list[Launch]:  # fmt: skip
+    """The launches that fill the gradients of the weights [N, T, K].
+
+    ``grad_mass`` [spans, N, M] of the type of sums holds at first, in its last span, the gradient of the mass after
+    all tokens; in the end, in its first, that of the mass before.
+    """
     heads, tiles, tokens, top_k = along_reads.shape
-    arguments = {
-        "along_reads": along_reads, "along_writes": along_writes, "write_slots": write_slots,
-        "write_weights": write_weights, "read_slots": read_slots, "factors": factors, "inverses": inverses,
-        "replaced": replaced, "grad_mass": grad_mass, "grad_write_weights": grad_write_weights,
-        "grad_read_weights": grad_read_weights, "T": tokens, "M": grad_mass.shape[1], "K": top_k, "TILES": tiles,
-        "LANES": LANES, "POWER": decay_power, "PROXY_EPS": proxy_eps, "ACC": in_triton(factors.dtype),
+    spans = grad_mass.shape[0]
+    sizes = {"T": tokens, "SPAN": triton.cdiv(tokens, spans), "M": grad_mass.shape[2], "K": top_k, "TILES": tiles,
+             "LANES": LANES, "POWER": decay_power, "ACC": in_triton(factors.dtype)}  # fmt: skip
+    both = {
+        "along_reads": along_reads, "write_slots": write_slots, "write_weights": write_weights,
+        "read_slots": read_slots, "factors": factors, "inverses": inverses,
     }  # fmt: skip
-    moved = sum(x.nbytes for x in arguments.values() if isinstance(x, Tensor) and x is not grad_mass)
-    accesses = write_slots.numel()
-    work = Work(
-        programs=heads, threads=LANES, dram_bytes=moved + 2 * grad_mass.nbytes,
-        cache_bytes=moved + 4 * accesses * grad_mass.element_size(), operations=(16 + 2 * tiles) * accesses,
-        steps=tokens, trips=2, barriers=2,
+    others = {"along_writes": along_writes, "replaced": replaced, "grad_write_weights": grad_write_weights,
+              "grad_read_weights": grad_read_weights}  # fmt: skip
+    accesses, size = write_slots.numel(), grad_mass.element_size()
+    shared_operands = sum(x.nbytes for x in both.values())
+    moved = shared_operands + sum(x.nbytes for x in others.values())
+    steps = triton.cdiv(tokens, spans)
+    walk = Work(
+        programs=heads * spans, threads=LANES, dram_bytes=moved + 2 * grad_mass.nbytes,
+        cache_bytes=moved + 4 * accesses * size, operations=(16 + 2 * tiles) * accesses, steps=steps, trips=2,
+        barriers=2,
     )  # fmt: skip
-    return Launch(walk_mass_backward, (heads,), arguments, LANES, work)
+    arguments = {**both, **others, "grad_mass": grad_mass, "PROXY_EPS": proxy_eps, **sizes}
+    launches = [Launch(walk_mass_backward, (heads, spans), arguments, LANES, walk)]
+    if spans > 1:
+        gains, sums = torch.empty_like(grad_mass), torch.empty_like(grad_mass)
+        pairs = Work(
+            programs=heads * spans, threads=LANES, dram_bytes=shared_operands + 4 * grad_mass.nbytes,
+            cache_bytes=shared_operands + 6 * accesses * size, operations=(10 + tiles) * accesses, steps=steps,
+            trips=2, barriers=2,
+        )  # fmt: skip
+        pair_arguments = {**both, "gains": gains, "sums": sums, **sizes}
+        launches = [
+            opened(gains, sums),
+            Launch(sum_mass_backward, (heads, spans), pair_arguments, LANES, pairs),
+            joined(grad_mass, gains, sums, reverse=True),
+            *launches,
+        ]
+    return launches

@@ -12,6 +12,7 @@ from schedules.workload import Workload
 # slots: Triton, accesses sorted by slot and time, slots scanned side by side (the paper's way).
 # shared: TIR, serial in time with the state in shared memory.
 Form = Literal["serial", "slots", "shared"]
+SPANS = (1, 2, 4, 8, 16, 32)
 
 
 class MemoryScan(Schedule):
@@ -24,6 +25,7 @@ class MemoryScan(Schedule):
     channels: int = 4  # slots: of a row that a thread holds
     # slots, memory against launches: heads whose rows are held at a time; 0 for all.
     heads: int = 0
+    spans: int = 1  # serial: parts of the sequence whose mass is walked side by side
     slot_lanes: int = 1  # shared: parts of a token's K slots that threads work on side by side
     chunk: int = 16  # shared: tokens whose operands are held in shared memory
 
@@ -31,18 +33,19 @@ class MemoryScan(Schedule):
     def default(cls, workload: Workload) -> Self:
         if serial.refuse_top_k(workload):
             return cls(form="slots", threads=_threads_for_a_row(workload, cls().channels))
-        return cls()
+        return cls(spans=serial.spans(workload))
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
         return {"form": ("serial", "slots", "shared"), "tile": (8, 16, 32, 64, 128), "threads": (32, 64, 128),
-                "piece": (32, 64, 128, 256), "channels": (1, 2, 4), "heads": (0, 16, 64)}  # fmt: skip
+                "piece": (32, 64, 128, 256), "channels": (1, 2, 4), "heads": (0, 16, 64),
+                "spans": SPANS}  # fmt: skip
 
     def refusal(self, workload: Workload) -> str | None:
         if self.form == "shared":
             return shared.refuse_forward(workload, self)
         if self.form == "serial":
-            return _refuse_idle(self, "tile", "threads") or serial.refuse(workload, self)
+            return _refuse_idle(self, "tile", "threads", "spans") or serial.refuse(workload, self)
         return _refuse_idle(self, "threads", "piece", "channels", "heads") or slots.refuse(workload, self)
 
 
@@ -58,6 +61,7 @@ class MemoryScanBackward(Schedule):
     checkpoint: int = 256
     # The same for slots: heads whose rows are held at a time; 0 for all.
     heads: int = 0
+    spans: int = 1  # serial: parts of the sequence whose mass is walked side by side
     slot_lanes: int = 1  # shared: parts of a token's K slots that threads work on side by side
     chunk: int = 16  # shared: tokens whose operands are held in shared memory
 
@@ -65,14 +69,14 @@ class MemoryScanBackward(Schedule):
     def default(cls, workload: Workload) -> Self:
         if serial.refuse_top_k(workload):
             return cls(form="slots", threads=_threads_for_a_row(workload, cls().channels))
-        return cls(checkpoint=serial.checkpoint(workload))
+        return cls(checkpoint=serial.checkpoint(workload), spans=serial.spans(workload))
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
         checkpoints = tuple(sorted({64, 256, 1024, 4096, serial.checkpoint(workload)}))
         return {"form": ("serial", "slots", "shared"), "tile": (8, 16, 32, 64, 128), "threads": (32, 64, 128),
                 "piece": (32, 64, 128, 256), "channels": (1, 2, 4), "checkpoint": checkpoints,
-                "heads": (0, 16, 64)}  # fmt: skip
+                "heads": (0, 16, 64), "spans": SPANS}  # fmt: skip
 
     def refusal(self, workload: Workload) -> str | None:
         if self.form == "shared":
@@ -80,7 +84,7 @@ class MemoryScanBackward(Schedule):
         if self.form == "serial":
             if self.checkpoint < 1:
                 return f"checkpoint is {self.checkpoint}; it must be 1 or more"
-            return _refuse_idle(self, "tile", "threads", "checkpoint") or serial.refuse(workload, self)
+            return _refuse_idle(self, "tile", "threads", "spans", "checkpoint") or serial.refuse(workload, self)
         return _refuse_idle(self, "threads", "piece", "channels", "heads") or slots.refuse(workload, self)
 
 

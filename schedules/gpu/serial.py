@@ -19,6 +19,8 @@ class Knobs(Protocol):
     def tile(self) -> int: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def spans(self) -> int: ...
 
 
 def refuse(workload: Workload, knobs: Knobs) -> str | None:
@@ -27,6 +29,8 @@ def refuse(workload: Workload, knobs: Knobs) -> str | None:
     if refused:
         return refused
     D, tile, threads = workload.shape["D"], knobs.tile, knobs.threads
+    if knobs.spans < 1:
+        return f"spans is {knobs.spans}; it must be 1 or more"
     if tile < 1 or tile & (tile - 1):
         return f"tile is {tile}; it must be a power of two"
     if tile < threads:
@@ -49,3 +53,12 @@ def checkpoint(workload: Workload) -> int:
     """
     T, M, K = (workload.shape[axis] for axis in "TMK")
     return 1 << max(4, round(math.log2(max(T * M / K, 1)) / 2))
+
+
+def spans(workload: Workload) -> int:
+    """Spans whose mass is walked side by side: as many, up to 16, as cost no more than half of the walk in M numbers.
+
+    Each span reads and writes all M slots a few times, where the walk takes T · K steps.
+    """
+    T, M, K = (workload.shape[axis] for axis in "TMK")
+    return 1 << min(4, max(1, T * K // (2 * M)).bit_length() - 1)

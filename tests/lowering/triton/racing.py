@@ -41,11 +41,11 @@ def plan_rotate(barrier: str, _schedule: None) -> Plan:
 
 def plan_mass_without(number: int, *arguments: Any) -> Plan:
     """The mass's walk less its barrier of that number; -1 leaves out none."""
-    return Plan((_without(memory_scan_mass, number).forward(*arguments[:-1])[0],), ())
+    return Plan(tuple(_without(memory_scan_mass, number).forward(*arguments[:-1])[0]), ())
 
 
 def plan_mass_backward_without(number: int, *arguments: Any) -> Plan:
-    return Plan((_without(memory_scan_mass_backward, number).backward(*arguments[:-1]),), ())
+    return Plan(tuple(_without(memory_scan_mass_backward, number).backward(*arguments[:-1])), ())
 
 
 def _without(module: ModuleType, number: int) -> Any:
@@ -69,7 +69,7 @@ def mass_arguments() -> list[Any]:
     """What ``memory_scan_mass.forward`` takes."""
     slots = torch.zeros(1, 7, 8, dtype=torch.int32)
     weights = torch.zeros(1, 7, 8)
-    return [slots, weights, slots, weights, torch.zeros(1, 16), 1.0, 1e-6, torch.float32, True]
+    return [slots, weights, slots, weights, torch.zeros(2, 1, 16), 1.0, 1e-6, True]
 
 
 def mass_backward_arguments() -> list[Any]:
@@ -77,4 +77,4 @@ def mass_backward_arguments() -> list[Any]:
     slots = torch.zeros(1, 7, 8, dtype=torch.int32)
     along, weights = torch.zeros(1, 1, 7, 8), torch.zeros(1, 7, 8)
     kept: list[Tensor] = [weights] * 3
-    return [along, along, slots, weights, slots, *kept, torch.zeros(1, 16), weights, weights, 1.0, 0.01]
+    return [along, along, slots, weights, slots, *kept, torch.zeros(2, 1, 16), weights, weights, 1.0, 0.01]

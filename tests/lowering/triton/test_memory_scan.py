@@ -68,7 +68,7 @@ def test_every_type(device: str, warp: int, dtype: torch.dtype, state: torch.dty
     check(scan_inputs(1, 1, 7, 3, 9, 24, dtype=dtype, state_dtype=state), 2.3, device, warp)
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the interpreter's, where 0^γ is right
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the interpreter's; 0^γ is right
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.3])
 def test_write_weights_of_exactly_one_and_zero(device: str, warp: int, power: float) -> None:
     check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, warp)
@@ -97,16 +97,26 @@ def test_two_runs_give_the_same_bits(device: str, warp: int) -> None:
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("tokens", [7, 8])
+@pytest.mark.parametrize(("spans", "power"), [(2, 0.5), (3, 0.0), (5, 1.0), (16, 2.3)])
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
+def test_the_mass_walked_in_spans(device: str, warp: int, tokens: int, spans: int, power: float) -> None:
+    inputs = scan_inputs(1, 2, tokens, 3, 9, 5, access="saturated", state_dtype=torch.float32, dtype=torch.bfloat16)
+    check(inputs, power, device, warp, MemoryScan(spans=spans))
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) -> None:
     inputs = scan_inputs(1, 1, 7, 8, 1024, 64, dtype=torch.bfloat16, state_dtype=torch.float32)
     arguments = [*(x.flatten(0, 1) for x in inputs.values()), 1.0, EPS]
-    binaries = {x.name: x for x in compile_plan("lowering.triton.memory_scan", arguments, MemoryScan(), arch)}
-    assert set(binaries) == {"copy_elements", "walk_mass", "scan_rows"}
+    binaries = {x.name: x for x in compile_plan("lowering.triton.memory_scan", arguments, MemoryScan(spans=4), arch)}
+    assert set(binaries) == {"copy_elements", "open_spans", "sum_mass", "join_spans", "walk_mass", "scan_rows"}
     for name, binary in binaries.items():
         assert (binary.resources.spilled, binary.resources.shared) == (0, 0), name
         check_barriers_kept(binary.asm)
     check_ordered(binaries["walk_mass"].asm["ttgir"], "mass")
+    for buffer in ("gains", "sums"):
+        check_ordered(binaries["sum_mass"].asm["ttgir"], buffer)
     check_thread_owned(binaries["scan_rows"].asm["ttgir"], "state")
 
 
@@ -117,6 +127,7 @@ def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) 
         ({"tile": 32}, "tile is 32, fewer channels than the 64 threads; a channel must be one thread's alone"),
         ({"tile": 128}, "tile is 128; half of it holds all D = 24 channels"),
         ({"threads": 16}, "threads is 16; it must be a power of two in 32..1024"),
+        ({"spans": 0}, "spans is 0; it must be 1 or more"),
         ({"piece": 128}, "piece is 128, which form serial has no use for; it must stay 64"),
     ],
 )

@@ -84,7 +84,7 @@ def test_every_type(device: str, warp: int, dtype: torch.dtype, state: torch.dty
     check(inputs, 0.5, device, warp, MemoryScanBackward(checkpoint=2))
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the interpreter's, where 0^γ is right
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the interpreter's; 0^γ is right
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.3])
 def test_write_weights_of_exactly_one_and_zero(device: str, warp: int, power: float) -> None:
     """A decay of 0 leaves nothing of the row before it, which the way back must yet know."""
@@ -104,20 +104,32 @@ def test_neither_copies_of_the_state_nor_a_second_run_change_the_bits(device: st
             assert torch.equal(actual, expected), name
 
 
+@pytest.mark.parametrize(("tokens", "spans", "power"), [(7, 2, 0.5), (7, 3, 0.0), (8, 5, 1.0), (7, 16, 2.3)])
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
+def test_the_mass_walked_in_spans(device: str, warp: int, tokens: int, spans: int, power: float) -> None:
+    inputs = scan_inputs(1, 2, tokens, 3, 9, 5, access="saturated")
+    check(inputs, power, device, warp, MemoryScanBackward(spans=spans))
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) -> None:
     inputs = scan_inputs(1, 1, 7, 8, 1024, 64, dtype=torch.bfloat16, state_dtype=torch.float32)
     arguments = [x.flatten(0, 1) for x in (*cotangents(inputs), *inputs.values())]
     compiled = compile_plan(
-        "lowering.triton.memory_scan_backward", [*arguments, 1.0, EPS, PROXY_EPS], MemoryScanBackward(), arch
+        "lowering.triton.memory_scan_backward", [*arguments, 1.0, EPS, PROXY_EPS], MemoryScanBackward(spans=4), arch
     )
     binaries = {x.name: x for x in compiled}
-    assert set(binaries) == {"copy_elements", "walk_mass", "scan_rows_backward", "walk_mass_backward"}
+    assert set(binaries) == {
+        "copy_elements", "open_spans", "sum_mass", "join_spans", "walk_mass", "scan_rows_backward",
+        "sum_mass_backward", "walk_mass_backward",
+    }  # fmt: skip
     for name, binary in binaries.items():
         assert binary.resources.spilled == 0, name
         check_barriers_kept(binary.asm)
     check_ordered(binaries["walk_mass"].asm["ttgir"], "mass")
     check_ordered(binaries["walk_mass_backward"].asm["ttgir"], "grad_mass")
+    for buffer in ("gains", "sums"):
+        check_ordered(binaries["sum_mass_backward"].asm["ttgir"], buffer)
     for owned in ("states", "history", "grad_state"):
         check_thread_owned(binaries["scan_rows_backward"].asm["ttgir"], owned)
 
@@ -126,7 +138,7 @@ def test_the_default_keeps_copies_where_they_take_least_memory() -> None:
     """T/c copies of M rows and c tokens' K rows: 4096/1024 · 1024 + 1024 · 8 rows are fewer than at half or twice c."""
     shape = {"N": 256, "T": 4096, "K": 8, "M": 1024, "D": 64}
     default = MemoryScanBackward.default(Workload(op="memory_scan_backward", shape=shape))
-    assert default.checkpoint == 1024
+    assert (default.checkpoint, default.spans) == (1024, 16)
     assert default.checkpoint in default.space(Workload(op="memory_scan_backward", shape=shape))["checkpoint"]
 
 
