@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
-from lowering.triton.slot_pieces import access, load_row, store_row
+from lowering.triton.slot_pieces import access, load_row, point, store_row
 from lowering.triton.slot_walk import Scratch, Walk, enter_pieces, sum_parts
 from lowering.triton.types import sum_type
 from lowering.work import Work
@@ -30,30 +30,35 @@ def slot_scan(
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
     z = tl.load(masses + piece, mask=alive, other=0.0)
-    x = load_row(rows, piece.to(tl.int64), alive, D, D_PAD, ACC)
+    x = load_row(point(rows, piece.to(tl.int64), D, D_PAD), piece * 0, alive, D, D_PAD, ACC)
+    value_rows, part_rows = point(values, head * T, D, D_PAD), point(parts, head * T * K, D, D_PAD)
+    memory_rows, new_rows = point(memory, head * M, D, D_PAD), point(new_memory, head * M, D, D_PAD)
+    mass += head * M
+    new_mass += head * M
+    at = piece.to(tl.int64) * PIECE
     for start in range(0, PIECE, BATCH):
         # Loads of a batch come before its stores, which nothing can overtake.
         loaded = ()
         for j in tl.static_range(BATCH):
-            at = piece.to(tl.int64) * PIECE + start + j
-            writes, reads, row, place = access(told, at, alive, head, T, K)
-            enter = tl.load(enters + at, mask=alive, other=-1)
-            leave = tl.load(leaves + at, mask=alive, other=-1)
-            factor = tl.load(decays + at, mask=alive, other=1.0)
-            weight = tl.load(weights + at, mask=alive, other=0.0)
-            term = weight[:, None] * load_row(values, row, writes, D, D_PAD, ACC)
+            writes, reads, token, place = access(told + at + j, alive, K)
+            enter = tl.load(enters + at + j, mask=alive, other=-1)
+            leave = tl.load(leaves + at + j, mask=alive, other=-1)
+            factor = tl.load(decays + at + j, mask=alive, other=1.0)
+            weight = tl.load(weights + at + j, mask=alive, other=0.0)
+            term = weight[:, None] * load_row(value_rows, token, writes, D, D_PAD, ACC)
             place = tl.where(reads, place, -1)
             loaded += ((place, enter, leave, factor, weight, term),)
         for j in tl.static_range(BATCH):
             place, enter, leave, factor, weight, term = loaded[j]
             reads, enters_here, leaves_here = place >= 0, enter >= 0, leave >= 0
-            first = load_row(memory, head * M + enter, enters_here, D, D_PAD, ACC)
-            first_mass = tl.load(mass + head * M + enter, mask=enters_here, other=0.0).to(ACC)
+            first = load_row(memory_rows, enter, enters_here, D, D_PAD, ACC)
+            first_mass = tl.load(mass + enter, mask=enters_here, other=0.0).to(ACC)
             x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + term
             z = factor * tl.where(enters_here, first_mass, z) + tl.where(reads, 0.0, weight)
-            store_row(parts, place, reads, (weight / (z + EPS))[:, None] * x, D, D_PAD)
-            store_row(new_memory, head * M + leave, leaves_here, x, D, D_PAD)
-            tl.store(new_mass + head * M + leave, z.to(new_mass.dtype.element_ty), mask=leaves_here)
+            store_row(part_rows, place, reads, (weight / (z + EPS))[:, None] * x, D, D_PAD)
+            store_row(new_rows, leave, leaves_here, x, D, D_PAD)
+            tl.store(new_mass + leave, z.to(new_mass.dtype.element_ty), mask=leaves_here)
+        at += BATCH
 
 
 def plan(

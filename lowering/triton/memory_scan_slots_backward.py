@@ -18,7 +18,7 @@ from torch import Tensor
 from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.slot_mass_backward import mass_reads, mass_writes
-from lowering.triton.slot_pieces import access, load_row, store_row
+from lowering.triton.slot_pieces import access, load_row, point, store_row
 from lowering.triton.slot_walk import Scratch, Walk, carries, enter_pieces, sum_parts
 from lowering.triton.types import sum_type
 from lowering.work import Work
@@ -42,42 +42,46 @@ def slot_reads(
     head = (piece // pieces).to(tl.int64)
     lane = tl.arange(0, D_PAD)
     z = tl.load(masses + piece, mask=alive, other=0.0)
-    x = load_row(rows, piece.to(tl.int64), alive, D, D_PAD, ACC)
+    x = load_row(point(rows, piece.to(tl.int64), D, D_PAD), piece * 0, alive, D, D_PAD, ACC)
+    value_rows, grad_rows = point(values, head * T, D, D_PAD), point(grad_output, head * T, D, D_PAD)
+    memory_rows, last_rows = point(memory, head * M, D, D_PAD), point(grad_memory, head * M, D, D_PAD)
+    kept = point(kept_rows, piece.to(tl.int64) * (PIECE // BATCH), D, D_PAD)
+    mass += head * M
+    at = piece.to(tl.int64) * PIECE
     gain = tl.full([ROWS], 1, ACC)
     y = tl.zeros([ROWS, D_PAD], ACC)
-    for start in range(0, PIECE, BATCH):
-        first_of_batch = piece.to(tl.int64) * PIECE + start
+    for batch in range(0, PIECE // BATCH):
         loaded = ()
         for j in tl.static_range(BATCH):
-            at = first_of_batch + j
-            writes, reads, row, _ = access(told, at, alive, head, T, K)
-            enter = tl.load(enters + at, mask=alive, other=-1)
-            leave = tl.load(leaves + at, mask=alive, other=-1)
-            factor = tl.load(decays + at, mask=alive, other=1.0)
-            weight = tl.load(weights + at, mask=alive, other=0.0)
+            writes, reads, token, _ = access(told + at + j, alive, K)
+            enter = tl.load(enters + at + j, mask=alive, other=-1)
+            leave = tl.load(leaves + at + j, mask=alive, other=-1)
+            factor = tl.load(decays + at + j, mask=alive, other=1.0)
+            weight = tl.load(weights + at + j, mask=alive, other=0.0)
             # A write's value, or the gradient of the output that a read went into.
-            token = load_row(values, row, writes, D, D_PAD, ACC) + load_row(grad_output, row, reads, D, D_PAD, ACC)
+            row = load_row(value_rows, token, writes, D, D_PAD, ACC) + load_row(grad_rows, token, reads, D, D_PAD, ACC)
             written, read = tl.where(reads, 0.0, weight), tl.where(reads, weight, 0.0)
-            loaded += ((written, read, enter, leave, factor, token),)
-        store_row(kept_rows, first_of_batch // BATCH, alive, x, D, D_PAD)
+            loaded += ((written, read, enter, leave, factor, row),)
+        store_row(kept, piece * 0 + batch, alive, x, D, D_PAD)
         found = tl.zeros([ROWS, D_PAD], ACC)
         for j in tl.static_range(BATCH):
-            written, read, enter, leave, factor, token = loaded[j]
+            written, read, enter, leave, factor, row = loaded[j]
             enters_here, leaves_here = enter >= 0, leave >= 0
-            first = load_row(memory, head * M + enter, enters_here, D, D_PAD, ACC)
-            first_mass = tl.load(mass + head * M + enter, mask=enters_here, other=0.0).to(ACC)
-            x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + written[:, None] * token
+            first = load_row(memory_rows, enter, enters_here, D, D_PAD, ACC)
+            first_mass = tl.load(mass + enter, mask=enters_here, other=0.0).to(ACC)
+            x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + written[:, None] * row
             z = factor * tl.where(enters_here, first_mass, z) + written
-            found = tl.where(lane[None, :] == j, tl.sum(x * token, 1)[:, None], found)
-            last = load_row(grad_memory, head * M + leave, leaves_here, D, D_PAD, ACC)
+            found = tl.where(lane[None, :] == j, tl.sum(x * row, 1)[:, None], found)
+            last = load_row(last_rows, leave, leaves_here, D, D_PAD, ACC)
             gain = tl.where(enters_here, 0.0, gain) * factor
-            pulled = (read / (z + EPS))[:, None] * token + last
+            pulled = (read / (z + EPS))[:, None] * row + last
             y += tl.where(gain[:, None] == 0, 0.0, gain[:, None] * pulled)
             gain = tl.where(leaves_here, 0.0, gain)
         # A batch's products leave in the lanes of its row.
-        at = first_of_batch[:, None] + lane[None, :]
-        tl.store(products + at, found, mask=alive[:, None] & (lane < BATCH)[None, :])
-    store_row(row_sums, piece.to(tl.int64), alive, y, D, D_PAD)
+        to = products + at[:, None] + lane[None, :]
+        tl.store(to, found, mask=alive[:, None] & (lane < BATCH)[None, :])
+        at += BATCH
+    store_row(point(row_sums, piece.to(tl.int64), D, D_PAD), piece * 0, alive, y, D, D_PAD)
 
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
@@ -93,39 +97,43 @@ def slot_writes(
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
     lane = tl.arange(0, D_PAD)
-    y = load_row(rows, piece.to(tl.int64), alive, D, D_PAD, ACC)
-    for step in range(0, PIECE // BATCH):
-        first_of_batch = piece.to(tl.int64) * PIECE + (PIECE - (step + 1) * BATCH)
-        x = load_row(kept_rows, first_of_batch // BATCH, alive, D, D_PAD, ACC)
+    y = load_row(point(rows, piece.to(tl.int64), D, D_PAD), piece * 0, alive, D, D_PAD, ACC)
+    value_rows, grad_rows = point(values, head * T, D, D_PAD), point(grad_output, head * T, D, D_PAD)
+    memory_rows, last_rows = point(memory, head * M, D, D_PAD), point(grad_memory, head * M, D, D_PAD)
+    new_rows, part_rows = point(new_grad_memory, head * M, D, D_PAD), point(parts, head * T * K, D, D_PAD)
+    kept = point(kept_rows, (piece.to(tl.int64) + 1) * (PIECE // BATCH) - 1, D, D_PAD)
+    at = (piece.to(tl.int64) + 1) * PIECE - BATCH
+    for batch in range(0, PIECE // BATCH):
+        x = load_row(kept, piece * 0 - batch, alive, D, D_PAD, ACC)
         loaded = ()
         for j in tl.static_range(BATCH):
-            at = first_of_batch + j
-            writes, reads, row, place = access(told, at, alive, head, T, K)
-            enter = tl.load(enters + at, mask=alive, other=-1)
-            factor = tl.load(decays + at, mask=alive, other=1.0)
-            weight = tl.where(writes, tl.load(weights + at, mask=alive, other=0.0), 0.0)
-            slope = tl.load(slopes + at, mask=alive, other=0.0)
-            token = load_row(values, row, writes, D, D_PAD, ACC) + load_row(grad_output, row, reads, D, D_PAD, ACC)
-            first = load_row(memory, head * M + enter, enter >= 0, D, D_PAD, ACC)
+            writes, reads, token, place = access(told + at + j, alive, K)
+            enter = tl.load(enters + at + j, mask=alive, other=-1)
+            factor = tl.load(decays + at + j, mask=alive, other=1.0)
+            weight = tl.where(writes, tl.load(weights + at + j, mask=alive, other=0.0), 0.0)
+            slope = tl.load(slopes + at + j, mask=alive, other=0.0)
+            row = load_row(value_rows, token, writes, D, D_PAD, ACC) + load_row(grad_rows, token, reads, D, D_PAD, ACC)
+            first = load_row(memory_rows, enter, enter >= 0, D, D_PAD, ACC)
             x = tl.where((enter >= 0)[:, None], first, x)
             # ∂row/∂w of a write; what a read adds to G.
-            scaled = slope[:, None] * tl.where(writes[:, None], x, token) + tl.where(writes[:, None], token, 0.0)
+            scaled = slope[:, None] * tl.where(writes[:, None], x, row) + tl.where(writes[:, None], row, 0.0)
             place = tl.where(writes, place, -1)
             loaded += ((place, enter, factor, weight, scaled),)
-            x = factor[:, None] * x + weight[:, None] * token
+            x = factor[:, None] * x + weight[:, None] * row
         found = tl.zeros([ROWS, D_PAD], ACC)
         for i in tl.static_range(BATCH):
             place, enter, factor, weight, scaled = loaded[BATCH - 1 - i]
-            leave = tl.load(leaves + first_of_batch + (BATCH - 1 - i), mask=alive, other=-1)
-            last = load_row(grad_memory, head * M + leave, leave >= 0, D, D_PAD, ACC)
+            leave = tl.load(leaves + at + (BATCH - 1 - i), mask=alive, other=-1)
+            last = load_row(last_rows, leave, leave >= 0, D, D_PAD, ACC)
             y = tl.where((leave >= 0)[:, None], last, y) + tl.where(place[:, None] < 0, scaled, 0.0)
             found = tl.where(lane[None, :] == BATCH - 1 - i, tl.sum(y * scaled, 1)[:, None], found)
-            store_row(parts, place, place >= 0, weight[:, None] * y, D, D_PAD)
+            store_row(part_rows, place, place >= 0, weight[:, None] * y, D, D_PAD)
             y = factor[:, None] * y
-            store_row(new_grad_memory, head * M + enter, enter >= 0, y, D, D_PAD)
+            store_row(new_rows, enter, enter >= 0, y, D, D_PAD)
         # A batch's products leave in the lanes of its row.
-        at = first_of_batch[:, None] + lane[None, :]
-        tl.store(products + at, found, mask=alive[:, None] & (lane < BATCH)[None, :])
+        to = products + at[:, None] + lane[None, :]
+        tl.store(to, found, mask=alive[:, None] & (lane < BATCH)[None, :])
+        at -= BATCH
 
 
 def plan(

@@ -24,35 +24,38 @@ def mass_reads(
     z = tl.load(masses + piece, mask=alive, other=0.0)
     gain = tl.full([BLOCK], 1, ACC)
     y = tl.zeros([BLOCK], ACC)
-    for start in range(0, PIECE, BATCH):
+    mass += head * M
+    grad_mass += head * M
+    grad_read += head * T * K
+    at = piece.to(tl.int64) * PIECE
+    for _ in range(0, PIECE // BATCH):
         loaded = ()
         for j in tl.static_range(BATCH):
-            at = piece.to(tl.int64) * PIECE + start + j
-            _, reads, _, place = access(told, at, alive, head, T, K)
-            enter = tl.load(enters + at, mask=alive, other=-1)
-            leave = tl.load(leaves + at, mask=alive, other=-1)
-            factor = tl.load(decays + at, mask=alive, other=1.0)
-            weight = tl.load(weights + at, mask=alive, other=0.0)
-            slope = tl.load(slopes + at, mask=alive, other=0.0)
-            product = tl.load(products + at, mask=reads, other=0.0)
+            _, reads, _, place = access(told + at + j, alive, K)
+            enter = tl.load(enters + at + j, mask=alive, other=-1)
+            leave = tl.load(leaves + at + j, mask=alive, other=-1)
+            factor = tl.load(decays + at + j, mask=alive, other=1.0)
+            weight = tl.load(weights + at + j, mask=alive, other=0.0)
+            slope = tl.load(slopes + at + j, mask=alive, other=0.0)
+            product = tl.load(products + at + j, mask=reads, other=0.0)
             loaded += ((reads, place, enter, leave, factor, weight, slope, product),)
         for j in tl.static_range(BATCH):
-            at = piece.to(tl.int64) * PIECE + start + j
             reads, place, enter, leave, factor, weight, slope, product = loaded[j]
             enters_here, leaves_here = enter >= 0, leave >= 0
-            z = tl.where(enters_here, tl.load(mass + head * M + enter, mask=enters_here, other=0.0).to(ACC), z)
+            z = tl.where(enters_here, tl.load(mass + enter, mask=enters_here, other=0.0).to(ACC), z)
             of_weight = 1 + slope * z
             z = factor * z + tl.where(reads, 0.0, weight)
             inverse = 1 / (z + EPS)
             spread = weight * inverse
             push = tl.where(reads, -product * spread * inverse, 0.0)
-            tl.store(slopes + at, spread, mask=reads)
-            tl.store(mass_terms + at, tl.where(reads, push, of_weight), mask=alive)
+            tl.store(slopes + at + j, spread, mask=reads)
+            tl.store(mass_terms + at + j, tl.where(reads, push, of_weight), mask=alive)
             tl.store(grad_read + place, (product * inverse).to(grad_read.dtype.element_ty), mask=reads)
-            last = tl.load(grad_mass + head * M + leave, mask=leaves_here, other=0.0).to(ACC)
+            last = tl.load(grad_mass + leave, mask=leaves_here, other=0.0).to(ACC)
             gain = tl.where(enters_here, 0.0, gain) * factor
             y += tl.where(gain == 0, 0.0, gain * (push + last))
             gain = tl.where(leaves_here, 0.0, gain)
+        at += BATCH
     tl.store(gains + piece, gain, mask=alive)
     tl.store(mass_sums + piece, y, mask=alive)
 
@@ -69,23 +72,26 @@ def mass_writes(
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
     y = tl.load(masses + piece, mask=alive, other=0.0)
-    for step in range(0, PIECE // BATCH):
-        start = PIECE - (step + 1) * BATCH
+    grad_mass += head * M
+    new_grad_mass += head * M
+    grad_write += head * T * K
+    at = piece.to(tl.int64) * PIECE + (PIECE - 1)
+    for _ in range(0, PIECE // BATCH):
         loaded = ()
         for j in tl.static_range(BATCH):
-            at = piece.to(tl.int64) * PIECE + start + BATCH - 1 - j
-            writes, reads, _, place = access(told, at, alive, head, T, K)
-            enter = tl.load(enters + at, mask=alive, other=-1)
-            leave = tl.load(leaves + at, mask=alive, other=-1)
-            factor = tl.load(decays + at, mask=alive, other=1.0)
-            term = tl.load(mass_terms + at, mask=alive, other=0.0)
-            product = tl.load(products + at, mask=writes, other=0.0)
+            writes, reads, _, place = access(told + at - j, alive, K)
+            enter = tl.load(enters + at - j, mask=alive, other=-1)
+            leave = tl.load(leaves + at - j, mask=alive, other=-1)
+            factor = tl.load(decays + at - j, mask=alive, other=1.0)
+            term = tl.load(mass_terms + at - j, mask=alive, other=0.0)
+            product = tl.load(products + at - j, mask=writes, other=0.0)
             loaded += ((writes, reads, place, enter, leave, factor, term, product),)
         for j in tl.static_range(BATCH):
             writes, reads, place, enter, leave, factor, term, product = loaded[j]
             enters_here, leaves_here = enter >= 0, leave >= 0
-            last = tl.load(grad_mass + head * M + leave, mask=leaves_here, other=0.0).to(ACC)
+            last = tl.load(grad_mass + leave, mask=leaves_here, other=0.0).to(ACC)
             y = tl.where(leaves_here, last, y) + tl.where(reads, term, 0.0)
             tl.store(grad_write + place, (product + y * term).to(grad_write.dtype.element_ty), mask=writes)
             y = factor * y
-            tl.store(new_grad_mass + head * M + enter, y.to(new_grad_mass.dtype.element_ty), mask=enters_here)
+            tl.store(new_grad_mass + enter, y.to(new_grad_mass.dtype.element_ty), mask=enters_here)
+        at -= BATCH

@@ -23,7 +23,7 @@ def piece_terms(
     K: tl.constexpr, POWER: tl.constexpr, PROXY_EPS: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """From sorted slots and events [N, 2·T·K], by position [N, padded]: the event (−1 behind the last), the slot where
+    """From sorted slots and events [N, 2·T·K], by position [N, padded]: twice the place in [T·K], plus 1 of a read (−1 behind the last), the slot where
     its accesses begin and where they end (else −1), the decay, the weight, and the slope of the decay."""
     blocks = tl.cdiv(padded, BLOCK)
     head = (tl.program_id(0) // blocks).to(tl.int64)
@@ -35,13 +35,14 @@ def piece_terms(
     after = tl.load(slots + at + 1, mask=position < accesses - 1, other=-1)
     event = tl.load(events + at, mask=inside, other=0)
     token, lane = event // (2 * K), event % (2 * K)
-    of = head * (accesses // 2) + token * K + lane % K
+    place = token * K + lane % K
+    of = head * (accesses // 2) + place
     writes = inside & (lane < K)
     written = tl.load(write_weights + of, mask=writes, other=0.0).to(ACC)
     read = tl.load(read_weights + of, mask=inside & (lane >= K), other=0.0).to(ACC)
     to = head * padded + position
     kept = position < padded
-    tl.store(told + to, tl.where(inside, event, -1), mask=kept)
+    tl.store(told + to, tl.where(inside, 2 * place + (lane >= K).to(tl.int32), -1), mask=kept)
     tl.store(enters + to, tl.where(slot != before, slot, -1), mask=kept)
     tl.store(leaves + to, tl.where(slot != after, slot, -1), mask=kept)
     tl.store(decays + to, tl.where(writes, decay(written, POWER), 1.0), mask=kept)
@@ -51,29 +52,40 @@ def piece_terms(
 
 
 @triton.jit
-def access(told, at, alive, head, T, K: tl.constexpr):
-    """Of the accesses at some positions: whether they write, whether they read, their row of [N·T] and their place in
-    [N·T·K]."""
-    event = tl.load(told + at, mask=alive, other=-1)
-    token, lane = event // (2 * K), event % (2 * K)
-    row = head * T + token
-    return (event >= 0) & (lane < K), (event >= 0) & (lane >= K), row, row * K + lane % K
+def access(told, alive, K: tl.constexpr):
+    """Of the accesses that ``told`` points to: whether they write, whether they read, their token, their place in the
+    head's [T·K]."""
+    code = tl.load(told, mask=alive, other=-1)
+    place = code >> 1
+    token = (place.to(tl.uint32) // K).to(tl.int32)
+    return (code >= 0) & ((code & 1) == 0), (code >= 0) & ((code & 1) == 1), token, place
 
 
 @triton.jit
-def load_row(rows, row, there, D: tl.constexpr, D_PAD: tl.constexpr, ACC: tl.constexpr):
-    """Rows [·, D] by number, [ROWS, D_PAD]; 0 where they are not ``there``."""
-    channel = tl.arange(0, D_PAD)
-    inside = there[:, None] & (channel < D)[None, :]
-    return tl.load(rows + row[:, None] * D + channel[None, :], mask=inside, other=0.0).to(ACC)
+def point(rows, first, D: tl.constexpr, D_PAD: tl.constexpr):
+    """To the rows [·, D] of these numbers, [ROWS, D_PAD]. From there on 32 bits count."""
+    return rows + first[:, None] * D + tl.arange(0, D_PAD)[None, :]
 
 
 @triton.jit
-def store_row(rows, row, there, x, D: tl.constexpr, D_PAD: tl.constexpr):
+def _inside(there, D: tl.constexpr, D_PAD: tl.constexpr):
+    if D == D_PAD:
+        return there[:, None]
+    else:
+        return there[:, None] & (tl.arange(0, D_PAD) < D)[None, :]
+
+
+@triton.jit
+def load_row(pointers, row, there, D: tl.constexpr, D_PAD: tl.constexpr, ACC: tl.constexpr):
+    """The rows so many behind ``pointers``; 0 where they are not ``there``."""
+    return tl.load(pointers + (row * D)[:, None], mask=_inside(there, D, D_PAD), other=0.0).to(ACC)
+
+
+@triton.jit
+def store_row(pointers, row, there, x, D: tl.constexpr, D_PAD: tl.constexpr):
     """The counterpart of ``load_row``."""
-    channel = tl.arange(0, D_PAD)
-    inside = there[:, None] & (channel < D)[None, :]
-    tl.store(rows + row[:, None] * D + channel[None, :], x.to(rows.dtype.element_ty), mask=inside)
+    x = x.to(pointers.dtype.element_ty)
+    tl.store(pointers + (row * D)[:, None], x, mask=_inside(there, D, D_PAD))
 
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
@@ -89,23 +101,25 @@ def piece_sums(
     gain = tl.full([ROWS], 1, ACC)
     z = tl.zeros([ROWS], ACC)
     x = tl.zeros([ROWS, D_PAD], ACC)
+    at = piece.to(tl.int64) * PIECE
+    value_rows, memory_rows, masses = point(values, head * T, D, D_PAD), point(memory, head * M, D, D_PAD), mass + head * M
     for start in range(0, PIECE, BATCH):
         for j in tl.static_range(BATCH):
-            at = piece.to(tl.int64) * PIECE + start + j
-            writes, _, row, _ = access(told, at, alive, head, T, K)
-            enter = tl.load(enters + at, mask=alive, other=-1)
-            factor = tl.load(decays + at, mask=alive, other=1.0)
-            weight = tl.where(writes, tl.load(weights + at, mask=alive, other=0.0), 0.0)
-            value = load_row(values, row, writes, D, D_PAD, ACC)
+            writes, _, token, _ = access(told + at + j, alive, K)
+            enter = tl.load(enters + at + j, mask=alive, other=-1)
+            factor = tl.load(decays + at + j, mask=alive, other=1.0)
+            weight = tl.where(writes, tl.load(weights + at + j, mask=alive, other=0.0), 0.0)
+            value = load_row(value_rows, token, writes, D, D_PAD, ACC)
             enters_here = enter >= 0
-            first = load_row(memory, head * M + enter, enters_here, D, D_PAD, ACC)
-            first_mass = tl.load(mass + head * M + enter, mask=enters_here, other=0.0).to(ACC)
+            first = load_row(memory_rows, enter, enters_here, D, D_PAD, ACC)
+            first_mass = tl.load(masses + enter, mask=enters_here, other=0.0).to(ACC)
             gain = tl.where(enters_here, 0.0, gain) * factor
             z = factor * tl.where(enters_here, first_mass, z) + weight
             x = factor[:, None] * tl.where(enters_here[:, None], first, x) + weight[:, None] * value
+        at += BATCH
     tl.store(gains + piece, gain, mask=alive)
     tl.store(mass_sums + piece, z, mask=alive)
-    store_row(row_sums, piece.to(tl.int64), alive, x, D, D_PAD)
+    store_row(point(row_sums, piece.to(tl.int64), D, D_PAD), piece * 0, alive, x, D, D_PAD)
 
 
 @triton.jit(do_not_specialize=["pieces"])
@@ -148,6 +162,8 @@ def sum_accesses(
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     alive = token < tokens
     x = tl.zeros([ROWS, D_PAD], ACC)
+    none = tl.zeros([ROWS], tl.int32)
+    rows = point(parts, token * K, D, D_PAD)
     for k in tl.static_range(K):
-        x += load_row(parts, token * K + k, alive, D, D_PAD, ACC)
-    store_row(out, token, alive, x, D, D_PAD)
+        x += load_row(rows, none + k, alive, D, D_PAD, ACC)
+    store_row(point(out, token, D, D_PAD), none, alive, x, D, D_PAD)
