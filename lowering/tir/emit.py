@@ -41,6 +41,12 @@ def copy(to: Any, source: Any, row: list[Any], first: Any, width: int) -> None:
             builder.buffer_store(to, source[(*row, first + start + lane)], [start + lane])
 
 
+def below(index: Any, limit: Any, body: Callable[[Any], None]) -> None:
+    """``body(index)`` where the index is below the limit."""
+    with builder.If(index < limit), builder.Then():
+        body(index)
+
+
 def lanes(width: int, *stores: tuple[Any, list[Any], Emit]) -> None:
     """One vector statement: for every lane, ``buffer[*row, lane] = value(lane)`` of each store in turn."""
     with builder.vectorized(0, width) as lane:

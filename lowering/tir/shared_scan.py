@@ -84,6 +84,7 @@ class _Program:
         self.write_slots, self.read_slots = (threads.shared((2, chunk, K), "int32") for _ in range(2))
         self.weights, self.decays, self.factors = (threads.shared((2, chunk, K), sums) for _ in range(3))
         self.values = threads.shared((2, chunk, tile), sums)
+        self.totals = threads.shared((chunk, K), sums)  # the mass at each read
         self.parts = threads.shared((chunk, self.lanes, tile), sums)
         pairs, channels = (-(-chunk * width // threads.count) for width in (K, tile))
         self.coming = [threads.private(pairs, kind) for kind in ("int32", sums, "int32", sums)]
@@ -108,6 +109,8 @@ class _Program:
                 self.read_mass(0, i)
                 threads.barrier(self.in_warp)
             threads.barrier()
+            self.divide(0)
+            threads.barrier()
             with builder.serial(0, chunks) as c:
                 self.load(c + 2)
                 with builder.serial(0, chunk // UNROLL) as group:
@@ -115,6 +118,7 @@ class _Program:
                         self.token((c % 2).astype("int32"), group * UNROLL + j)
                 threads.barrier()
                 self.give(c, O)
+                self.divide(1 - (c % 2).astype("int32"))
                 self.put(c + 2)
                 threads.barrier()
             self.each_entry(lambda m, j, d: emit.store(S, [self.n, m, d], self.state[m, j].astype(S.dtype)))
@@ -137,12 +141,7 @@ class _Program:
 
     def at_channel(self, column: Any, body: Any) -> None:
         """``body(channel)`` where the tile's column is a channel: the last tile may be wider than what is left."""
-        channel = self.first + column
-        if self.D % self.tile == 0:
-            body(channel)
-        else:
-            with builder.If(channel < self.D), builder.Then():
-                body(channel)
+        emit.below(self.first + column, self.D, body)
 
     def load(self, c: Any) -> None:
         """Chunk ``c`` from global memory to registers, with operands that do nothing past the end."""
@@ -158,10 +157,9 @@ class _Program:
 
         def value(e: Any, thread: Any, turn: int) -> None:
             t, d = c * self.chunk + e // self.tile, self.first + e % self.tile
-            inside = (t < self.tokens) if self.D % self.tile == 0 else tvm.tirx.all(t < self.tokens, d < self.D)
-            self.coming_values.store(
-                thread, turn, chosen(inside, V[self.n, t, d].astype(self.sums), emit.constant(0, self.sums))
-            )
+            inside = tvm.tirx.all(t < self.tokens, d < self.D)
+            taken = chosen(inside, V[self.n, t, d].astype(self.sums), emit.constant(0, self.sums))
+            self.coming_values.store(thread, turn, taken)
 
         self.threads.share(self.chunk * self.K, pair)
         self.threads.share(self.chunk * self.tile, value)
@@ -194,13 +192,19 @@ class _Program:
         self.threads.share(self.K, write)
 
     def read_mass(self, half: Any, i: Any) -> None:
-        """What each read is scaled by, in the place of its weight."""
+        self.threads.share(
+            self.K, lambda k, *_: emit.store(self.totals, [i, k], self.mass[self.read_slots[half, i, k]])
+        )
 
-        def read(k: Any, *_: Any) -> None:
-            total = self.mass[self.read_slots[half, i, k]] + emit.constant(self.constants["eps"], self.sums)
-            emit.store(self.factors, [half, i, k], self.factors[half, i, k] / total)
+    def divide(self, half: Any) -> None:
+        """What each read of a chunk is scaled by, in the place of its weight: all at once, off the tokens' chain."""
+        eps = emit.constant(self.constants["eps"], self.sums)
 
-        self.threads.share(self.K, read)
+        def one(e: Any, *_: Any) -> None:
+            i, k = e // self.K, e % self.K
+            emit.store(self.factors, [half, i, k], self.factors[half, i, k] / (self.totals[i, k] + eps))
+
+        self.threads.share(self.chunk * self.K, one)
 
     def write_rows(self, half: Any, i: Any) -> None:
         width = self.K // self.lanes

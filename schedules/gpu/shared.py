@@ -33,11 +33,11 @@ def word(workload: Workload) -> int:
 
 
 def forward_bytes(workload: Workload, knobs: Knobs) -> int:
-    """State and mass; two chunks of slots, weights, decays, factors and values; one of sums by thread."""
+    """State and mass; two chunks of slots, weights, decays, factors and values; one of masses and of sums by thread."""
     K, M = workload.shape["K"], workload.shape["M"]
     size, tile, chunk = word(workload), knobs.tile, knobs.chunk
     operands = 2 * chunk * (K * (2 * 4 + 3 * size) + tile * size)
-    return M * (tile + 1) * size + operands + chunk * tile * knobs.slot_lanes * size
+    return M * (tile + 1) * size + operands + chunk * (K + tile * knobs.slot_lanes) * size
 
 
 def backward_bytes(workload: Workload, knobs: Knobs) -> int:

@@ -207,14 +207,15 @@ WARPS, WHOLE = "warp", "threads"
 )
 def test_a_scan_has_its_barriers(schedule: MemoryScan, within: str, around: str) -> None:
     text = body_of(cuda.cuda_source(workload("memory_scan", M=256), "h100", schedule), "memory_scan")
-    # Operands are there; the first chunk's mass, token by token; two tokens of a chunk; and around its output.
-    expected = [(around, 0), (within, 1), (within, 1), (around, 0), *[(within, 2)] * 4, (around, 1), (around, 1)]
+    # Operands are there; the first chunk's mass, token by token, and its factors; two tokens; around a chunk's output.
+    first = [(around, 0), (within, 1), (within, 1), (around, 0), (around, 0)]
+    expected = [*first, *[(within, 2)] * 4, (around, 1), (around, 1)]
     assert barriers(text) == expected
 
 
 def test_a_check_of_barriers_sees_that_one_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule, work = MemoryScan(form="shared", tile=16, slot_lanes=4, chunk=8), workload("memory_scan", M=256)
-    assert len(barriers(cuda.cuda_source(work, "h100", schedule))) == 10
+    assert len(barriers(cuda.cuda_source(work, "h100", schedule))) == 11
     real, calls = threads_module.Threads.barrier, []
 
     def all_but_one(self: Any, warp: bool = False) -> None:
@@ -223,7 +224,7 @@ def test_a_check_of_barriers_sees_that_one_is_gone(monkeypatch: pytest.MonkeyPat
             real(self, warp)
 
     monkeypatch.setattr(threads_module.Threads, "barrier", all_but_one)
-    assert len(barriers(cuda.cuda_source(work, "h100", schedule))) == 9, "TVM put a barrier of its own"
+    assert len(barriers(cuda.cuda_source(work, "h100", schedule))) == 10, "TVM put a barrier of its own"
 
 
 def test_what_a_step_and_a_backward_synchronise() -> None:
@@ -252,7 +253,7 @@ def test_shared_memory_is_what_the_schedules_say() -> None:
 
 def test_a_state_that_does_not_fit_is_refused_with_the_bytes_and_the_limit() -> None:
     wide = MemoryScan(form="shared", tile=32, chunk=16)
-    with pytest.raises(ValueError, match=r"memory_scan on sm_86: a program needs 146432 bytes .* limit is 101376"):
+    with pytest.raises(ValueError, match=r"memory_scan on sm_86: a program needs 146944 bytes .* limit is 101376"):
         cuda.generate(workload("memory_scan"), gpu_of("a10"), wide)
     assert "a program needs" in str(wide.refusal(workload("memory_scan", M=4096)))
     assert "limit is 232448" in str(BACK.refusal(workload("memory_scan_backward", M=4096)))
