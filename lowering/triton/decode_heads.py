@@ -1,7 +1,7 @@
 """decode_heads: a layer's token between its two projections in one launch (paper, steps 1 to 6), a program a head.
 
-A token waits for the logits, then for the state; addresses stay in registers. The position comes
-from the device, so a CUDA graph can hold the launch.
+A token waits for the logits, then for the state; addresses stay in registers. The position comes from the device, so a
+CUDA graph can hold the launch.
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ from tests.samples import TOLERANCE, relative_rmse, scan_inputs
 SIZES = [(1, 1, 1, 1, 1.0), (3, 2, 9, 5, 0.5), (3, 9, 9, 24, 2.0), (2, 6, 27, 48, 0.0), (2, 5, 64, 600, 1.7)]
 STATE = ("memory", "mass")
 
+# Where kernels are interpreted NumPy warns of log2(0), in 0^γ, and of 0·∞, which is computed and not selected.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
 
 def step(inputs: dict[str, Tensor], token: int, state: dict[str, Tensor], warp: int, power: float = 1.0) -> Tensor:
     """The token's output [N, D]; ``state`` changes in place."""
