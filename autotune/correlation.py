@@ -1,6 +1,7 @@
 """Whether the time model puts schedules in the order that measuring does, on what can be run here.
 
-``python -m autotune.correlation cpu 300`` prints it for every op of "340m", on the space of each op.
+``python -m autotune.correlation cpu 300`` prints it for every op of "340m", on the space of each op, within 300 seconds;
+``… cpu 300 1`` on one thread, which a busy machine leaves alone more often than several at once.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import random
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from autotune.measure import Timing
 from autotune.study import every_schedule
@@ -27,6 +28,9 @@ BATCH, ROUNDS, BATCH_SECONDS = 8, 16, 3.0
 # so much, before an order is there to be told.
 REPEATABLE, SPREAD = 0.7, 1.1
 FEWEST = 5
+
+
+Model = Callable[[Schedule], float]
 
 
 class Pair(NamedTuple):
@@ -52,11 +56,12 @@ class Correlation(NamedTuple):
         return f"{self.reason or f'{self.rho:.2f}'} ({len(self.pairs)} schedules)"
 
 
-def rank_correlation(target: str, workload: Workload, seconds: float) -> Correlation:
+def rank_correlation(target: str, workload: Workload, seconds: float, threads: int | None = None) -> Correlation:
     """Model and measure the schedules of ``workload``, as many as ``seconds`` allow, drawn in an order that is fixed.
 
     Args:
         target: "cpu", or the one that this machine's GPU is.
+        threads: of a CPU's kernels; as many as torch uses if not given.
 
     Raises:
         ValueError: for a target that is not here. RuntimeError: where the default schedule fails.
@@ -67,7 +72,7 @@ def rank_correlation(target: str, workload: Workload, seconds: float) -> Correla
     pairs: list[Pair] = []
     begin = perf_counter()
     with ExitStack() as stack:
-        model, measures = _model(target, workload, stack), _measures(target, stack)
+        model, measures = _prepared(target, workload, threads, stack)
         measures.open(workload, target)
         try:
             measures.try_out(default)
@@ -149,41 +154,36 @@ def _measured(measures: Worker, default: Schedule, modelled: float, batch: dict[
     ]  # fmt: skip
 
 
-def _model(target: str, workload: Workload, stack: ExitStack) -> Any:
-    """From a schedule to modelled seconds."""
+def _prepared(target: str, workload: Workload, threads: int | None, stack: ExitStack) -> tuple[Model, Worker]:
+    """From a schedule to modelled seconds, and what measures."""
     if target == "cpu":
+        import torch
+
         from autotune import time_model_cpu
 
-        return partial(time_model_cpu.seconds, workload, machine=time_model_cpu.this_machine())
-    from autotune.modeller import Modeller
-
-    models = stack.enter_context(Worker(1, makes=Modeller))
-    models.open(workload, target)
-    return lambda schedule: models.model(schedule).seconds
-
-
-def _measures(target: str, stack: ExitStack) -> Worker:
-    import torch
-
-    if target == "cpu":
-        return stack.enter_context(Worker(torch.get_num_threads()))
+        used = threads or torch.get_num_threads()
+        model = partial(time_model_cpu.seconds, workload, machine=time_model_cpu.this_machine(used))
+        return model, stack.enter_context(Worker(used))
     from autotune.gpu_measurer import GpuMeasurer
+    from autotune.modeller import Modeller
     from lowering.targets import here
 
     found = here()
     if found is None or found.name != target:
         raise ValueError(f"{target} is not here; {'there is no GPU' if found is None else f'{found.name} is'}")
-    return stack.enter_context(Worker(1, makes=GpuMeasurer))
+    models = stack.enter_context(Worker(1, makes=Modeller))
+    models.open(workload, target)
+    return lambda schedule: models.model(schedule).seconds, stack.enter_context(Worker(1, makes=GpuMeasurer))
 
 
-def _main(target: str, seconds: str = "300") -> None:
+def _main(target: str, seconds: str = "300", threads: str = "") -> None:
     from ramnet.config import RamNetConfig
     from schedules.of_model import of_model, of_model_on_gpu
 
     config = RamNetConfig.preset("340m")
     workloads = of_model(config) if target == "cpu" else of_model_on_gpu(config)
     for workload in workloads:
-        found = rank_correlation(target, workload, float(seconds) / len(workloads))
+        found = rank_correlation(target, workload, float(seconds) / len(workloads), int(threads or 0) or None)
         sys.stdout.write(f"{workload.name}: {found}\n")
         sys.stdout.flush()
 

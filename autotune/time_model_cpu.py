@@ -1,11 +1,11 @@
 """How long a schedule's kernel takes on a CPU: a model, stated whole in this file.
 
 The kernels of ``lowering/tir`` are counted by what their loops do: instructions, bytes through the ports of L1, lines
-that come from L2, and lines that come from beyond it. A core's time is that of the execution-cache-memory model (Hager,
-Treibig, Habich and Wellein 2016): moving data between levels does not overlap with itself, computing overlaps with all
-of it ::
+that come from L2, and lines that come from beyond it. A core's time follows the execution-cache-memory model (Hager,
+Treibig, Habich and Wellein 2016): moving data between levels does not overlap with itself, and computing overlaps with
+it, of which the 2-norm takes the longer and, since they wait for one another now and then, some of the other ::
 
-    max( instructions / width, L1 ports + lines from L2 + lines from beyond )
+    ‖ instructions / width, L1 ports + lines from L2 + lines from beyond ‖₂
 
 T tasks on p threads take ⌈T / p⌉ / T of the work of all, and waking the threads. The rates of L2 and of memory are
 measured (``autotune.bandwidth``); the others are stated below. It ranks schedules; its seconds are rough.
@@ -56,13 +56,10 @@ class Machine:
 
 
 @cache
-def this_machine() -> Machine:
-    """What this processor tells of itself, what its caches and memory were measured to give, and torch's threads."""
-    import torch
-
+def this_machine(threads: int) -> Machine:
+    """What this processor tells of itself, and what its caches and memory were measured to give now."""
     features = cpu_name().rpartition(" ")[2]
     vector = 64 if features.startswith("avx512") else 32 if features.startswith(("avx", "sve")) else 16
-    threads = torch.get_num_threads()
     far = bandwidth("DRAM", threads) / threads  # what is left of it for each
     return Machine(vector, cache_sizes()[2], bandwidth("L2"), far, threads)
 
@@ -104,10 +101,9 @@ class Counts:
     def stream(self, size: float, times: float, also: float) -> None:
         """``size`` bytes written, beside ``also`` others in use, then read, as often as ``times``.
 
-        A written line is fetched before and goes out after. What L2 keeps of it falls off smoothly with its size, since
-        the cache is not the kernel's alone.
+        A written line is fetched before and goes out after. It is read from its end, which L2 still holds.
         """
-        beyond = (size + also) / (size + also + self.machine.l2)
+        beyond = max(0.0, 1 - self.machine.l2 / (size + also))
         self.from_far += 3 * size * times * beyond
         self.from_l2 += 3 * size * times * (1 - beyond)
 
@@ -124,7 +120,7 @@ class Counts:
     @property
     def seconds(self) -> float:
         terms = self.terms
-        core = max(terms["instructions"], terms["L1"] + terms["L2"] + terms["far"])
+        core = math.hypot(terms["instructions"], terms["L1"] + terms["L2"] + terms["far"])
         threads = self.machine.threads if self.parallel else 1
         share = math.ceil(self.tasks / threads) / self.tasks
         return core * share + (WAKE if self.parallel and threads > 1 else 0.0)
