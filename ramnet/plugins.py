@@ -13,6 +13,6 @@ def plugins(group: str) -> dict[str, EntryPoint]:
     """The entry points of ``group`` by name."""
     found = {entry.name: entry for entry in entry_points(group=group)}
     if not found and _PROJECT.is_file():
-        declared = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["entry-points"][group]
+        declared = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["entry-points"].get(group, {})
         found = {name: EntryPoint(name, value, group) for name, value in declared.items()}
     return found

@@ -12,6 +12,7 @@ from pathlib import Path
 import rich.table
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from autotune.bench.goals import Goal
 from autotune.bench.run import Row, Table
@@ -72,6 +73,8 @@ def goal_cells(goal: Goal) -> tuple[str, ...]:
 
 def title(table: Table) -> str:
     """What a table compares, on how many of the host's threads, and over what."""
+    if not table.rows:
+        return f"{table.name}: {table.what}"
     threads = f"{table.threads} thread{'s'[: table.threads > 1]}"
     return f"{table.name}: {table.what}, {threads}; ratios are over {table.base}"
 
@@ -86,18 +89,18 @@ def show(report: Report, console: Console) -> None:
         for row in table.rows:
             shown.add_row(*row_cells(row, table.base))
         for form, why in table.failed.items():
-            shown.add_row(form, why)
+            shown.add_row(escape(form), escape(why))
         console.print(shown)
     goals = rich.table.Table(title="goals", title_justify="left", title_style="bold")
     for column in GOAL_COLUMNS:
         goals.add_column(column)
     for goal in report.goals:
-        goals.add_row(*goal_cells(goal))
+        goals.add_row(*map(escape, goal_cells(goal)))
     console.print(goals)
     for name, value in report.facts.items():
         console.print(f"{name}: {value:.3g}")
     for notice in report.notices:
-        console.print(f"note: {notice}")
+        console.print(f"note: {notice}", markup=False)
 
 
 def markdown(report: Report) -> str:
