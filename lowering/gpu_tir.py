@@ -85,7 +85,7 @@ def on_cpu(workload: Workload, schedule: Schedule, state: str = "float32", backw
 
 def _kernels(op: Op, sizes: tuple[int, ...], dtype: torch.dtype, state: torch.dtype, schedule: Schedule, target: str,
              on_gpu: bool, **constants: float) -> Run:  # fmt: skip
-    fixed = sizes[1:] if op.startswith("address") or op == "memory_step" else sizes[2:]
+    fixed = sizes[2:] if op.startswith("memory_scan") else sizes[1:]
     key = (op, fixed, dtype, state, schedule, target, on_gpu, *constants.values())
     if key not in _ready:
         shape = dict(zip(AXES[op], sizes, strict=True))
@@ -193,10 +193,29 @@ def _memory_step(
     return (output.to(values.dtype),)
 
 
+def _decode_heads(
+    schedule: Schedule, target: str, projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor,
+    mass: Tensor, order: int, sub_dim: int, top_k: int, cape_heads: int, temperature: float, decay_power: float,
+    eps: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    if memory.dtype != mass.dtype:
+        raise ValueError(f"memory is {memory.dtype} and mass {mass.dtype}; TIR's step takes one type for both")
+    batch, heads, slots, dim = memory.shape
+    dtype = torch.float64 if memory.dtype == torch.float64 else projected.dtype
+    output = projected.new_empty((batch, heads, dim), dtype=dtype)
+    if output.numel():
+        run = _kernels("decode_heads", (batch * heads, order, sub_dim, top_k, slots, dim), dtype, memory.dtype,
+                       schedule, target, projected.is_cuda, decay_power=decay_power, eps=eps, cape_heads=cape_heads,
+                       temperature=temperature)  # fmt: skip
+        run("decode_heads", projected.to(dtype), log_scale.to(dtype), position.view(1), memory, mass, output)
+    return (output.view(batch, heads * dim).to(projected.dtype),)
+
+
 _OPS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "address_decode": _address_decode,
     "address_decode_backward": _address_decode_backward,
     "memory_scan": _memory_scan,
     "memory_scan_backward": _memory_scan_backward,
     "memory_step": _memory_step,
+    "decode_heads": _decode_heads,
 }

@@ -33,16 +33,19 @@ def template(workload: Workload, schedule: Any, cuda: bool, state: str = "float3
     ``state`` is the type of memory and mass. ``backwards``: the CPU's loops over threads go from the last to the first.
     ValueError for an op that has none.
     """
-    from lowering.tir import address_threads, shared_scan, shared_scan_backward, step_threads
+    from lowering.tir import address_threads, heads_threads, shared_scan, shared_scan_backward, step_threads
 
     if workload.op == "address_decode":
         return address_threads.decode(workload, schedule, cuda, backwards)
     if workload.op == "address_decode_backward":
         return address_threads.differentiate_rows(workload, schedule, cuda, backwards)
-    scans = {"memory_scan": shared_scan, "memory_scan_backward": shared_scan_backward, "memory_step": step_threads}
-    if workload.op not in scans:
+    others = {
+        "memory_scan": shared_scan, "memory_scan_backward": shared_scan_backward, "memory_step": step_threads,
+        "decode_heads": heads_threads,
+    }  # fmt: skip
+    if workload.op not in others:
         raise ValueError(f"{workload.op} has no TIR kernel for a GPU")
-    return scans[workload.op].module(workload, schedule, cuda, state, backwards)
+    return others[workload.op].module(workload, schedule, cuda, state, backwards)
 
 
 def programs(workload: Workload, schedule: Any) -> tuple[Program, ...]:
@@ -53,6 +56,7 @@ def programs(workload: Workload, schedule: Any) -> tuple[Program, ...]:
         "memory_scan": _scan,
         "memory_scan_backward": _scan_backward,
         "memory_step": _step,
+        "decode_heads": _heads,
     }
     if workload.op not in count:
         raise ValueError(f"{workload.op} has no TIR kernel for a GPU")
@@ -124,3 +128,13 @@ def _step(workload: Workload, schedule: Any) -> tuple[Program, ...]:
     moved = operands + values + 3 * N * K * (D + 1) * sums
     work = Work(N, schedule.threads, moved, moved, 5.0 * N * K * D, steps=1, trips=5, shared_trips=2, barriers=2)
     return (Program("memory_step", (("N", 1),), schedule.threads, work),)
+
+
+def _heads(workload: Workload, schedule: Any) -> tuple[Program, ...]:
+    N, U, P, K, D = (workload.shape[axis] for axis in "NUPKD")
+    size, sums = _BYTES[workload.dtype], word(workload)
+    moved = N * (2 * U * P + 2 * D) * size + 3 * N * K * (D + 1) * sums
+    # Two threads of a program decode, one after another's logits; then come mass and rows as in a step.
+    operations = N * (2.0 * U * P * (K * K.bit_length() + K) + 5.0 * K * D)
+    work = Work(N, schedule.threads, moved, moved, operations, steps=1, trips=5, shared_trips=2 + U, barriers=5)
+    return (Program("decode_heads", (("B", 1), ("H", 1)), schedule.threads, work),)

@@ -39,11 +39,11 @@ class MemoryScan(Schedule):
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
         return {"form": ("serial", "slots", "shared"), "tile": (8, 16, 32, 64, 128), "threads": (32, 64, 128),
                 "piece": (32, 64, 128, 256), "channels": (1, 2, 4), "heads": (0, 16, 64),
-                "spans": SPANS}  # fmt: skip
+                "spans": SPANS, "slot_lanes": shared.SLOT_LANES, "chunk": shared.CHUNKS}  # fmt: skip
 
     def refusal(self, workload: Workload) -> str | None:
         if self.form == "shared":
-            return shared.refuse_forward(workload, self)
+            return _refuse_idle(self, "tile", "slot_lanes", "chunk") or shared.refuse_forward(workload, self)
         if self.form == "serial":
             return _refuse_idle(self, "tile", "threads", "spans") or serial.refuse(workload, self)
         return _refuse_idle(self, "threads", "piece", "channels", "heads") or slots.refuse(workload, self)
@@ -76,11 +76,13 @@ class MemoryScanBackward(Schedule):
         checkpoints = tuple(sorted({64, 256, 1024, 4096, serial.checkpoint(workload)}))
         return {"form": ("serial", "slots", "shared"), "tile": (8, 16, 32, 64, 128), "threads": (32, 64, 128),
                 "piece": (32, 64, 128, 256), "channels": (1, 2, 4), "checkpoint": checkpoints,
-                "heads": (0, 16, 64), "spans": SPANS}  # fmt: skip
+                "heads": (0, 16, 64), "spans": SPANS, "slot_lanes": shared.SLOT_LANES,
+                "chunk": shared.CHUNKS}  # fmt: skip
 
     def refusal(self, workload: Workload) -> str | None:
         if self.form == "shared":
-            return shared.refuse_backward(workload, self, self.checkpoint)
+            used = ("tile", "slot_lanes", "chunk", "checkpoint")
+            return _refuse_idle(self, *used) or shared.refuse_backward(workload, self, self.checkpoint)
         if self.form == "serial":
             if self.checkpoint < 1:
                 return f"checkpoint is {self.checkpoint}; it must be 1 or more"

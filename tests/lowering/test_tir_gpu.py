@@ -19,7 +19,7 @@ from schedules.base import Schedule
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
 from schedules.gpu.scan import MemoryScan, MemoryScanBackward
 from schedules.gpu.shared import backward_bytes, forward_bytes
-from schedules.gpu.step import MemoryStep
+from schedules.gpu.step import DecodeHeads, MemoryStep
 from schedules.workload import AXES, Op, Workload
 from tests import brute_force
 from tests.samples import DIFFERENTIABLE, TOLERANCE, relative_rmse, scan_inputs, step_inputs
@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Schedule] = {
     "memory_scan": SCAN,
     "memory_scan_backward": BACK.model_copy(update={"chunk": 8}),
     "memory_step": MemoryStep(compiler="tir"),
+    "decode_heads": DecodeHeads(compiler="tir"),
     "address_decode": AddressDecode(compiler="tir"),
     "address_decode_backward": AddressDecodeBackward(compiler="tir"),
 }
@@ -137,6 +138,31 @@ def test_a_step_in_place(D, gamma, dtype) -> None:
         assert relative_rmse(got[name], wanted[name]) < TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize(("cape_heads", "position", "unroll"), [(0, 0, 0), (1, 5, 1), (3, 2**40 + 3, 1)])
+def test_a_layers_token_in_one_launch(cape_heads: int, position: int, unroll: int) -> None:
+    B, H, U, P, K, D = 2, 3, 3, 3, 5, 24
+    generator = torch.Generator().manual_seed(9)
+    projected = 2 * torch.randn(B, 2 * H * U * P + H * D, generator=generator)
+    log_scale = 0.3 * torch.randn(2, H, generator=generator)
+    memory, mass = torch.randn(B, H, P**U, D, generator=generator), 0.1 + torch.rand(B, H, P**U, generator=generator)
+
+    logits, values = projected.double().split([2 * H * U * P, H * D], dim=1)
+    scale = log_scale.double().exp() / 0.7
+    address = brute_force.keep_largest(
+        brute_force.product_softmax(logits.view(B, 2, H, U, P) * scale[..., None, None]), K
+    )
+    with_cape = (torch.arange(H) < cape_heads)[:, None]
+    address = torch.where(with_cape, address.roll(-(position % P**U), dims=-1), address)
+    read, write = address.unsqueeze(-2).unbind(1)
+    states = brute_force.pdma(write, read, values.view(B, H, 1, D), memory.double(), mass.double(), 1.3, 1e-4, 0.01)
+
+    ops = kernels(decode_heads=DecodeHeads(compiler="tir", threads=32, unroll=unroll))
+    at = torch.tensor(position)
+    output = ops.decode_heads(projected, log_scale, at, memory, mass, U, P, K, cape_heads, 0.7, 1.3, 1e-4)
+    for got, want in zip((output, memory, mass), states, strict=True):
+        assert relative_rmse(got, want.view(got.shape)) < TOLERANCE[torch.float32]
+
+
 def both_ways(op: Op, schedule: Schedule, tensors: list[Tensor], outputs: list[Tensor]) -> list[list[Tensor]]:
     """An op's one function with its threads' loops forwards and backwards."""
     slots, dim = tensors[5].shape[1:]
@@ -227,9 +253,11 @@ def test_a_check_of_barriers_sees_that_one_is_gone(monkeypatch: pytest.MonkeyPat
     assert len(barriers(cuda.cuda_source(work, "h100", schedule))) == 10, "TVM put a barrier of its own"
 
 
-def test_what_a_step_and_a_backward_synchronise() -> None:
+def test_what_steps_and_a_backward_synchronise() -> None:
     step = body_of(cuda.cuda_source(workload("memory_step"), "h100", MemoryStep(compiler="tir")), "memory_step")
     assert barriers(step) == [(WHOLE, 0), (WHOLE, 0)]
+    heads = body_of(cuda.cuda_source(workload("decode_heads"), "h100", DecodeHeads(compiler="tir")), "decode_heads")
+    assert barriers(heads) == [(WHOLE, 0)] * 4  # logits, addresses, and the step's
     text = cuda.cuda_source(workload("memory_scan_backward"), "h100", DEFAULTS["memory_scan_backward"])
     kernels_of = {part.split("_kernel(")[0].split()[-1]: part for part in text.split('extern "C" __global__')[1:]}
     each = {name: barriers(part) for name, part in kernels_of.items() if "{" in part}
