@@ -352,16 +352,16 @@ def test_facts_are_goals_where_the_issue_has_them() -> None:
 # Parts in processes of their own.
 
 
-def test_a_part_that_fails_leaves_the_others() -> None:
+def test_a_part_that_fails_leaves_the_others_and_what_it_had_done() -> None:
     def measured(run: Run, part: str, seconds: float) -> list[Table]:
         if part == "attention":
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            raise apart.PartError("CUDA error: an illegal memory access was encountered", [BESIDE_GLA])
         return [SCAN] if part == "scan" else []
 
     *_, found = everything.measure(Run("h200"), parts=["scan", "attention", "decode"], measured=measured)
-    assert [x.name for x in found.tables] == [scan.NAME, "attention"]
-    assert found.tables[1].failed == {"all": "CUDA error: an illegal memory access was encountered"}
-    assert "seconds that decode took" in found.facts
+    assert [x.name for x in found.tables] == [scan.NAME, scan.GLA_NAME, "attention"]
+    assert found.tables[2].failed == {"all": "CUDA error: an illegal memory access was encountered"}
+    assert set(found.facts) == {f"seconds that {part} took" for part in ("scan", "attention", "decode")}
 
 
 def test_parts_that_would_begin_too_late_are_left_out() -> None:
@@ -369,35 +369,53 @@ def test_parts_that_would_begin_too_late_are_left_out() -> None:
     assert [x.failed for x in found.tables] == [{"all": "left out: 0 s had passed"}] * 2
 
 
-def test_a_part_comes_back_from_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def part(run: GpuRun) -> list[Table]:
-        run.notice("noted")
-        run.facts["fact"] = 1.5
-        return [SCAN]
+def said_by(run: GpuRun) -> bytes:
+    """A part's output, among what libraries print, when it has two tables of which the second is not whole yet."""
+    run.tables, run.facts, run.notices = [SCAN], {"fact": 1.5}, ["noted"]
+    return f"chatter\n{apart.tell(run)}\nchatter\n".encode()
 
-    monkeypatch.setitem(apart.PARTS, "scan", (part, 1.0))
-    said = apart.run_part("scan", GpuRun("h200", device="cpu"))
-    done = subprocess.CompletedProcess([], 0, f"chatter\n{said}\n", "")
+
+def test_a_part_comes_back_from_its_process(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 0, said_by(run), b"")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    run = Run("h200")
-    assert apart.measured(run, "scan", 9.0) == [SCAN]
-    assert (run.facts, run.notices) == ({"fact": 1.5}, ["noted"])
+    parent = Run("h200")
+    assert apart.measured(parent, "scan", 9.0) == [SCAN]
+    assert (parent.facts, parent.notices) == ({"fact": 1.5}, ["noted"])
 
 
-def test_the_last_line_of_a_part_that_fails_is_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = subprocess.CompletedProcess([], 1, "", "step\nout of memory\n")
+def test_a_part_tells_of_each_table_that_is_done(run: GpuRun) -> None:
+    told: list[list[str]] = []
+    run.on_table = lambda run: told.append([table.name for table in run.tables])
+    for name in ("one", "two"):
+        run.table(name, "what", {"form": lambda: list}, base="form")
+    assert told == [["one"], ["one", "two"]]
+
+
+def test_the_last_line_of_a_part_that_fails_is_its_reason(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 1, said_by(run), b"step\nout of memory\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(RuntimeError, match=r"^out of memory$"):
+    with pytest.raises(apart.PartError, match=r"^out of memory$") as caught:
         apart.measured(Run("h200"), "scan", 9.0)
+    assert caught.value.tables == [SCAN]
 
 
-def test_a_part_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_hangs_is_ended_and_what_it_had_done_is_kept(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = said_by(run)
+
     def hang(command: Any, timeout: float, **_: Any) -> Any:
-        raise subprocess.TimeoutExpired(command, timeout)
+        raise subprocess.TimeoutExpired(command, timeout, said, b"checking GLA\n")
 
     monkeypatch.setattr(subprocess, "run", hang)
-    with pytest.raises(RuntimeError, match="took longer than 9 s"):
+    with pytest.raises(apart.PartError, match=r"took longer than 9 s; at last: checking GLA") as caught:
         apart.measured(Run("h200"), "scan", 9.0)
+    assert caught.value.tables == [SCAN]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_process_of_a_part_without_a_gpu_says_so_in_one_line() -> None:
+    with pytest.raises(apart.PartError) as caught:
+        apart.measured(Run("h200"), "spills", 60.0)
+    assert str(caught.value) and "\n" not in str(caught.value) and caught.value.tables == []
 
 
 def test_the_report_says_what_failed(tmp_path: Path) -> None:

@@ -48,12 +48,12 @@ def measure(
         run.on_step(f"{part}, {left:.0f} s left")
         try:
             if left < 0.02 * seconds:
-                raise RuntimeError(f"left out: {seconds:.0f} s had passed")
-            started = perf_counter()
+                raise apart.PartError(f"left out: {seconds:.0f} s had passed", [])
             found = measured(run, part, min(apart.PARTS[part][1], left))
-            run.facts[f"seconds that {part} took"] = perf_counter() - started
-        except (RuntimeError, OSError, ValueError) as problem:
-            found = [Table(part, "the whole part", 1, "", [], {"all": reason(problem)})]
+        except apart.PartError as problem:
+            what = "what is missing of the part" if problem.tables else "the whole part"
+            found = [*problem.tables, Table(part, what, 1, "", [], {"all": reason(problem)})]
+        run.facts[f"seconds that {part} took"] = perf_counter() - begin - (seconds - left)
         tables |= {table.name: table for table in found}
         yield Report(list(tables.values()), goals(tables, run.facts), run.facts, run.notices, described())
 

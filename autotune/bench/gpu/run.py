@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,10 +23,15 @@ Make = Callable[[], Candidate]
 
 @dataclass
 class GpuRun(Run):
-    """One part's run on ``device``, within ``seconds``. In a benchmark ``clock`` is a ``CudaClock``."""
+    """One part's run on ``device``, within ``seconds``. In a benchmark ``clock`` is a ``CudaClock``.
+
+    ``tables`` are those that are done, of which ``on_table`` is told.
+    """
 
     device: str = "cuda"
     seconds: float = 150.0
+    tables: list[Table] = field(default_factory=list)
+    on_table: Callable[[GpuRun], None] = lambda run: None
 
     @cached_property
     def kernels(self) -> dict[str, Callable[[], Any]]:
@@ -60,9 +65,12 @@ class GpuRun(Run):
         rare = {form: ready.pop(form) for form in slow if form in ready}
         if not ready:
             ready, rare = rare, {}
-        if not ready:
-            return Table(name, what, self.threads, base, [], failed)
-        return replace(self.compare(name, what, ready, rare, base=base, calls=calls), failed=failed)
+        found = Table(name, what, self.threads, base, [])
+        if ready:
+            found = self.compare(name, what, ready, rare, base=base, calls=calls)
+        self.tables.append(replace(found, failed=failed))
+        self.on_table(self)
+        return self.tables[-1]
 
     def copying(self, nbytes: int) -> Candidate:
         """Reads and writes so many bytes in all, as the card copies them best: half of them from there to here."""
