@@ -13,8 +13,8 @@ from torch import Tensor
 from lowering.triton.launch import Launch
 from lowering.work import Work
 
-BLOCK = 512
-THREADS = 128
+# An element a thread.
+BLOCK = THREADS = 128
 
 
 @triton.jit(do_not_specialize=["SIZE"])

@@ -125,6 +125,7 @@ def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) 
     [
         ({"tile": 48}, "tile is 48; it must be a power of two"),
         ({"tile": 32}, "tile is 32, fewer channels than the 64 threads; a channel must be one thread's alone"),
+        ({"tile": 64, "threads": 32}, "tile is 64; half of it holds all D = 24 channels"),
         ({"tile": 128}, "tile is 128; half of it holds all D = 24 channels"),
         ({"threads": 16}, "threads is 16; it must be a power of two in 32..1024"),
         ({"spans": 0}, "spans is 0; it must be 1 or more"),
@@ -134,6 +135,13 @@ def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) 
 def test_a_schedule_that_cannot_be_built_is_refused(knobs: dict[str, int], message: str) -> None:
     workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 24})
     assert MemoryScan(**knobs).refusal(workload) == message  # type: ignore[arg-type]
+
+
+def test_threads_with_several_channels_need_aligned_rows() -> None:
+    workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 33})
+    message = "tile is 64, more channels than the 32 threads; D = 33 is no multiple of 4 for that"
+    assert MemoryScan(tile=64, threads=32).refusal(workload) == message
+    assert MemoryScan(tile=64, threads=64).refusal(workload) is None
 
 
 @pytest.mark.parametrize("top_k", [1, 8, 16, 17, 64])

@@ -84,15 +84,30 @@ def test_a_tile_with_fewer_channels_than_threads_is_told(arch: str) -> None:
         check_thread_owned(rows.asm["ttgir"], "state")
 
 
-def test_the_same_of_the_backward() -> None:
-    inputs = [x.flatten(0, 1) for x in scan_inputs(1, 1, 7, 3, 9, 64).values()]
-    grads = [inputs[4], inputs[5], inputs[6]]
-    arguments = [*grads, *inputs, 1.0, 1e-6, 0.01]
-    binaries = compile_plan("lowering.triton.memory_scan_backward", arguments, MemoryScanBackward(tile=32), "sm_90")
-    (rows,) = (x for x in binaries if x.name == "scan_rows_backward")
+@pytest.mark.parametrize("argument", ["states", "history", "grad_state"])
+def test_the_same_of_the_backward(argument: str) -> None:
+    with pytest.raises(RaceError, match=f"elements of {argument} are held by several threads"):
+        check_thread_owned(backward_rows(64, 32, 64), argument)
+
+
+def backward_rows(value_dim: int, tile: int, threads: int) -> str:
+    inputs = [x.flatten(0, 1) for x in scan_inputs(1, 1, 7, 3, 8, value_dim).values()]
+    arguments = [inputs[4], inputs[5], inputs[6], *inputs, 1.0, 1e-6, 0.01]
+    schedule = MemoryScanBackward(tile=tile, threads=threads, checkpoint=3)
+    binaries = compile_plan("lowering.triton.memory_scan_backward", arguments, schedule, "sm_90")
+    return next(x for x in binaries if x.name == "scan_rows_backward").asm["ttgir"]
+
+
+@pytest.mark.parametrize(("value_dim", "tile", "threads"), [(33, 64, 64), (36, 64, 32), (48, 128, 32), (300, 256, 64)])
+def test_a_channel_stays_one_threads_own(value_dim: int, tile: int, threads: int) -> None:
+    ttgir = backward_rows(value_dim, tile, threads)
     for argument in ("states", "history", "grad_state"):
-        with pytest.raises(RaceError, match=f"elements of {argument} are held by several threads"):
-            check_thread_owned(rows.asm["ttgir"], argument)
+        check_thread_owned(ttgir, argument)
+
+
+def test_rows_that_are_split_between_threads_in_two_ways_are_told() -> None:
+    with pytest.raises(RaceError, match="states is accessed in 2 layouts; one is right"):
+        check_thread_owned(backward_rows(33, 64, 32), "states")
 
 
 def test_memory_that_all_threads_access_alike_is_no_threads_own() -> None:
