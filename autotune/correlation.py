@@ -1,6 +1,6 @@
 """Whether the time model puts schedules in the order that measuring does, on what can be run here.
 
-``python -m autotune.correlation cpu 300`` prints it for every op of "340m", on the space of each op, within 300 seconds;
+``python -m autotune.correlation cpu 300`` prints it for every op of "340m", on its whole space, within 300 seconds;
 ``… cpu 300 1`` on one thread, which a busy machine leaves alone more often than several at once.
 """
 
@@ -57,7 +57,7 @@ class Correlation(NamedTuple):
 
 
 def rank_correlation(target: str, workload: Workload, seconds: float, threads: int | None = None) -> Correlation:
-    """Model and measure the schedules of ``workload``, as many as ``seconds`` allow, drawn in an order that is fixed.
+    """Model and measure the schedules of ``workload``, as many as ``seconds`` allow, in an order that is fixed.
 
     Args:
         target: "cpu", or the one that this machine's GPU is.
@@ -80,7 +80,7 @@ def rank_correlation(target: str, workload: Workload, seconds: float, threads: i
         except FailedError as failure:
             raise RuntimeError(f"{workload.name}: the default schedule fails: {failure}") from None
         for start in range(0, len(others), BATCH):
-            if perf_counter() - begin > seconds:
+            if start and perf_counter() - begin > seconds:
                 break
             batch = {}
             for schedule in others[start : start + BATCH]:

@@ -31,7 +31,7 @@ def targets() -> None:
     for target in TARGETS.values():
         is_here = target.gpu is None or (found is not None and found.name == target.name)
         machine = f"{target.description} ({cpu_name()})" if target.gpu is None else target.description
-        hows = Counter(record.how for record in load(records_path(target.name)))
+        hows = Counter[str](record.how for record in load(records_path(target.name)))
         counts = [f"{hows[how]} {name}" for how, name in _HOWS if hows[how]]
         table.add_row(target.name, machine, *_possible(target, is_here), ", ".join(counts) or "none")
     console().print(table)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lowering.gpu import plan
 from lowering.targets import find, gpu_of
 from lowering.work import Compiled
+from schedules.gpu import SCHEDULES
 from schedules.workload import Workload
 
 # Heads of a model's layer: N is B·H, and the kernel that decodes heads must know where a sequence ends.
@@ -60,6 +61,8 @@ def compiler(schedule: Any) -> str:
 
 def arguments(workload: Workload) -> tuple[Any, ...]:
     """What ``GpuKernels`` hands to an op's ``plan``, its tensors on the meta device; the state is in sums' type."""
+    if workload.op not in SCHEDULES:
+        raise ValueError(f"{workload.op} has no kernel for a GPU; there are those of {', '.join(sorted(SCHEDULES))}")
     values = getattr(torch, workload.dtype)
     sums = torch.float64 if values == torch.float64 else torch.float32
     shape = workload.shape
@@ -89,6 +92,4 @@ def arguments(workload: Workload) -> tuple[Any, ...]:
     inputs = (*addresses, *addresses, empty(*rows, D), *state)
     if workload.op == "memory_scan_backward":
         return empty(*rows, D), *state, *inputs, *constants, workload.constants.get("proxy_eps", 0.0)
-    if workload.op in ("memory_scan", "memory_step"):
-        return *inputs, *constants
-    raise ValueError(f"{workload.op} has no kernel for a GPU")
+    return *inputs, *constants

@@ -1,0 +1,73 @@
+"""Workloads compiled for GPUs that are not there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowering import offline
+from lowering.offline import NoCompilerError, arguments, compile_for, compiler
+from ramnet.config import RamNetConfig
+from schedules.gpu import SCHEDULES, AddressDecode, MemoryScan, MemoryStep
+from schedules.of_model import of_model_on_gpu
+from schedules.workload import Workload
+
+CONFIG = RamNetConfig.preset("340m")
+WORKLOADS = {workload.op: workload for workload in of_model_on_gpu(CONFIG, batch_size=2, length=8, decode_batch=4)}
+
+
+def test_a_model_trains_and_decodes_with_six_ops_in_bfloat16() -> None:
+    assert set(WORKLOADS) == set(SCHEDULES)
+    assert {workload.dtype for workload in WORKLOADS.values()} == {"bfloat16"}
+    assert WORKLOADS["address_decode"].shape["R"] == 2 * 2 * 16 * 8
+    assert WORKLOADS["memory_scan"].shape["N"] == 2 * 16
+    assert WORKLOADS["decode_heads"].shape["N"] == WORKLOADS["memory_step"].shape["N"] == 4 * 16
+
+
+@pytest.mark.parametrize("size", ["batch_size", "length", "decode_batch"])
+def test_a_size_below_one_is_refused(size: str) -> None:
+    with pytest.raises(ValueError, match=f"{size} is 0; it must be at least 1"):
+        of_model_on_gpu(CONFIG, **{size: 0})
+
+
+@pytest.mark.parametrize("op", SCHEDULES)
+def test_tensors_are_on_no_device_and_the_state_is_float32(op: str) -> None:
+    workload = WORKLOADS[op]
+    tensors = [x for x in arguments(workload) if isinstance(x, torch.Tensor)]
+    assert {x.device.type for x in tensors} == {"meta"}
+    slots = workload.shape.get("M")
+    state = [x for x in tensors if slots is not None and slots in x.shape]
+    assert all(x.dtype == torch.float32 for x in state)
+    assert any(x.dtype == torch.bfloat16 for x in tensors)
+
+
+def test_which_compiler_a_schedule_wants() -> None:
+    assert compiler(MemoryScan()) == compiler(MemoryStep()) == "triton"
+    assert compiler(MemoryStep(compiler="tir")) == "tir"
+    assert compiler(MemoryScan.model_construct(form="shared")) == "tir"
+
+
+def test_a_target_without_a_gpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="target 'cpu' is no GPU"):
+        compile_for(WORKLOADS["memory_step"], "cpu", MemoryStep())
+
+
+def test_a_refused_schedule_is_refused_here_too() -> None:
+    with pytest.raises(ValueError, match="memory_step: threads is 33"):
+        compile_for(WORKLOADS["memory_step"], "a100", MemoryStep(threads=33))
+
+
+def test_tir_serves_no_amd_gpu() -> None:
+    with pytest.raises(NoCompilerError, match="tir does not compile for mi300x, which triton serves"):
+        compile_for(WORKLOADS["address_decode"], "mi300x", AddressDecode(compiler="tir"))
+
+
+def test_a_process_that_interprets_kernels_cannot_compile_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set in this process"):
+        compile_for(WORKLOADS["memory_step"], "a100", MemoryStep())
+
+
+def test_an_op_without_a_kernel_is_named() -> None:
+    with pytest.raises(ValueError, match="project has no kernel for a GPU"):
+        offline.arguments(Workload(op="project", shape={"O": 8, "I": 8}))
