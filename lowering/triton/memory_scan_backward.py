@@ -89,10 +89,13 @@ def _rows(
     accesses = write_slots.numel() * width
     # A write loads and stores its row, and once more to keep it; its gradient, and a read's, are loaded and stored.
     rows = (2 * twice + 9) * accesses * states.element_size() + 2 * (copies - 1) * states[0].nbytes
+    # Of the two sums over channels, as compiled: a program of one NVIDIA warp sums without shared memory.
+    exchange = schedule.threads > 32
     work = Work(
         programs=heads * tiles, threads=schedule.threads,
         dram_bytes=operands + channels + along + states.nbytes + 2 * grad_state.nbytes,
         cache_bytes=(2 + twice) * tiles * operands + channels + along + rows,
-        operations=(12 + 3 * twice) * accesses, steps=tokens, trips=3 + twice, shared_trips=2, barriers=4,
+        operations=(12 + 3 * twice) * accesses, steps=tokens, trips=3 + twice + (copies - 1) * slots / 8 / tokens,
+        shared_trips=4 if exchange else 2, barriers=10 if exchange else 2,
     )  # fmt: skip
     return Launch(scan_rows_backward, (heads, tiles), arguments, schedule.threads, work)

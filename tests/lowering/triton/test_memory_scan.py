@@ -120,6 +120,16 @@ def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) 
     check_thread_owned(binaries["scan_rows"].asm["ttgir"], "state")
 
 
+def test_work_is_counted_from_the_sizes() -> None:
+    inputs = [x.flatten(0, 1).to("meta") for x in scan_inputs(2, 3, 7, 4, 9, 48).values()]
+    rows = memory_scan.plan(*inputs, 1.0, EPS, MemoryScan(tile=32, threads=32)).launches[-1]
+    tokens, tiles = 2 * 3 * 7, 2
+    row_bytes = 3 * 4 * 48 * 4  # a write loads and stores its row, a read loads it: K rows of D float32 each
+    operands = 4 * 4 * 4  # K slots and weights of writes, slots and factors of reads
+    assert (rows.work.programs, rows.work.threads, rows.work.steps) == (2 * 3 * tiles, 32, 7)
+    assert rows.work.cache_bytes == tokens * (row_bytes + tiles * operands + 2 * 48 * 4)
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
