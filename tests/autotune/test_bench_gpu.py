@@ -23,7 +23,7 @@ from autotune.bench.cli import bench
 from autotune.bench.correlated import FACT
 from autotune.bench.gpu import apart, decode, everything, scan, training, warm
 from autotune.bench.gpu.goals import DECODED, PLACED, TRAINED, goals
-from autotune.bench.gpu.run import NO_FLA, GpuRun
+from autotune.bench.gpu.run import NO_FLA, GpuRun, without_fla
 from autotune.bench.run import DEFAULT, FLOOR, TUNED, Row, Run, Table
 from autotune.correlation import Correlation
 from autotune.measure import interleaved
@@ -151,6 +151,12 @@ def test_a_library_that_is_missing_is_a_row_and_not_a_failure(run: GpuRun, no_fl
     assert decoded.failed == {decode.GLA: NO_FLA, decode.DELTA: NO_FLA}
     (trained,) = training.step(run, batch=2, tokens=8)
     assert trained.failed == {training.GLA: NO_FLA} and forms(trained) == {TUNED}
+
+
+def test_what_the_library_itself_lacks_is_said() -> None:
+    lacking = ModuleNotFoundError("No module named 'einops'", name="einops")
+    assert str(without_fla(lacking)) == "flash-linear-attention cannot be imported: No module named 'einops'"
+    assert str(without_fla(ModuleNotFoundError("No module named 'fla'", name="fla.ops"))) == NO_FLA
 
 
 def test_a_form_with_wrong_numbers_is_not_timed(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autotune.bench.gpu.run import NO_FLA
+from autotune.bench.gpu.run import without_fla
 from ramnet import RamNetConfig, RamNetForCausalLM
 
 
@@ -94,8 +94,8 @@ class Peer(nn.Module):
         super().__init__()
         try:
             import fla.ops  # noqa: F401 that it is there
-        except ImportError:
-            raise ImportError(NO_FLA) from None
+        except ImportError as error:
+            raise without_fla(error) from None
         self.skeleton = RamNetForCausalLM(config)
         for block in self.skeleton.blocks:
             block.mixer = kind(config.hidden_size)

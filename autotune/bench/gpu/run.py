@@ -97,6 +97,12 @@ def reason(problem: BaseException) -> str:
     return (text if len(text) <= 240 else f"{text[:160]} … {text[-70:]}") or type(problem).__name__
 
 
+def without_fla(error: ImportError) -> ImportError:
+    """What to say where flash-linear-attention, or what it needs, cannot be imported."""
+    missing = (error.name or "").partition(".")[0] == "fla"
+    return ImportError(NO_FLA if missing else f"flash-linear-attention cannot be imported: {error}")
+
+
 def finite(form: str, tensors: Sequence[Tensor]) -> None:
     """ValueError where a form gives a NaN or an infinity: all that is asked of other libraries' results."""
     for i, tensor in enumerate(tensors):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autotune.bench import autograd, eager
-from autotune.bench.gpu.run import NO_FLA, TOLERANCE, GpuRun, Make, finite
+from autotune.bench.gpu.run import TOLERANCE, GpuRun, Make, finite, without_fla
 from autotune.bench.inputs import ScanInputs
 from autotune.bench.run import FLOOR, TUNED, Candidate, Table, check
 from lowering.gpu import GpuKernels
@@ -176,8 +176,8 @@ def chunk_gla(run: GpuRun, sizes: Sizes) -> Candidate:
     """flash-linear-attention's gated linear attention forward and backward, all gradients."""
     try:
         from fla.ops.gla import chunk_gla as op
-    except ImportError:
-        raise ImportError(NO_FLA) from None
+    except ImportError as error:
+        raise without_fla(error) from None
     generator = torch.Generator(run.device).manual_seed(0)
 
     def normal(width: int) -> Tensor:
