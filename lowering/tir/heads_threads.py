@@ -22,8 +22,8 @@ def module(
     """The IRModule of the kernel (paper, steps 1 to 6).
 
     Parameters: projected [B, 2·H·U·P + H·D], x W of W_q, W_k and W_v; log_scale [2, H], α of W_q and W_k; position,
-    int64 [1]; memory [B, H, M, D] and mass [B, H, M] of the type ``state``, updated in place; output [B, H, D]. B and H are
-    taken at run time. The workload's constants name besides the usual ``temperature``, 1 where it is not given, and
+    int64 [1]; memory [B, H, M, D] and mass [B, H, M] of the type ``state``, updated in place; output [B, H, D]. B and H
+    are taken at run time. The workload's constants name besides the usual ``temperature``, 1 where it is not given, and
     ``cape_heads``, none: heads 0 to that one shift their addresses by the position.
     """
     M, D, dtype = workload.shape["M"], workload.shape["D"], workload.dtype
