@@ -6,14 +6,14 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from autotune.bench import autograd, eager
-from autotune.bench.gpu.run import TOLERANCE, GpuRun, Make, finite, without_fla
+from autotune.bench.gpu.others import CUDNN, FLASH, GLA, GLA_HEADS, GLA_KEY, GLA_VALUE, Sizes, attention, chunk_gla
+from autotune.bench.gpu.run import TOLERANCE, GpuRun, Make
 from autotune.bench.inputs import ScanInputs
 from autotune.bench.run import FLOOR, TUNED, Candidate, Table, check
 from lowering.gpu import GpuKernels
@@ -23,30 +23,11 @@ from schedules.base import Schedule
 from schedules.gpu import SCHEDULES
 from schedules.workload import Workload
 
-GLA, FLASH, CUDNN = "flash-linear-attention, chunk_gla", "FlashAttention through SDPA", "cuDNN attention through SDPA"
 CHUNKED, SORTED = "eager, chunked", "eager, sorted"
 FORMS = ("serial", "slots", "shared")
 NAME, GLA_NAME = "memory_scan forward + backward", "scan and gated linear attention"
-# Gated linear attention's heads, and widths of keys and values, at the paper's width of 1024.
-GLA_HEADS, GLA_KEY, GLA_VALUE = 4, 128, 256
 # The reference walks through the tokens one by one; beyond this many it would take most of the run.
 LONGEST_CHECKED = 8192
-
-
-class Sizes(NamedTuple):
-    """B, H, T, K, U, P and D; M = P^U."""
-
-    batch: int = 16
-    heads: int = 16
-    tokens: int = 4096
-    top_k: int = 8
-    order: int = 5
-    sub_dim: int = 4
-    dim: int = 64
-
-    def __str__(self) -> str:
-        return f"B={self.batch} H={self.heads} T={self.tokens} K={self.top_k} M={self.sub_dim**self.order} D={self.dim}"
-
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768)
 
@@ -170,51 +151,6 @@ def floor_bytes(given: Sequence[Tensor], found: Sequence[Tensor]) -> int:
     """Of both passes: what each must read and write once. The backward reads the inputs again."""
     inputs, grads = given[:7], given[7:]
     return sum(x.nbytes for x in (*inputs, *inputs, *grads, *found))
-
-
-def chunk_gla(run: GpuRun, sizes: Sizes) -> Candidate:
-    """flash-linear-attention's gated linear attention forward and backward, all gradients."""
-    try:
-        from fla.ops.gla import chunk_gla as op
-    except ImportError as error:
-        raise without_fla(error) from None
-    generator = torch.Generator(run.device).manual_seed(0)
-
-    def normal(width: int) -> Tensor:
-        shape = (sizes.batch, sizes.tokens, GLA_HEADS, width)
-        return torch.randn(shape, generator=generator, device=run.device).bfloat16()
-
-    q, k, gate = (normal(GLA_KEY) for _ in range(3))
-    return _forward_backward(
-        GLA, lambda *x: op(*x)[0], [q, k, normal(GLA_VALUE), F.logsigmoid(gate) / 16], normal(GLA_VALUE)
-    )
-
-
-def attention(run: GpuRun, sizes: Sizes, backend: str) -> Candidate:
-    """Causal attention forward and backward through torch's scaled_dot_product_attention."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    generator = torch.Generator(run.device).manual_seed(0)
-    shape = (sizes.batch, sizes.heads, sizes.tokens, sizes.dim)
-    q, k, v, grad = (torch.randn(shape, generator=generator, device=run.device).bfloat16() for _ in range(4))
-
-    def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # On the CPU, where only tests run it, torch chooses.
-        with nullcontext() if run.device == "cpu" else sdpa_kernel([getattr(SDPBackend, backend)]):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    return _forward_backward(backend, op, [q, k, v], grad)
-
-
-def _forward_backward(form: str, op: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> Candidate:
-    leaves = [x.requires_grad_() for x in inputs]
-
-    def call() -> list[Tensor]:
-        output = op(*leaves)
-        return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
-
-    finite(form, call())
-    return call
 
 
 def _checked(

@@ -53,10 +53,10 @@ def take_share(share: int, of: int) -> None:
 
 def _main(share: str, of: str) -> None:
     take_share(int(share), int(of))
-    from autotune.bench.gpu import scan
+    from autotune.bench.gpu import others
 
     # What is compiled does not depend on how many sequences there are, nor on how long they are.
-    scan.chunk_gla(GpuRun(), scan.Sizes(batch=2, tokens=512))
+    others.chunk_gla(GpuRun(), others.Sizes(batch=2, tokens=512))
 
 
 if __name__ == "__main__":
