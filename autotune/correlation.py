@@ -50,10 +50,13 @@ class Correlation(NamedTuple):
 
     rho: float | None
     pairs: tuple[Pair, ...]
+    agreement: float = 0.0  # the rho of two halves of the rounds, which bounds what a model can reach
     reason: str = ""  # why there is no rho, in words
 
     def __str__(self) -> str:
-        return f"{self.reason or f'{self.rho:.2f}'} ({len(self.pairs)} schedules)"
+        if self.rho is None:
+            return f"{self.reason} ({len(self.pairs)} schedules)"
+        return f"{self.rho:.2f} ({len(self.pairs)} schedules; two halves of the rounds agree to {self.agreement:.2f})"
 
 
 def rank_correlation(target: str, workload: Workload, seconds: float, threads: int | None = None) -> Correlation:
@@ -96,20 +99,19 @@ def rank_correlation(target: str, workload: Workload, seconds: float, threads: i
 def correlate(pairs: Sequence[Pair]) -> Correlation:
     """Spearman's rho of the pairs, or the reason why there is none."""
     if len(pairs) < FEWEST:
-        return Correlation(None, tuple(pairs), f"fewer than {FEWEST} schedules ran")
+        return Correlation(None, tuple(pairs), reason=f"fewer than {FEWEST} schedules ran")
     measured = sorted(pair.measured for pair in pairs)
     tenth = len(measured) // 10
     apart = measured[-1 - tenth] / measured[tenth]
     agreement = spearman([pair.halves[0] for pair in pairs], [pair.halves[1] for pair in pairs])
     if apart < SPREAD or agreement < REPEATABLE:
         return Correlation(
-            None, tuple(pairs),
+            None, tuple(pairs), agreement,
             f"no order to tell: the schedules are {apart:.2f}× apart, and two halves of the rounds agree to"
             f" {agreement:.2f}",
         )  # fmt: skip
-    return Correlation(
-        spearman([pair.modelled for pair in pairs], [pair.measured for pair in pairs]), tuple(pairs)
-    )  # fmt: skip
+    rho = spearman([pair.modelled for pair in pairs], [pair.measured for pair in pairs])
+    return Correlation(rho, tuple(pairs), agreement)
 
 
 def spearman(xs: Sequence[float], ys: Sequence[float]) -> float:
