@@ -113,5 +113,6 @@ def _rows(
         programs=heads * tiles, threads=schedule.threads,
         dram_bytes=operands + channels + 2 * state.nbytes,
         cache_bytes=tiles * operands + channels + accesses * state.element_size(), operations=accesses, steps=tokens,
+        reused_bytes=state.nbytes,
     )  # fmt: skip
     return Launch(scan_rows, (heads, tiles), arguments, schedule.threads, work)

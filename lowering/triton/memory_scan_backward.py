@@ -96,6 +96,6 @@ def _rows(
         dram_bytes=operands + channels + along + states.nbytes + 2 * grad_state.nbytes,
         cache_bytes=(2 + twice) * tiles * operands + channels + along + rows,
         operations=(12 + 3 * twice) * accesses, steps=tokens, trips=3 + twice + (copies - 1) * slots / 8 / tokens,
-        shared_trips=4 if exchange else 2, barriers=10 if exchange else 2,
+        shared_trips=4 if exchange else 2, barriers=10 if exchange else 2, reused_bytes=2 * grad_state.nbytes,
     )  # fmt: skip
     return Launch(scan_rows_backward, (heads, tiles), arguments, schedule.threads, work)
