@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 # The L2 cache is overwritten this many times, since it need not evict in order.
 OVER = 2
+# Seconds that the host may be ahead of the device: it can queue no more than about a thousand launches.
+LONGEST_LEAD = 10e-3
 
 
 class CudaClock:
-    """Each call between two events of its own, behind a write that evicts its data from the L2 cache.
+    """Each call between two events of its own, behind writes that evict its data from the L2 cache.
 
-    The write also keeps the device busy while the host queues the call, so that what is timed is the device's work.
-    The host waits once, at the end of a sample.
+    There are as many writes as keep the device busy while the host queues the call, so that what is timed is the
+    device's work; a call that takes longer to queue than ``LONGEST_LEAD`` is timed at the host's pace. The host waits
+    once, at the end of a sample.
 
     Args:
-        flush: queues that write. cuda: the functions of ``torch.cuda``.
+        flush: queues a write. cuda: the functions of ``torch.cuda``. host: the processor's clock.
     """
 
-    def __init__(self, flush: Callable[[], object] | None = None, cuda: Any = torch.cuda) -> None:
-        self.flush, self.cuda = flush or flusher(), cuda
+    def __init__(
+        self,
+        flush: Callable[[], object] | None = None,
+        cuda: Any = torch.cuda,
+        host: Callable[[], float] = perf_counter,
+    ) -> None:
+        self.flush, self.cuda, self.host = flush or flusher(), cuda, host
+        # Seconds, the least of each call. Weak, or what a call holds would be held until the clock goes.
+        self.queueing: WeakKeyDictionary[Callable[[], object], float] = WeakKeyDictionary()
+        self.write = LONGEST_LEAD
+        self.write = min(self.seconds(self.flush, 3), self.seconds(self.flush, 3)) / 3
 
     def seconds(self, call: Callable[[], object], repeats: int) -> float:
         """Of ``repeats`` calls together, without the writes between them."""
         pairs = []
         for _ in range(repeats):
             begin, end = self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
-            self.flush()
+            lead = min(self.queueing.get(call, 0.0), LONGEST_LEAD)
+            for _ in range(1 + int(lead / self.write)):
+                self.flush()
             begin.record()
+            started = self.host()
             call()
+            queued = self.host() - started
             end.record()
+            self.queueing[call] = min(queued, self.queueing.get(call, queued))
             pairs.append((begin, end))
         self.cuda.synchronize()
         return float(sum(begin.elapsed_time(end) for begin, end in pairs)) / 1e3

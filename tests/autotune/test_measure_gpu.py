@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ class Device:
     """A device on which each piece of work takes the milliseconds that it says, long after it was queued."""
 
     def __init__(self) -> None:
-        self.now, self.waits, self.log = 0.0, 0, []
+        self.now, self.waits, self.log, self.host = 0.0, 0, [], 0.0
 
     def work(self, name: str, milliseconds: float) -> None:
         self.log.append(name)
@@ -59,7 +61,11 @@ def device() -> Device:
 
 @pytest.fixture
 def clock(device: Device) -> CudaClock:
-    return CudaClock(flush=lambda: device.work("flush", 100.0), cuda=device)
+    """A write takes 2 ms; the host takes as long to queue a call as ``device.queueing`` says."""
+    clock = CudaClock(lambda: device.work("flush", 2.0), device, lambda: device.host)
+    device.log.clear()
+    device.waits = 0
+    return clock
 
 
 def test_each_call_is_timed_without_the_flush_before_it(device: Device, clock: CudaClock) -> None:
@@ -70,6 +76,30 @@ def test_each_call_is_timed_without_the_flush_before_it(device: Device, clock: C
 def test_the_device_is_waited_for_once_a_sample(device: Device, clock: CudaClock) -> None:
     clock.seconds(lambda: device.work("call", 2.0), 50)
     assert device.waits == 1
+
+
+def test_what_was_timed_is_not_held(clock: CudaClock) -> None:
+    held = torch.ones(1)
+    call = partial(torch.neg, held)
+    clock.seconds(call, 1)
+    gone = weakref.ref(call)
+    del call
+    assert gone() is None and len(clock.queueing) <= 1, "of the clock's own write at most"
+
+
+@pytest.mark.parametrize(("queueing", "writes"), [(1e-3, 1), (5e-3, 3), (1.0, 6)])
+def test_the_device_is_busy_while_the_host_queues_a_call_but_not_for_ever(
+    device: Device, clock: CudaClock, queueing: float, writes: int
+) -> None:
+    def call() -> None:
+        device.host += queueing
+        device.work("call", 1.0)
+
+    clock.seconds(call, 1)
+    assert device.log == ["flush", "call"], "how long it takes to queue is not known yet"
+    device.log.clear()
+    assert clock.seconds(call, 2) == pytest.approx(2e-3)
+    assert device.log == [*["flush"] * writes, "call"] * 2
 
 
 def test_candidates_are_compared_by_the_devices_time(device: Device, clock: CudaClock) -> None:
