@@ -134,9 +134,9 @@ def test_default_schedules_are_valid_for_any_sizes() -> None:
             "C": 12,
             "H": 3,
         }
-        for op, axes in AXES.items():
-            work = Workload(op=op, shape={axis: sizes[axis] for axis in axes}, constants={})
-            assert SCHEDULES[op].default(work).refusal(work) is None
+        for op, kind in SCHEDULES.items():
+            work = Workload(op=op, shape={axis: sizes[axis] for axis in AXES[op]}, constants={})
+            assert kind.default(work).refusal(work) is None
 
 
 def test_key_depends_on_what_is_compiled_in_and_on_nothing_else() -> None:

@@ -1,0 +1,89 @@
+"""Launches through NVIDIA's driver: what it is told, by a driver that only listens."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lowering import driver
+from lowering.driver import Binary
+
+FUNCTIONS = {
+    "scale": {
+        "arguments": [["X", ["N", 4]], ["Y", ["N", 4]]], "parameters": ["Y_ptr", "X_ptr", "N"],
+        "grid": [["N", 2], 3], "threads": 64, "shared": 4096,
+    }
+}  # fmt: skip
+
+
+class Listener:
+    """Takes every call, and says ``status``."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status, self.calls = status, {}
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> int:
+            self.calls[name] = arguments
+            if name == "cuLaunchKernel":
+                pointers = arguments[9]
+                self.values = [ctypes.cast(p, ctypes.POINTER(ctypes.c_int64)).contents.value for p in pointers]
+            return self.status
+
+        return call
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
+    found = Listener()
+    monkeypatch.setattr(driver, "_driver", lambda: found)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=77))
+    return found
+
+
+def test_a_launch_has_its_grid_its_memory_and_its_parameters_in_the_kernels_order(listener: Listener) -> None:
+    x, y = torch.zeros(5, 4), torch.zeros(5, 4)
+    Binary(b"cubin", FUNCTIONS).run("scale", x, y)
+    assert listener.calls["cuModuleGetFunction"][2] == b"scale_kernel"
+    assert listener.calls["cuFuncSetAttribute"][1:] == (8, 4096)
+    _, *sizes, stream, _, _ = listener.calls["cuLaunchKernel"]
+    assert sizes == [3, 3, 1, 64, 1, 1, 4096] and stream.value == 77
+    assert listener.values == [y.data_ptr(), x.data_ptr(), 5]
+
+
+def test_nothing_is_launched_for_no_heads(listener: Listener) -> None:
+    Binary(b"cubin", FUNCTIONS).run("scale", torch.zeros(0, 4), torch.zeros(0, 4))
+    assert listener.calls == {}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ((torch.zeros(5, 4), torch.zeros(6, 4)), r"scale: Y is \[6, 4\]; it must be contiguous"),
+        ((torch.zeros(5, 4), torch.zeros(4, 5).T), r"scale: Y is \[5, 4\]; it must be contiguous"),
+        ((torch.zeros(5, 4),), "scale takes 2 tensors, not 1"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(listener: Listener, tensors: tuple[Any, ...], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Binary(b"cubin", FUNCTIONS).run("scale", *tensors)
+    assert "cuLaunchKernel" not in listener.calls
+
+
+def test_the_drivers_errors_are_not_swallowed(listener: Listener) -> None:
+    listener.status = 209
+    with pytest.raises(RuntimeError, match="209"):
+        Binary(b"cubin", FUNCTIONS).run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
+
+
+def test_a_binary_is_read_as_it_was_written(tmp_path: Any) -> None:
+    Binary(b"\n\x00cubin\n", FUNCTIONS).write(tmp_path / "kernel")
+    again = Binary.read(tmp_path / "kernel")
+    assert again.cubin == b"\n\x00cubin\n" and again.functions == FUNCTIONS
