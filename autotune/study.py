@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from autotune.journal import locked, open_journal
+from lowering.offline import unserved
+from lowering.targets import find
 from schedules.base import Schedule
 from schedules.kinds import kind
 from schedules.workload import Workload
@@ -49,7 +51,8 @@ class Study:
         self, journal: Path, workload: Workload, target: str, identity: str, sampler: Sampler = "tpe", seed: int = 0,
         seconds_a_trial: float = 300.0,
     ) -> None:  # fmt: skip
-        self.workload, self.sampler, self.seed, self.seconds_a_trial = workload, sampler, seed, seconds_a_trial
+        self.workload, self.target = workload, target
+        self.sampler, self.seed, self.seconds_a_trial = sampler, seed, seconds_a_trial
         self.kind = kind(workload.op, target)
         self.space = space_of(workload, target)
         self.valid = every_schedule(workload, target)
@@ -91,7 +94,7 @@ class Study:
                     number = len(self.optuna.get_trials(deepcopy=False))
                     self.optuna.enqueue_trial(random.Random(self.seed + number).choice(untried).model_dump())
                 trial, schedule = self._ask()
-                refusal = schedule.refusal(self.workload)
+                refusal = refused(schedule, self.workload, self.target)
                 if schedule in self._given_up():
                     refusal = f"{MOST_KILLS} processes were killed while it was under way"
                 same = self.finished().get(schedule) or self._under_way(schedule, trial.number)
@@ -202,11 +205,18 @@ def space_of(workload: Workload, target: str) -> dict[str, tuple[Any, ...]]:
 
 
 def every_schedule(workload: Workload, target: str) -> list[Schedule]:
-    """The combinations of ``space_of`` that are not refused."""
+    """The combinations of ``space_of`` that are not ``refused``."""
     space = space_of(workload, target)
     combinations = itertools.product(*space.values())
     schedules = (kind(workload.op, target)(**dict(zip(space, values, strict=True))) for values in combinations)
-    return [schedule for schedule in schedules if schedule.refusal(workload) is None]
+    return [schedule for schedule in schedules if refused(schedule, workload, target) is None]
+
+
+def refused(schedule: Schedule, workload: Workload, target: str) -> str | None:
+    """Why a schedule cannot be built, in one sentence: its own rule, or no compiler of the kind for a GPU."""
+    if find(target).gpu is None:
+        return schedule.refusal(workload)
+    return schedule.refusal(workload) or unserved(schedule, target)
 
 
 class Summary(NamedTuple):

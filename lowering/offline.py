@@ -38,12 +38,10 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
     refused = schedule.refusal(workload)
     if refused is not None:
         raise ValueError(f"{workload.op}: {refused}")
-    wanted, served = compiler(schedule), find(target).compilers
-    if wanted not in served:
-        raise NoCompilerError(f"{wanted} does not compile for {target}, which {' and '.join(served)} serves")
-    if wanted == "tir":
-        if importlib.util.find_spec("tvm") is None:
-            raise NoCompilerError("TIR's kernels need TVM, which is not installed: pip install 'ramnet[tvm]'")
+    missing = unserved(schedule, target)
+    if missing is not None:
+        raise NoCompilerError(missing)
+    if compiler(schedule) == "tir":
         by_tir: list[Compiled] = importlib.import_module("lowering.cuda").compiled(workload, target, schedule)
         return by_tir
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
@@ -52,6 +50,16 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
 
     launches = plan(workload.op, schedule, *arguments(workload)).launches
     return [Compiled(launch.name, launch.work, compile_launch(launch, gpu).resources) for launch in launches]
+
+
+def unserved(schedule: Any, target: str) -> str | None:
+    """Why the compiler that a schedule names cannot be used for ``target`` here, in one sentence; None where it can."""
+    wanted, served = compiler(schedule), find(target).compilers
+    if wanted not in served:
+        return f"{wanted} does not compile for {target}, which {' and '.join(served)} serves"
+    if wanted == "tir" and importlib.util.find_spec("tvm") is None:
+        return "TIR's kernels need TVM, which is not installed: pip install 'ramnet[tvm]'"
+    return None
 
 
 def compiler(schedule: Any) -> str:

@@ -250,3 +250,20 @@ def test_the_table_the_page_and_the_line_say_that_nothing_was_run(tmp_path: Path
         update(Progress(WORKLOAD, NOT_RUN, "searching", 1, 6, 1.5, 2, 9.0))
     assert NOT_RUN in line.getvalue()
     assert "2 failed" in line.getvalue() and "9 s left" in line.getvalue()
+
+
+def test_candidates_of_a_compiler_that_does_not_serve_the_target_are_refused(tmp_path: Path) -> None:
+    models = Synthetic(lambda schedule: 1e-5)
+    (result,) = run(tmp_path, models, target="mi300x")
+    assert {schedule.compiler for schedule in models.tried} == {"triton"}  # type: ignore[attr-defined]
+    assert not result.study.summary().failures
+
+
+def test_without_tvm_candidates_of_tir_are_refused_and_the_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowering.offline.importlib.util.find_spec", lambda name: None)
+    models = Synthetic(lambda schedule: 1e-5)
+    (result,) = run(tmp_path, models)
+    assert {schedule.compiler for schedule in models.tried} == {"triton"}  # type: ignore[attr-defined]
+    assert result.record.trials == len({*models.tried})
