@@ -111,9 +111,7 @@ def tune(
     used = threads or os.cpu_count() or 1
     screen, beside = console(), console(stderr=True)
     if modelled:
-        beside.print(
-            f"{target} is not here: its kernels are compiled, and their times modelled, not run", soft_wrap=True
-        )
+        beside.print(f"{target}: its kernels are compiled, and their times modelled, not run", soft_wrap=True)
     with Worker(used, build_limit, run_limit, makes=makes) as worker, progress.shown(beside) as on_progress:
         results = tuner.tune(
             target, wanted, worker, journal=journal or folder / "journal.log", records_file=records_file,

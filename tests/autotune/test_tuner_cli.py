@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from autotune.worker import Worker
 from lowering import runtime
-from ramnet.cli import main
 from ramnet.config import RamNetConfig
 from schedules import records
 
@@ -19,27 +16,6 @@ pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[t
 pytest.importorskip("tvm", reason="tuning for the CPU needs tvm: pip install 'ramnet[tvm]'")
 
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ramnet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Command]:
-    """Runs the command line in this process; gives its exit status, stdout and stderr."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        places = ("--output", tmp_path / "runs", "--records", tmp_path / "records.jsonl")
-        monkeypatch.setattr(sys, "argv", ["ramnet", "tune", *map(str, (*places, *arguments))])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capfd.readouterr()
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def test_a_small_model_is_tuned(ramnet: Command, tmp_path: Path) -> None:
