@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,23 +18,19 @@ from schedules.gpu.slots import BATCH
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
 def slot_scan(
-    told, enters, leaves, decays, weights, values, memory, mass, rows, masses, parts, new_memory, new_mass,
-    T, M, pieces, all_pieces,
+    told, enters, leaves, decays, weights, values, memory, rows, parts, new_memory, T, M, pieces, all_pieces,
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
-    BATCH: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr,
+    BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Each piece from the row before it: parts [N·T·K, D] = r/(z + ε) · row of each read, and the final state."""
+    """Each piece from the row before it: parts [N·T·K, D] = r/(z + ε) · row of each read, and the final memory."""
     piece = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
-    z = tl.load(masses + piece, mask=alive, other=0.0)
     x = load_row(point(rows, piece.to(tl.int64), D, D_PAD), piece * 0, alive, D, D_PAD, ACC)
     value_rows, part_rows = point(values, head * T, D, D_PAD), point(parts, head * T * K, D, D_PAD)
     memory_rows, new_rows = point(memory, head * M, D, D_PAD), point(new_memory, head * M, D, D_PAD)
-    mass += head * M
-    new_mass += head * M
     at = piece.to(tl.int64) * PIECE
-    for start in range(0, PIECE, BATCH):
+    for _ in range(0, PIECE // BATCH):
         # Loads of a batch come before its stores, which nothing can overtake.
         loaded = ()
         for j in tl.static_range(BATCH):
@@ -45,19 +39,15 @@ def slot_scan(
             leave = tl.load(leaves + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
             weight = tl.load(weights + at + j, mask=alive, other=0.0)
-            term = weight[:, None] * load_row(value_rows, token, writes, D, D_PAD, ACC)
+            term = tl.where(writes, weight, 0.0)[:, None] * load_row(value_rows, token, writes, D, D_PAD, ACC)
             place = tl.where(reads, place, -1)
             loaded += ((place, enter, leave, factor, weight, term),)
         for j in tl.static_range(BATCH):
             place, enter, leave, factor, weight, term = loaded[j]
-            reads, enters_here, leaves_here = place >= 0, enter >= 0, leave >= 0
-            first = load_row(memory_rows, enter, enters_here, D, D_PAD, ACC)
-            first_mass = tl.load(mass + enter, mask=enters_here, other=0.0).to(ACC)
+            first = load_row(memory_rows, enter, enter >= 0, D, D_PAD, ACC)
             x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + term
-            z = factor * tl.where(enters_here, first_mass, z) + tl.where(reads, 0.0, weight)
-            store_row(part_rows, place, reads, (weight / (z + EPS))[:, None] * x, D, D_PAD)
-            store_row(new_rows, leave, leaves_here, x, D, D_PAD)
-            tl.store(new_mass + leave, z.to(new_mass.dtype.element_ty), mask=leaves_here)
+            store_row(part_rows, place, place >= 0, weight[:, None] * x, D, D_PAD)
+            store_row(new_rows, leave, leave >= 0, x, D, D_PAD)
         at += BATCH
 
 
@@ -82,25 +72,22 @@ def plan(
         walk = Walk(
             len(inputs[0]), tokens, top_k, num_slots, dim, acc, schedule.piece, schedule.threads, schedule.channels
         )
-        scratch = scratch or Scratch(walk, write_slots, slope=False)
-        launches += enter_pieces(walk, scratch, inputs, decay_power)
-        launches.append(_scan(walk, scratch, inputs[4:], [x[some] for x in (new_memory, new_mass)], eps))
+        scratch = scratch or Scratch(walk, write_slots, backward=False)
+        launches += enter_pieces(walk, scratch, inputs, decay_power, eps, new_mass=new_mass[some])
+        launches.append(_scan(walk, scratch, inputs[4], inputs[5], new_memory[some]))
         launches.append(sum_parts(walk, scratch.parts, output[some]))
     return Plan(tuple(launches), (output, new_memory, new_mass))
 
 
-def _scan(walk: Walk, scratch: Scratch, inputs: Sequence[Tensor], state: Sequence[Tensor], eps: float) -> Launch:
-    values, memory, mass = inputs
-    new_memory, new_mass = state
+def _scan(walk: Walk, scratch: Scratch, values: Tensor, memory: Tensor, new_memory: Tensor) -> Launch:
     arguments = {
-        **scratch.positions("told", "enters", "leaves", "decays", "weights", "rows", "masses", "parts"),
-        "values": values, "memory": memory, "mass": mass, "new_memory": new_memory, "new_mass": new_mass,
-        **walk.constants(), "EPS": eps,
+        **scratch.named("told", "enters", "leaves", "decays", "weights", "rows", "parts"),
+        "values": values, "memory": memory, "new_memory": new_memory, **walk.constants(),
     }  # fmt: skip
     coefficients = (12 + 2 * walk.acc_size) * walk.positions
     moved = coefficients + 2 * walk.state_traffic(memory) + walk.row_bytes + walk.part_bytes
     work = Work(
         walk.programs, walk.threads, moved + values.numel() * values.element_size(), moved + walk.row_traffic(values),
-        10 * walk.positions * walk.d_pad, steps=walk.piece / BATCH, trips=2,
+        18 * walk.positions * walk.d_pad, steps=walk.piece / BATCH, trips=2,
     )  # fmt: skip
     return Launch(slot_scan, (walk.programs,), arguments, walk.threads, work)

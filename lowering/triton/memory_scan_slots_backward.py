@@ -19,21 +19,19 @@ from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.slot_mass_backward import mass_reads, mass_writes
 from lowering.triton.slot_pieces import access, load_row, point, store_row
-from lowering.triton.slot_walk import Scratch, Walk, carries, enter_pieces, sum_parts
+from lowering.triton.slot_walk import MASS_THREADS, Scratch, Walk, carries, enter_pieces, sum_parts
 from lowering.triton.types import sum_type
 from lowering.work import Work
 from schedules.gpu.scan import MemoryScanBackward
 from schedules.gpu.slots import BATCH
 
-_MASS_THREADS = 128
-
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
 def slot_reads(
-    told, enters, leaves, decays, weights, values, memory, mass, rows, masses, grad_output, grad_memory, products,
-    kept_rows, row_sums, T, M, pieces, all_pieces,
+    told, enters, leaves, decays, weights, values, memory, rows, grad_output, grad_memory, products, kept_rows,
+    row_sums, T, M, pieces, all_pieces,
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
-    BATCH: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr,
+    BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Forward through each piece: products ⟨∂o, row⟩ of reads, the row before each batch, and row_sums, what the piece
     adds to G on its way back."""
@@ -41,12 +39,10 @@ def slot_reads(
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
     lane = tl.arange(0, D_PAD)
-    z = tl.load(masses + piece, mask=alive, other=0.0)
     x = load_row(point(rows, piece.to(tl.int64), D, D_PAD), piece * 0, alive, D, D_PAD, ACC)
     value_rows, grad_rows = point(values, head * T, D, D_PAD), point(grad_output, head * T, D, D_PAD)
     memory_rows, last_rows = point(memory, head * M, D, D_PAD), point(grad_memory, head * M, D, D_PAD)
     kept = point(kept_rows, piece.to(tl.int64) * (PIECE // BATCH), D, D_PAD)
-    mass += head * M
     at = piece.to(tl.int64) * PIECE
     gain = tl.full([ROWS], 1, ACC)
     y = tl.zeros([ROWS, D_PAD], ACC)
@@ -60,7 +56,7 @@ def slot_reads(
             weight = tl.load(weights + at + j, mask=alive, other=0.0)
             # A write's value, or the gradient of the output that a read went into.
             row = load_row(value_rows, token, writes, D, D_PAD, ACC) + load_row(grad_rows, token, reads, D, D_PAD, ACC)
-            written, read = tl.where(reads, 0.0, weight), tl.where(reads, weight, 0.0)
+            written, read = tl.where(writes, weight, 0.0), tl.where(reads, weight, 0.0)
             loaded += ((written, read, enter, leave, factor, row),)
         store_row(kept, piece * 0 + batch, alive, x, D, D_PAD)
         found = tl.zeros([ROWS, D_PAD], ACC)
@@ -68,13 +64,11 @@ def slot_reads(
             written, read, enter, leave, factor, row = loaded[j]
             enters_here, leaves_here = enter >= 0, leave >= 0
             first = load_row(memory_rows, enter, enters_here, D, D_PAD, ACC)
-            first_mass = tl.load(mass + enter, mask=enters_here, other=0.0).to(ACC)
             x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + written[:, None] * row
-            z = factor * tl.where(enters_here, first_mass, z) + written
             found = tl.where(lane[None, :] == j, tl.sum(x * row, 1)[:, None], found)
             last = load_row(last_rows, leave, leaves_here, D, D_PAD, ACC)
             gain = tl.where(enters_here, 0.0, gain) * factor
-            pulled = (read / (z + EPS))[:, None] * row + last
+            pulled = read[:, None] * row + last
             y += tl.where(gain[:, None] == 0, 0.0, gain[:, None] * pulled)
             gain = tl.where(leaves_here, 0.0, gain)
         # A batch's products leave in the lanes of its row.
@@ -92,7 +86,7 @@ def slot_writes(
     BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Back through each piece from G behind it: products ⟨G, ∂row/∂w⟩ of writes, parts [N·T·K, D] = w · G of each
-    write, and the gradient of the initial memory. A read's r/(z + ε) stands in the place of a slope."""
+    write, and the gradient of the initial memory."""
     piece = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
@@ -110,16 +104,16 @@ def slot_writes(
             writes, reads, token, place = access(told + at + j, alive, K)
             enter = tl.load(enters + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
-            weight = tl.where(writes, tl.load(weights + at + j, mask=alive, other=0.0), 0.0)
-            slope = tl.load(slopes + at + j, mask=alive, other=0.0)
+            weight = tl.load(weights + at + j, mask=alive, other=0.0)
+            slope = tl.load(slopes + at + j, mask=writes, other=0.0)
             row = load_row(value_rows, token, writes, D, D_PAD, ACC) + load_row(grad_rows, token, reads, D, D_PAD, ACC)
             first = load_row(memory_rows, enter, enter >= 0, D, D_PAD, ACC)
             x = tl.where((enter >= 0)[:, None], first, x)
             # ∂row/∂w of a write; what a read adds to G.
-            scaled = slope[:, None] * tl.where(writes[:, None], x, row) + tl.where(writes[:, None], row, 0.0)
+            scaled = tl.where(writes[:, None], row + slope[:, None] * x, weight[:, None] * row)
+            x = factor[:, None] * x + tl.where(writes, weight, 0.0)[:, None] * row
             place = tl.where(writes, place, -1)
             loaded += ((place, enter, factor, weight, scaled),)
-            x = factor[:, None] * x + weight[:, None] * row
         found = tl.zeros([ROWS, D_PAD], ACC)
         for i in tl.static_range(BATCH):
             place, enter, factor, weight, scaled = loaded[BATCH - 1 - i]
@@ -161,24 +155,23 @@ def plan(
             len(inputs[0]), tokens, top_k, num_slots, dim, acc, schedule.piece, schedule.threads, schedule.channels
         )
         scratch = scratch or _Scratch(walk, write_slots)
-        launches += enter_pieces(walk, scratch, inputs, decay_power, proxy_eps)
-        launches += _way_back(walk, scratch, inputs[4:], given, [x[some] for x in outputs], eps)
+        launches += enter_pieces(walk, scratch, inputs, decay_power, eps, proxy_eps=proxy_eps)
+        launches += _way_back(walk, scratch, inputs[4:], given, [x[some] for x in outputs])
     return Plan(tuple(launches), tuple(outputs))
 
 
 class _Scratch(Scratch):
-    """Also, of N heads padded to whole pieces: products, mass_terms; of their batches: kept_rows with D channels."""
+    """Also, of N heads padded to whole pieces: products; of their batches: kept_rows with D channels."""
 
     def __init__(self, walk: Walk, slots: Tensor) -> None:
-        super().__init__(walk, slots, slope=True)
-        self.products, self.mass_terms = (slots.new_empty(walk.positions, dtype=walk.acc) for _ in range(2))
+        super().__init__(walk, slots, backward=True)
+        self.products = slots.new_empty(walk.positions, dtype=walk.acc)
         self.kept_rows = slots.new_empty(walk.positions // BATCH, walk.dim, dtype=walk.acc)
 
 
 def _way_back(
-    walk: Walk, scratch: _Scratch, inputs: Sequence[Tensor], given: Sequence[Tensor], outputs: Sequence[Tensor],
-    eps: float,
-) -> list[Launch]:  # fmt: skip
+    walk: Walk, scratch: _Scratch, inputs: Sequence[Tensor], given: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> list[Launch]:
     """From the row before each piece, values and state, and the three gradients given, to those of a group's heads."""
     values, memory, _ = inputs
     grad_output, _, _ = given
@@ -186,7 +179,7 @@ def _way_back(
     names = ("values", "memory", "mass", "grad_output", "grad_memory", "grad_mass",
              "grad_write", "grad_read", "grad_values", "new_grad_memory", "new_grad_mass")  # fmt: skip
     tensors = {**vars(scratch), **dict(zip(names, (*inputs, *given, *outputs), strict=True))}
-    constants = {**walk.constants(), "EPS": eps, "BLOCK": _MASS_THREADS}
+    constants = {**walk.constants(), "BLOCK": MASS_THREADS}
 
     def launch(kernel: Any, programs: int, threads: int, work: Work) -> Launch:
         known = {**tensors, **constants}
@@ -201,21 +194,21 @@ def _way_back(
     weights = grad_read.numel() * grad_read.element_size()
     # A gradient of a weight that is scattered costs a sector of 32 bytes.
     sectors = 32 * grad_read.numel()
-    mass_back, mass_there = (12 + 3 * size) * walk.positions, (12 + 6 * size) * walk.positions
-    blocks = triton.cdiv(walk.heads * walk.pieces, _MASS_THREADS)
+    mass_back, mass_there = (12 + 3 * size) * walk.positions, (12 + 5 * size) * walk.positions
+    blocks = triton.cdiv(walk.heads * walk.pieces, MASS_THREADS)
     steps = walk.piece / BATCH
 
     def rows_work(moved: float, operations: float) -> Work:
         return Work(walk.programs, walk.threads, moved + tokens, moved + gathered, operations, steps, trips=2)
 
     def mass_work(moved: float, operations: float) -> Work:
-        return Work(blocks, _MASS_THREADS, moved + weights, moved + sectors, operations, steps, trips=1)
+        return Work(blocks, MASS_THREADS, moved + weights, moved + sectors, operations, steps, trips=1)
 
     return [
         launch(slot_reads, walk.programs, walk.threads, rows_work(reads, 20 * lanes)),
-        launch(mass_reads, blocks, _MASS_THREADS, mass_work(mass_there, 60 * walk.positions)),
+        launch(mass_reads, blocks, MASS_THREADS, mass_work(mass_there, 50 * walk.positions)),
         carries(walk, scratch, reverse=True),
         launch(slot_writes, walk.programs, walk.threads, rows_work(writes, 20 * lanes)),
-        launch(mass_writes, blocks, _MASS_THREADS, mass_work(mass_back, 40 * walk.positions)),
+        launch(mass_writes, blocks, MASS_THREADS, mass_work(mass_back, 40 * walk.positions)),
         sum_parts(walk, scratch.parts, grad_values),
     ]

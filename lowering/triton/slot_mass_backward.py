@@ -10,21 +10,17 @@ from lowering.triton.slot_pieces import access
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
 def mass_reads(
-    told, enters, leaves, decays, weights, slopes, products, mass, masses, grad_mass, mass_terms, grad_read, gains,
-    mass_sums, T, M, pieces, all_pieces,
-    K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    told, enters, leaves, decays, weights, products, mass_terms, grad_mass, grad_read, gains, mass_sums,
+    T, M, pieces, all_pieces,
+    K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Forward through each piece. From products ⟨∂o, row⟩ of reads: the gradients of read weights, and at each read
-    r/(z + ε) in the place of a slope. mass_terms are what a read adds to the mass's gradient, and a write's ∂z/∂w;
-    gains and mass_sums the piece's way back."""
+    """Forward through each piece. From products ⟨∂o, row⟩ of reads: the gradients of read weights, and in the place of
+    their mass_terms what they add to the mass's gradient; gains and mass_sums are the piece's way back."""
     piece = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
-    z = tl.load(masses + piece, mask=alive, other=0.0)
     gain = tl.full([BLOCK], 1, ACC)
     y = tl.zeros([BLOCK], ACC)
-    mass += head * M
     grad_mass += head * M
     grad_read += head * T * K
     at = piece.to(tl.int64) * PIECE
@@ -36,20 +32,14 @@ def mass_reads(
             leave = tl.load(leaves + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
             weight = tl.load(weights + at + j, mask=alive, other=0.0)
-            slope = tl.load(slopes + at + j, mask=alive, other=0.0)
+            inverse = tl.load(mass_terms + at + j, mask=reads, other=0.0)
             product = tl.load(products + at + j, mask=reads, other=0.0)
-            loaded += ((reads, place, enter, leave, factor, weight, slope, product),)
+            loaded += ((reads, place, enter, leave, factor, weight, inverse, product),)
         for j in tl.static_range(BATCH):
-            reads, place, enter, leave, factor, weight, slope, product = loaded[j]
+            reads, place, enter, leave, factor, weight, inverse, product = loaded[j]
             enters_here, leaves_here = enter >= 0, leave >= 0
-            z = tl.where(enters_here, tl.load(mass + enter, mask=enters_here, other=0.0).to(ACC), z)
-            of_weight = 1 + slope * z
-            z = factor * z + tl.where(reads, 0.0, weight)
-            inverse = 1 / (z + EPS)
-            spread = weight * inverse
-            push = tl.where(reads, -product * spread * inverse, 0.0)
-            tl.store(slopes + at + j, spread, mask=reads)
-            tl.store(mass_terms + at + j, tl.where(reads, push, of_weight), mask=alive)
+            push = tl.where(reads, -product * weight * inverse, 0.0)
+            tl.store(mass_terms + at + j, push, mask=reads)
             tl.store(grad_read + place, (product * inverse).to(grad_read.dtype.element_ty), mask=reads)
             last = tl.load(grad_mass + leave, mask=leaves_here, other=0.0).to(ACC)
             gain = tl.where(enters_here, 0.0, gain) * factor

@@ -23,8 +23,9 @@ def piece_terms(
     K: tl.constexpr, POWER: tl.constexpr, PROXY_EPS: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """From sorted slots and events [N, 2·T·K], by position [N, padded]: twice the place in [T·K], plus 1 of a read (−1 behind the last), the slot where
-    its accesses begin and where they end (else −1), the decay, the weight, and the slope of the decay."""
+    """From sorted slots and events [N, 2·T·K], by position [N, padded]: twice the place in [T·K], plus 1 of a read (−1
+    behind the last), the slot where its accesses begin and where they end (else −1), the decay, the weight, and the
+    slope of the decay."""
     blocks = tl.cdiv(padded, BLOCK)
     head = (tl.program_id(0) // blocks).to(tl.int64)
     position = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -90,35 +91,27 @@ def store_row(pointers, row, there, x, D: tl.constexpr, D_PAD: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
 def piece_sums(
-    told, enters, decays, weights, values, memory, mass, gains, row_sums, mass_sums, T, M, pieces, all_pieces,
+    told, enters, decays, weights, values, memory, row_sums, T, M, pieces, all_pieces,
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Row and mass behind a piece, gain · those before it + sum: gains and mass_sums [N, pieces], row_sums with D."""
+    """The row behind a piece is gain · that before it + sum; row_sums [N, pieces, D]."""
     piece = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
-    gain = tl.full([ROWS], 1, ACC)
-    z = tl.zeros([ROWS], ACC)
     x = tl.zeros([ROWS, D_PAD], ACC)
     at = piece.to(tl.int64) * PIECE
-    value_rows, memory_rows, masses = point(values, head * T, D, D_PAD), point(memory, head * M, D, D_PAD), mass + head * M
-    for start in range(0, PIECE, BATCH):
+    value_rows, memory_rows = point(values, head * T, D, D_PAD), point(memory, head * M, D, D_PAD)
+    for _ in range(0, PIECE // BATCH):
         for j in tl.static_range(BATCH):
             writes, _, token, _ = access(told + at + j, alive, K)
             enter = tl.load(enters + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
-            weight = tl.where(writes, tl.load(weights + at + j, mask=alive, other=0.0), 0.0)
+            weight = tl.load(weights + at + j, mask=writes, other=0.0)
             value = load_row(value_rows, token, writes, D, D_PAD, ACC)
-            enters_here = enter >= 0
-            first = load_row(memory_rows, enter, enters_here, D, D_PAD, ACC)
-            first_mass = tl.load(masses + enter, mask=enters_here, other=0.0).to(ACC)
-            gain = tl.where(enters_here, 0.0, gain) * factor
-            z = factor * tl.where(enters_here, first_mass, z) + weight
-            x = factor[:, None] * tl.where(enters_here[:, None], first, x) + weight[:, None] * value
+            first = load_row(memory_rows, enter, enter >= 0, D, D_PAD, ACC)
+            x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + weight[:, None] * value
         at += BATCH
-    tl.store(gains + piece, gain, mask=alive)
-    tl.store(mass_sums + piece, z, mask=alive)
     store_row(point(row_sums, piece.to(tl.int64), D, D_PAD), piece * 0, alive, x, D, D_PAD)
 
 

@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from lowering.triton.launch import Launch
+from lowering.triton.slot_masses import mass_pieces, mass_scan
 from lowering.triton.slot_order import OrderScratch, order
 from lowering.triton.slot_pieces import piece_carries, piece_sums, piece_terms, sum_accesses
 from lowering.triton.types import in_triton
@@ -22,6 +23,7 @@ _TERMS_THREADS = 128
 _CARRY_BATCH = 16
 _CARRY_THREADS = 64
 _SUM_THREADS = 128
+MASS_THREADS = 128  # pieces that a program on the mass walks through side by side
 
 
 @dataclass(frozen=True)
@@ -110,40 +112,43 @@ class Walk:
 class Scratch:
     """What the launches of one group of heads leave for those after them; every group uses the same.
 
-    Of N heads, padded to whole pieces: told, enters, leaves (int32), decays, weights and with ``slope`` slopes; of
-    N·pieces pieces: gains, mass_sums, masses, and row_sums and rows with D channels.
+    Of N heads, padded to whole pieces: told, enters, leaves (int32), decays, weights and, for the ``backward``, slopes
+    and mass_terms; of N·pieces pieces: gains, mass_sums, masses, and row_sums and rows with D channels.
     """
 
-    def __init__(self, walk: Walk, slots: Tensor, slope: bool) -> None:
+    def __init__(self, walk: Walk, slots: Tensor, backward: bool) -> None:
         def empty(*shape: int, dtype: torch.dtype = walk.acc) -> Tensor:
             return slots.new_empty(shape, dtype=dtype)
 
         self.order = OrderScratch.of(slots, walk.heads, walk.num_slots)
         self.told, self.enters, self.leaves = (empty(walk.positions, dtype=torch.int32) for _ in range(3))
         self.decays, self.weights = empty(walk.positions), empty(walk.positions)
-        self.slopes = empty(walk.positions) if slope else self.decays
+        self.slopes, self.mass_terms = (empty(walk.positions if backward else 0) for _ in range(2))
         pieces = walk.heads * walk.pieces
         self.gains, self.mass_sums, self.masses = empty(pieces), empty(pieces), empty(pieces)
         self.row_sums, self.rows = empty(pieces, walk.dim), empty(pieces, walk.dim)
         self.parts = empty(walk.heads * walk.tokens * walk.top_k, walk.dim)
 
-    def positions(self, *names: str) -> dict[str, Tensor]:
+    def named(self, *names: str) -> dict[str, Tensor]:
         """Tensors by the names that kernels have for them."""
         return {name: getattr(self, name) for name in names}
 
 
 def enter_pieces(
-    walk: Walk, scratch: Scratch, inputs: Sequence[Tensor], decay_power: float, proxy_eps: float | None = None
-) -> list[Launch]:
-    """Sort, and find the row and mass before each piece; with ``proxy_eps`` also slopes.
+    walk: Walk, scratch: Scratch, inputs: Sequence[Tensor], decay_power: float, eps: float,
+    new_mass: Tensor | None = None, proxy_eps: float | None = None,
+) -> list[Launch]:  # fmt: skip
+    """Sort, find the row before each piece, and turn the weight r of each read into r/(z + ε).
 
     ``inputs`` are write_slots, write_weights, read_slots, read_weights, values, memory and mass of the group's heads.
+    Also the final mass into ``new_mass`` or, with ``proxy_eps``, slopes and mass_terms.
     """
     write_slots, write_weights, read_slots, read_weights, values, memory, mass = inputs
     launches, slots, events = order(write_slots, read_slots, walk.num_slots, scratch.order)
     blocks = walk.heads * triton.cdiv(walk.padded, _TERMS_BLOCK)
-    named = scratch.positions("told", "enters", "leaves", "decays", "weights", "slopes")
+    named = scratch.named("told", "enters", "leaves", "decays", "weights", "slopes")
     slope = proxy_eps is not None
+    constants = walk.constants() | {"EPS": eps, "BLOCK": MASS_THREADS, "BACKWARD": slope}
     kept = (12 + (3 if slope else 2) * walk.acc_size) * walk.positions
     listed = 8 * walk.heads * walk.accesses
     drawn = 2 * write_weights.numel() * write_weights.element_size()
@@ -158,18 +163,29 @@ def enter_pieces(
              60 * walk.positions, trips=2),
     ))  # fmt: skip
     coefficients = (8 + 2 * walk.acc_size) * walk.positions
+    blocks = triton.cdiv(walk.heads * walk.pieces, MASS_THREADS)
+    tensors = {**vars(scratch), "mass": mass, "new_mass": mass if new_mass is None else new_mass}
+
+    def on_mass(kernel: Any, moved: float, operations: float) -> Launch:
+        known = {**tensors, **constants}
+        work = Work(blocks, MASS_THREADS, moved, moved, operations * walk.positions, steps=walk.piece / BATCH, trips=2)
+        return Launch(kernel, (blocks,), {name: known[name] for name in kernel.arg_names}, MASS_THREADS, work)
+
+    launches.append(on_mass(mass_pieces, coefficients, 30))
     state = walk.state_traffic(memory)
     values_once = values.numel() * values.element_size()
     launches.append(Launch(
         piece_sums, (walk.programs,),
-        {**scratch.positions("told", "enters", "decays", "weights", "gains", "row_sums", "mass_sums"),
-         "values": values, "memory": memory, "mass": mass, **walk.constants()},
+        {**scratch.named("told", "enters", "decays", "weights", "row_sums"),
+         "values": values, "memory": memory, **walk.constants()},
         walk.threads,
         Work(walk.programs, walk.threads, coefficients + values_once + state + walk.row_bytes,
-             coefficients + walk.row_traffic(values) + state + walk.row_bytes, 8 * walk.positions * walk.d_pad,
+             coefficients + walk.row_traffic(values) + state + walk.row_bytes, 14 * walk.positions * walk.d_pad,
              steps=walk.piece / BATCH, trips=2),
     ))  # fmt: skip
     launches.append(carries(walk, scratch, reverse=False))
+    changed = (4 + (3 if slope else 1) * walk.acc_size) * walk.positions
+    launches.append(on_mass(mass_scan, coefficients + changed, 40))
     return launches
 
 
@@ -178,7 +194,7 @@ def carries(walk: Walk, scratch: Scratch, reverse: bool) -> Launch:
     moved = 2 * walk.row_bytes + 3 * walk.heads * walk.pieces * walk.acc_size
     return Launch(
         piece_carries, (walk.heads,),
-        {**scratch.positions("gains", "row_sums", "mass_sums", "rows", "masses"), "pieces": walk.pieces,
+        {**scratch.named("gains", "row_sums", "mass_sums", "rows", "masses"), "pieces": walk.pieces,
          "D": walk.dim, "D_PAD": walk.d_pad, "REVERSE": reverse, "BATCH": _CARRY_BATCH, "ACC": in_triton(walk.acc)},
         _CARRY_THREADS,
         Work(walk.heads, _CARRY_THREADS, moved, moved, 10 * walk.heads * walk.pieces * walk.d_pad,

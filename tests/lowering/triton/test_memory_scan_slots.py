@@ -110,5 +110,7 @@ def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: st
     for launch, binary in zip(launches, binaries, strict=True):
         assert binary.resources.spilled == 0, binary.name
         tensors = [name for name, x in launch.arguments.items() if isinstance(x, Tensor)]
-        for name in tensors:
-            assert len(ordering.kinds(binary.asm["ttgir"], name)) <= 1, (binary.name, name)
+        shared = [name for name in tensors if len(ordering.kinds(binary.asm["ttgir"], name)) > 1]
+        assert shared == (["weights"] if binary.name == "mass_scan" else [])
+        for name in shared:
+            ordering.check_thread_owned(binary.asm["ttgir"], name)
