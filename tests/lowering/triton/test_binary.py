@@ -1,0 +1,84 @@
+"""What compiled launches say that they need."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowering.targets import gpu_of
+from lowering.triton.binary import amd_resources, compile_launch, resource_usage, spilled_bytes
+from lowering.work import Resources
+from tests.lowering.triton.compiled import compile_plan
+
+KERNELS, INPUTS = "tests.lowering.triton.spilling", [torch.zeros(1 << 15)]
+
+# As cuobjdump and ptxas of CUDA 13 print it.
+USAGE = """
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function scan_rows:
+  REG:96 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:400 TEXTURE:0 SURFACE:0 SAMPLER:0
+ Function state_kernel:
+  REG:255 STACK:320 SHARED:1024 LOCAL:16 CONSTANT[0]:576 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+TOLD = """
+ptxas info    : Function properties for fat
+    3512 bytes stack frame, 7860 bytes spill stores, 7804 bytes spill loads
+"""
+AMD = """
+    .group_segment_fixed_size: 2048
+    .private_segment_fixed_size: 40
+    .vgpr_count:     67
+    .vgpr_spill_count: 9
+"""
+
+
+def test_cuobjdump_is_read_by_function() -> None:
+    found = resource_usage(USAGE)
+    assert set(found) == {"scan_rows", "state_kernel"}
+    assert (found["scan_rows"]["REG"], found["scan_rows"]["STACK"]) == (96, 0)
+    assert (found["state_kernel"]["LOCAL"], found["state_kernel"]["SHARED"]) == (16, 1024)
+
+
+def test_spilled_is_what_ptxas_calls_spills_not_its_stack() -> None:
+    assert spilled_bytes(TOLD) == 7860
+    assert spilled_bytes(TOLD.replace("7860", "0").replace("7804", "0")) == 0
+
+
+def test_amd_counts_spilled_registers_of_four_bytes() -> None:
+    assert amd_resources(AMD) == Resources(registers=67, spilled=36, local=40, shared=2048)
+    with pytest.raises(ValueError, match="does not say its vgpr_count"):
+        amd_resources(AMD.replace("vgpr_count", "count"))
+
+
+@pytest.mark.parametrize(("arch", "text"), [("sm_80", "ptx"), ("sm_100", "ptx"), ("gfx942", "amdgcn")])
+def test_launches_are_compiled_where_there_is_no_gpu(arch: str, text: str) -> None:
+    (found,) = compile_plan(KERNELS, INPUTS, 64, arch)
+    assert found.name == "add"
+    assert "add" in found.asm[text]
+    assert found.resources.spilled == found.resources.local == 0
+    assert 0 < found.resources.registers < 64
+
+
+def test_what_a_thread_cannot_hold_is_spilled() -> None:
+    (found,) = compile_plan(KERNELS, INPUTS, 64, "sm_80", plan="plan_large")
+    assert found.resources.local > 0
+    assert found.resources.spilled >= 4 * (272 - 255)
+    (found,) = compile_plan(KERNELS, INPUTS, 64, "gfx942", plan="plan_large")
+    assert found.resources.registers > 255
+    assert found.resources.spilled == 0
+
+
+def test_a_program_smaller_than_a_warp_is_refused() -> None:
+    with pytest.raises(ValueError, match="add has programs of 32 threads; gfx942 needs a multiple of 64"):
+        compile_plan(KERNELS, INPUTS, 32, "gfx942")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
+def test_what_is_interpreted_cannot_be_compiled() -> None:
+    from tests.lowering.triton.spilling import plan
+
+    launch = plan(torch.empty(1 << 15, device="meta"), 64).launches[0]
+    with pytest.raises(RuntimeError, match="add is interpreted, and cannot be compiled"):
+        compile_launch(launch, gpu_of("a100"))
