@@ -26,6 +26,9 @@ def refuse(workload: Workload, schedule: Any) -> str | None:
         return f"heads is {held}; it must be 0, for all, or the heads whose rows are held at a time"
     if accesses > _MOST_ACCESSES:
         return f"a head has 2·T·K = {accesses} accesses; form slots sorts at most {_MOST_ACCESSES}"
+    numbers = dim * max(accesses // 2, workload.shape["M"])
+    if numbers >= 2**31:
+        return f"a head's rows have {numbers} numbers, of M·D or T·K·D; form slots numbers at most {2**31 - 1}"
     if schedule.threads * channels < dim:
         return f"threads · channels is {schedule.threads * channels}; a program holds a row, of D = {dim}, at least"
     return refuse_threads(schedule.threads)

@@ -33,6 +33,7 @@ def test_the_defaults_serve_the_papers_sizes_and_any_number_of_slots(op: Op) -> 
         ({"threads": 32, "channels": 1}, {}, "threads · channels is 32"),
         ({"tile": 32}, {}, "tile is 32"),
         ({}, {"T": 2**28}, "2·T·K = 4294967296"),
+        ({}, {"M": 2**25}, "rows have 2147483648 numbers"),
     ],
 )
 def test_refusals_name_the_value(knobs: dict[str, int], sizes: dict[str, int], told: str) -> None:
