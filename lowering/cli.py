@@ -51,7 +51,7 @@ def _possible(target: Target, is_here: bool) -> tuple[str, str, str]:
     tir = "tir" in target.compilers and has_tvm
     able = "Triton"
     if tir:
-        from lowering.cuda import nvcc
+        from lowering.nvcc import nvcc
 
         able += ", TIR" if nvcc() else ", TIR to CUDA C"
     can = "yes" if has_triton else _NO_TRITON

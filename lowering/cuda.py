@@ -1,34 +1,27 @@
-"""TIR templates to CUDA C, and through nvcc to binaries, for GPUs that need not be there."""
+"""TIR templates to CUDA C for GPUs that need not be there, and what their binaries need."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
+from lowering.nvcc import compile_cuda, resources
 from lowering.targets import Gpu, gpu_of
 from lowering.tir.programs import programs, template
-from lowering.work import Compiled, Resources
+from lowering.work import Compiled
 from schedules.gpu.shared import refuse_bytes
 from schedules.workload import Workload
 
 # Barriers are the template's own: TVM's would stand at every access through an index that it cannot know. Its buffers
 # are of the size that they need.
 _LEFT_OUT = ["s_tir.ThreadSync", "s_tir.CompactBufferAllocation"]
-_INSTALL = "pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
 
 
-class NoNvccError(ValueError):
-    """nvcc is not installed, so that CUDA C can be had but no binary."""
+class SharedMemoryError(ValueError):
+    """A program needs more shared memory than the target has."""
 
-    status = "no_compiler"
+    status = "shared_memory"
 
 
 @dataclass(frozen=True)
@@ -64,8 +57,8 @@ def generate(workload: Workload, gpu: Gpu, schedule: Any, state: str = "float32"
     """CUDA C for a GPU; ``state`` is the type of memory and mass.
 
     Raises:
-        ValueError: for a schedule that is refused, with the bytes and the limit where it needs more shared memory than
-            a program has there.
+        ValueError: for a schedule that is refused.
+        SharedMemoryError: with the bytes and the limit, where it needs more shared memory than a program has there.
         ImportError: without TVM.
     """
     refused = schedule.refusal(workload)
@@ -77,7 +70,7 @@ def generate(workload: Workload, gpu: Gpu, schedule: Any, state: str = "float32"
     shared = {name.name_hint: int(function.attrs["shared_bytes"]) for name, function in module.functions.items()}
     refused = refuse_bytes(max(shared.values()), gpu.shared_block)
     if refused is not None:
-        raise ValueError(f"{workload.op} on {gpu.arch}: {refused}")
+        raise SharedMemoryError(f"{workload.op} on {gpu.arch}: {refused}")
     kind = {"kind": "cuda", "arch": gpu.arch, "max_shared_memory_per_block": gpu.shared_block}
     text = build(module, tvm.target.Target(kind, host={"kind": "llvm"})).mod.imports[0].inspect_source()
     arguments = {name.name_hint: _arguments(function) for name, function in module.functions.items()}
@@ -99,55 +92,6 @@ def compiled(workload: Workload, target: str, schedule: Any) -> list[Compiled]:
     _, told = compile_cuda(source.text, gpu.arch)
     found = resources(told, source.shared)
     return [Compiled(p.name, p.work, found[p.name]) for p in programs(workload, schedule)]
-
-
-def compile_cuda(text: str, arch: str) -> tuple[bytes, str]:
-    """The cubin of CUDA C for ``arch``, and what ptxas told of it. Products and sums are fused; no fast math.
-
-    NoNvccError without nvcc; RuntimeError, with nvcc's words, where it fails.
-    """
-    program = nvcc()
-    if program is None:
-        raise NoNvccError(f"binaries of TIR's kernels need nvcc, which is not installed: {_INSTALL}")
-    with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
-        source.write_text(text, encoding="utf-8")
-        command = [program, "-cubin", "-w", f"-arch={arch}", "-Xptxas", "-v", "-o", str(cubin), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"nvcc failed for {arch}: {done.stderr.strip()}")
-        return cubin.read_bytes(), done.stdout + done.stderr
-
-
-@cache
-def nvcc() -> str | None:
-    """Path of nvcc: on PATH, of CUDA_HOME, or of the package nvidia-cuda-nvcc; None where there is none."""
-    found = shutil.which("nvcc")
-    if found:
-        return found
-    folders = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
-    package = importlib.util.find_spec("nvidia")
-    for place in package.submodule_search_locations or [] if package else []:
-        folders += sorted(Path(place).glob("cu[0-9]*"), reverse=True)
-    return next((str(folder / "bin" / "nvcc") for folder in folders if (folder / "bin" / "nvcc").is_file()), None)
-
-
-def resources(told: str, shared: dict[str, int]) -> dict[str, Resources]:
-    """By function, what ``ptxas -v`` told of each kernel, with its dynamic shared memory."""
-    found = {}
-    for part in told.split("Compiling entry function '")[1:]:
-        name = part.split("'")[0].removesuffix("_kernel")
-
-        def number(pattern: str, text: str = part) -> int:
-            match = re.search(pattern, text)
-            return int(match[1]) if match else 0
-
-        spilled = max(number(r"(\d+) bytes spill stores"), number(r"(\d+) bytes spill loads"))
-        found[name] = Resources(
-            registers=number(r"Used (\d+) registers"), spilled=spilled, local=number(r"(\d+) bytes stack frame"),
-            shared=shared[name] + number(r"(\d+) bytes smem"),
-        )  # fmt: skip
-    return found
 
 
 def _arguments(function: Any) -> list[list[Any]]:

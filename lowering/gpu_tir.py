@@ -52,7 +52,8 @@ def binary(workload: Workload, target: str, schedule: Schedule, state: str = "fl
     path = cache_folder() / f"{workload.op}-{gpu.arch}-{key}.cubin"
     if path.is_file():
         return Binary.read(path), False
-    from lowering.cuda import compile_cuda, generate
+    from lowering.cuda import generate
+    from lowering.nvcc import compile_cuda
     from lowering.tir.programs import programs
 
     source = generate(workload, gpu, schedule, state)

@@ -27,7 +27,7 @@ from tests.samples import DIFFERENTIABLE, TOLERANCE, relative_rmse, scan_inputs,
 
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")
 
-from lowering import cuda, gpu_tir
+from lowering import cuda, gpu_tir, nvcc
 from lowering.gpu import GpuKernels
 from lowering.targets import gpu_of
 from lowering.tir import threads as threads_module
@@ -45,7 +45,7 @@ DEFAULTS: dict[Op, Schedule] = {
     "address_decode": AddressDecode(compiler="tir"),
     "address_decode_backward": AddressDecodeBackward(compiler="tir"),
 }
-needs_nvcc = pytest.mark.skipif(cuda.nvcc() is None, reason="no nvcc: pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
+needs_nvcc = pytest.mark.skipif(nvcc.nvcc() is None, reason="no nvcc: pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
 
 
 def workload(op: Op, dtype: str = "bfloat16", **sizes: int) -> Workload:
@@ -325,8 +325,8 @@ def test_binaries_spill_nothing(target: str) -> None:
     # The sm_86 and sm_89 of A10 and L4 differ from A100's sm_80 in how many threads, and how much memory, they share.
     for op in DEFAULTS if target in ("a100", "h100", "b200") else ("memory_scan", "memory_scan_backward"):
         source = source_for(op, target)
-        _, told = cuda.compile_cuda(source.text, gpu_of(target).arch)
-        found = cuda.resources(told, source.shared)
+        _, told = nvcc.compile_cuda(source.text, gpu_of(target).arch)
+        found = nvcc.resources(told, source.shared)
         assert set(found) == {program.name for program in programs(workload(op), DEFAULTS[op])}
         for name, resources in found.items():
             assert resources.spilled == 0 and resources.local == 0, (name, resources)
@@ -359,6 +359,6 @@ def test_a_binary_is_cached_with_what_a_launch_needs(tmp_path: Any, monkeypatch:
 
 
 def test_without_nvcc_there_is_no_binary_but_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "nvcc", lambda: None)
-    with pytest.raises(cuda.NoNvccError, match="pip install nvidia-cuda-nvcc"):
+    monkeypatch.setattr(nvcc, "nvcc", lambda: None)
+    with pytest.raises(nvcc.NoNvccError, match="pip install nvidia-cuda-nvcc"):
         cuda.compiled(workload("memory_step"), "h100", MemoryStep(compiler="tir"))
