@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from lowering.targets import Gpu
 from lowering.work import Compiled, Resources, Work
 
-# Latencies in cycles of an L2 hit, a DRAM access and shared memory: assumed, in the round numbers that microbenchmarks of
-# NVIDIA's GPUs since the A100 tell. AMD's are assumed to be as long.
+# Latencies in cycles of an L2 hit, a DRAM access and shared memory: assumed, in the round numbers that microbenchmarks
+# of NVIDIA's GPUs since the A100 tell. AMD's are assumed to be as long.
 L2_LATENCY, DRAM_LATENCY, SHARED_LATENCY = 265.0, 500.0, 30.0
 # Cycles that a barrier of one program costs its warps beyond their own work: assumed, as long as shared memory.
 BARRIER_LATENCY = 30.0
