@@ -47,9 +47,7 @@ class GpuMeasurer:
     def build(self, schedule: Schedule) -> None:
         """Compile, by a first call on the sizes that are checked. ValueError for a schedule that is refused."""
         workload = self.timed.workload
-        refused = schedule.refusal(workload)
-        if refused is not None:
-            raise ValueError(f"{workload.op}: {refused}")
+        schedule.require(workload)
         if schedule not in self.kernels:
             kernels = GpuKernels(self.target, given={workload.op: schedule})
             self.checked.call(kernels)()

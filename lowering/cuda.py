@@ -61,9 +61,7 @@ def generate(workload: Workload, gpu: Gpu, schedule: Any, state: str = "float32"
         SharedMemoryError: with the bytes and the limit, where it needs more shared memory than a program has there.
         ImportError: without TVM.
     """
-    refused = schedule.refusal(workload)
-    if refused is not None:
-        raise ValueError(f"{workload.op}: {refused}")
+    schedule.require(workload)
     import tvm
 
     module = template(workload, schedule, True, state)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowering.targets import find
+from lowering.targets import gpu_of
 from ramnet.ops import checks
 from schedules import records
 from schedules.base import Schedule
@@ -27,16 +27,15 @@ class GpuKernels:
         tuned: take the records' schedules, else the defaults.
         check: look at the numbers too (slots in range and distinct, logits numbers); it waits for the device.
         given: schedules that go before both, by op.
-        warp: threads that run in step.
+
+    ``warp``, the threads that run in step, are those of the target where no other GPU is told of.
     """
 
     def __init__(
-        self, target: str, tuned: bool = True, check: bool = False, given: dict[str, Schedule] | None = None,
-        warp: int = 32,
-    ) -> None:  # fmt: skip
-        gpu = find(target).gpu
+        self, target: str, tuned: bool = True, check: bool = False, given: dict[str, Schedule] | None = None
+    ) -> None:
         self.target, self.tuned, self.check, self.given = target, tuned, check, given or {}
-        self.warp = gpu.warp if gpu is not None else warp
+        self.warp = gpu_of(target).warp
         self._schedules: dict[tuple[Any, ...], Schedule] = {}
 
     def schedule(self, op: Op, sizes: tuple[int, ...], dtype: torch.dtype, **constants: float) -> Schedule:
@@ -147,8 +146,8 @@ class GpuKernels:
         return output
 
     def _run(self, op: str, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        """Plan and run an op with the module of its schedule's form, or with TIR's kernels."""
-        if getattr(schedule, "form", "") == "shared" or getattr(schedule, "compiler", "") == "tir":
+        """Plan and run an op by the compiler that its schedule names."""
+        if schedule.compiler == "tir":
             return importlib.import_module("lowering.gpu_tir").run(op, schedule, self.target, *arguments)
         results: tuple[Tensor, ...] = plan(op, schedule, *arguments).run(self.warp)
         return results

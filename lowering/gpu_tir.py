@@ -76,9 +76,7 @@ def on_cpu(workload: Workload, schedule: Schedule, state: str = "float32", backw
     from lowering.cuda import build
     from lowering.tir.programs import template
 
-    refused = schedule.refusal(workload)
-    if refused is not None:
-        raise ValueError(f"{workload.op}: {refused}")
+    schedule.require(workload)
     module = template(workload, schedule, False, state, backwards)
     functions = build(module, tvm.target.Target({"kind": "llvm"}))
     return lambda name, *tensors: functions[name](*tensors)

@@ -49,9 +49,7 @@ def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
 
         made, compiled_now = binary(workload, target, schedule)
         return Kernel(workload, schedule, made.run, compiled_now)
-    refused = schedule.refusal(workload)
-    if refused is not None:
-        raise ValueError(f"{workload.op}: {refused}")
+    schedule.require(workload)
     key = cache_key(workload, target, schedule)
     if key not in _loaded:
         path = cache_folder() / f"{workload.op}-{key}.so"

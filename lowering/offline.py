@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lowering.gpu import plan
 from lowering.targets import find, gpu_of
+from lowering.use import interpreted
 from lowering.work import Compiled
 from schedules.gpu import SCHEDULES
 from schedules.workload import Workload
@@ -35,16 +35,14 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
         RuntimeError: in a process that interprets Triton's kernels. The compilers' own errors pass through.
     """
     gpu = gpu_of(target)
-    refused = schedule.refusal(workload)
-    if refused is not None:
-        raise ValueError(f"{workload.op}: {refused}")
+    schedule.require(workload)
     missing = unserved(schedule, target)
     if missing is not None:
         raise NoCompilerError(missing)
-    if compiler(schedule) == "tir":
+    if schedule.compiler == "tir":
         by_tir: list[Compiled] = importlib.import_module("lowering.cuda").compiled(workload, target, schedule)
         return by_tir
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+    if interpreted():
         raise RuntimeError("TRITON_INTERPRET is set in this process; kernels are compiled in one without it")
     from lowering.triton.binary import compile_launch
 
@@ -54,17 +52,12 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
 
 def unserved(schedule: Any, target: str) -> str | None:
     """Why the compiler that a schedule names cannot be used for ``target`` here, in one sentence; None where it can."""
-    wanted, served = compiler(schedule), find(target).compilers
+    wanted, served = schedule.compiler, find(target).compilers
     if wanted not in served:
         return f"{wanted} does not compile for {target}, which {' and '.join(served)} serves"
     if wanted == "tir" and importlib.util.find_spec("tvm") is None:
         return "TIR's kernels need TVM, which is not installed: pip install 'ramnet[tvm]'"
     return None
-
-
-def compiler(schedule: Any) -> str:
-    """ "triton" or "tir": which folder of ``lowering`` has the kernels of a GPU's schedule."""
-    return "tir" if getattr(schedule, "form", "") == "shared" else getattr(schedule, "compiler", "triton")
 
 
 def arguments(workload: Workload) -> tuple[Any, ...]:

@@ -152,9 +152,7 @@ def recognise(device: str, arch: str, **told: int) -> Target:
             f"{device} ({arch}) is not in the table of targets; using the schedules of {found.name}"
             f" ({gpu_of(found.name).arch})", stacklevel=3,
         )  # fmt: skip
-    gpu = found.gpu
-    assert gpu is not None
-    return replace(found, gpu=replace(gpu, arch=arch, **told))
+    return replace(found, gpu=replace(gpu_of(found.name), arch=arch, **told))
 
 
 def _apart(target: Target, arch: str) -> tuple[bool, int]:

@@ -30,6 +30,12 @@ class Schedule(BaseModel):
         """Why this combination cannot be built for ``workload``, in one sentence; None where it can."""
         raise NotImplementedError
 
+    def require(self, workload: Workload) -> None:
+        """ValueError, with the op and why, where this combination cannot be built for ``workload``."""
+        refused = self.refusal(workload)
+        if refused is not None:
+            raise ValueError(f"{workload.op}: {refused}")
+
 
 def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of ``number`` that is at most ``limit``."""

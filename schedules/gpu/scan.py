@@ -29,6 +29,10 @@ class MemoryScan(Schedule):
     slot_lanes: int = 1  # shared: parts of a token's K slots that threads work on side by side
     chunk: int = 16  # shared: tokens whose operands are held in shared memory
 
+    @property
+    def compiler(self) -> str:
+        return _compiler(self.form)
+
     @classmethod
     def default(cls, workload: Workload) -> Self:
         if serial.refuse_top_k(workload):
@@ -65,6 +69,10 @@ class MemoryScanBackward(Schedule):
     slot_lanes: int = 1  # shared: parts of a token's K slots that threads work on side by side
     chunk: int = 16  # shared: tokens whose operands are held in shared memory
 
+    @property
+    def compiler(self) -> str:
+        return _compiler(self.form)
+
     @classmethod
     def default(cls, workload: Workload) -> Self:
         if serial.refuse_top_k(workload):
@@ -88,6 +96,11 @@ class MemoryScanBackward(Schedule):
                 return f"checkpoint is {self.checkpoint}; it must be 1 or more"
             return _refuse_idle(self, "tile", "threads", "spans", "checkpoint") or serial.refuse(workload, self)
         return _refuse_idle(self, "threads", "piece", "channels", "heads") or slots.refuse(workload, self)
+
+
+def _compiler(form: Form) -> str:
+    """What the other ops' schedules name as a knob."""
+    return "tir" if form == "shared" else "triton"
 
 
 def _threads_for_a_row(workload: Workload, channels: int) -> int:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lowering import offline
-from lowering.offline import NoCompilerError, arguments, compile_for, compiler
+from lowering.offline import NoCompilerError, arguments, compile_for
 from ramnet.config import RamNetConfig
-from schedules.gpu import SCHEDULES, AddressDecode, MemoryScan, MemoryStep
+from schedules.gpu import SCHEDULES, AddressDecode, MemoryScan, MemoryScanBackward, MemoryStep
 from schedules.of_model import of_model_on_gpu
 from schedules.workload import Workload
 
@@ -42,9 +42,10 @@ def test_tensors_are_on_no_device_and_the_state_is_float32(op: str) -> None:
 
 
 def test_which_compiler_a_schedule_wants() -> None:
-    assert compiler(MemoryScan()) == compiler(MemoryStep()) == "triton"
-    assert compiler(MemoryStep(compiler="tir")) == "tir"
-    assert compiler(MemoryScan.model_construct(form="shared")) == "tir"
+    assert MemoryStep().compiler == "triton"
+    assert MemoryStep(compiler="tir").compiler == "tir"
+    for scan in (MemoryScan, MemoryScanBackward):
+        assert [scan(form=form).compiler for form in ("serial", "slots", "shared")] == ["triton", "triton", "tir"]
 
 
 def test_a_target_without_a_gpu_is_refused() -> None:
