@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from lowering.graphs import record_cuda
+
 # The L2 cache is overwritten this many times, since it need not evict in order.
 OVER = 2
 # Seconds that the host may be ahead of the device: it can queue no more than about a thousand launches.
@@ -69,14 +71,5 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
 
     RuntimeError where ``call`` waits for the device.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+    replay, _ = record_cuda(call, call)
+    return replay

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,14 +16,16 @@ from torch import Tensor
 from ramnet.model import RamNetForCausalLM
 from ramnet.state import RamState
 
+Result = TypeVar("Result")
 # Called with what to record and with the same on buffers of no account: how to replay it, and the result's buffer.
 Record = Callable[[Callable[[], Tensor], Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
-def record_cuda(run: Callable[[], Tensor], rehearse: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Record ``run`` as a CUDA graph, without running it.
+def record_cuda(run: Callable[[], Result], rehearse: Callable[[], object]) -> tuple[Callable[[], None], Result]:
+    """Record ``run`` as a CUDA graph, without running it: how to replay it, and what ``run`` gave, its buffers.
 
-    ``rehearse`` goes first, on a side stream, because compiling and loading kernels cannot be recorded.
+    ``rehearse`` goes first, on a side stream, because compiling and loading kernels cannot be recorded. RuntimeError
+    where ``run`` waits for the device.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,39 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from autotune.heads import EAGER
 from lowering.compiled import _on_gpu
 from lowering.decode_heads import HeadsBlock
 from lowering.graphs import TokenGraphs
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState, ops
-from ramnet.ops import reference
 from tests.lowering.recorder import NoWaiting, Recorder
 from tests.samples import relative_rmse
 
-
-class Heads:
-    """decode_heads as the model composes it, on the reference."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(reference, name)
-
-    @staticmethod
-    def decode_heads(
-        projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int, sub_dim: int,
-        top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float,
-    ) -> Tensor:  # fmt: skip
-        batch, heads, num_slots, dim = memory.shape
-        address, value = projected.split([2 * heads * order * sub_dim, heads * dim], dim=-1)
-        scale = (log_scale.exp() / temperature)[..., None, None]
-        slots, weights = reference.address_decode(address.view(batch, 2, heads, order, sub_dim) * scale, top_k)
-        shift = position * (torch.arange(heads, device=slots.device) < cape_heads)
-        slots = ops.cyclic_shift(slots, shift[:, None], num_slots)
-        return reference.memory_step(
-            slots[:, 1], weights[:, 1], slots[:, 0], weights[:, 0], value.view(batch, heads, dim), memory, mass,
-            decay_power, eps,
-        ).flatten(1)  # fmt: skip
-
-
-ops.register_backend("test heads", Heads())  # type: ignore[arg-type]
+ops.register_backend("test heads", EAGER)
 
 
 def small_model(**changes: int) -> RamNetForCausalLM:
@@ -210,8 +187,19 @@ def test_what_a_step_refuses_is_refused_before_anything_is_recorded(
     assert recorder.recorded == 0 and int(state.position) == 0
 
 
-def test_tensors_of_the_cpu_and_gradients_are_not_for_graphs() -> None:
-    assert not TokenGraphs.serve(ids(1, 1))
+def test_tensors_of_the_cpu_gradients_and_a_callers_recording_are_not_for_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_gpu: Any = SimpleNamespace(is_cuda=True)
+    recording = False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: recording)
+    with torch.no_grad():
+        assert TokenGraphs.serve(on_gpu)
+        assert not TokenGraphs.serve(ids(1, 1))
+        recording = True
+        assert not TokenGraphs.serve(on_gpu)
+    recording = False
+    assert not TokenGraphs.serve(on_gpu)
 
 
 @torch.no_grad()
