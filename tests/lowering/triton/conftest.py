@@ -9,7 +9,7 @@ import torch
 
 from lowering import targets
 
-pytest.importorskip("triton", reason="the GPU kernels need triton: pip install 'ramnet[triton]'")
+pytest.importorskip("triton", reason="the GPU kernels need triton: pip install 'ramnet[gpu]'")
 
 
 @pytest.fixture
