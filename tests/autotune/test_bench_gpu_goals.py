@@ -103,7 +103,9 @@ def test_both_architectures_have_schedules_for_every_op() -> None:
 
 def test_the_model_is_compared_with_measurements_where_there_is_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
     workloads = of_model(RamNetConfig.preset("340m"))[:3]
-    answers = iter([Correlation(0.8, ()), Correlation(None, (), "no order to tell"), RuntimeError("the default fails")])
+    answers = iter(
+        [Correlation(0.8, (), agreement=0.9), Correlation(None, (), reason="no order"), RuntimeError("it fails")]
+    )
 
     def compared(target: str, workload: Workload, seconds: float) -> Correlation:
         assert (target, seconds) == ("cpu", 10)
@@ -117,7 +119,8 @@ def test_the_model_is_compared_with_measurements_where_there_is_an_order(monkeyp
     correlated.ops(run, workloads, 30)
     assert run.facts == {f"{FACT}, 1. address_decode": 0.8}
     assert [notice.rpartition(": ")[2] for notice in run.notices] == [
-        "0.80 (0 schedules)", "no order to tell (0 schedules)", "the default fails"
+        "0.80 (0 schedules; two halves of the rounds agree to 0.90)",
+        "no order (0 schedules)", "it fails",
     ]  # fmt: skip
 
 
