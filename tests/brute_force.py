@@ -6,12 +6,14 @@ comes from ``ramnet``, so that agreement means something. Step numbers are the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tests.samples import DIFFERENTIABLE
 
 
 def product_softmax(logits: Tensor) -> Tensor:
@@ -85,6 +87,17 @@ def memory_scan(
     num_slots = memory.shape[2]
     write, read = k_hot(write_slots, write_weights, num_slots), k_hot(read_slots, read_weights, num_slots)
     return pdma(write, read, values.double(), memory.double(), mass.double(), decay_power, eps, proxy_eps)
+
+
+def memory_scan_gradients(
+    given: Sequence[Tensor], inputs: Mapping[str, Tensor], decay_power: float = 1.0, eps: float = 1e-6,
+    proxy_eps: float = 0.01,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Of ``DIFFERENTIABLE``, in float64, by autograd from those given of the output, the final memory and mass."""
+    leaves = {name: x.double().requires_grad_() if name in DIFFERENTIABLE else x for name, x in inputs.items()}
+    results = memory_scan(**leaves, decay_power=decay_power, eps=eps, proxy_eps=proxy_eps)
+    wanted = [leaves[name] for name in DIFFERENTIABLE]
+    return torch.autograd.grad(results, wanted, [x.double() for x in given], materialize_grads=True)
 
 
 def language_model(config: Any, parameters: Mapping[str, Tensor], input_ids: Tensor) -> Tensor:

@@ -66,6 +66,13 @@ def scan_inputs(
     }
 
 
+def cotangents(inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Gradients of the output, the final memory and the final mass, of their types."""
+    generator = torch.Generator().manual_seed(1)
+    like = (inputs["values"], inputs["memory"], inputs["mass"])
+    return [torch.randn(x.shape, generator=generator).to(x.dtype) for x in like]
+
+
 def step_inputs(inputs: dict[str, Tensor], token: int) -> dict[str, Tensor]:
     """The tensors of memory_step for one token of ``scan_inputs``; memory and mass are copies."""
     return {

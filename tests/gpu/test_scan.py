@@ -15,23 +15,21 @@ from ramnet.ops import reference
 from schedules.base import Schedule
 from schedules.workload import Workload
 from tests.gpu.conftest import DEVICE
-from tests.samples import TOLERANCE, relative_rmse, scan_inputs
+from tests.samples import TOLERANCE, cotangents, relative_rmse, scan_inputs
 
 # B, H, T, K, M, D, and γ, ε, ε'.
 SIZES, CONSTANTS = (1, 3, 4096, 8, 1024, 64), (1.0, 1e-6, 0.01)
 ODD = (1, 2, 4095, 7, 1000, 48)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 FORMS = ["serial", "slots", "chosen"]
-GRADIENTS = ("write_weights", "read_weights", "values", "memory", "mass")
 
 
 @cache
 def problem(sizes: tuple[int, ...], dtype: torch.dtype, access: str) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs of the scan, and gradients of its results."""
     state = torch.promote_types(dtype, torch.float32)
-    inputs = list(scan_inputs(*sizes, dtype=dtype, state_dtype=state, access=access).values())
-    generator = torch.Generator().manual_seed(1)
-    return inputs, [torch.randn(x.shape, generator=generator).to(x.dtype) for x in inputs[4:]]
+    inputs = scan_inputs(*sizes, dtype=dtype, state_dtype=state, access=access)
+    return list(inputs.values()), cotangents(inputs)
 
 
 @cache

@@ -23,7 +23,7 @@ from schedules.gpu.shared import backward_bytes, forward_bytes
 from schedules.gpu.step import DecodeHeads, MemoryStep
 from schedules.workload import AXES, Op, Workload
 from tests import brute_force
-from tests.samples import DIFFERENTIABLE, TOLERANCE, relative_rmse, scan_inputs, step_inputs
+from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, scan_inputs, step_inputs
 
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")
 
@@ -90,16 +90,12 @@ def test_scans_follow_the_paper(T, K, M, D, gamma, access, dtype, tile, lanes, c
     ops = kernels(
         memory_scan=MemoryScan(**knobs), memory_scan_backward=MemoryScanBackward(**knobs, checkpoint=checkpoint)
     )
-    leaves = {name: tensors[name].double().requires_grad_() for name in DIFFERENTIABLE}
-    expected = brute_force.memory_scan(**{**tensors, **leaves}, decay_power=gamma, eps=1e-6, proxy_eps=0.01)
+    expected = brute_force.memory_scan(**tensors, decay_power=gamma, eps=1e-6)
     for got, want in zip(ops.memory_scan(*tensors.values(), gamma, 1e-6, 0.01), expected, strict=True):
         assert relative_rmse(got, want) < TOLERANCE[got.dtype]
 
-    generator = torch.Generator().manual_seed(2)
-    grads = [
-        torch.randn(tensors[n].shape, generator=generator).to(tensors[n].dtype) for n in ("values", "memory", "mass")
-    ]
-    gradients = torch.autograd.grad(expected, list(leaves.values()), [x.double() for x in grads])
+    grads = cotangents(tensors)
+    gradients = brute_force.memory_scan_gradients(grads, tensors, gamma, 1e-6, 0.01)
     found = ops.memory_scan_backward(*grads, *tensors.values(), gamma, 1e-6, 0.01)
     for name, got, want in zip(DIFFERENTIABLE, found, gradients, strict=True):
         assert relative_rmse(got, want) < TOLERANCE[got.dtype], name

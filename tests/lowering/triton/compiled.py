@@ -25,6 +25,9 @@ from lowering.targets import TARGETS, Gpu
 from lowering.triton.binary import Binary, compile_launch
 from lowering.triton.launch import Plan
 
+# Those of the table of targets, but for Orin's sm_87.
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
+
 
 class Spec(NamedTuple):
     """What is left of a tensor on the way to the other process."""

@@ -10,7 +10,7 @@ from lowering.triton import address_decode, address_decode_backward
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
 from schedules.workload import Workload
 from tests.brute_force import product_softmax
-from tests.lowering.triton.compiled import compile_plan
+from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse
 
 # (U, P, K): K no power of two, K = 1, K = M, P = 1, 3, 5, more digits than slots kept and fewer.
@@ -117,10 +117,7 @@ def test_a_logit_of_minus_infinity_rules_its_digit_out(device: str, warp: int, u
     check(logits.to(device), 8, warp, unroll)
 
 
-ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
-
-
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_for_the_papers_sizes_it_spills_nothing(arch: str) -> None:
     logits = torch.empty(4096, 5, 4, dtype=torch.bfloat16)
     slots, weights = torch.empty(4096, 8, dtype=torch.int32), torch.empty(4096, 8, dtype=torch.bfloat16)

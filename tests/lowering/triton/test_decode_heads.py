@@ -11,7 +11,7 @@ from torch import Tensor
 from lowering.triton import decode_heads, ordering
 from schedules.gpu.step import DecodeHeads
 from tests.brute_force import keep_largest, pdma, product_softmax
-from tests.lowering.triton.compiled import compile_plan
+from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse
 
 POWER, EPS, TEMPERATURE = 1.3, 1e-4, 0.7
@@ -119,7 +119,7 @@ def test_it_is_one_launch_that_reads_the_position_from_the_device() -> None:
     assert launch.arguments["position"] is inputs["position"]
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_it_spills_nothing_and_threads_meet_at_barriers(arch: str) -> None:
     inputs = random_inputs(Sizes(1, 2, 5, 4, 8, 64), torch.bfloat16, torch.float32)
     given = [*inputs.values(), 5, 4, 8, 1, 1.0, 1.0, 1e-6]

@@ -11,18 +11,10 @@ from lowering.triton.ordering import check_barriers_kept, check_ordered, check_t
 from schedules.gpu.scan import MemoryScanBackward
 from schedules.workload import Workload
 from tests import brute_force
-from tests.lowering.triton.compiled import compile_plan
-from tests.samples import DIFFERENTIABLE, TOLERANCE, relative_rmse, scan_inputs
+from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
+from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, scan_inputs
 
-ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"]
 EPS, PROXY_EPS = 1e-6, 0.01
-
-
-def cotangents(inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Gradients of the output, the new memory and the new mass."""
-    generator = torch.Generator().manual_seed(1)
-    like = (inputs["values"], inputs["memory"], inputs["mass"])
-    return [torch.randn(x.shape, generator=generator).to(x.dtype) for x in like]
 
 
 def gradients(
@@ -39,13 +31,7 @@ def check(
 ) -> None:
     before = {name: x.clone() for name, x in inputs.items()}
     results = gradients(inputs, power, device, warp, schedule or MemoryScanBackward())
-    dense = {name: x.double().requires_grad_() if name in DIFFERENTIABLE else x for name, x in inputs.items()}
-    expected = torch.autograd.grad(
-        brute_force.memory_scan(**dense, decay_power=power, eps=EPS, proxy_eps=PROXY_EPS),
-        [dense[name] for name in DIFFERENTIABLE],
-        [x.double() for x in cotangents(inputs)],
-        materialize_grads=True,
-    )
+    expected = brute_force.memory_scan_gradients(cotangents(inputs), inputs, power, EPS, PROXY_EPS)
     for name, actual, right in zip(DIFFERENTIABLE, results, expected, strict=True):
         assert actual.dtype == inputs[name].dtype, name
         error = relative_rmse(actual, right)

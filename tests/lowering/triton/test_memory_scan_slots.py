@@ -12,7 +12,7 @@ from lowering.triton import memory_scan_slots, ordering
 from lowering.triton.launch import Plan
 from schedules.gpu.scan import MemoryScan
 from tests import brute_force
-from tests.lowering.triton.compiled import compile_plan
+from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse, scan_inputs
 
 # (T, K, M, D, access, piece, γ): pieces that hold several slots, slots that span several pieces, more slots than
@@ -102,7 +102,7 @@ def test_work_counts_what_the_launches_do() -> None:
     assert sum(launch.work.cache_bytes for launch in plan.launches) >= rows * (2 + 2 + 4 + 4)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: str) -> None:
     given, knobs = meta_arguments(), MemoryScan(form="slots")
     launches = memory_scan_slots.plan(*given, knobs).launches

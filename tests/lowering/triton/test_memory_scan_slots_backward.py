@@ -12,9 +12,9 @@ from lowering.triton import memory_scan_slots_backward, ordering
 from lowering.triton.launch import Plan
 from schedules.gpu.scan import MemoryScanBackward
 from tests import brute_force
-from tests.lowering.triton.compiled import compile_plan
+from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
 from tests.lowering.triton.test_memory_scan_slots import CASES, meta_arguments
-from tests.samples import DIFFERENTIABLE, TOLERANCE, relative_rmse, scan_inputs
+from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, scan_inputs
 
 PROXY_EPS = 0.01
 
@@ -23,22 +23,12 @@ def schedule(device: str, piece: int = 16, heads: int = 0) -> MemoryScanBackward
     return MemoryScanBackward(form="slots", threads=64 if device == "cuda" else 1024, piece=piece, heads=heads)
 
 
-def gradients_given(inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Of the output, the final memory and the final mass."""
-    generator = torch.Generator().manual_seed(3)
-    like = [inputs[name] for name in ("values", "memory", "mass")]
-    return [torch.randn(x.shape, generator=generator).to(x.dtype) for x in like]
-
-
 def expected_of(inputs: dict[str, Tensor], power: float) -> tuple[Tensor, ...]:
-    leaves = {name: x.double().requires_grad_() if name in DIFFERENTIABLE else x for name, x in inputs.items()}
-    outputs = brute_force.memory_scan(**leaves, decay_power=power, proxy_eps=PROXY_EPS)
-    wanted = [leaves[name] for name in DIFFERENTIABLE]
-    return torch.autograd.grad(outputs, wanted, [x.double() for x in gradients_given(inputs)])
+    return brute_force.memory_scan_gradients(cotangents(inputs), inputs, power, proxy_eps=PROXY_EPS)
 
 
 def plan_of(device: str, inputs: dict[str, Tensor], power: float, knobs: MemoryScanBackward) -> Plan:
-    given = [x.flatten(0, 1).to(device) for x in (*gradients_given(inputs), *inputs.values())]
+    given = [x.flatten(0, 1).to(device) for x in (*cotangents(inputs), *inputs.values())]
     return memory_scan_slots_backward.plan(*given, power, 1e-6, PROXY_EPS, knobs)
 
 
@@ -98,7 +88,7 @@ def test_work_counts_what_the_launches_do() -> None:
     assert sum(launch.work.cache_bytes for launch in plan.launches) >= rows * (3 * 2 + 2 * 2 + 4 + 4)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: str) -> None:
     given, knobs = arguments(4), MemoryScanBackward(form="slots")
     launches = memory_scan_slots_backward.plan(*given, knobs).launches

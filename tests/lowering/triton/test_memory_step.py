@@ -9,7 +9,7 @@ from torch import Tensor
 from lowering.triton import memory_step, ordering
 from schedules.gpu.step import MemoryStep
 from tests import brute_force
-from tests.lowering.triton.compiled import compile_plan
+from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse, scan_inputs
 
 # (N, K, M, D, γ): K no power of two and all of M, D no power of two, wider than a tile, γ that takes exp2 and log2.
@@ -103,7 +103,7 @@ def arguments(heads: int, top_k: int, num_slots: int, width: int) -> list[object
     return [*tensors, 1.0, 1e-6]
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_it_spills_nothing_and_threads_meet_at_barriers(arch: str) -> None:
     for given in (arguments(2, 8, 1024, 64), arguments(1, 5, 9, 600)):
         for binary in compile_plan("lowering.triton.memory_step", given, MemoryStep(), arch):
