@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache
@@ -135,7 +136,10 @@ def _recognised(device: int) -> Target:
     import torch
 
     told = torch.cuda.get_device_properties(device)
-    arch = getattr(told, "gcnArchName", "").partition(":")[0] or f"sm_{told.major}{told.minor}"
+    # "gfx942:sramecc+:xnack-"; where torch is built for CUDA, the device's name stands there.
+    arch = told.gcnArchName.partition(":")[0]
+    if not arch.startswith("gfx"):
+        arch = f"sm_{told.major}{told.minor}"
     return recognise(
         told.name, arch, processors=told.multi_processor_count, l2=told.L2_cache_size,
         shared=told.shared_memory_per_multiprocessor, threads=told.max_threads_per_multi_processor,
@@ -145,7 +149,8 @@ def _recognised(device: int) -> Target:
 def recognise(device: str, arch: str, **told: int) -> Target:
     """The target of a GPU that calls itself ``device``; ``told`` are fields of ``Gpu`` that the device gave."""
     longest_first = sorted(_GPUS, key=lambda target: -len(target.matches))
-    found = next((target for target in longest_first if target.matches in device), None)
+    # Not as the beginning of a longer number: an A100 is no A10.
+    found = next((target for target in longest_first if re.search(rf"{target.matches}(?!\d)", device)), None)
     if found is None:
         found = min(_GPUS, key=lambda target: _apart(target, arch))
         warnings.warn(
