@@ -1,4 +1,4 @@
-"""Linear layers that read their weights once, and fast, when there is one token to decode.
+"""Linear layers that read their weights once, and fast, when a CPU has one token to decode.
 
 torch's product of one row reaches 16 GB/s on two cores whose memory gives 36; the kernel of ``lowering/tir/project.py``
 reaches 32. More rows than one, other types than float32 and gradients go to torch.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Work:
-    """Counted from the sizes by the kernel's own module.
+    """Counted from the sizes, beside the kernel: by its own module, or by ``lowering.tir.programs``.
 
     Attributes:
         programs: thread blocks in all. threads: of each.

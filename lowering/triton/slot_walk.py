@@ -113,7 +113,8 @@ class Scratch:
     """What the launches of one group of heads leave for those after them; every group uses the same.
 
     Of N heads, padded to whole pieces: told, enters, leaves (int32), decays, weights and, for the ``backward``, slopes
-    and mass_terms; of N·pieces pieces: gains, mass_sums, masses, and row_sums and rows with D channels.
+    and mass_terms; of N·pieces pieces: gains, mass_sums, masses, and row_sums and rows with D channels; of N·T·K reads
+    (writes, in the backward): parts with D channels.
     """
 
     def __init__(self, walk: Walk, slots: Tensor, backward: bool) -> None:
