@@ -51,6 +51,7 @@ class Binary:
         numbers = [ctypes.c_void_p(x) if kind else ctypes.c_int64(x) for x, kind in values]
         pointers = (ctypes.c_void_p * len(numbers))(*(ctypes.addressof(x) for x in numbers))
         with torch.cuda.device(tensors[0].device):
+            _enter_context()
             _check(
                 _driver().cuLaunchKernel(
                     self._function(name), *(*grid, 1, 1)[:3], function["threads"], 1, 1, function["shared"],
@@ -88,6 +89,19 @@ class Binary:
             _check(_driver().cuFuncSetAttribute(found, _MAX_DYNAMIC_SHARED_BYTES, shared))
             self._loaded[key] = found
         return self._loaded[key]
+
+
+def _enter_context() -> None:
+    """Give the thread the device's context, which the runtime gives it at its first work there.
+
+    A backward pass runs on a thread of its own, where a launch may be the first work.
+    """
+    context = ctypes.c_void_p()
+    _check(_driver().cuCtxGetCurrent(ctypes.byref(context)))
+    if not context:
+        # Torch's tensors are in the primary one, which it holds to the end.
+        _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), torch.cuda.current_device()))
+        _check(_driver().cuCtxSetCurrent(context))
 
 
 @cache

@@ -25,11 +25,13 @@ class Listener:
     """Takes every call, and says ``status``."""
 
     def __init__(self, status: int = 0) -> None:
-        self.status, self.calls = status, {}
+        self.status, self.calls, self.context = status, {}, 0x1000
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> int:
             self.calls[name] = arguments
+            if name == "cuCtxGetCurrent":
+                arguments[0]._obj.value = self.context
             if name == "cuLaunchKernel":
                 pointers = arguments[9]
                 self.values = [ctypes.cast(p, ctypes.POINTER(ctypes.c_int64)).contents.value for p in pointers]
@@ -56,6 +58,17 @@ def test_a_launch_has_its_grid_its_memory_and_its_parameters_in_the_kernels_orde
     _, *sizes, stream, _, _ = listener.calls["cuLaunchKernel"]
     assert sizes == [3, 3, 1, 64, 1, 1, 4096] and stream.value == 77
     assert listener.values == [y.data_ptr(), x.data_ptr(), 5]
+
+
+def test_a_thread_without_a_context_gets_the_devices_before_anything_is_loaded(listener: Listener) -> None:
+    binary = Binary(b"cubin", FUNCTIONS)
+    binary.run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
+    assert "cuCtxSetCurrent" not in listener.calls
+    listener.context = 0
+    binary.run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
+    assert listener.calls["cuDevicePrimaryCtxRetain"][1] == 0
+    order = list(listener.calls)
+    assert order.index("cuCtxGetCurrent") < order.index("cuModuleLoadData") < order.index("cuLaunchKernel")
 
 
 def test_nothing_is_launched_for_no_heads(listener: Listener) -> None:
