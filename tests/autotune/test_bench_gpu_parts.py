@@ -200,3 +200,30 @@ def test_processes_that_fail_to_compile_are_noted(run: GpuRun, monkeypatch: pyte
     monkeypatch.setattr(subprocess, "Popen", Side)
     warm.peers(run)
     assert run.notices == ["1 of 12 processes that compile flash-linear-attention's kernels failed"]
+
+
+def test_processes_that_compile_too_long_are_ended_before_the_part_is(
+    run: GpuRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    ended: list[object] = []
+
+    class Side:
+        def __init__(self, command: list[str], **_: Any) -> None:
+            self.command = command
+
+        def wait(self, timeout: float) -> int:
+            waited.append(timeout)
+            raise subprocess.TimeoutExpired(self.command, timeout)
+
+        def poll(self) -> None:
+            return None
+
+        def kill(self) -> None:
+            ended.append(self)
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(subprocess, "Popen", Side)
+    warm.peers(run)
+    assert max(waited) <= warm.SHARE * run.seconds < run.seconds
+    assert len(ended) == warm.PROCESSES
