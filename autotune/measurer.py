@@ -25,6 +25,13 @@ class WrongResultError(Exception):
     status = "wrong_result"
 
 
+def check(problem: Problem, backend: Any) -> None:
+    """WrongResultError, with the error and what is allowed, where the numbers are not the reference's."""
+    error, allowed = problem.error(backend), TOLERANCE[problem.workload.dtype]
+    if not error <= allowed:
+        raise WrongResultError(f"the relative RMSE is {error:.1e}; {allowed:.0e} is allowed")
+
+
 class Measures(Protocol):
     """What the tuner needs. Failures of one candidate are ``autotune.worker.FailedError``."""
 
@@ -60,11 +67,8 @@ class Measurer:
         self.kernels[schedule] = self.build_kernel(self.timed.workload, self.target, schedule)
 
     def check(self, schedule: Schedule) -> None:
-        """WrongResultError, with the error and what is allowed, where the numbers are not the reference's."""
-        error = self.checked.error(OneKernel(self.kernels[schedule]))
-        allowed = TOLERANCE[self.timed.workload.dtype]
-        if not error <= allowed:
-            raise WrongResultError(f"the relative RMSE is {error:.1e}; {allowed:.0e} is allowed")
+        """WrongResultError where the numbers are not the reference's."""
+        check(self.checked, OneKernel(self.kernels[schedule]))
 
     def measure(self, candidates: dict[str, Schedule | None], rounds: int, seconds: float) -> dict[str, Timing]:
         """``autotune.measure.interleaved`` of the candidates' kernels; None is the reference."""

@@ -15,7 +15,7 @@ from autotune.heads import EAGER
 from lowering.cpu import CpuKernels
 from lowering.kernels import Kernel
 from ramnet.ops import reference
-from schedules.workload import Workload
+from schedules.workload import Workload, heads_of
 
 # Largest relative RMSE against the reference in float64 from the same, already rounded, inputs; float32 kernels stay
 # below 1e-6, the narrower types round their results once.
@@ -26,8 +26,6 @@ CHECKED_TOKENS, CHECKED_HEADS = 1061, 4
 CHECKED_ROWS = 1021
 # Where the arguments that an op updates in place are.
 IN_PLACE = {"memory_step": slice(5, 7), "decode_heads": slice(3, 5)}
-# Heads of a model where a workload tells only B·H.
-HEADS = 16
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def _arguments(workload: Workload, generator: torch.Generator) -> tuple[Any, ...
         return (0.5 + torch.rand(*leading, M, generator=generator, device=generator.device)).to(state_dtype)
 
     if workload.op == "decode_heads":
-        H = HEADS if N % HEADS == 0 else N
+        H = heads_of(workload)
         U, P = shape["U"], shape["P"]
         log_scale = 0.1 * normal(2, H)
         addresses = heads.apart(lambda: 2 * normal(N // H, 2, H, U, P), log_scale, K)

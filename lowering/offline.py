@@ -1,4 +1,4 @@
-"""A workload compiled for a GPU that need not be there."""
+"""A workload compiled for a GPU that need not be there, by the compiler that its schedule names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from lowering.targets import find, gpu_of
 from lowering.use import interpreted
 from lowering.work import Compiled
 from schedules.gpu import SCHEDULES
-from schedules.workload import Workload
-
-# Heads of a model's layer: N is B·H, and the kernel that decodes heads must know where a sequence ends.
-HEADS = 16
+from schedules.workload import Workload, heads_of
 
 
 class NoCompilerError(ValueError):
@@ -83,7 +80,7 @@ def arguments(workload: Workload) -> tuple[Any, ...]:
     state = empty(N, M, D, dtype=sums), empty(N, M, dtype=sums)
     if workload.op == "decode_heads":
         U, P = shape["U"], shape["P"]
-        H = HEADS if N % HEADS == 0 else 1
+        H = heads_of(workload)
         projected = empty(N // H, 2 * H * U * P + H * D)
         scale, position = empty(2, H), empty(dtype=torch.int64)
         state = tuple(x.view(N // H, H, *x.shape[1:]) for x in state)  # type: ignore[assignment]

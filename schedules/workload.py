@@ -63,3 +63,9 @@ class Workload(BaseModel):
         doublings = sum(abs(math.log2(max(size, 1) / max(other.shape[axis], 1))) for axis, size in self.shape.items())
         gamma = self.constants.get("decay_power") != other.constants.get("decay_power")
         return doublings + (self.dtype != other.dtype) + gamma
+
+
+def heads_of(workload: Workload) -> int:
+    """H of "decode_heads", of which a workload tells only N = B·H: the 16 of "340m" where they divide N, else N."""
+    N = workload.shape["N"]
+    return 16 if N % 16 == 0 else N
