@@ -38,7 +38,7 @@ class Launch:
         return str(self.kernel.__name__)
 
     def run(self, warp: int = 32) -> None:
-        """Queue it on the current stream of the tensors' device; ``warp`` is the device's threads a warp."""
+        """Queue it on the current stream of the current device; ``warp`` is the device's threads a warp."""
         if all(self.grid):
             self.kernel[self.grid](**self.arguments, num_warps=self.threads // warp)
 
@@ -69,7 +69,8 @@ class Plan:
     outputs: tuple[Tensor, ...]
 
     def run(self, warp: int = 32) -> tuple[Tensor, ...]:
-        """Queue the launches; the outputs."""
-        for launch in self.launches:
-            launch.run(warp)
+        """Queue the launches on the outputs' device; the outputs."""
+        with torch.cuda.device_of(self.outputs[0]):
+            for launch in self.launches:
+                launch.run(warp)
         return self.outputs

@@ -133,6 +133,18 @@ def test_generation_equals_the_references() -> None:
     assert torch.equal(compiled.generate(ids(1, 3), 3), model.generate(ids(1, 3), 3))
 
 
+@needs_triton
+def test_launches_go_to_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may be on another GPU than the current one, which is where Triton launches."""
+    entered: list[Tensor] = []
+    device_of = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: entered.append(x) or device_of(x))
+    logits = torch.zeros(1, 2, 3, device=DEVICE)
+    with lowering.use("h200"):
+        ops.address_decode(logits, 1)
+    assert [x.device for x in entered] == [logits.device]
+
+
 def gpu_is(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
     monkeypatch.setattr(use, "here", lambda: name and targets.find(name))
 
