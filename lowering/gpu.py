@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowering.targets import gpu_of
+from lowering.triton.launch import Plan
 from ramnet.ops import checks
 from schedules import records
 from schedules.base import Schedule
@@ -146,11 +147,10 @@ class GpuKernels:
         return output
 
     def _run(self, op: str, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        """Plan and run an op by the compiler that its schedule names."""
+        """An op's results, by the compiler that its schedule names."""
         if schedule.compiler == "tir":
             return importlib.import_module("lowering.gpu_tir").run(op, schedule, self.target, *arguments)
-        results: tuple[Tensor, ...] = plan(op, schedule, *arguments).run(self.warp)
-        return results
+        return plan(op, schedule, *arguments).run(self.warp)
 
     def _check_slots(self, write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> None:
         if self.check:
@@ -158,11 +158,12 @@ class GpuKernels:
             checks.slots_are_valid("read_slots", read_slots, memory.shape[2])
 
 
-def plan(op: str, schedule: Any, *arguments: Any) -> Any:
-    """The ``lowering.triton.launch.Plan`` of an op, by the module of ``lowering.triton`` that its form names."""
+def plan(op: str, schedule: Any, *arguments: Any) -> Plan:
+    """The launches of an op, by the module of ``lowering.triton`` that its form names."""
     form = getattr(schedule, "form", "serial")
     module = op if form == "serial" else op.replace("memory_scan", f"memory_scan_{form}")
-    return importlib.import_module(f"lowering.triton.{module}").plan(*arguments, schedule)
+    planned: Plan = importlib.import_module(f"lowering.triton.{module}").plan(*arguments, schedule)
+    return planned
 
 
 def _heads_first(tensor: Tensor) -> Tensor:
