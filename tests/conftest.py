@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
@@ -14,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from ramnet import ops
+from ramnet.cli import main
 
 # Examples are the same at each run; a kernel's first call compiles, so there is no deadline.
 hypothesis.settings.register_profile(
@@ -30,6 +33,24 @@ hypothesis.settings.load_profile("repeatable")
 def pytest_configure(config: pytest.Config) -> None:
     """Compiled kernels stay between runs, and out of the user's own cache."""
     os.environ.setdefault("RAMNET_CACHE", str(config.rootpath / ".pytest_cache" / "kernels"))
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Runs ``ramnet`` with these arguments in this process; gives its exit status."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["ramnet", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(params=["", "cpu"], ids=["reference", "cpu"])

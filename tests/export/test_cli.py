@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from export.build import FILES
-from ramnet.cli import main
 from tests.export.conftest import Exported
 
 
@@ -30,20 +28,9 @@ class Ran:
 
 
 @pytest.fixture
-def ramnet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+def ramnet(command_line: Callable[..., int], capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """Runs the command's own entry point in this process."""
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-
-    def run(*arguments: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["ramnet", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Ran(code, *capfd.readouterr())
-
-    return run
+    return lambda *arguments: Ran(command_line(*arguments), *capfd.readouterr())
 
 
 def test_export_verifies_and_writes(

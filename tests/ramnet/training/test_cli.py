@@ -4,34 +4,19 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from ramnet.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
 TINY_TEXT = ("--length", "8", "--batch-size", "2", "--kernels", "reference")
 
 
 @pytest.fixture
-def ramnet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """Runs the command line in this process; gives its exit status, stdout and stderr."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ramnet", "train", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capsys.readouterr()
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def ramnet(command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `ramnet train` in this process; gives its exit status, stdout and stderr."""
+    return lambda *arguments: (command_line("train", *arguments), *capsys.readouterr())
 
 
 @pytest.fixture
