@@ -17,7 +17,7 @@ from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.types import in_triton, sum_type
 from lowering.work import Work
-from schedules.gpu.scan import MemoryScan
+from schedules.gpu.scan import MemoryScan, MemoryScanBackward
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -101,6 +101,7 @@ def _rows(
     heads, tokens, top_k = write_slots.shape
     slots, width = state.shape[1:]
     tiles = triton.cdiv(width, schedule.tile)
+    threads = row_threads(schedule, state.dtype)
     arguments = {
         "write_slots": write_slots, "write_weights": write_weights, "read_slots": read_slots, "factors": factors,
         "values": values, "state": state, "output": output, "T": tokens, "M": slots, "K": top_k, "D": width,
@@ -110,9 +111,17 @@ def _rows(
     channels = values.nbytes + output.nbytes
     accesses = 3 * write_slots.numel() * width  # a row is loaded and stored by a write, and loaded by a read
     work = Work(
-        programs=heads * tiles, threads=schedule.threads,
+        programs=heads * tiles, threads=threads,
         dram_bytes=operands + channels + 2 * state.nbytes,
         cache_bytes=tiles * operands + channels + accesses * state.element_size(), operations=accesses, steps=tokens,
         reused_bytes=state.nbytes,
     )  # fmt: skip
-    return Launch(scan_rows, (heads, tiles), arguments, schedule.threads, work)
+    return Launch(scan_rows, (heads, tiles), arguments, threads, work)
+
+
+def row_threads(schedule: MemoryScan | MemoryScanBackward, acc: torch.dtype) -> int:
+    """Threads of a program on rows, of which one has at most the 16 bytes that a load or a store takes at once.
+
+    In float64 those are half of the channels that ``schedule`` may give it; see ``schedules.gpu.serial``.
+    """
+    return max(schedule.threads, schedule.tile * acc.itemsize // 16)

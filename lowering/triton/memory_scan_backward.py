@@ -13,6 +13,7 @@ from torch import Tensor
 from lowering.triton import mass_spans, memory_scan_mass, memory_scan_mass_backward
 from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
+from lowering.triton.memory_scan import row_threads
 from lowering.triton.memory_scan_rows_backward import scan_rows_backward
 from lowering.triton.types import in_triton, sum_type
 from lowering.work import Work
@@ -74,6 +75,7 @@ def _rows(
     copies, heads, slots, width = states.shape
     tiles, tokens, top_k = along_reads.shape[1:]
     kept = history.shape[1]
+    threads = row_threads(schedule, states.dtype)
     arguments = {
         "grad_output": grad_output, "write_slots": write_slots, "write_weights": write_weights,
         "read_slots": read_slots, "factors": factors, "values": values, "states": states, "history": history,
@@ -90,12 +92,12 @@ def _rows(
     # A write loads and stores its row, and once more to keep it; its gradient, and a read's, are loaded and stored.
     rows = (2 * twice + 9) * accesses * states.element_size() + 2 * (copies - 1) * states[0].nbytes
     # Of the two sums over channels, as compiled: a program of one NVIDIA warp sums without shared memory.
-    exchange = schedule.threads > 32
+    exchange = threads > 32
     work = Work(
-        programs=heads * tiles, threads=schedule.threads,
+        programs=heads * tiles, threads=threads,
         dram_bytes=operands + channels + along + states.nbytes + 2 * grad_state.nbytes,
         cache_bytes=(2 + twice) * tiles * operands + channels + along + rows,
         operations=(12 + 3 * twice) * accesses, steps=tokens, trips=3 + twice + (copies - 1) * slots / 8 / tokens,
         shared_trips=4 if exchange else 2, barriers=10 if exchange else 2, reused_bytes=2 * grad_state.nbytes,
     )  # fmt: skip
-    return Launch(scan_rows_backward, (heads, tiles), arguments, schedule.threads, work)
+    return Launch(scan_rows_backward, (heads, tiles), arguments, threads, work)

@@ -11,8 +11,9 @@ from schedules.workload import Workload
 # A token's slots are straight code, with a row of each in registers; with more, compiling takes minutes and spills.
 MOST_SLOTS = 16
 
-# A thread with several channels loads up to 16 bytes at once. Where some rows start at odd places, loads and stores
-# would be split between the threads in different ways, and one thread's channels would be another's elsewhere.
+# A thread with several channels loads up to 16 bytes at once. Where some rows start at odd places, or a thread has more
+# than this many channels, loads and stores would be split between the threads in different ways, and one thread's
+# channels would be another's elsewhere.
 ALIGNED = 4
 
 
@@ -39,6 +40,8 @@ def refuse(workload: Workload, knobs: Knobs) -> str | None:
         return f"tile is {tile}; it must be a power of two"
     if tile < threads:
         return f"tile is {tile}, fewer channels than the {threads} threads; a channel must be one thread's alone"
+    if tile > ALIGNED * threads:
+        return f"tile is {tile}; a thread has {ALIGNED} channels at most, so that {threads} have {ALIGNED * threads}"
     if tile > threads and D % ALIGNED:
         return f"tile is {tile}, more channels than the {threads} threads; D = {D} is no multiple of {ALIGNED} for that"
     if tile > threads and tile >= 2 * D:

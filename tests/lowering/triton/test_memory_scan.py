@@ -153,6 +153,13 @@ def test_threads_with_several_channels_need_aligned_rows() -> None:
     assert MemoryScan(tile=64, threads=64).refusal(workload) is None
 
 
+def test_a_thread_has_no_more_channels_than_a_load_takes() -> None:
+    workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 256})
+    message = "tile is 256; a thread has 4 channels at most, so that 32 have 128"
+    assert MemoryScan(tile=256, threads=32).refusal(workload) == message
+    assert MemoryScan(tile=256, threads=64).refusal(workload) is None
+
+
 @pytest.mark.parametrize("top_k", [1, 8, 16, 17, 64])
 @pytest.mark.parametrize("value_dim", [1, 24, 64, 300])
 def test_the_default_is_valid_and_serial_where_registers_hold_a_token(top_k: int, value_dim: int) -> None:

@@ -90,8 +90,11 @@ def test_the_same_of_the_backward(argument: str) -> None:
         check_thread_owned(backward_rows(64, 32, 64), argument)
 
 
-def backward_rows(value_dim: int, tile: int, threads: int) -> str:
-    inputs = [x.flatten(0, 1) for x in scan_inputs(1, 1, 7, 3, 8, value_dim).values()]
+def backward_rows(
+    value_dim: int, tile: int, threads: int, dtype: torch.dtype = torch.float32, state: torch.dtype | None = None
+) -> str:
+    sampled = scan_inputs(1, 1, 7, 3, 8, value_dim, dtype=dtype, state_dtype=state)
+    inputs = [x.flatten(0, 1) for x in sampled.values()]
     arguments = [inputs[4], inputs[5], inputs[6], *inputs, 1.0, 1e-6, 0.01]
     schedule = MemoryScanBackward(tile=tile, threads=threads, checkpoint=3)
     binaries = compile_plan("lowering.triton.memory_scan_backward", arguments, schedule, "sm_90")
@@ -101,6 +104,12 @@ def backward_rows(value_dim: int, tile: int, threads: int) -> str:
 @pytest.mark.parametrize(("value_dim", "tile", "threads"), [(33, 64, 64), (36, 64, 32), (48, 128, 32), (300, 256, 64)])
 def test_a_channel_stays_one_threads_own(value_dim: int, tile: int, threads: int) -> None:
     ttgir = backward_rows(value_dim, tile, threads)
+    for argument in ("states", "history", "grad_state"):
+        check_thread_owned(ttgir, argument)
+
+
+def test_rows_of_eight_bytes_a_channel_are_split_as_those_of_two_bytes_beside_them() -> None:
+    ttgir = backward_rows(128, 128, 32, torch.bfloat16, torch.float64)
     for argument in ("states", "history", "grad_state"):
         check_thread_owned(ttgir, argument)
 
