@@ -131,11 +131,12 @@ def _printer() -> Callable[[Tensor], None]:
 
 def _table(checks: list[Check]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     columns = ("check", "batch", "logits", "state", "addresses", "tolerance", "")
     table = Table(*columns, title="Largest errors of onnxruntime against PyTorch")
     for check in checks:
         errors = (f"{error:.1e}" for error in (check.logits, check.state, check.addresses))
-        verdict = "ok" if check.passed else "[red]FAILED"
+        verdict = "ok" if check.passed else Text("FAILED", style="red")
         table.add_row(check.name, str(check.batch), *errors, f"{check.tolerance:.0e}", verdict)
     return table

@@ -12,7 +12,7 @@ from pathlib import Path
 import rich.table
 import torch
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from autotune.bench.goals import Goal
 from autotune.bench.run import Row, Table
@@ -89,13 +89,13 @@ def show(report: Report, console: Console) -> None:
         for row in table.rows:
             shown.add_row(*row_cells(row, table.base))
         for form, why in table.failed.items():
-            shown.add_row(escape(form), escape(why))
+            shown.add_row(Text(form), Text(why))
         console.print(shown)
     goals = rich.table.Table(title="goals", title_justify="left", title_style="bold")
     for column in GOAL_COLUMNS:
         goals.add_column(column)
     for goal in report.goals:
-        goals.add_row(*map(escape, goal_cells(goal)))
+        goals.add_row(*map(Text, goal_cells(goal)))
     console.print(goals)
     for name, value in report.facts.items():
         console.print(f"{name}: {value:.3g}")

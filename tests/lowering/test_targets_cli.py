@@ -61,10 +61,12 @@ def test_a_gpu_that_is_here_runs(compilers: set[str], monkeypatch: pytest.Monkey
 def test_without_triton_it_says_what_to_install(compilers: set[str]) -> None:
     assert row("a100")[3].startswith("no: pip install")
     assert row("a100")[4].startswith("no: pip install")
+    assert "'ramnet[gpu]'" in CliRunner().invoke(targets).output
 
 
 def test_without_tvm_the_cpu_says_what_to_install(compilers: set[str]) -> None:
     assert row("cpu")[2].startswith("no: pip install")
+    assert "'ramnet[tvm]'" in CliRunner().invoke(targets).output
 
 
 def test_records_are_counted_by_how_they_came(tmp_path: Path) -> None:
