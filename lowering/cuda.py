@@ -75,11 +75,6 @@ def generate(workload: Workload, gpu: Gpu, schedule: Any, state: str = "float32"
     return Source(text, arguments, shared)
 
 
-def cuda_source(workload: Workload, target: str, schedule: Any) -> str:
-    """The CUDA C of a workload for a target; errors as in ``generate``."""
-    return generate(workload, gpu_of(target), schedule).text
-
-
 def compiled(workload: Workload, target: str, schedule: Any) -> list[Compiled]:
     """Each launch of ``workload`` on ``target`` under ``schedule``, compiled by nvcc, in the order of their running.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ramnet.model import Block
 from ramnet.ops import registered
 
-# By schema, as memory_step is: a call costs 5 µs of dispatch.
+# By schema, for the reason that ramnet/ops/library.py gives at memory_step.
 _LIBRARY = torch.library.Library("ramnet", "FRAGMENT")
 _LIBRARY.define(
     "decode_heads(Tensor projected, Tensor log_scale, Tensor position, Tensor(a!) memory, Tensor(b!) mass, int order,"

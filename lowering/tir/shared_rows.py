@@ -159,14 +159,14 @@ class Rows:
 
     def load_back(self, start: Any, kept: Any) -> None:
         """What the way back needs besides."""
-        dO, _, _, RS, R, _, I = self.inputs
+        dO, _, W, RS, R, _, I = self.inputs
         gamma, proxy_eps = self.constants["decay_power"], self.constants["proxy_eps"]
 
         def pair(e: Any) -> None:
             i, k = e // self.K, e % self.K
             t = start + i
             inside = t < self.tokens
-            weight = chosen(inside, self.inputs[2][self.n, t, k].astype(self.sums), emit.constant(0, self.sums))
+            weight = chosen(inside, W[self.n, t, k].astype(self.sums), emit.constant(0, self.sums))
             emit.store(self.slopes, [i, k], emit.decay_slope(weight, gamma, proxy_eps, self.sums))
             emit.store(self.read_slots, [i, k], chosen(inside, RS[self.n, t, k], k))
             pull = R[self.n, t, k].astype(self.sums) * I[self.n, t, k]

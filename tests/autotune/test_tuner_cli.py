@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,10 @@ from autotune.worker import Worker
 from lowering import runtime
 from ramnet.config import RamNetConfig
 from schedules import records
+from tests.autotune.conftest import Command
 
 pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[tune]'")
 pytest.importorskip("tvm", reason="tuning for the CPU needs tvm: pip install 'ramnet[tvm]'")
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 def test_a_small_model_is_tuned(ramnet: Command, tmp_path: Path) -> None:

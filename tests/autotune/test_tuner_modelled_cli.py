@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ import pytest
 from lowering import targets
 from ramnet.config import RamNetConfig
 from schedules import records
+from tests.autotune.conftest import Command
 
 pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[tune]'")
 pytest.importorskip("triton", reason="the GPU kernels need triton: pip install 'ramnet[gpu]'")
 
-Command = Callable[..., tuple[int, str, str]]
 NOT_RUN = "modelled, not run"
 
 

@@ -42,6 +42,11 @@ DEFAULTS: dict[Op, Schedule] = {
 needs_nvcc = pytest.mark.skipif(nvcc.nvcc() is None, reason="no nvcc: pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
 
 
+def text_of(work: Workload, schedule: Schedule) -> str:
+    """CUDA C for an H100."""
+    return cuda.generate(work, gpu_of("h100"), schedule).text
+
+
 def body_of(text: str, name: str) -> str:
     """A kernel's body in CUDA C."""
     return text.split(f" {name}_kernel(")[-1]
@@ -74,7 +79,7 @@ WARPS, WHOLE = "warp", "threads"
     ],
 )
 def test_a_scan_has_its_barriers(schedule: MemoryScan, within: str, around: str) -> None:
-    text = body_of(cuda.cuda_source(workload("memory_scan", M=256), "h100", schedule), "memory_scan")
+    text = body_of(text_of(workload("memory_scan", M=256), schedule), "memory_scan")
     # Operands are there; the first chunk's mass, token by token, and its factors; two tokens; around a chunk's output.
     first = [(around, 0), (within, 1), (within, 1), (around, 0), (around, 0)]
     expected = [*first, *[(within, 2)] * 4, (around, 1), (around, 1)]
@@ -83,7 +88,7 @@ def test_a_scan_has_its_barriers(schedule: MemoryScan, within: str, around: str)
 
 def test_a_check_of_barriers_sees_that_one_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule, work = MemoryScan(form="shared", tile=16, slot_lanes=4, chunk=8), workload("memory_scan", M=256)
-    assert len(barriers(cuda.cuda_source(work, "h100", schedule))) == 11
+    assert len(barriers(text_of(work, schedule))) == 11
     real, calls = threads_module.Threads.barrier, []
 
     def all_but_one(self: Any, warp: bool = False) -> None:
@@ -92,15 +97,15 @@ def test_a_check_of_barriers_sees_that_one_is_gone(monkeypatch: pytest.MonkeyPat
             real(self, warp)
 
     monkeypatch.setattr(threads_module.Threads, "barrier", all_but_one)
-    assert len(barriers(cuda.cuda_source(work, "h100", schedule))) == 10, "TVM put a barrier of its own"
+    assert len(barriers(text_of(work, schedule))) == 10, "TVM put a barrier of its own"
 
 
 def test_what_steps_and_a_backward_synchronise() -> None:
-    step = body_of(cuda.cuda_source(workload("memory_step"), "h100", MemoryStep(compiler="tir")), "memory_step")
+    step = body_of(text_of(workload("memory_step"), MemoryStep(compiler="tir")), "memory_step")
     assert barriers(step) == [(WHOLE, 0), (WHOLE, 0)]
-    heads = body_of(cuda.cuda_source(workload("decode_heads"), "h100", DecodeHeads(compiler="tir")), "decode_heads")
+    heads = body_of(text_of(workload("decode_heads"), DecodeHeads(compiler="tir")), "decode_heads")
     assert barriers(heads) == [(WHOLE, 0)] * 4  # logits, addresses, and the step's
-    text = cuda.cuda_source(workload("memory_scan_backward"), "h100", DEFAULTS["memory_scan_backward"])
+    text = text_of(workload("memory_scan_backward"), DEFAULTS["memory_scan_backward"])
     kernels_of = {part.split("_kernel(")[0].split()[-1]: part for part in text.split('extern "C" __global__')[1:]}
     each = {name: barriers(part) for name, part in kernels_of.items() if "{" in part}
     assert each["mass"] == [(WARPS, 1), (WARPS, 2), (WARPS, 2)]
