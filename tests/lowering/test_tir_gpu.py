@@ -19,6 +19,7 @@ from schedules.gpu.scan import MemoryScan, MemoryScanBackward
 from schedules.gpu.step import DecodeHeads, MemoryStep
 from schedules.workload import Op
 from tests import brute_force
+from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, expected, random_inputs
 from tests.lowering.of_340m import workload
 from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, scan_inputs, step_inputs
 
@@ -107,26 +108,12 @@ def test_a_step_in_place(D, gamma, dtype) -> None:
 
 @pytest.mark.parametrize(("cape_heads", "position", "unroll"), [(0, 0, 0), (1, 5, 1), (3, 2**40 + 3, 1)])
 def test_a_layers_token_in_one_launch(cape_heads: int, position: int, unroll: int) -> None:
-    B, H, U, P, K, D = 2, 3, 3, 3, 5, 24
-    generator = torch.Generator().manual_seed(9)
-    projected = 2 * torch.randn(B, 2 * H * U * P + H * D, generator=generator)
-    log_scale = 0.3 * torch.randn(2, H, generator=generator)
-    memory, mass = torch.randn(B, H, P**U, D, generator=generator), 0.1 + torch.rand(B, H, P**U, generator=generator)
-
-    logits, values = projected.double().split([2 * H * U * P, H * D], dim=1)
-    scale = log_scale.double().exp() / 0.7
-    address = brute_force.keep_largest(
-        brute_force.product_softmax(logits.view(B, 2, H, U, P) * scale[..., None, None]), K
-    )
-    with_cape = (torch.arange(H) < cape_heads)[:, None]
-    address = torch.where(with_cape, address.roll(-(position % P**U), dims=-1), address)
-    read, write = address.unsqueeze(-2).unbind(1)
-    states = brute_force.pdma(write, read, values.view(B, H, 1, D), memory.double(), mass.double(), 1.3, 1e-4, 0.01)
-
+    sizes = Sizes(batch=2, heads=3, order=3, sub_dim=3, top_k=5, width=24)
+    inputs = random_inputs(sizes, torch.float32, torch.float32, position)
+    states = expected(inputs, sizes, cape_heads)
     ops = kernels(decode_heads=DecodeHeads(compiler="tir", threads=32, unroll=unroll))
-    at = torch.tensor(position)
-    output = ops.decode_heads(projected, log_scale, at, memory, mass, U, P, K, cape_heads, 0.7, 1.3, 1e-4)
-    for got, want in zip((output, memory, mass), states, strict=True):
+    output = ops.decode_heads(*inputs.values(), 3, 3, 5, cape_heads, TEMPERATURE, POWER, EPS)
+    for got, want in zip((output, inputs["memory"], inputs["mass"]), states, strict=True):
         assert relative_rmse(got, want.view(got.shape)) < TOLERANCE[torch.float32]
 
 
