@@ -31,13 +31,10 @@ def targets() -> None:
     for target in TARGETS.values():
         is_here = target.gpu is None or (found is not None and found.name == target.name)
         machine = f"{target.description} ({cpu_name()})" if target.gpu is None else target.description
-        hows = Counter[str](record.how for record in load(records_path(target.name)))
-        counts = [f"{hows[how]} {name}" for how, name in _HOWS if hows[how]]
+        hows = Counter(record.how.partition(",")[0] for record in load(records_path(target.name)))
+        counts = [f"{count} {how}" for how, count in sorted(hows.items())]
         table.add_row(target.name, machine, *_possible(target, is_here), ", ".join(counts) or "none")
     console().print(table)
-
-
-_HOWS = (("measured", "measured"), ("modelled, not run", "modelled"))
 
 
 def _possible(target: Target, is_here: bool) -> tuple[str, str, str]:
@@ -48,9 +45,8 @@ def _possible(target: Target, is_here: bool) -> tuple[str, str, str]:
     if target.gpu is None:
         can = "yes" if has_tvm else _NO_TVM
         return can, can, "no: it is measured"
-    tir = "tir" in target.compilers and has_tvm
     able = "Triton"
-    if tir:
+    if "tir" in target.compilers and has_tvm:
         from lowering.nvcc import nvcc
 
         able += ", TIR" if nvcc() else ", TIR to CUDA C"
