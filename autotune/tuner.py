@@ -76,14 +76,14 @@ def tune(
             sizes = [len(study.valid) ** 0.5 for study in studies[i:]]
             share = left * sizes[0] / sum(sizes)
         search = kind(study, name, measures, share, budget.trials, in_all)
-        study.begin(*nearest(known, study.workload, device))
+        study.begin(*nearest(known, study.workload, name, device))
         results.append(search.run(device))
     records.merge(records_file, [result.record for result in results])
     return results
 
 
-def nearest(known: Sequence[Record], workload: Workload, device: str) -> list[Schedule]:
+def nearest(known: Sequence[Record], workload: Workload, target: str, device: str) -> list[Schedule]:
     """What is known to be good for the same or the nearest workload, if anything: worth trying after the default."""
-    same_op = [record for record in known if record.workload.op == workload.op]
+    same_op = [record for record in known if (record.workload.op, record.target) == (workload.op, target)]
     same_op.sort(key=lambda record: (workload.distance(record.workload), record.device != device))
     return [s for s in (record.schedule() for record in same_op) if s.refusal(workload) is None][:1]

@@ -91,6 +91,8 @@ def _load(path: Path, _modified: int) -> tuple[Record, ...]:
             record.schedule()
         except ValidationError as error:
             raise ValueError(f"{path}, line {number}, is not a record: {one_line(error)}") from None
+        except ValueError as error:  # an op that the target has no kernel for
+            raise ValueError(f"{path}, line {number}, is not a record: {error}") from None
         records.append(record)
     return tuple(records)
 
@@ -130,14 +132,16 @@ class Choice(BaseModel):
 def choose(workload: Workload, target: str, device: str) -> Choice:
     """The schedule of the exact record, else of the nearest one near enough that can be built, else the default.
 
-    Of equally near ones those that were measured come first, then those of ``device``.
+    Of equally near ones those that were measured come first, then those of ``device``. Other targets' records, whose
+    knobs are other kernels', are passed over.
     """
 
     def rank(record: Record) -> tuple[float, bool, bool, str]:
         modelled = record.how != "measured"
         return workload.distance(record.workload), modelled, record.device != device, record.workload.name
 
-    candidates = [record for record in load(records_path(target)) if workload.distance(record.workload) <= NEAR]
+    known = [record for record in load(records_path(target)) if record.target == target]
+    candidates = [record for record in known if workload.distance(record.workload) <= NEAR]
     for record in sorted(candidates, key=rank):
         schedule = record.schedule()
         if schedule.refusal(workload) is None:

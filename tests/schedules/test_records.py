@@ -98,6 +98,19 @@ def test_knobs_of_another_op_are_refused(file: Path) -> None:
         load(file)
 
 
+def test_a_record_of_an_op_without_a_kernel_is_refused_with_its_line(file: Path) -> None:
+    project = Workload(op="project", shape={"O": 8, "I": 8})
+    file.write_text(record(project).model_copy(update={"target": "h200"}).model_dump_json() + "\n")
+    with pytest.raises(ValueError, match=r"cpu\.jsonl, line 1, is not a record: project has no kernel for h200"):
+        load(file)
+
+
+def test_records_of_another_target_are_passed_over(file: Path) -> None:
+    merge(file, [record(step())])
+    file.rename(records_path("h200"))
+    assert choose(step(), "h200", "here").source == "default"
+
+
 def test_workload_axes_are_checked() -> None:
     with pytest.raises(ValueError, match="memory_step has the axes N K M D, not N K"):
         Workload(op="memory_step", shape={"N": 1, "K": 1})
