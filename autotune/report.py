@@ -152,15 +152,15 @@ def _section(result: Result) -> str:
     from optuna.visualization import matplotlib as pictures
 
     study, summary = result.study, result.study.summary()
-    drawn = ""
+    drawn, how = "", TITLE[result.record.how]
     if summary.statuses.get("ok", 0) < FEWEST_PICTURED:
         drawn = f"<p>No pictures: fewer than {FEWEST_PICTURED} schedules came to a gain.</p>"
     else:
         drawn += _picture(
-            "Gain over the default, by trial",
+            f"Gain over the default, by trial{how}",
             lambda: pictures.plot_optimization_history(study.optuna, target_name="gain"),
         )
-        drawn += _picture("Importance of the knobs", lambda: pictures.plot_param_importances(study.optuna))
+        drawn += _picture(f"Importance of the knobs{how}", lambda: pictures.plot_param_importances(study.optuna))
     return f"<h2>{escape(result.record.workload.name)}</h2>\n{drawn}\n{_failures(study)}"
 
 
