@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import random
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
+import click
+
 from autotune.measure import Timing
 from autotune.study import every_schedule
 from autotune.worker import FailedError, Worker
+from ramnet.cli import main
 from schedules.base import Schedule
 from schedules.kinds import kind
 from schedules.workload import Workload
@@ -178,17 +180,24 @@ def _prepared(target: str, workload: Workload, threads: int | None, stack: ExitS
     return lambda schedule: models.model(schedule).seconds, stack.enter_context(Worker(1, makes=GpuMeasurer))
 
 
-def _main(target: str, seconds: str = "300", threads: str = "") -> None:
+@click.command()
+@click.argument("target")
+@click.argument("seconds", type=float, default=300.0)
+@click.argument("threads", type=click.IntRange(min=1), required=False)
+def correlation(target: str, seconds: float, threads: int | None) -> None:
+    """Print how well the model orders the schedules of each op of "340m" on TARGET, within SECONDS."""
+    from autotune.search import Budget
+    from lowering.targets import find
     from ramnet.config import RamNetConfig
     from schedules.of_model import of_model, of_model_on_gpu
 
+    Budget(seconds, None)  # says what is wrong with it
     config = RamNetConfig.preset("340m")
-    workloads = of_model(config) if target == "cpu" else of_model_on_gpu(config)
+    workloads = of_model(config) if find(target).gpu is None else of_model_on_gpu(config)
     for workload in workloads:
-        found = rank_correlation(target, workload, float(seconds) / len(workloads), int(threads or 0) or None)
-        sys.stdout.write(f"{workload.name}: {found}\n")
-        sys.stdout.flush()
+        found = rank_correlation(target, workload, seconds / len(workloads), threads)
+        click.echo(f"{workload.name}: {found}")
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    main(correlation)

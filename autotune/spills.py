@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+import click
 
 from lowering.offline import NoCompilerError, compile_for
 from lowering.targets import TARGETS
 from lowering.work import Compiled
+from ramnet.cli import main
 from ramnet.config import RamNetConfig
 from schedules import records
 from schedules.base import Schedule
@@ -65,12 +67,14 @@ def spilled(
             yield Spilled(arch, workload, schedule, sum(launch.resources.spilled for launch in launches))
 
 
-def _main() -> None:
+@click.command()
+def spills() -> None:
+    """Print the bytes that each shipped schedule spills."""
     for arch in ARCHITECTURES:
         for found in spilled(arch):
             said = found.reason if found.found is None else f"{found.found} bytes spilled"
-            sys.stdout.write(f"{arch}, {found.workload.name}: {said}\n")
+            click.echo(f"{arch}, {found.workload.name}: {said}")
 
 
 if __name__ == "__main__":
-    _main()
+    main(spills)

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from ramnet import __version__
 from ramnet.plugins import plugins
 
 
@@ -22,17 +23,17 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.version_option(package_name="ramnet")
+@click.version_option(__version__)
 def ramnet() -> None:
     """RAM-Net: train it, tune its kernels for a machine, compare them, export it."""
 
 
-def main() -> None:
-    """Run the command line; a failure is one line on stderr and an exit status other than 0."""
+def main(command: click.Command = ramnet) -> None:
+    """Run a command line; a failure is one line on stderr and an exit status other than 0."""
     # A plain `kill` unwinds like Ctrl-C, so that files written aside are removed and children stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        ramnet.main(standalone_mode=False)
+        command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

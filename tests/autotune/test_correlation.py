@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
-from autotune.correlation import FEWEST, Pair, correlate, rank_correlation, spearman
+from autotune.correlation import FEWEST, Pair, correlate, correlation, rank_correlation, spearman
 from schedules.cpu import MemoryStep
 from schedules.workload import Workload
 
@@ -68,3 +69,12 @@ def test_on_the_cpu_schedules_are_modelled_and_measured(monkeypatch: pytest.Monk
     found = rank_correlation("cpu", WORKLOAD, 1e-3, threads=1)
     assert len(found.pairs) == 2
     assert all(pair.modelled > 0 and pair.measured > 0 for pair in found.pairs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nonsense", "5"], "target 'nonsense' is unknown"), (["cpu", "nan"], "budget is nan; it must be above 0")],
+)
+def test_its_command_refuses_what_makes_no_sense(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(correlation, arguments)
+    assert isinstance(result.exception, ValueError) and message in str(result.exception)
