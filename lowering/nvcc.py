@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lowering.work import Resources
 
-_INSTALL = "pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
+INSTALL = "pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
 
 
 class NoNvccError(ValueError):
@@ -29,7 +29,7 @@ def compile_cuda(text: str, arch: str) -> tuple[bytes, str]:
     """
     program = nvcc()
     if program is None:
-        raise NoNvccError(f"binaries of TIR's kernels need nvcc, which is not installed: {_INSTALL}")
+        raise NoNvccError(f"binaries of TIR's kernels need nvcc, which is not installed: {INSTALL}")
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         source.write_text(text, encoding="utf-8")

@@ -41,6 +41,9 @@ class Workload(BaseModel):
     def model_post_init(self, _: object) -> None:
         if tuple(self.shape) != AXES[self.op]:
             raise ValueError(f"{self.op} has the axes {' '.join(AXES[self.op])}, not {' '.join(self.shape)}")
+        for axis, size in self.shape.items():
+            if size >= 2**31:
+                raise ValueError(f"{self.op} has {axis} = {size}; kernels count in int32, to {2**31 - 1}")
 
     @property
     def name(self) -> str:

@@ -161,7 +161,8 @@ def modeller() -> Modeller:
     return Modeller(compile_badly)
 
 
-def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path) -> None:
+def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: "nvcc")  # so that TIR is tried on any machine
     with Worker(1, build_limit=2, makes=modeller) as worker:
         (result,) = run(tmp_path, worker)
     assert result.is_default

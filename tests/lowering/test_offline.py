@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowering import offline
+from lowering import nvcc, offline
 from lowering.offline import NoCompilerError, arguments, compile_for
 from ramnet.config import RamNetConfig
 from schedules.gpu import SCHEDULES, AddressDecode, MemoryScan, MemoryScanBackward, MemoryStep
@@ -61,6 +61,17 @@ def test_a_refused_schedule_is_refused_here_too() -> None:
 def test_tir_serves_no_amd_gpu() -> None:
     with pytest.raises(NoCompilerError, match="tir does not compile for mi300x, which triton serves"):
         compile_for(WORKLOADS["address_decode"], "mi300x", AddressDecode(compiler="tir"))
+
+
+def test_threads_come_in_whole_warps() -> None:
+    with pytest.raises(NoCompilerError, match="threads is 32; mi300x runs them 64 at a time"):
+        compile_for(WORKLOADS["memory_step"], "mi300x", MemoryStep(threads=32))
+
+
+def test_without_nvcc_tir_makes_no_binaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvcc, "nvcc", lambda: None)
+    with pytest.raises(NoCompilerError, match="need nvcc, which is not installed: pip install nvidia-cuda-nvcc"):
+        compile_for(WORKLOADS["memory_step"], "a100", MemoryStep(compiler="tir"))
 
 
 def test_a_process_that_interprets_kernels_cannot_compile_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,11 @@ def test_workload_axes_are_checked() -> None:
         Workload(op="memory_step", shape={"N": 1, "K": 1})
 
 
+def test_sizes_that_kernels_cannot_count_are_refused() -> None:
+    with pytest.raises(ValueError, match="address_decode has R = 2147483648; kernels count in int32, to 2147483647"):
+        Workload(op="address_decode", shape={"R": 2**31, "U": 5, "P": 4, "K": 8})
+
+
 def test_shipped_records_are_valid_and_measured() -> None:
     shipped = load(Path(__file__).parents[2] / "schedules" / "records" / "cpu.jsonl")
     assert {r.workload.op for r in shipped} == {
