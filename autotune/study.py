@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from autotune.journal import locked, open_journal
-from lowering.offline import unserved
+from lowering.compilers import unserved
 from lowering.targets import find
 from schedules.base import Schedule
 from schedules.kinds import kind

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowering.compilers import unserved
 from lowering.targets import gpu_of
 from lowering.triton.launch import Plan
 from ramnet.ops import checks
@@ -25,7 +26,7 @@ class GpuKernels:
 
     Args:
         target: whose records are used.
-        tuned: take the records' schedules, else the defaults.
+        tuned: take the records' schedules where this machine has their compilers, else the defaults.
         check: look at the numbers too (slots in range and distinct, logits numbers); it waits for the device.
         given: schedules that go before both, by op.
 
@@ -48,7 +49,9 @@ class GpuKernels:
             shape = dict(zip(AXES[op], sizes, strict=True))
             workload = Workload(op=op, shape=shape, dtype=str(dtype).removeprefix("torch."), constants=constants)  # type: ignore[arg-type]
             if self.tuned:
-                self._schedules[key] = records.choose(workload, self.target, self.target).schedule
+                # A record may name a compiler that is not on this machine.
+                choice = records.choose(workload, self.target, self.target, lambda s: unserved(s, self.target))
+                self._schedules[key] = choice.schedule
             else:
                 self._schedules[key] = SCHEDULES[op].default(workload)
         return self._schedules[key]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowering import nvcc
+from lowering.compilers import unserved
 from lowering.gpu import plan
-from lowering.targets import find, gpu_of
+from lowering.targets import gpu_of
 from lowering.use import interpreted
 from lowering.work import Compiled
 from schedules.gpu import SCHEDULES
@@ -46,21 +45,6 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
 
     launches = plan(workload.op, schedule, *arguments(workload)).launches
     return [Compiled(launch.name, launch.work, compile_launch(launch, gpu).resources) for launch in launches]
-
-
-def unserved(schedule: Any, target: str) -> str | None:
-    """Why a schedule cannot be compiled for ``target`` here whatever the workload, in a sentence; None where it can."""
-    wanted, served = schedule.compiler, find(target).compilers
-    if wanted not in served:
-        return f"{wanted} does not compile for {target}, which {' and '.join(served)} serves"
-    if wanted == "tir" and importlib.util.find_spec("tvm") is None:
-        return "TIR's kernels need TVM, which is not installed: pip install 'ramnet[tvm]'"
-    if wanted == "tir" and nvcc.nvcc() is None:
-        return f"binaries of TIR's kernels need nvcc, which is not installed: {nvcc.INSTALL}"
-    warp = gpu_of(target).warp
-    if schedule.threads % warp:
-        return f"threads is {schedule.threads}; {target} runs them {warp} at a time"
-    return None
 
 
 def arguments(workload: Workload) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -129,11 +130,14 @@ class Choice(BaseModel):
     record: Record | None = None
 
 
-def choose(workload: Workload, target: str, device: str) -> Choice:
+def choose(
+    workload: Workload, target: str, device: str, refused: Callable[[Schedule], str | None] = lambda schedule: None
+) -> Choice:
     """The schedule of the exact record, else of the nearest one near enough that can be built, else the default.
 
-    Of equally near ones those that were measured come first, then those of ``device``. Other targets' records, whose
-    knobs are other kernels', are passed over.
+    ``refused`` says why a schedule cannot be built on this machine, or None. Of equally near ones those that were
+    measured come first, then those of ``device``. Other targets' records, whose knobs are other kernels', are passed
+    over.
     """
 
     def rank(record: Record) -> tuple[float, bool, bool, str]:
@@ -144,7 +148,7 @@ def choose(workload: Workload, target: str, device: str) -> Choice:
     candidates = [record for record in known if workload.distance(record.workload) <= NEAR]
     for record in sorted(candidates, key=rank):
         schedule = record.schedule()
-        if schedule.refusal(workload) is None:
+        if schedule.refusal(workload) is None and refused(schedule) is None:
             exact = record.key == (workload.name, device)
             source = "record" if exact else f"nearest: {record.workload.name} on {record.device}"
             return Choice(schedule=schedule, source=source, record=record)
