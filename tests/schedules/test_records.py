@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lowering.targets import TARGETS
 from schedules.cpu import MemoryStep
+from schedules.gpu import SCHEDULES
 from schedules.records import Record, Time, choose, load, merge, records_path
 from schedules.workload import Workload
 
@@ -54,6 +56,12 @@ def test_at_one_distance_a_record_of_this_device_comes_first(file: Path) -> None
     assert choose(step(), "cpu", "here").schedule.unroll == 4
     assert choose(step(), "cpu", "elsewhere").schedule.unroll == 2
     assert choose(step(), "cpu", "a third").source.startswith("nearest")
+
+
+def test_what_cannot_be_built_here_is_passed_over(file: Path) -> None:
+    merge(file, [record(step(), unroll=4)])
+    choice = choose(step(), "cpu", "here", lambda schedule: "no compiler" if schedule.unroll == 4 else None)
+    assert (choice.source, choice.schedule) == ("default", MemoryStep.default(step()))
 
 
 def test_without_records_the_default_is_taken(file: Path) -> None:
@@ -127,3 +135,13 @@ def test_shipped_records_are_valid_and_measured() -> None:
         "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step",
     }  # fmt: skip
     assert all(r.how == "measured" and r.tuned.median > 0 and r.schedule().refusal(r.workload) is None for r in shipped)
+
+
+@pytest.mark.parametrize("target", sorted(name for name, target in TARGETS.items() if target.gpu is not None))
+def test_shipped_gpu_records_are_modelled_and_spill_nothing(target: str) -> None:
+    shipped = load(Path(__file__).parents[2] / "schedules" / "records" / f"{target}.jsonl")
+    assert {r.workload.op for r in shipped} == set(SCHEDULES)
+    for r in shipped:
+        assert r.how == "modelled, not run" or r.device != target, "what was measured names the device"
+        assert r.target == target and r.schedule().refusal(r.workload) is None
+        assert all(launch.spilled == 0 for launch in r.launches)
