@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from autotune.measure import Timing, ratio
 from autotune.measurer import Measures
 from autotune.search import Progress, Result, Search
 from autotune.study import Study
-from lowering import kernels
 from schedules.base import Schedule
-from schedules.records import Record, Time
+from schedules.records import Time
 
 if TYPE_CHECKING:
     import optuna
@@ -82,22 +80,10 @@ class MeasuredSearch(Search):
             {"eager": None, "tuned": winner, "default": self.default}, FINAL_ROUNDS, seconds
         )  # fmt: skip
         over_eager = ratio(timings, of="eager", over="tuned")
-        record = Record(
-            workload=self.study.workload,
-            target=self.target,
-            device=device,
-            knobs=winner.model_dump(),
-            how=self.how,
-            gain=gain,
-            gain_spread=spread,
-            tuned=_time(timings["tuned"]),
-            default=_time(timings["default"]),
-            eager=_time(timings["eager"]),
-            trials=self.study.summary().trials,
-            fingerprint=kernels.fingerprint(self.target),
-            versions=kernels.versions(self.target),
-            date=datetime.now(UTC).strftime("%Y-%m-%d"),
-        )
+        record = self.record(
+            winner, device, gain=gain, gain_spread=spread, tuned=_time(timings["tuned"]),
+            default=_time(timings["default"]), eager=_time(timings["eager"]),
+        )  # fmt: skip
         return Result(record, (over_eager.median, over_eager.spread * over_eager.median), self.study)
 
 

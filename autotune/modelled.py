@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +16,8 @@ from autotune.modeller import Modelled, Models
 from autotune.search import Progress, Result, Search
 from autotune.study import Study
 from autotune.worker import FailedError
-from lowering import kernels
 from schedules.base import Schedule
-from schedules.records import Record, Time
+from schedules.records import Time
 
 if TYPE_CHECKING:
     import optuna
@@ -61,22 +59,10 @@ class ModelledSearch(Search):
         self.report("choosing by the model")
         winner = self._winner()
         chosen = self.yardstick if winner == self.default else self.models.model(winner)
-        record = Record(
-            workload=self.study.workload,
-            target=self.target,
-            device=device,
-            knobs=winner.model_dump(),
-            how=self.how,
-            gain=self.yardstick.seconds / chosen.seconds,
-            gain_spread=0.0,
-            tuned=_modelled(chosen),
-            default=_modelled(self.yardstick),
-            trials=self.study.summary().trials,
-            fingerprint=kernels.fingerprint(self.target),
-            versions=kernels.versions(self.target),
-            date=datetime.now(UTC).strftime("%Y-%m-%d"),
-            launches=chosen.launches,
-        )
+        record = self.record(
+            winner, device, gain=self.yardstick.seconds / chosen.seconds, gain_spread=0.0, tuned=_modelled(chosen),
+            default=_modelled(self.yardstick), launches=chosen.launches,
+        )  # fmt: skip
         return Result(record, None, self.study)
 
     def _winner(self) -> Schedule:

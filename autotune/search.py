@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from autotune.study import Study
 from autotune.worker import FailedError
+from lowering import kernels
 from schedules.base import Schedule
 from schedules.kinds import kind
-from schedules.records import Record
+from schedules.records import How, Record
 from schedules.workload import Workload
 
 if TYPE_CHECKING:
     import optuna
-
-How = Literal["measured", "modelled, not run"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,21 @@ class Search:
     def finish(self, device: str) -> Result:
         """Choose among what the study holds."""
         raise NotImplementedError
+
+    def record(self, winner: Schedule, device: str, **found: Any) -> Record:
+        """The record of ``winner``; ``found`` are the times and gains."""
+        return Record(
+            workload=self.study.workload,
+            target=self.target,
+            device=device,
+            knobs=winner.model_dump(),
+            how=self.how,
+            trials=self.study.summary().trials,
+            fingerprint=kernels.fingerprint(self.target),
+            versions=kernels.versions(self.target),
+            date=datetime.now(UTC).strftime("%Y-%m-%d"),
+            **found,
+        )
 
     def goes_on(self) -> bool:
         """Always for trial 0; then while there is a budget, less what the end needs."""

@@ -16,6 +16,8 @@ from schedules.base import Schedule
 from schedules.kinds import kind
 from schedules.workload import Workload
 
+How = Literal["measured", "modelled, not run"]  # modelled: compiled for the target
+
 
 class Time(BaseModel):
     """Seconds of one call: the median and the interquartile range of ``runs`` interleaved samples.
@@ -51,7 +53,7 @@ class Record(BaseModel):
     target: str
     device: str
     knobs: dict[str, Any]
-    how: Literal["measured", "modelled, not run"]  # modelled: compiled for the target
+    how: How
     gain: float  # the default's time over this one's, median of paired rounds; 1 where the default stays
     gain_spread: float
     tuned: Time
