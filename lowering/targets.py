@@ -76,7 +76,7 @@ def _nvidia(arch: str, processors: int, l2_mb: float, gb_s: float, ghz: float, t
 
 
 # Processors, L2, bandwidth and peaks from the vendors' data sheets. Not in them, and so assumed: the B200's L2, Orin's
-# bfloat16 peak and some boost clocks, which a GPU that is here tells itself or does not need.
+# bfloat16 peak and some of the boost clocks.
 _GPUS = (
     Target("a100", "NVIDIA A100 80 GB SXM", ("triton", "tir"),
            _nvidia("sm_80", 108, 40, 2039, 1.41, 19.5, 312), "A100-SXM4-80GB"),
