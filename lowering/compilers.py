@@ -17,7 +17,7 @@ def unserved(schedule: Any, target: str) -> str | None:
     if wanted == "tir" and importlib.util.find_spec("tvm") is None:
         return "TIR's kernels need TVM, which is not installed: pip install 'ramnet[tvm]'"
     if wanted == "tir" and nvcc.nvcc() is None:
-        return f"binaries of TIR's kernels need nvcc, which is not installed: {nvcc.INSTALL}"
+        return nvcc.MISSING
     warp = gpu_of(target).warp
     if schedule.threads % warp:
         return f"threads is {schedule.threads}; {target} runs them {warp} at a time"

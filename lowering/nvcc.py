@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lowering.work import Resources
 
-INSTALL = "pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
+MISSING = "binaries of TIR's kernels need nvcc, which is not installed: pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
 
 
 class NoNvccError(ValueError):
@@ -29,7 +29,7 @@ def compile_cuda(text: str, arch: str) -> tuple[bytes, str]:
     """
     program = nvcc()
     if program is None:
-        raise NoNvccError(f"binaries of TIR's kernels need nvcc, which is not installed: {INSTALL}")
+        raise NoNvccError(MISSING)
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         source.write_text(text, encoding="utf-8")
@@ -63,9 +63,17 @@ def resources(told: str, shared: dict[str, int]) -> dict[str, Resources]:
             match = re.search(pattern, text)
             return int(match[1]) if match else 0
 
-        spilled = max(number(r"(\d+) bytes spill stores"), number(r"(\d+) bytes spill loads"))
         found[name] = Resources(
-            registers=number(r"Used (\d+) registers"), spilled=spilled, local=number(r"(\d+) bytes stack frame"),
-            shared=shared[name] + number(r"(\d+) bytes smem"),
+            registers=number(r"Used (\d+) registers"), spilled=spilled_bytes(part),
+            local=number(r"(\d+) bytes stack frame"), shared=shared[name] + number(r"(\d+) bytes smem"),
         )  # fmt: skip
     return found
+
+
+def spilled_bytes(told: str) -> int:
+    """Bytes that the instructions which ``ptxas -v`` calls spills store or load, whichever are more; of all functions.
+
+    The frame that ``cuobjdump`` calls STACK holds spilled registers and arrays that the program itself indexes.
+    """
+    found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told)
+    return sum(max(int(stores), int(loads)) for stores, loads in found)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowering.nvcc import spilled_bytes
 from lowering.targets import Gpu
 from lowering.triton.launch import Launch
 from lowering.work import Resources
@@ -70,15 +71,6 @@ def resource_usage(told: str) -> dict[str, dict[str, int]]:
     """By function, the numbers that ``cuobjdump -res-usage`` told."""
     usage = re.findall(r"Function (\S+?):\s+(REG:.*)", told)
     return {name: {key: int(n) for key, n in re.findall(r"(\w+)(?:\[\d+\])?:(\d+)", line)} for name, line in usage}
-
-
-def spilled_bytes(told: str) -> int:
-    """Bytes that the instructions which ``ptxas -v`` calls spills store or load, whichever are more; of all functions.
-
-    The frame that ``cuobjdump`` calls STACK holds spilled registers and arrays that the program itself indexes.
-    """
-    found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told)
-    return sum(max(int(stores), int(loads)) for stores, loads in found)
 
 
 def amd_resources(amdgcn: str) -> Resources:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lowering.nvcc import spilled_bytes
 from lowering.targets import gpu_of
-from lowering.triton.binary import amd_resources, compile_launch, resource_usage, spilled_bytes
+from lowering.triton.binary import amd_resources, compile_launch, resource_usage
 from lowering.work import Resources
 from tests.lowering.triton.compiled import compile_plan
 
