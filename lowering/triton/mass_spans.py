@@ -6,6 +6,10 @@ of all spans at once, a short walk from span to span gives each its first mass, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -42,6 +46,20 @@ def join_spans(mass, gains, sums, SIZE, SPANS, BLOCK: tl.constexpr, REVERSE: tl.
         z = tl.load(gains + at, mask=inside) * z + tl.load(sums + at, mask=inside)
         at += step
         tl.store(mass + at, z, mask=inside)
+
+
+def first_masses(
+    kernel: Any, arguments: Mapping[str, Any], mass: Tensor, threads: int, work: Work, reverse: bool
+) -> list[Launch]:
+    """The launches that give each span of mass [S, N, M] its first one; none where there is one span.
+
+    ``kernel`` finds the pairs of all spans, the "gains" and "sums" beside its ``arguments``.
+    """
+    if mass.shape[0] == 1:
+        return []
+    gains, sums = torch.empty_like(mass), torch.empty_like(mass)
+    pairs = Launch(kernel, (mass.shape[1], mass.shape[0]), {**arguments, "gains": gains, "sums": sums}, threads, work)
+    return [opened(gains, sums), pairs, joined(mass, gains, sums, reverse)]
 
 
 def number(tokens: int, wanted: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowering.triton.arithmetic import decay
 from lowering.triton.launch import Launch
-from lowering.triton.mass_spans import joined, opened
+from lowering.triton.mass_spans import first_masses
 from lowering.triton.types import in_triton
 from lowering.work import Work
 
@@ -128,19 +128,13 @@ def forward(
         cache_bytes=2 * operands + results + 3 * accesses * size, operations=12 * accesses,
         steps=triton.cdiv(tokens, spans), barriers=2,
     )  # fmt: skip
-    launches = [Launch(walk_mass, (heads, spans), arguments, LANES, walk)]
-    if spans > 1:
-        gains, sums = torch.empty_like(mass), torch.empty_like(mass)
-        pairs = Work(
-            programs=heads * spans, threads=LANES, dram_bytes=operands + 4 * mass.nbytes,
-            cache_bytes=operands + 4 * accesses * size, operations=8 * accesses, steps=triton.cdiv(tokens, spans),
-            barriers=1,
-        )  # fmt: skip
-        pair_arguments = {**writes, "gains": gains, "sums": sums, **sizes}
-        launches = [
-            opened(gains, sums),
-            Launch(sum_mass, (heads, spans), pair_arguments, LANES, pairs),
-            joined(mass, gains, sums, reverse=False),
-            *launches,
-        ]
+    pairs = Work(
+        programs=heads * spans, threads=LANES, dram_bytes=operands + 4 * mass.nbytes,
+        cache_bytes=operands + 4 * accesses * size, operations=8 * accesses, steps=triton.cdiv(tokens, spans),
+        barriers=1,
+    )  # fmt: skip
+    launches = [
+        *first_masses(sum_mass, {**writes, **sizes}, mass, LANES, pairs, reverse=False),
+        Launch(walk_mass, (heads, spans), arguments, LANES, walk),
+    ]
     return launches, factors, inverses, replaced

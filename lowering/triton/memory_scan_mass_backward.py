@@ -6,14 +6,13 @@ exchange the mass's gradient through global memory, across barriers.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lowering.triton.arithmetic import decay, decay_slope
 from lowering.triton.launch import Launch
-from lowering.triton.mass_spans import joined, opened
+from lowering.triton.mass_spans import first_masses
 from lowering.triton.memory_scan_mass import LANES
 from lowering.triton.types import in_triton
 from lowering.work import Work
@@ -148,19 +147,12 @@ def backward(
         barriers=2,
     )  # fmt: skip
     arguments = {**both, **others, "grad_mass": grad_mass, "PROXY_EPS": proxy_eps, **sizes}
-    launches = [Launch(walk_mass_backward, (heads, spans), arguments, LANES, walk)]
-    if spans > 1:
-        gains, sums = torch.empty_like(grad_mass), torch.empty_like(grad_mass)
-        pairs = Work(
-            programs=heads * spans, threads=LANES, dram_bytes=shared_operands + 4 * grad_mass.nbytes,
-            cache_bytes=shared_operands + 6 * accesses * size, operations=(10 + tiles) * accesses, steps=steps,
-            trips=2, barriers=2,
-        )  # fmt: skip
-        pair_arguments = {**both, "gains": gains, "sums": sums, **sizes}
-        launches = [
-            opened(gains, sums),
-            Launch(sum_mass_backward, (heads, spans), pair_arguments, LANES, pairs),
-            joined(grad_mass, gains, sums, reverse=True),
-            *launches,
-        ]
-    return launches
+    pairs = Work(
+        programs=heads * spans, threads=LANES, dram_bytes=shared_operands + 4 * grad_mass.nbytes,
+        cache_bytes=shared_operands + 6 * accesses * size, operations=(10 + tiles) * accesses, steps=steps,
+        trips=2, barriers=2,
+    )  # fmt: skip
+    return [
+        *first_masses(sum_mass_backward, {**both, **sizes}, grad_mass, LANES, pairs, reverse=True),
+        Launch(walk_mass_backward, (heads, spans), arguments, LANES, walk),
+    ]
