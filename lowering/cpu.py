@@ -16,7 +16,7 @@ from lowering.targets import cpu_name
 from ramnet.ops import checks, reference
 from schedules import records
 from schedules.cpu import SCHEDULES
-from schedules.workload import AXES, Op, Workload
+from schedules.workload import Op, Workload
 
 
 class CpuKernels:
@@ -37,12 +37,7 @@ class CpuKernels:
         runtime.match_threads()
         key = (op, sizes, dtype, *constants.values())
         if key not in self._kernels:
-            workload = Workload(
-                op=op,
-                shape=dict(zip(AXES[op], sizes, strict=True)),
-                dtype="float64" if dtype == torch.float64 else "float32",
-                constants=constants,
-            )
+            workload = Workload.of(op, sizes, dtype, constants)
             if self.tuned:
                 schedule = records.choose(workload, "cpu", cpu_name()).schedule
             else:
@@ -54,7 +49,7 @@ class CpuKernels:
         if self.check:
             checks.logits_are_numbers(logits)
         order, sub_dim = logits.shape[-2:]
-        rows = _ready(logits, _compute_dtype(logits)).view(-1, order, sub_dim)
+        rows = _ready(logits, reference.sum_type(logits)).view(-1, order, sub_dim)
         kernel = self.kernel("address_decode", (rows.shape[0], order, sub_dim, top_k), rows.dtype)
         rows, count = _at_least(rows, kernel.schedule.lanes)
         slots = torch.empty(rows.shape[0], top_k, dtype=torch.int32)
@@ -67,7 +62,7 @@ class CpuKernels:
     def address_decode_backward(self, grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
         order, sub_dim = logits.shape[-2:]
         top_k = slots.shape[-1]
-        dtype = _compute_dtype(logits)
+        dtype = reference.sum_type(logits)
         rows = _ready(logits, dtype).view(-1, order, sub_dim)
         kernel = self.kernel("address_decode_backward", (rows.shape[0], order, sub_dim, top_k), dtype)
         lanes = kernel.schedule.lanes
@@ -86,7 +81,7 @@ class CpuKernels:
         self._check_slots(write_slots, read_slots, memory)
         if values.shape[2] == 0 or values.numel() == 0:
             return torch.empty(values.shape, dtype=values.dtype), memory.clone(), mass.clone()
-        dtype = _compute_dtype(values, write_weights, memory)
+        dtype = reference.sum_type(values, write_weights, memory)
         inputs = [_heads_first(x, dtype) for x in
                   (write_slots, write_weights, read_slots, read_weights, values, memory, mass)]  # fmt: skip
         sizes = (*inputs[0].shape, *memory.shape[2:])
@@ -107,7 +102,7 @@ class CpuKernels:
         if values.numel() == 0:
             w, r, v = (torch.zeros(x.shape, dtype=x.dtype) for x in differentiable[:3])
             return w, r, v, grad_memory.clone(), grad_mass.clone()
-        dtype = _compute_dtype(values, write_weights, memory)
+        dtype = reference.sum_type(values, write_weights, memory)
         inputs = [_heads_first(x, dtype) for x in
                   (grad_output, grad_memory, grad_mass, write_slots, write_weights, read_slots, read_weights,
                    values, memory, mass)]  # fmt: skip
@@ -126,7 +121,7 @@ class CpuKernels:
         values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float,
     ) -> Tensor:  # fmt: skip
         self._check_slots(write_slots, read_slots, memory)
-        dtype = _compute_dtype(values, write_weights, memory)
+        dtype = reference.sum_type(values, write_weights, memory)
         if memory.dtype != dtype:
             # Half-precision state: the reference converts only the rows it touches.
             return reference.memory_step(
@@ -168,10 +163,6 @@ class CpuKernels:
 def backend() -> CpuKernels:
     """The tuned kernels: the entry point of ``ramnet.backends``."""
     return CpuKernels()
-
-
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:

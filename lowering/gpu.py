@@ -18,7 +18,7 @@ from ramnet.ops import checks
 from schedules import records
 from schedules.base import Schedule
 from schedules.gpu import SCHEDULES
-from schedules.workload import AXES, Op, Workload
+from schedules.workload import Op, Workload
 
 
 class GpuKernels:
@@ -46,8 +46,7 @@ class GpuKernels:
             return self.given[op]
         key = (op, sizes, dtype, *constants.values())
         if key not in self._schedules:
-            shape = dict(zip(AXES[op], sizes, strict=True))
-            workload = Workload(op=op, shape=shape, dtype=str(dtype).removeprefix("torch."), constants=constants)  # type: ignore[arg-type]
+            workload = Workload.of(op, sizes, dtype, constants)
             if self.tuned:
                 # A record may name a compiler that is not on this machine.
                 choice = records.choose(workload, self.target, self.target, lambda s: unserved(s, self.target))

@@ -17,7 +17,7 @@ from lowering.kernels import cache_folder, fingerprint
 from lowering.targets import find, gpu_of, here
 from ramnet.files import written_aside
 from schedules.base import Schedule
-from schedules.workload import AXES, Op, Workload
+from schedules.workload import Op, Workload
 
 # Queues a function of a template on the tensors that it names, in its order.
 Run = Callable[..., None]
@@ -87,8 +87,7 @@ def _kernels(op: Op, sizes: tuple[int, ...], dtype: torch.dtype, state: torch.dt
     fixed = sizes[2:] if op.startswith("memory_scan") else sizes[1:]
     key = (op, fixed, dtype, state, schedule, target, on_gpu, *constants.values())
     if key not in _ready:
-        shape = dict(zip(AXES[op], sizes, strict=True))
-        workload = Workload(op=op, shape=shape, dtype=_name(dtype), constants=constants)  # type: ignore[arg-type]
+        workload = Workload.of(op, sizes, dtype, constants)
         if on_gpu:
             _ready[key] = binary(workload, target, schedule, _name(state))[0].run
         else:

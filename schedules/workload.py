@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -37,6 +38,14 @@ class Workload(BaseModel):
     shape: dict[str, int]
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"  # of values, weights and logits
     constants: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, op: Op, sizes: Sequence[int], dtype: object, constants: dict[str, float]) -> Self:
+        """From sizes in the order of ``AXES``, and a type of torch's or its name."""
+        shape = dict(zip(AXES[op], sizes, strict=True))
+        return cls.model_validate(
+            {"op": op, "shape": shape, "dtype": str(dtype).removeprefix("torch."), "constants": constants}
+        )
 
     def model_post_init(self, _: object) -> None:
         if tuple(self.shape) != AXES[self.op]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from lowering.triton.beam import best_addresses
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.ranked import side_by_side
-from lowering.triton.types import in_triton, sum_type
+from lowering.triton.types import in_triton
 from lowering.work import Work
+from ramnet.ops.reference import sum_type
 from schedules.gpu.address import AddressDecode, exchanges
 
 

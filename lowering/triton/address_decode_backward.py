@@ -9,8 +9,9 @@ from torch import Tensor
 from lowering.triton.beam import load_logits
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.ranked import columns, side_by_side
-from lowering.triton.types import in_triton, sum_type
+from lowering.triton.types import in_triton
 from lowering.work import Work
+from ramnet.ops.reference import sum_type
 from schedules.gpu.address import AddressDecodeBackward
 
 # Logits of a sub-vector up to which a thread holds them and their gradients in registers.

@@ -14,8 +14,9 @@ from lowering.triton import address_decode, memory_step
 from lowering.triton.beam import best_addresses
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.memory_step import step_head
-from lowering.triton.types import in_triton, sum_type
+from lowering.triton.types import in_triton
 from lowering.work import Work
+from ramnet.ops.reference import sum_type
 from schedules.gpu.step import DecodeHeads
 
 

@@ -15,8 +15,9 @@ from lowering.triton import mass_spans, memory_scan_mass
 from lowering.triton.arithmetic import decay, load_each, load_inside, load_rows, store_inside
 from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
-from lowering.triton.types import in_triton, sum_type
+from lowering.triton.types import in_triton
 from lowering.work import Work
+from ramnet.ops.reference import sum_type
 from schedules.gpu.scan import MemoryScan, MemoryScanBackward
 
 

@@ -15,8 +15,9 @@ from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.memory_scan import row_threads
 from lowering.triton.memory_scan_rows_backward import scan_rows_backward
-from lowering.triton.types import in_triton, sum_type
+from lowering.triton.types import in_triton
 from lowering.work import Work
+from ramnet.ops.reference import sum_type
 from schedules.gpu.scan import MemoryScanBackward
 
 

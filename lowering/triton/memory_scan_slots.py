@@ -10,8 +10,8 @@ from lowering.triton.copying import copy
 from lowering.triton.launch import Launch, Plan
 from lowering.triton.slot_pieces import access, load_row, point, store_row
 from lowering.triton.slot_walk import Scratch, Walk, enter_pieces, sum_parts
-from lowering.triton.types import sum_type
 from lowering.work import Work
+from ramnet.ops.reference import sum_type
 from schedules.gpu.scan import MemoryScan
 from schedules.gpu.slots import BATCH
 

@@ -20,8 +20,8 @@ from lowering.triton.launch import Launch, Plan
 from lowering.triton.slot_mass_backward import mass_reads, mass_writes
 from lowering.triton.slot_pieces import access, load_row, point, store_row
 from lowering.triton.slot_walk import MASS_THREADS, Scratch, Walk, carries, enter_pieces, sum_parts
-from lowering.triton.types import sum_type
 from lowering.work import Work
+from ramnet.ops.reference import sum_type
 from schedules.gpu.scan import MemoryScanBackward
 from schedules.gpu.slots import BATCH
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lowering.triton.arithmetic import decay
 from lowering.triton.launch import Launch, Plan
-from lowering.triton.types import in_triton, sum_type
+from lowering.triton.types import in_triton
 from lowering.work import Work
+from ramnet.ops.reference import sum_type
 from schedules.gpu.step import MemoryStep
 
 # Numbers of a thread in a tile of rows; it holds two tiles at a time.

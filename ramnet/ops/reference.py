@@ -15,7 +15,7 @@ def address_decode(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Beam search over sub-vectors: the suffix adds the same to every prefix, so the best K prefixes suffice."""
     checks.logits_are_numbers(logits)
     order, sub_dim = logits.shape[-2:]
-    log_p = logits.to(_compute_dtype(logits)).log_softmax(dim=-1)  # [..., U, P]
+    log_p = logits.to(sum_type(logits)).log_softmax(dim=-1)  # [..., U, P]
     digits = torch.arange(sub_dim, device=logits.device)
     best = log_p.new_zeros(*logits.shape[:-2], 1)
     slots = torch.zeros(best.shape, dtype=torch.int64, device=logits.device)
@@ -30,7 +30,7 @@ def address_decode(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 def address_decode_backward(grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
     """∂w_k/∂logit[u, p] = w_k · ([digit_u(slot_k) = p] − softmax_u[p])."""
     order, sub_dim = logits.shape[-2:]
-    dtype = _compute_dtype(logits)
+    dtype = sum_type(logits)
     scaled = grad_weights.to(dtype) * weights.to(dtype)  # [..., K]
     powers = sub_dim ** torch.arange(order, device=logits.device)
     digit = slots.to(torch.int64).unsqueeze(-2) // powers.unsqueeze(-1) % sub_dim  # [..., U, K]
@@ -55,7 +55,7 @@ def memory_scan(
     """The recurrence as written, a loop over tokens on a flat state. ``proxy_eps`` concerns the backward alone."""
     checks.slots_are_valid("write_slots", write_slots, memory.shape[2])
     checks.slots_are_valid("read_slots", read_slots, memory.shape[2])
-    dtype = _compute_dtype(values, write_weights, memory)
+    dtype = sum_type(values, write_weights, memory)
     write_at, read_at = _flat_slots(write_slots, memory), _flat_slots(read_slots, memory)
     w, r, v = (_time_first(x, dtype) for x in (write_weights, read_weights, values))
     state = memory.to(dtype, copy=True).reshape(-1, memory.shape[-1])  # [N·M, D]
@@ -96,7 +96,7 @@ def memory_scan_backward(
     puts them in place again: no decay, which may be 0, is ever inverted. The derivative of the decay is the
     proxy's, −γ(1 − ε')(ε' + (1 − ε')(1 − w))^(γ−1).
     """
-    dtype = _compute_dtype(values, write_weights, memory)
+    dtype = sum_type(values, write_weights, memory)
     write_at, read_at = _flat_slots(write_slots, memory), _flat_slots(read_slots, memory)
     w, r, v, grad_out = (_time_first(x, dtype) for x in (write_weights, read_weights, values, grad_output))
     state = memory.to(dtype, copy=True).reshape(-1, memory.shape[-1])
@@ -154,7 +154,7 @@ def memory_step(
     """One token of ``memory_scan``; touches only the addressed rows of ``memory`` and ``mass``, in place."""
     checks.slots_are_valid("write_slots", write_slots, memory.shape[2])
     checks.slots_are_valid("read_slots", read_slots, memory.shape[2])
-    dtype = _compute_dtype(values, write_weights, memory)
+    dtype = sum_type(values, write_weights, memory)
     write_at = _flat_slots(write_slots.unsqueeze(2), memory)[0]
     read_at = _flat_slots(read_slots.unsqueeze(2), memory)[0]
     w, r, v = (x.to(dtype).flatten(0, 1) for x in (write_weights, read_weights, values))
@@ -168,7 +168,8 @@ def memory_step(
     return output.reshape(values.shape).to(values.dtype)
 
 
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+def sum_type(*tensors: Tensor) -> torch.dtype:
+    """float64 where an input is, else float32: what reference and kernels sum in."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
