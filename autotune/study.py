@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from autotune.journal import locked, open_journal
 from lowering.compilers import unserved
 from lowering.targets import find
-from schedules.base import Schedule
+from schedules.base import Schedule, combinations
 from schedules.kinds import kind
 from schedules.workload import Workload
 
@@ -157,7 +157,10 @@ class Study:
         # A sampler for each trial, seeded by its number: a resumed search goes on as if it had never stopped.
         self.optuna.sampler = self._sampler(self.seed * 100_003 + trial.number)
         trial.set_user_attr("owner", {"host": socket.gethostname(), "pid": os.getpid(), "began": _birth(os.getpid())})
-        knobs = {name: trial.suggest_categorical(name, values) for name, values in self.space.items()}
+        knobs: dict[str, Any] = {}
+        for name, values in self.space.items():
+            if name not in self.kind.idle(knobs):
+                knobs[name] = trial.suggest_categorical(name, values)
         return trial, self.kind(**knobs)
 
     def _under_way(self, schedule: Schedule, number: int) -> optuna.trial.FrozenTrial | None:
@@ -189,7 +192,8 @@ class Study:
 
     def _schedule(self, trial: optuna.trial.FrozenTrial) -> Schedule | None:
         """None where the trial was stopped before it had all its knobs."""
-        return self.kind(**trial.params) if len(trial.params) == len(self.space) else None
+        complete = self.space.keys() <= trial.params.keys() | self.kind.idle(trial.params)
+        return self.kind(**trial.params) if complete else None
 
     def _trials(self, *states: str) -> list[optuna.trial.FrozenTrial]:
         return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state.name in states]
@@ -206,9 +210,8 @@ def space_of(workload: Workload, target: str) -> dict[str, tuple[Any, ...]]:
 
 def every_schedule(workload: Workload, target: str) -> list[Schedule]:
     """The combinations of ``space_of`` that are not ``refused``."""
-    space = space_of(workload, target)
-    combinations = itertools.product(*space.values())
-    schedules = (kind(workload.op, target)(**dict(zip(space, values, strict=True))) for values in combinations)
+    kinds = kind(workload.op, target)
+    schedules = (kinds(**knobs) for knobs in combinations(kinds, space_of(workload, target)))
     return [schedule for schedule in schedules if refused(schedule, workload, target) is None]
 
 

@@ -9,13 +9,14 @@ from typing import Any
 from lowering.nvcc import compile_cuda, resources
 from lowering.targets import Gpu, gpu_of
 from lowering.tir.programs import programs, template
+from lowering.tir.threads import ORDERED
 from lowering.work import Compiled
 from schedules.gpu.shared import refuse_bytes
 from schedules.workload import Workload
 
 # Barriers are the template's own: TVM's would stand at every access through an index that it cannot know. Its buffers
-# are of the size that they need.
-_LEFT_OUT = ["s_tir.ThreadSync", "s_tir.CompactBufferAllocation"]
+# are of the size that they need. Common terms are nvcc's to find: TVM would make some of them parameters of the kernel.
+_LEFT_OUT = ["s_tir.ThreadSync", "s_tir.CompactBufferAllocation", "tirx.CommonSubexprElim"]
 
 
 class SharedMemoryError(ValueError):
@@ -71,6 +72,8 @@ def generate(workload: Workload, gpu: Gpu, schedule: Any, state: str = "float32"
         raise SharedMemoryError(f"{workload.op} on {gpu.arch}: {refused}")
     kind = {"kind": "cuda", "arch": gpu.arch, "max_shared_memory_per_block": gpu.shared_block}
     text = build(module, tvm.target.Target(kind, host={"kind": "llvm"})).mod.imports[0].inspect_source()
+    if any(ORDERED in function.attrs for function in module.functions.values()):
+        text = text.replace(" __restrict__", "")
     arguments = {name.name_hint: _arguments(function) for name, function in module.functions.items()}
     return Source(text, arguments, shared)
 

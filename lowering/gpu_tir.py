@@ -17,6 +17,7 @@ from lowering.kernels import cache_folder, fingerprint
 from lowering.targets import find, gpu_of, here
 from ramnet.files import written_aside
 from schedules.base import Schedule
+from schedules.gpu import shared
 from schedules.workload import Op, Workload
 
 # Queues a function of a template on the tensors that it names, in its order.
@@ -149,27 +150,31 @@ def _memory_scan_backward(
     dtype, state, sums = _types(values, memory, mass, write_weights)
     run = _kernels("memory_scan_backward", (*write_slots.shape, *memory.shape[1:]), dtype, state, schedule, target,
                    values.is_cuda, decay_power=decay_power, eps=eps, proxy_eps=proxy_eps)  # fmt: skip
-    (N, T, K), (M, D) = write_slots.shape, memory.shape[1:]
-    tiles, segments = -(-D // schedule.tile), -(-T // schedule.checkpoint)
-    addresses = (write_slots, write_weights.to(dtype), read_slots, read_weights.to(dtype))
+    (heads, T, K), D = write_slots.shape, memory.shape[-1]
+    width, group = shared.tile(schedule), min(heads, schedule.heads or heads)
+    count, padded = -(-D // width), -(-T // schedule.chunk) * schedule.chunk
+    kept = dtype if dtype == torch.bfloat16 else sums
 
-    def scratch(*shape: int) -> Tensor:
-        return values.new_empty(shape, dtype=sums)
+    def scratch(*shape: int, of: torch.dtype = sums) -> Tensor:
+        return values.new_empty((group, *shape), dtype=of)
 
-    masses, inverses = scratch(N, T, K), scratch(N, T, K)
-    run("mass", *addresses[:3], mass.to(state), masses, inverses)
-    checkpoints, history = (
-        scratch(N, tiles, segments, M, schedule.tile),
-        scratch(N, tiles, schedule.checkpoint, K, schedule.tile),
-    )
-    grad_values, grad_first = values.new_empty(values.shape, dtype=dtype), memory.new_empty(memory.shape, dtype=state)
-    parts = scratch(N, tiles, T, K), scratch(N, tiles, T, K)
-    run("state", grad_output.to(dtype), grad_memory.to(state), *addresses, values.to(dtype), memory.to(state), inverses,
-        checkpoints, history, grad_values, grad_first, *parts)  # fmt: skip
-    grads = [torch.empty_like(addresses[i]) for i in (1, 3)]
-    grad_first_mass = mass.new_empty(mass.shape, dtype=state)
-    run("weights", *addresses, masses, inverses, *parts, grad_mass.to(state), *grads, grad_first_mass)
-    outputs = (*grads, grad_values, grad_first, grad_first_mass)
+    history, masses = scratch(padded, K, count * width, of=kept), [scratch(padded, K) for _ in range(3)]
+    parts = [scratch(count, padded, K) for _ in range(2)]
+    grads = [torch.empty_like(x, dtype=dtype) for x in (write_weights, read_weights, values)]
+    firsts = [torch.empty_like(x, dtype=state) for x in (memory, mass)]
+    for first in range(0, heads, group):
+        mine = slice(first, min(first + group, heads))
+        size = mine.stop - first
+        kept_rows, old, inverses, pushes, read_parts, write_parts = (x[:size] for x in (history, *masses, *parts))
+        dO, dS1, dZ1 = grad_output[mine].to(dtype), grad_memory[mine].to(state), grad_mass[mine].to(state)
+        WS, W, RS, R = write_slots[mine], write_weights[mine].to(dtype), read_slots[mine], read_weights[mine].to(dtype)
+        V, S0, Z0 = values[mine].to(dtype), memory[mine].to(state), mass[mine].to(state)
+        dW, dR, dV, dS, dZ = (x[mine] for x in (*grads, *firsts))
+        run("forth", dO, WS, W, RS, V, S0, Z0, kept_rows, read_parts, old, inverses)
+        run("reads", read_parts, R, inverses, dR, pushes)
+        run("back", dO, dS1, dZ1, WS, W, RS, R, V, kept_rows, old, inverses, pushes, dV, write_parts, dS, dZ)
+        run("writes", write_parts, dW)
+    outputs = (*grads, *firsts)
     inputs = (write_weights, read_weights, values, memory, mass)
     return tuple(x.to(like.dtype) for x, like in zip(outputs, inputs, strict=True))
 

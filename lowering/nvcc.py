@@ -23,7 +23,8 @@ class NoNvccError(ValueError):
 
 
 def compile_cuda(text: str, arch: str) -> tuple[bytes, str]:
-    """The cubin of CUDA C for ``arch``, and what ptxas told of it. Products and sums are fused; no fast math.
+    """The cubin of CUDA C for ``arch``, and what ptxas told of it. Products and sums are fused, and denormal numbers
+    are 0, without which a quotient takes three instructions more; no other fast math.
 
     NoNvccError without nvcc; RuntimeError, with nvcc's words, where it fails.
     """
@@ -33,7 +34,18 @@ def compile_cuda(text: str, arch: str) -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         source.write_text(text, encoding="utf-8")
-        command = [program, "-cubin", "-w", f"-arch={arch}", "-Xptxas", "-v", "-o", str(cubin), str(source)]
+        command = [
+            program,
+            "-cubin",
+            "-w",
+            "-ftz=true",
+            f"-arch={arch}",
+            "-Xptxas",
+            "-v",
+            "-o",
+            str(cubin),
+            str(source),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"nvcc failed for {arch}: {done.stderr.strip()}")

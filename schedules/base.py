@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -26,6 +27,11 @@ class Schedule(BaseModel):
         """The values of each knob worth trying; not every combination is valid."""
         raise NotImplementedError
 
+    @classmethod
+    def idle(cls, chosen: Mapping[str, Any]) -> frozenset[str]:
+        """Knobs that kernels have no use for with those chosen so far; they keep their default."""
+        return frozenset()
+
     def refusal(self, workload: Workload) -> str | None:
         """Why this combination cannot be built for ``workload``, in one sentence; None where it can."""
         raise NotImplementedError
@@ -35,6 +41,21 @@ class Schedule(BaseModel):
         refused = self.refusal(workload)
         if refused is not None:
             raise ValueError(f"{workload.op}: {refused}")
+
+
+def combinations(kind: type[Schedule], space: Mapping[str, KNOB_VALUES]) -> Iterator[dict[str, Any]]:
+    """Every choice of the knobs that are not idle, in the order of the space."""
+
+    def rest(chosen: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
+        if not names:
+            yield chosen
+        elif names[0] in kind.idle(chosen):
+            yield from rest(chosen, names[1:])
+        else:
+            for value in space[names[0]]:
+                yield from rest(chosen | {names[0]: value}, names[1:])
+
+    return rest({}, list(space))
 
 
 def largest_divisor(number: int, limit: int) -> int:

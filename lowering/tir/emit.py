@@ -33,12 +33,23 @@ def registers(cuda: bool, size: int, dtype: str) -> Any:
     return T.sblock_alloc_buffer((size,), dtype, scope="local" if cuda else "global")
 
 
-def copy(to: Any, source: Any, row: list[Any], first: Any, width: int) -> None:
-    """``to[i] = source[*row, first + i]`` for i < width, by vectors where rows and ``first`` are whole vectors long."""
-    vector = next(v for v in (4, 2, 1) if width % v == 0 and int(source.shape[-1]) % v == 0)
+def copy(to: Any, to_at: list[Any], source: Any, at: list[Any], width: int) -> None:
+    """``to[*to_at, + i] = source[*at, + i]`` for i < width along the last axis, by vectors where the width allows.
+
+    Vectors must be aligned: rows, and the places in them, whole vectors long.
+    """
+    vector = next(v for v in (4, 2, 1) if width % v == 0)
     for start in range(0, width, vector):
         with builder.vectorized(0, vector) as lane:
-            builder.buffer_store(to, source[(*row, first + start + lane)], [start + lane])
+            builder.buffer_store(to, source[(*at[:-1], at[-1] + start + lane)], [*to_at[:-1], to_at[-1] + start + lane])
+
+
+def put(cuda: bool, to: Any, at: list[Any], width: int, value: Callable[[int], Expression]) -> None:
+    """``to[*at, + i] = value(i)`` for i < width along the last axis, rounded to its type, by vectors as in ``copy``."""
+    held = registers(cuda, width, to.dtype)
+    for i in range(width):
+        builder.buffer_store(held, value(i).astype(to.dtype), [i])
+    copy(to, at, held, [0], width)
 
 
 def below(index: Any, limit: Any, body: Callable[[Any], None]) -> None:

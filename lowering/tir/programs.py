@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lowering.tir.threads import WARP
 from lowering.work import Work
-from schedules.gpu.shared import word
+from schedules.gpu import shared
+from schedules.gpu.shared import BYTES, SUM_THREADS, THREADS, word
 from schedules.workload import Workload
-
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def programs(workload: Workload, schedule: Any) -> tuple[Program, ...]:
 
 def _rows(workload: Workload, schedule: Any) -> tuple[Program, ...]:
     R, U, P, K = (workload.shape[axis] for axis in "RUPK")
-    size = _BYTES[workload.dtype]
+    size = BYTES[workload.dtype]
     logits, addresses = R * U * P * size, R * K * (4 + size)
     if workload.op == "address_decode":
         moved, each = logits + addresses, U * P * (K * K.bit_length() + K)
@@ -76,54 +74,84 @@ def _rows(workload: Workload, schedule: Any) -> tuple[Program, ...]:
 
 
 def _scan(workload: Workload, schedule: Any) -> tuple[Program, ...]:
-    N, T, K, M, D = (workload.shape[axis] for axis in "NTKMD")
-    size, sums, tile, lanes = _BYTES[workload.dtype], word(workload), schedule.tile, schedule.slot_lanes
-    tiles, threads = -(-D // tile), tile * lanes
-    operands, rows, state = 2 * N * T * K * (4 + size), 2 * N * T * D * size, 2 * N * M * (D + 1) * sums
-    # A row is read, written and read again; every warp reads its operands; the mass is every tile's own.
-    warps = -(-threads // WARP)
-    shared = N * tiles * T * (3 * K * threads // lanes * sums + warps * K * (8 + 3 * sums) + 6 * K * sums)
-    work = Work(
-        N * tiles, threads, operands + rows + state, operands * tiles + rows + state,
-        float(N * T * tiles * (K * tile * 5 + K * 12)), steps=T, trips=0, shared_trips=4,
-        barriers=0 if threads <= WARP or (lanes == 1 and K <= WARP) else 2, shared_bytes=shared,
-    )  # fmt: skip
-    return (Program("memory_scan", (("N", 1), tiles), threads, work),)
+    return (_walk("memory_scan", workload, schedule, heads=workload.shape["N"]),)
 
 
 def _scan_backward(workload: Workload, schedule: Any) -> tuple[Program, ...]:
-    N, T, K, M, D = (workload.shape[axis] for axis in "NTKMD")
-    size, sums, tile, lanes = _BYTES[workload.dtype], word(workload), schedule.tile, schedule.slot_lanes
-    tiles, threads = -(-D // tile), tile * lanes
-    segments = -(-T // schedule.checkpoint)
-    addresses, kept = N * T * K * (4 + size), 2 * N * T * K * sums
-    mass = addresses + N * T * K * 4 + N * M * sums + kept
-    # Tokens before the last segment are walked forward twice, each once back.
-    walked = T + max(T - schedule.checkpoint, 0)
-    rows = 3 * N * T * D * size
-    state = 3 * N * M * D * sums
-    scratch = 2 * N * T * K * D * sums + 2 * segments * N * M * D * sums
-    parts = 2 * N * tiles * T * K * sums
-    again = tiles * (walked * N * K * (4 + size) + 2 * addresses + N * T * K * sums)
-    lane_barriers = 2 if lanes > 1 and threads > WARP else 0
-    back = Work(
-        N * tiles, threads, 2 * addresses + kept // 2 + rows + state + scratch + parts,
-        again + rows + state + scratch + parts, float(N * D * K * (3 * walked + 14 * T)), steps=walked + T,
-        trips=0, shared_trips=4, barriers=lane_barriers,
-        shared_bytes=float(N * tiles * K * tile * sums * (2 * walked + 12 * T)),
+    N = workload.shape["N"]
+    group = min(N, schedule.heads or N)
+    made: list[Program] = []
+    for first in range(0, N, group):
+        heads = min(group, N - first)
+        made += [
+            _walk("forth", workload, schedule, heads),
+            _sum("reads", workload, schedule, heads),
+            _walk("back", workload, schedule, heads),
+            _sum("writes", workload, schedule, heads),
+        ]
+    return tuple(made)
+
+
+@dataclass(frozen=True)
+class _Walked:
+    """What a walk does with a token.
+
+    Attributes:
+        operands: that it reads. by_slot, by_channel: arrays that it writes; kept: are rows kept, or read.
+        rows: times that a slot's row goes to or from shared memory.
+        steps: arithmetic of a thread, for each of its channels in each slot, each slot, each channel.
+    """
+
+    operands: shared.Operands
+    by_slot: int
+    by_channel: int
+    kept: bool
+    rows: int
+    steps: tuple[int, int, int]
+
+
+_WALKS = {
+    "memory_scan": _Walked(shared.FORWARD, 0, 1, False, 3, (3, 5, 3)),
+    "forth": _Walked(shared.FORTH, 1, 0, True, 3, (4, 5, 0)),
+    "back": _Walked(shared.BACK, 1, 1, True, 4, (6, 6, 3)),
+}
+
+
+def _walk(name: str, workload: Workload, schedule: Any, heads: int) -> Program:
+    T, K, M, D = (workload.shape[axis] for axis in "TKMD")
+    walk, size, sums = _WALKS[name], BYTES[workload.dtype], word(workload)
+    of, tile, count = walk.operands, shared.tile(schedule), shared.tiles(workload, schedule)
+    programs, width = heads * count, K // schedule.slot_lanes
+    by_slot = K * (of.slots * 4 + of.by_slot * size + walk.by_slot * sums)
+    by_channel = D * (of.by_channel + walk.by_channel) * size
+    kept = K * D * BYTES[shared.history_type(workload)] if walk.kept else 0
+    state = 2 * heads * M * (D + 1) * sums
+    moved = heads * T * (by_slot + by_channel + kept) + state
+    again = heads * T * (by_slot * count + by_channel + kept) + state
+    # A warp's access takes a turn for each LINE bytes, and more where narrow rows meet in banks.
+    rows = walk.rows * K * tile * sums * shared.collisions(workload, schedule)
+    turns = of.slots + of.by_slot + of.by_channel + 3
+    of_row, of_slot, of_channel = walk.steps
+    steps = width * (schedule.channels * of_row + of_slot) + schedule.channels * of_channel
+    work = Work(
+        programs, THREADS, moved, again, float(programs * T * THREADS * steps), steps=T, trips=0, shared_trips=2,
+        shared_bytes=float(programs * T * (rows + turns * shared.LINE)),
     )  # fmt: skip
-    weights = 2 * addresses + kept + parts + 2 * N * T * K * size + 2 * N * M * sums
-    chain = {"steps": T, "trips": 0, "shared_trips": 4, "shared_bytes": 8.0 * N * T * K * sums}
-    return (
-        Program("mass", (("N", 1),), WARP, Work(N, WARP, mass, mass, 6.0 * N * T * K, **chain)),
-        Program("state", (("N", 1), tiles), threads, back),
-        Program("weights", (("N", 1),), WARP, Work(N, WARP, weights, weights, 12.0 * N * T * K, **chain)),
-    )
+    # A head's tiles run side by side, so that they find its addresses in the L2 cache.
+    return Program(name, (count, ("N", 1)), THREADS, work)
+
+
+def _sum(name: str, workload: Workload, schedule: Any, heads: int) -> Program:
+    T, K = workload.shape["T"], workload.shape["K"]
+    size, sums, count = BYTES[workload.dtype], word(workload), shared.tiles(workload, schedule)
+    moved = heads * T * K * (count * sums + size + (2 * sums + size if name == "reads" else 0))
+    work = Work(heads, SUM_THREADS, moved, moved, float(heads * T * K * (count + 4)), steps=-(-T * K // SUM_THREADS))
+    return Program(name, (("N", 1),), SUM_THREADS, work)
 
 
 def _step(workload: Workload, schedule: Any) -> tuple[Program, ...]:
     N, K, D = (workload.shape[axis] for axis in "NKD")
-    size, sums = _BYTES[workload.dtype], word(workload)
+    size, sums = BYTES[workload.dtype], word(workload)
     operands, values = 2 * N * K * (4 + size), 2 * N * D * size
     moved = operands + values + 3 * N * K * (D + 1) * sums
     work = Work(N, schedule.threads, moved, moved, 5.0 * N * K * D, steps=1, trips=5, shared_trips=2, barriers=2)
@@ -132,7 +160,7 @@ def _step(workload: Workload, schedule: Any) -> tuple[Program, ...]:
 
 def _heads(workload: Workload, schedule: Any) -> tuple[Program, ...]:
     N, U, P, K, D = (workload.shape[axis] for axis in "NUPKD")
-    size, sums = _BYTES[workload.dtype], word(workload)
+    size, sums = BYTES[workload.dtype], word(workload)
     moved = N * (2 * U * P + 2 * D) * size + 3 * N * K * (D + 1) * sums
     # Two threads of a program decode, one after another's logits; then come mass and rows as in a step.
     operations = N * (2.0 * U * P * (K * K.bit_length() + K) + 5.0 * K * D)

@@ -1,77 +1,218 @@
-"""memory_scan_backward in TIR for GPUs: the mass forward, the state's part, and the gradients of the weights.
+"""memory_scan_backward in TIR for GPUs, of form "shared": forth, the gradients at reads, back, and those at writes.
 
-A program of the state's part gives its share of each weight's dot products, which ``shared_mass`` sums in one order.
+Every walk gives its tile's share of the dot products of a token's rows, which are summed in the order of the tiles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm.script import tirx as T
 
-from lowering.tir import emit, shared_mass
-from lowering.tir.shared_rows import Rows
+from lowering.tir import emit
+from lowering.tir.shared_back import Back
+from lowering.tir.shared_forth import Forth
+from lowering.tir.shared_walk import Walk
+from lowering.tir.shared_writes import Writes
 from lowering.tir.threads import Threads
 from schedules.gpu.scan import MemoryScanBackward
+from schedules.gpu.shared import SUM_THREADS, THREADS, history_type, tile, tiles
 from schedules.workload import Workload
 
 
 def module(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str = "float32",
            backwards: bool = False) -> Any:  # fmt: skip
-    """The IRModule of three kernels that run one after another: ``mass``, ``state`` and ``weights``.
+    """The IRModule of four kernels that run one after another.
 
-    ``state`` takes grad_output [N, T, D], grad_memory [N, M, D], write_slots, write_weights, read_slots, read_weights
-    [N, T, K], values [N, T, D], memory [N, M, D], and ``inverses`` [N, T, K] of ``mass``; scratch checkpoints
-    [N, G, C, M, tile] and history [N, G, checkpoint, K, tile] for G tiles and C segments; and gives the gradients of
-    values and memory, and write_parts, read_parts [N, G, T, K] for ``weights``. Scratch has the type of sums.
+    Arrays by tokens are [N, T, K], and what stays between the kernels [N, T', K], T' being T rounded up to whole
+    chunks, the shares of G tiles [N, G, T', K], in the type of sums:
+
+    - ``forth``: grad_output [N, T, D], write_slots, write_weights, read_slots, values [N, T, D], memory [N, M, D], mass
+      [N, M]; gives history [N, T', K, G · tile], the rows before each write, read_parts, old_masses and inverses.
+    - ``reads``: read_parts, read_weights, inverses; gives grad_read_weights and pushes, of the mass.
+    - ``back``: grad_output, grad_memory [N, M, D], grad_mass [N, M], all addresses, values, history, old_masses,
+      inverses, pushes; gives grad_values, write_parts, and the gradients of the first memory and mass.
+    - ``writes``: write_parts; gives grad_write_weights.
     """
-    functions = shared_mass.functions(workload, schedule, cuda, state, backwards)
-    return tvm.IRModule({**functions, "state": _state(workload, schedule, cuda, state, backwards)})
+    return tvm.IRModule(
+        {
+            "forth": _forth(workload, schedule, cuda, state, backwards),
+            "reads": _reads(workload, schedule, cuda, backwards),
+            "back": _back(workload, schedule, cuda, state, backwards),
+            "writes": _writes(workload, schedule, cuda, backwards),
+        }
+    )
 
 
-def _state(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, backwards: bool) -> Any:
+def _forth(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, backwards: bool) -> Any:
     K, M, D = (workload.shape[axis] for axis in "KMD")
-    dtype, sums, tile = workload.dtype, emit.sum_type(workload.dtype), schedule.tile
-    threads = Threads(tile * schedule.slot_lanes, cuda, backwards)
-    tiles = -(-D // tile)
+    dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), tiles(workload, schedule)
+    threads, kept, width = Threads(THREADS, cuda, backwards), history_type(workload), count * tile(schedule)
 
     @T.prim_func(s_tir=True)
-    def scan_backward(
-        grad_output: T.handle, grad_memory: T.handle, write_slots: T.handle, write_weights: T.handle,
-        read_slots: T.handle, read_weights: T.handle, values: T.handle, memory: T.handle, inverses: T.handle,
-        checkpoints: T.handle, history: T.handle,
-        grad_values: T.handle, grad_first_memory: T.handle, write_parts: T.handle, read_parts: T.handle,
+    def forth(
+        grad_output: T.handle, write_slots: T.handle, write_weights: T.handle, read_slots: T.handle,
+        values: T.handle, memory: T.handle, mass: T.handle,
+        history: T.handle, read_parts: T.handle, old_masses: T.handle, inverses: T.handle,
     ):  # fmt: skip
-        T.func_attr({"global_symbol": "state", "tir.noalias": True})
+        T.func_attr({"global_symbol": "forth", "tir.noalias": True})
         N = T.int64()
         L = T.int64()
-        C = T.int64()
+        LP = T.int64()
+        dO = T.match_buffer(grad_output, (N, L, D), dtype)
+        WS = T.match_buffer(write_slots, (N, L, K), "int32")
+        W = T.match_buffer(write_weights, (N, L, K), dtype)
+        RS = T.match_buffer(read_slots, (N, L, K), "int32")
+        V = T.match_buffer(values, (N, L, D), dtype)
+        S0 = T.match_buffer(memory, (N, M, D), state)
+        Z0 = T.match_buffer(mass, (N, M), state)
+        H = T.match_buffer(history, (N, LP, K, width), kept)
+        PR = T.match_buffer(read_parts, (N, count, LP, K), sums)
+        Z = T.match_buffer(old_masses, (N, LP, K), sums)
+        I = T.match_buffer(inverses, (N, LP, K), sums)
+        for n in T.thread_binding(N, thread="blockIdx.y") if cuda else T.parallel(N):
+            for g in T.thread_binding(count, thread="blockIdx.x") if cuda else T.serial(count):
+                with T.sblock("forth"):
+                    vn, vg = T.axis.remap("SS", [n, g])
+                    T.reads(dO[vn, 0:L, 0:D], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], V[vn, 0:L, 0:D],
+                            S0[vn, 0:M, 0:D], Z0[vn, 0:M])  # fmt: skip
+                    T.writes(H[vn, 0:LP, 0:K, 0:width], PR[vn, vg, 0:LP, 0:K], Z[vn, 0:LP, 0:K], I[vn, 0:LP, 0:K])
+                    _walk_forth(Walk(workload, schedule, threads, vn, vg, L), WS, W, V, RS, dO, (H, PR, Z, I)).emit(
+                        S0, Z0
+                    )
+
+    return threads.bound(forth, ordered=True)
+
+
+def _walk_forth(walk: Walk, WS: Any, W: Any, V: Any, RS: Any, dO: Any, outputs: tuple[Any, ...]) -> Forth:
+    return Forth(walk, Writes(walk, WS, W, V), RS, dO, outputs)
+
+
+def _back(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, backwards: bool) -> Any:
+    K, M, D = (workload.shape[axis] for axis in "KMD")
+    dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), tiles(workload, schedule)
+    threads, kept, width = Threads(THREADS, cuda, backwards), history_type(workload), count * tile(schedule)
+
+    @T.prim_func(s_tir=True)
+    def back(
+        grad_output: T.handle, grad_memory: T.handle, grad_mass: T.handle, write_slots: T.handle,
+        write_weights: T.handle, read_slots: T.handle, read_weights: T.handle, values: T.handle, history: T.handle,
+        old_masses: T.handle, inverses: T.handle, pushes: T.handle,
+        grad_values: T.handle, write_parts: T.handle, grad_first_memory: T.handle, grad_first_mass: T.handle,
+    ):  # fmt: skip
+        T.func_attr({"global_symbol": "back", "tir.noalias": True})
+        N = T.int64()
+        L = T.int64()
+        LP = T.int64()
         dO = T.match_buffer(grad_output, (N, L, D), dtype)
         dS1 = T.match_buffer(grad_memory, (N, M, D), state)
+        dZ1 = T.match_buffer(grad_mass, (N, M), state)
         WS = T.match_buffer(write_slots, (N, L, K), "int32")
         W = T.match_buffer(write_weights, (N, L, K), dtype)
         RS = T.match_buffer(read_slots, (N, L, K), "int32")
         R = T.match_buffer(read_weights, (N, L, K), dtype)
         V = T.match_buffer(values, (N, L, D), dtype)
-        S0 = T.match_buffer(memory, (N, M, D), state)
-        I = T.match_buffer(inverses, (N, L, K), sums)
-        CP = T.match_buffer(checkpoints, (N, tiles, C, M, tile), sums)
-        H = T.match_buffer(history, (N, tiles, schedule.checkpoint, K, tile), sums)
+        H = T.match_buffer(history, (N, LP, K, width), kept)
+        Z = T.match_buffer(old_masses, (N, LP, K), sums)
+        I = T.match_buffer(inverses, (N, LP, K), sums)
+        P = T.match_buffer(pushes, (N, LP, K), sums)
         dV = T.match_buffer(grad_values, (N, L, D), dtype)
+        PW = T.match_buffer(write_parts, (N, count, LP, K), sums)
         dS = T.match_buffer(grad_first_memory, (N, M, D), state)
-        PW = T.match_buffer(write_parts, (N, tiles, L, K), sums)
-        PR = T.match_buffer(read_parts, (N, tiles, L, K), sums)
-        for n in T.thread_binding(N, thread="blockIdx.x") if cuda else T.parallel(N):
-            for g in T.thread_binding(tiles, thread="blockIdx.y") if cuda else T.serial(tiles):
-                with T.sblock("scan"):
+        dZ = T.match_buffer(grad_first_mass, (N, M), state)
+        for n in T.thread_binding(N, thread="blockIdx.y") if cuda else T.parallel(N):
+            for g in T.thread_binding(count, thread="blockIdx.x") if cuda else T.serial(count):
+                with T.sblock("back"):
                     vn, vg = T.axis.remap("SS", [n, g])
-                    T.reads(dO[vn, 0:L, 0:D], dS1[vn, 0:M, 0:D], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K],
-                            R[vn, 0:L, 0:K], V[vn, 0:L, 0:D], S0[vn, 0:M, 0:D], I[vn, 0:L, 0:K])  # fmt: skip
-                    T.writes(dV[vn, 0:L, 0:D], dS[vn, 0:M, 0:D], PW[vn, vg, 0:L, 0:K], PR[vn, vg, 0:L, 0:K],
-                             CP[vn, vg, 0:C, 0:M, 0:tile], H[vn, vg, 0 : schedule.checkpoint, 0:K, 0:tile])  # fmt: skip
-                    Rows(workload, schedule, threads, (vn, vg), (L, C), (dO, WS, W, RS, R, V, I), (CP, H)).emit(
-                        S0, dS1, dV, dS, PW, PR
-                    )
+                    T.reads(dO[vn, 0:L, 0:D], dS1[vn, 0:M, 0:D], dZ1[vn, 0:M], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K],
+                            RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], V[vn, 0:L, 0:D], H[vn, 0:LP, 0:K, 0:width],
+                            Z[vn, 0:LP, 0:K], I[vn, 0:LP, 0:K], P[vn, 0:LP, 0:K])  # fmt: skip
+                    T.writes(dV[vn, 0:L, 0:D], PW[vn, vg, 0:LP, 0:K], dS[vn, 0:M, 0:D], dZ[vn, 0:M])
+                    Back(
+                        Walk(workload, schedule, threads, vn, vg, L), (WS, W, Z, RS, R, I, P), (dO, V), H, PW, dV
+                    ).emit(dS1, dZ1, dS, dZ)
 
-    return threads.bound(scan_backward)
+    return threads.bound(back, ordered=True)
+
+
+def _reads(workload: Workload, schedule: MemoryScanBackward, cuda: bool, backwards: bool) -> Any:
+    K, dtype, sums, count = (
+        workload.shape["K"],
+        workload.dtype,
+        emit.sum_type(workload.dtype),
+        tiles(workload, schedule),
+    )
+    threads = Threads(SUM_THREADS, cuda, backwards)
+
+    @T.prim_func(s_tir=True)
+    def reads(
+        read_parts: T.handle, read_weights: T.handle, inverses: T.handle, grad_read_weights: T.handle, pushes: T.handle
+    ):
+        T.func_attr({"global_symbol": "reads", "tir.noalias": True})
+        N = T.int64()
+        L = T.int64()
+        LP = T.int64()
+        PR = T.match_buffer(read_parts, (N, count, LP, K), sums)
+        R = T.match_buffer(read_weights, (N, L, K), dtype)
+        I = T.match_buffer(inverses, (N, LP, K), sums)
+        dR = T.match_buffer(grad_read_weights, (N, L, K), dtype)
+        P = T.match_buffer(pushes, (N, LP, K), sums)
+        for n in T.thread_binding(N, thread="blockIdx.x") if cuda else T.parallel(N):
+            with T.sblock("reads"):
+                vn = T.axis.spatial(N, n)
+                T.reads(PR[vn, 0:count, 0:LP, 0:K], R[vn, 0:L, 0:K], I[vn, 0:LP, 0:K])
+                T.writes(dR[vn, 0:L, 0:K], P[vn, 0:LP, 0:K])
+                _each_sum(threads, vn, L, PR, lambda at, dot: _read(at, dot, R, I, dR, P))
+
+    return threads.bound(reads)
+
+
+def _read(at: list[Any], dot: Any, R: Any, I: Any, dR: Any, P: Any) -> None:
+    inverse = I[tuple(at)]
+    emit.store(dR, at, (dot * inverse).astype(str(dR.dtype)))
+    emit.store(P, at, dot * inverse * R[tuple(at)].astype(str(P.dtype)) * inverse)
+
+
+def _writes(workload: Workload, schedule: MemoryScanBackward, cuda: bool, backwards: bool) -> Any:
+    K, dtype, sums, count = (
+        workload.shape["K"],
+        workload.dtype,
+        emit.sum_type(workload.dtype),
+        tiles(workload, schedule),
+    )
+    threads = Threads(SUM_THREADS, cuda, backwards)
+
+    @T.prim_func(s_tir=True)
+    def writes(write_parts: T.handle, grad_write_weights: T.handle):
+        T.func_attr({"global_symbol": "writes", "tir.noalias": True})
+        N = T.int64()
+        L = T.int64()
+        LP = T.int64()
+        PW = T.match_buffer(write_parts, (N, count, LP, K), sums)
+        dW = T.match_buffer(grad_write_weights, (N, L, K), dtype)
+        for n in T.thread_binding(N, thread="blockIdx.x") if cuda else T.parallel(N):
+            with T.sblock("writes"):
+                vn = T.axis.spatial(N, n)
+                T.reads(PW[vn, 0:count, 0:LP, 0:K])
+                T.writes(dW[vn, 0:L, 0:K])
+                _each_sum(threads, vn, L, PW, lambda at, dot: emit.store(dW, at, dot.astype(dtype)))
+
+    return threads.bound(writes)
+
+
+def _each_sum(threads: Threads, n: Any, tokens: Any, parts: Any, give: Callable[[list[Any], Any], None]) -> None:
+    """``give([n, t, k], sum)`` of the tiles' shares of head ``n``."""
+    count, K = int(parts.shape[1]), int(parts.shape[3])
+
+    def one(e: Any) -> None:
+        t, k = e // K, e % K
+        total = emit.registers(threads.cuda, 1, str(parts.dtype))
+        emit.store(total, [0], parts[n, 0, t, k])
+        for g in range(1, count):
+            emit.store(total, [0], total[0] + parts[n, g, t, k])
+        give([n, t, k], total[0])
+
+    with threads.program():
+        threads.spread(tokens * K, one)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from schedules.base import KNOB_VALUES, Schedule
 from schedules.gpu import serial, shared, slots
+from schedules.gpu.slots import refuse_heads
 from schedules.workload import Workload
 
 # serial: Triton, a program owns a head's channels and walks through time, its state in the L2 cache.
 # slots: Triton, accesses sorted by slot and time, slots scanned side by side (the paper's way).
-# shared: TIR, serial in time with the state in shared memory.
+# shared: TIR, serial in time, a warp walks with a tile of channels of the state in shared memory.
 Form = Literal["serial", "slots", "shared"]
 SPANS = (1, 2, 4, 8, 16, 32)
 
@@ -18,12 +20,15 @@ SPANS = (1, 2, 4, 8, 16, 32)
 class _Scan(Schedule):
     """What both directions have in common. Knobs that a form has no use for keep their default."""
 
+    # By form, the knobs that it has a use for.
+    used: ClassVar[Mapping[str, frozenset[str]]] = {}
+
     form: Form = "serial"
     tile: int = 64  # channels a program
     threads: int = 64  # of a program
     piece: int = 64  # slots: accesses in sorted order that a program walks through
-    channels: int = 4  # slots: of a row that a thread holds
-    # slots, memory against launches: heads whose rows are held at a time; 0 for all.
+    channels: int = 4  # slots, shared: of a row that a thread holds
+    # Memory against launches: heads whose rows are kept at a time; 0 for all (slots, and shared's backward).
     heads: int = 0
     spans: int = 1  # serial: parts of the sequence whose mass is walked side by side
     slot_lanes: int = 1  # shared: parts of a token's K slots that threads work on side by side
@@ -46,31 +51,55 @@ class _Scan(Schedule):
                 "piece": (32, 64, 128, 256), "channels": (1, 2, 4), "heads": (0, 16, 64),
                 "spans": SPANS, "slot_lanes": shared.SLOT_LANES, "chunk": shared.CHUNKS}  # fmt: skip
 
-    def refuse_idle(self, *used: str) -> str | None:
+    @classmethod
+    def idle(cls, chosen: Mapping[str, Any]) -> frozenset[str]:
+        used = cls.used.get(chosen.get("form", ""))
+        return frozenset() if used is None else frozenset(cls.model_fields) - used - {"form"}
+
+    def refuse_idle(self) -> str | None:
         """A sentence where a knob that the form has no use for is not at its default."""
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if name not in ("form", *used) and value != field.default:
-                return f"{name} is {value}, which form {self.form} has no use for; it must stay {field.default}"
+        for name in sorted(self.idle({"form": self.form})):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                return f"{name} is {value}, which form {self.form} has no use for; it must stay {default}"
         return None
+
+    def refusal(self, workload: Workload) -> str | None:
+        if self.refuse_idle():
+            return self.refuse_idle()
+        if self.form == "slots":
+            return slots.refuse(workload, self)
+        return serial.refuse(workload, self) if self.form == "serial" else self.refuse_shared(workload)
+
+    def refuse_shared(self, workload: Workload) -> str | None:
+        """Likewise, of form shared."""
+        raise NotImplementedError
 
 
 class MemoryScan(_Scan):
     """Forward scan."""
 
-    def refusal(self, workload: Workload) -> str | None:
-        if self.form == "shared":
-            return self.refuse_idle("tile", "slot_lanes", "chunk") or shared.refuse_forward(workload, self)
-        if self.form == "serial":
-            return self.refuse_idle("tile", "threads", "spans") or serial.refuse(workload, self)
-        return self.refuse_idle("threads", "piece", "channels", "heads") or slots.refuse(workload, self)
+    used: ClassVar = {
+        "serial": frozenset({"tile", "threads", "spans"}),
+        "slots": frozenset({"threads", "piece", "channels", "heads"}),
+        "shared": frozenset({"channels", "slot_lanes", "chunk"}),
+    }
+
+    def refuse_shared(self, workload: Workload) -> str | None:
+        return shared.refuse(workload, self, shared.FORWARD)
 
 
 class MemoryScanBackward(_Scan):
     """Backward scan."""
 
-    # Memory against work: tokens between two copies of the state that the backward starts anew from (serial, shared).
+    # Memory against work: tokens between two copies of the state that the backward starts anew from (serial).
     checkpoint: int = 256
+
+    used: ClassVar = {
+        "serial": MemoryScan.used["serial"] | {"checkpoint"},
+        "slots": MemoryScan.used["slots"],
+        "shared": MemoryScan.used["shared"] | {"heads"},
+    }
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
@@ -85,14 +114,13 @@ class MemoryScanBackward(_Scan):
         return super().space(workload) | {"checkpoint": checkpoints}
 
     def refusal(self, workload: Workload) -> str | None:
-        if self.form == "shared":
-            used = ("tile", "slot_lanes", "chunk", "checkpoint")
-            return self.refuse_idle(*used) or shared.refuse_backward(workload, self, self.checkpoint)
-        if self.form == "serial":
-            if self.checkpoint < 1:
-                return f"checkpoint is {self.checkpoint}; it must be 1 or more"
-            return self.refuse_idle("tile", "threads", "spans", "checkpoint") or serial.refuse(workload, self)
-        return self.refuse_idle("threads", "piece", "channels", "heads") or slots.refuse(workload, self)
+        if self.checkpoint < 1:
+            return f"checkpoint is {self.checkpoint}; it must be 1 or more"
+        return super().refusal(workload)
+
+    def refuse_shared(self, workload: Workload) -> str | None:
+        refused = refuse_heads(self.heads) or shared.refuse(workload, self, shared.FORTH)
+        return refused or shared.refuse(workload, self, shared.BACK)
 
 
 def _threads_for_a_row(workload: Workload, channels: int) -> int:

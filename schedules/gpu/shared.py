@@ -1,30 +1,60 @@
-"""The scans of form "shared": what their programs keep in shared memory, and the rules that refuse some schedules."""
+"""The scans of form "shared": the sizes of their programs, and the rules that refuse some schedules."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from schedules.workload import Workload
 
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+# Threads of a program, which meet at a warp's barriers only.
+THREADS = 32
+# Of a program that sums tiles' shares.
+SUM_THREADS = 256
+# Blocks along the second axis of a grid (CUDA programming guide).
+MOST_HEADS = 65535
 # Of one program, on the GPU that gives most; a target may give less.
 MOST_SHARED = 227 << 10
-# Operands that a thread holds in registers between their load and the chunk that they are for.
+# Numbers that a thread holds in registers between their load and their chunk.
 MOST_STAGED = 96
-# Tokens in straight code: the reads of one overlap with the writes of the next.
-UNROLL = 2
-SLOT_LANES = (1, 2, 4, 8)
-CHUNKS = (8, 16, 32, 64)
+# Tokens in straight code, whose sums over lanes are exchanged together.
+STRAIGHT = 8
+# Bytes of the widest load; that the banks of shared memory serve at a time.
+VECTOR, LINE = 16, 128
+# Rows of which n make a LINE, at random places: the most that meet in the same banks, on average.
+_COLLISIONS = {1: 1.0, 2: 1.5, 4: 2.13, 8: 2.63, 16: 3.08, 32: 3.53}
+SLOT_LANES = (1, 2, 4, 8, 16, 32)
+CHUNKS = (8, 16, 32)
 
 
 class Knobs(Protocol):
     """What the forward and the backward schedule share."""
 
     @property
-    def tile(self) -> int: ...
-    @property
     def slot_lanes(self) -> int: ...
     @property
+    def channels(self) -> int: ...
+    @property
     def chunk(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+
+
+def tile(knobs: Knobs) -> int:
+    """Channels of a program."""
+    return THREADS // knobs.slot_lanes * knobs.channels
+
+
+def tiles(workload: Workload, knobs: Knobs) -> int:
+    """Programs of a head."""
+    return -(-workload.shape["D"] // tile(knobs))
+
+
+def collisions(workload: Workload, knobs: Knobs) -> float:
+    """Turns that an access to a token's rows takes, over those that its bytes would."""
+    return _COLLISIONS[max(1, LINE // (tile(knobs) * word(workload)))]
 
 
 def word(workload: Workload) -> int:
@@ -32,50 +62,55 @@ def word(workload: Workload) -> int:
     return 8 if workload.dtype == "float64" else 4
 
 
-def forward_bytes(workload: Workload, knobs: Knobs) -> int:
-    """State and mass; two chunks of slots, weights, decays, factors and values; one of masses and of sums by thread."""
-    K, M = workload.shape["K"], workload.shape["M"]
-    size, tile, chunk = word(workload), knobs.tile, knobs.chunk
-    operands = 2 * chunk * (K * (2 * 4 + 3 * size) + tile * size)
-    return M * (tile + 1) * size + operands + chunk * (K + tile * knobs.slot_lanes) * size
+def history_type(workload: Workload) -> str:
+    """Of the rows that a backward keeps: sums, but rounded where all inputs are."""
+    if workload.dtype == "bfloat16":
+        return workload.dtype
+    return "float64" if workload.dtype == "float64" else "float32"
 
 
-def backward_bytes(workload: Workload, knobs: Knobs) -> int:
-    """State and its gradient; a chunk of operands, of the rows replaced in it, of products and of sums by thread."""
-    K, M = workload.shape["K"], workload.shape["M"]
-    size, tile, chunk = word(workload), knobs.tile, knobs.chunk
-    operands = K * (2 * 4 + 4 * size) + 2 * tile * size + K * tile * size
-    products = 2 * K * (tile + 1) * size + tile * knobs.slot_lanes * size
-    return 2 * M * tile * size + chunk * (operands + products)
+@dataclass(frozen=True)
+class Operands:
+    """Arrays by tokens that a program has in shared memory: of slots, of numbers by slot, by channel, and by both."""
+
+    slots: int
+    by_slot: int
+    by_channel: int
+    by_both: int = 0
 
 
-def refuse_forward(workload: Workload, knobs: Knobs) -> str | None:
-    """Why a program of the forward scan cannot be built, in one sentence."""
-    threads = knobs.tile * knobs.slot_lanes
-    K, chunk = workload.shape["K"], knobs.chunk
-    staged = 4 * -(-chunk * K // threads) + -(-chunk * knobs.tile // threads) if threads > 0 else 0
+FORWARD, FORTH, BACK = Operands(2, 2, 1), Operands(2, 1, 2), Operands(2, 5, 2, 1)
+
+
+def shared_bytes(workload: Workload, knobs: Knobs, of: Operands) -> int:
+    """Rows and mass of a tile of channels, and a chunk of operands."""
+    K, size, width = workload.shape["K"], word(workload), tile(knobs)
+    numbers = of.by_slot * K + of.by_channel * width
+    kept = of.by_both * K * width * BYTES[history_type(workload)]
+    return workload.shape["M"] * (width + 1) * size + knobs.chunk * (of.slots * K * 4 + numbers * size + kept)
+
+
+def refuse(workload: Workload, knobs: Knobs, of: Operands) -> str | None:
+    """Why a program cannot be built, in one sentence."""
+    K, D, lanes, channels = workload.shape["K"], workload.shape["D"], knobs.slot_lanes, knobs.channels
+    if lanes not in SLOT_LANES or K % lanes:
+        return f"slot_lanes is {lanes}; it must be a power of two up to {THREADS} that divides K = {K}"
+    if channels not in (1, 2, 4) or D % channels or channels * word(workload) > VECTOR:
+        return f"channels is {channels}; it must be 1, 2 or 4, divide D = {D}, and be {VECTOR} bytes of sums at most"
+    heads = min(workload.shape["N"], knobs.heads or workload.shape["N"])
+    if heads > MOST_HEADS:
+        return f"a launch has {heads} heads; form shared takes {MOST_HEADS} at most"
+    if knobs.chunk < 1:
+        return f"chunk is {knobs.chunk}; it must be 1 or more"
+    width = tile(knobs)
+    kept = of.by_both * K * width * BYTES[history_type(workload)] // word(workload)
+    numbers = (of.slots + of.by_slot) * K + of.by_channel * width + kept
+    staged = -(-knobs.chunk * numbers // THREADS)
     if staged > MOST_STAGED:
-        return f"a thread would hold {staged} operands of a chunk of {chunk} tokens; {MOST_STAGED} are the most"
-    return _refuse(workload, knobs) or refuse_bytes(forward_bytes(workload, knobs), MOST_SHARED)
-
-
-def refuse_backward(workload: Workload, knobs: Knobs, checkpoint: int) -> str | None:
-    """Why the backward scan cannot be built, in one sentence."""
-    if knobs.chunk < 1 or checkpoint % knobs.chunk:
-        return f"checkpoint is {checkpoint}; it must be a multiple of chunk = {knobs.chunk}"
-    return _refuse(workload, knobs) or refuse_bytes(backward_bytes(workload, knobs), MOST_SHARED)
+        return f"a thread would hold {staged} operands of a chunk of {knobs.chunk} tokens; {MOST_STAGED} are the most"
+    return refuse_bytes(shared_bytes(workload, knobs, of), MOST_SHARED)
 
 
 def refuse_bytes(needed: int, limit: int) -> str | None:
     """A sentence where a program needs more shared memory than there is."""
     return None if needed <= limit else f"a program needs {needed} bytes of shared memory; the limit is {limit}"
-
-
-def _refuse(workload: Workload, knobs: Knobs) -> str | None:
-    K, threads = workload.shape["K"], knobs.tile * knobs.slot_lanes
-    if knobs.slot_lanes < 1 or K % knobs.slot_lanes:
-        return f"slot_lanes is {knobs.slot_lanes}, which does not divide K = {K}"
-    if not 1 <= threads <= 1024:
-        return f"tile · slot_lanes is {threads}; a program has 1..1024 threads"
-    good = knobs.chunk >= UNROLL and knobs.chunk % UNROLL == 0
-    return None if good else f"chunk is {knobs.chunk}; it must be a positive multiple of {UNROLL}"

@@ -22,8 +22,8 @@ def refuse(workload: Workload, schedule: Any) -> str | None:
         return f"piece is {piece}; it must be a multiple of {BATCH} in {BATCH}..{2**15}"
     if channels not in CHANNELS:
         return f"channels is {channels}; it must be 1, 2 or 4"
-    if held < 0:
-        return f"heads is {held}; it must be 0, for all, or the heads whose rows are held at a time"
+    if refuse_heads(held):
+        return refuse_heads(held)
     if accesses > _MOST_ACCESSES:
         return f"a head has 2·T·K = {accesses} accesses; form slots sorts at most {_MOST_ACCESSES}"
     numbers = dim * max(accesses // 2, workload.shape["M"])
@@ -32,3 +32,8 @@ def refuse(workload: Workload, schedule: Any) -> str | None:
     if schedule.threads * channels < dim:
         return f"threads · channels is {schedule.threads * channels}; a program holds a row, of D = {dim}, at least"
     return refuse_threads(schedule.threads)
+
+
+def refuse_heads(held: int) -> str | None:
+    """A sentence where the heads whose rows are kept at a time cannot be so many."""
+    return None if held >= 0 else f"heads is {held}; it must be 0, for all, or how many heads' rows are kept at a time"

@@ -216,3 +216,21 @@ def test_a_full_disk_leaves_a_whole_journal(tmp_path: Path) -> None:
         search(found)
     assert all(json.loads(line) for line in journal.read_text().splitlines())
     assert study(tmp_path).summary().trials == 3
+
+
+def test_knobs_that_a_form_has_no_use_for_are_not_suggested(tmp_path: Path) -> None:
+    shape = {"N": 2, "T": 64, "K": 8, "M": 64, "D": 32}
+    work = Workload(op="memory_scan_backward", shape=shape, dtype="bfloat16", constants=CONSTANTS)
+    found = Study(tmp_path / "journal.log", work, "a100", "a device", sampler="random")
+    found.begin()
+    for _ in range(40):
+        suggestion = found.next()
+        assert suggestion is not None
+        trial, schedule = suggestion
+        knobs = found.optuna.get_trials()[trial.number].params
+        assert set(knobs) == set(found.space) - type(schedule).idle({"form": knobs["form"]})
+        assert schedule.refusal(work) is None
+        found.succeed(trial, gain(schedule))
+    refused = [t.user_attrs["error"] for t in found.optuna.get_trials() if t.user_attrs["status"] == "refused"]
+    assert not [error for error in refused if "has no use for" in error]
+    assert len(set(found.valid)) == len(found.valid) > len(found.finished()) == 40

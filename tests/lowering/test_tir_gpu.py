@@ -42,25 +42,25 @@ def poisoned() -> Any:
 
 
 SHAPES = [
-    # T, K, M, D, γ, access, type, then tile, slot_lanes, chunk, checkpoint
-    (7, 5, 24, 24, 0.5, "hot", torch.float32, 8, 1, 4, 4),
-    (63, 6, 50, 48, 2.3, "saturated", torch.float32, 16, 3, 8, 16),
-    (63, 6, 50, 48, 1.0, "saturated", torch.bfloat16, 32, 1, 8, 64),
-    (1, 3, 9, 5, 0.0, "uniform", torch.float32, 8, 3, 2, 2),
-    (7, 4, 16, 24, 1.0, "hot", torch.float64, 16, 2, 2, 4),
+    # T, K, M, D, γ, access, type, then slot_lanes, channels, chunk, heads: tiles are 32 / slot_lanes · channels wide
+    (7, 5, 24, 24, 0.5, "hot", torch.float32, 1, 1, 8, 0),
+    (63, 6, 50, 48, 2.3, "saturated", torch.float32, 2, 2, 8, 1),
+    (63, 6, 50, 48, 1.0, "saturated", torch.bfloat16, 2, 4, 8, 0),
+    (63, 8, 50, 48, 1.0, "hot", torch.bfloat16, 8, 4, 16, 1),
+    (35, 8, 50, 24, 0.5, "uniform", torch.float16, 8, 4, 8, 0),
+    (1, 3, 9, 5, 0.0, "uniform", torch.float32, 1, 1, 8, 0),
+    (7, 4, 16, 24, 1.0, "hot", torch.float64, 4, 2, 3, 0),
 ]
 
 
 @pytest.mark.parametrize(
-    ("T", "K", "M", "D", "gamma", "access", "dtype", "tile", "lanes", "chunk", "checkpoint"), SHAPES
+    ("T", "K", "M", "D", "gamma", "access", "dtype", "lanes", "channels", "chunk", "heads"), SHAPES
 )
-def test_scans_follow_the_paper(T, K, M, D, gamma, access, dtype, tile, lanes, chunk, checkpoint) -> None:
+def test_scans_follow_the_paper(T, K, M, D, gamma, access, dtype, lanes, channels, chunk, heads) -> None:
     state = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = scan_inputs(1, 2, T, K, M, D, dtype=dtype, state_dtype=state, access=access, seed=1)
-    knobs = {"form": "shared", "tile": tile, "slot_lanes": lanes, "chunk": chunk}
-    ops = kernels(
-        memory_scan=MemoryScan(**knobs), memory_scan_backward=MemoryScanBackward(**knobs, checkpoint=checkpoint)
-    )
+    knobs = {"form": "shared", "slot_lanes": lanes, "channels": channels, "chunk": chunk}
+    ops = kernels(memory_scan=MemoryScan(**knobs), memory_scan_backward=MemoryScanBackward(**knobs, heads=heads))
     expected = brute_force.memory_scan(**tensors, decay_power=gamma, eps=1e-6)
     for got, want in zip(ops.memory_scan(*tensors.values(), gamma, 1e-6, 0.01), expected, strict=True):
         assert relative_rmse(got, want) < TOLERANCE[got.dtype]
@@ -131,7 +131,7 @@ def both_ways(op: Op, schedule: Schedule, tensors: list[Tensor], outputs: list[T
 
 def test_no_thread_of_a_phase_needs_another() -> None:
     tensors = [x.flatten(0, 1) for x in scan_inputs(1, 2, 19, 6, 20, 24, access="hot", seed=6).values()]
-    schedule = MemoryScan(form="shared", tile=8, slot_lanes=3, chunk=4)
+    schedule = MemoryScan(form="shared", slot_lanes=2, channels=1, chunk=8)
     forwards, backwards = both_ways("memory_scan", schedule, tensors, [torch.zeros_like(x) for x in tensors[4:]])
     assert all(torch.equal(x, y) for x, y in zip(forwards, backwards, strict=True))
     step = [x.flatten(0, 1) for x in step_inputs(scan_inputs(1, 2, 1, 6, 20, 24, seed=7), 0).values()]
@@ -144,7 +144,7 @@ def test_no_thread_of_a_phase_needs_another() -> None:
 def test_no_thread_of_a_backward_phase_needs_another(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = scan_inputs(1, 1, 19, 6, 20, 24, access="hot", seed=8)
     grads = [torch.ones_like(tensors[name]) for name in ("values", "memory", "mass")]
-    ops = kernels(memory_scan_backward=MemoryScanBackward(form="shared", tile=8, slot_lanes=2, chunk=4, checkpoint=8))
+    ops = kernels(memory_scan_backward=MemoryScanBackward(form="shared", slot_lanes=2, channels=1, chunk=8))
     found = []
     on_cpu = gpu_tir.on_cpu
     for backwards in (False, True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -19,7 +18,7 @@ from autotune.bench.run import FLOOR, TUNED, Candidate, Table, check
 from lowering.gpu import GpuKernels
 from ramnet import ops
 from ramnet.ops import reference
-from schedules.base import Schedule
+from schedules.base import Schedule, combinations
 from schedules.gpu import SCHEDULES
 from schedules.workload import Workload
 
@@ -187,8 +186,7 @@ def untuned(workload: Workload, form: str) -> Schedule:
     ValueError, with the form's reason, where it takes none.
     """
     kind = SCHEDULES[workload.op]
-    space = kind.space(workload) | {"form": (form,)}
-    knobs = (dict(zip(space, values, strict=True)) for values in itertools.product(*space.values()))
+    knobs = combinations(kind, kind.space(workload) | {"form": (form,)})
     first = kind.model_validate({"form": form})
     found = (kind.model_validate(each) for each in ({"form": form}, *knobs))
     schedule = next((each for each in found if each.refusal(workload) is None), None)
