@@ -2,40 +2,106 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed over it when the block ends well and removed when it does not.
+    """A path in a temporary folder beside ``path``. What the block writes there takes the place of ``path`` when it
+    ends well, once it is on the disk, and is removed when it does not.
 
-    Missing folders are made, and removed too when the block fails. OSError where ``path`` cannot be written.
+    Missing folders are made, and removed too when the block fails. OSError, naming ``path``, where it cannot be
+    written.
     """
     path = Path(path)
     missing = [folder for folder in path.parents if not folder.exists()]  # deepest first
     nearest = path.parents[len(missing)]
     if not nearest.is_dir():
         raise NotADirectoryError(f"{path} cannot be written: {nearest} is not a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    aside = Path(name)
     try:
-        yield aside
-        # mkstemp makes files private; give the result what the user's umask grants.
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)
-        aside.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with folder_aside(path) as folder:
+            aside = folder / path.name
+            yield aside
+            sync(aside)
+            aside.replace(path)
+            sync(path.parent)
+    except OSError as error:
+        if error.strerror is None:
+            raise  # a sentence of ours
+        named = type(error)(f"{path} cannot be written: {error.strerror}")
+        named.errno = error.errno
+        raise named from None
     finally:
-        aside.unlink(missing_ok=True)
         with suppress(OSError):  # a folder that holds something stays
-            for folder in missing:
-                folder.rmdir()
+            for each in missing:
+                each.rmdir()
+
+
+_ASIDE = ".aside"
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, removed when the block ends; what killed processes left of theirs is, too."""
+    clear_asides(path.parent, path.name)
+    lock: int | None = None
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE))
+        try:
+            lock = _lock(folder)
+        except (FileNotFoundError, BlockingIOError):  # another process took it for one left behind
+            continue
+        except OSError:  # a file system without locks: there nothing is cleared, either
+            pass
+        break
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def clear_asides(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary folders in ``folder``, beside the file ``name`` or any, whose processes ended."""
+    for left in folder.glob(f".{escape(name) if name else '*'}.*{_ASIDE}"):
+        with suppress(OSError):  # BlockingIOError where its process is at work
+            lock = _lock(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """A handle that holds the folder's lock, of which the system lets go when the process ends, however it ends.
+
+    BlockingIOError where another one holds it, FileNotFoundError where the folder is gone.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_nlink == 0:
+            raise FileNotFoundError(f"{folder} was removed")
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +50,55 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
         write_text_atomic(tmp_path / "old.txt", "x" * 1000)
     assert names(tmp_path) == ["old.txt"]
     assert read_text(tmp_path / "old.txt") == "old"
+
+
+def test_an_error_of_the_system_names_the_file_and_keeps_its_number(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'c.txt'} cannot be written: No space")) as raised:  # noqa: SIM117
+        with written_aside(tmp_path / "c.txt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_a_file_and_its_place_in_the_folder_are_on_the_disk_when_they_are_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[bool, bool]] = []  # a folder? was the file in its place?
+    system = os.fsync
+
+    def noted(handle: int) -> None:
+        system(handle)
+        synced.append((stat.S_ISDIR(os.fstat(handle).st_mode), (tmp_path / "c.txt").exists()))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_text_atomic(tmp_path / "c.txt", "x")
+    assert synced == [(False, False), (True, True)]
+
+
+KILLED = """
+import os, signal, sys
+from ramnet.files import written_aside
+with written_aside(sys.argv[1]) as aside:
+    aside.write_text("half")
+    print(flush=True)
+    os.kill(os.getpid(), signal.SIGKILL) if sys.argv[2] == "killed" else sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+    def begin(how: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "c[1].txt"), how]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process.stdout.readline()  # type: ignore[union-attr]
+        return process
+
+    living, killed = begin("living"), begin("killed")
+    assert killed.wait() == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    write_text_atomic(tmp_path / "c[1].txt", "whole")
+    assert len(list(tmp_path.iterdir())) == 2  # the file, and what the living process works on
+    living.communicate()
+    assert living.returncode == 0
+    assert names(tmp_path) == ["c[1].txt"] and read_text(tmp_path / "c[1].txt") == "half"
 
 
 @pytest.mark.parametrize("below", ["c.txt", "x/c.txt", "x/y/c.txt"])
