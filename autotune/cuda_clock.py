@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from lowering.graphs import record_cuda
+from lowering.model.token_graphs import record_cuda
 
 # The L2 cache is overwritten this many times, since it need not evict in order.
 OVER = 2

@@ -7,8 +7,8 @@ The way down, from what is called to what runs::
     cpu                     the ops on a CPU's kernels
     gpu                     the ops on a GPU's kernels: Triton's, or through gpu_tir those of TIR
     kernels, offline        a workload to a kernel that runs here; to binaries for a GPU that need not be here
-    decoding, projection    what a model's tokens take on a CPU: a layer in a kernel, or its linear layers
-    decode_heads, graphs    what they take on a GPU: a kernel of all heads, and a CUDA graph of all launches
+    model                   what a model's tokens take: on a CPU a layer in a kernel, and the head's product; on a GPU a
+                            kernel of all heads, and a CUDA graph of all launches
     tir, triton             the kernels
     cuda, nvcc, driver      TIR to CUDA C, CUDA C to a binary, and its launch
     runtime                 TVM's part of running a CPU's kernels

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowering import targets
-from lowering.decode_heads import HeadsBlock
-from lowering.decoding import DecodeBlock
-from lowering.graphs import TokenGraphs
-from lowering.projection import Projection
+from lowering.model import decode_block, heads_block, projection
+from lowering.model.token_graphs import TokenGraphs
+from lowering.model.untouched import is_hooked
 from lowering.use import backend_name, interpreted
 from ramnet.model import RamNetForCausalLM, RamNetOutput
 from ramnet.ops import using
 from ramnet.state import RamState
 
+# Each kind of block has a graph for training, for prefill and for inference mode, each for B = 1 and above; torch's
+# own limit is 8.
+_GRAPHS = 64
+
 
 def compile(
     model: RamNetForCausalLM, target: str | None = None, *, tuned: bool = True, backend: str = "inductor"
 ) -> RamNetForCausalLM:
-    """A model that shares ``model``'s parameters, with its memory ops on the kernels of ``target`` and the rest
-    through torch.compile.
+    """Another face of ``model``: the same modules and parameters, with its memory ops on the kernels of ``target`` and
+    the rest through torch.compile.
 
-    It is called, trained, sampled from and saved as before, and gives the same numbers within rounding. Blocks are
-    compiled one by one, without graph breaks, and those that do the same share one graph: 27 layers build as fast as
-    the three kinds of CAPE among them. That happens at the first call of each kind (prefill, training).
+    It is called, trained, sampled from and saved as before, from any thread, and gives the same numbers within
+    rounding. Blocks are compiled one by one, without graph breaks, and those that do the same share one graph: 27
+    layers build as fast as the three kinds of CAPE among them. That happens at the first call of each kind (prefill,
+    training).
 
     Single tokens in place go another way. On the CPU they are not compiled but run a layer in a kernel
-    (``lowering.decoding``), or its linear layers. On a GPU each head's addresses, write and read are one kernel
-    (``lowering.decode_heads``), the rest is compiled, and all of a token is replayed from a CUDA graph
-    (``lowering.graphs``) that is recorded at the first token of each state.
+    (``lowering.model.decode_block``). On a GPU each head's addresses, write and read are one kernel
+    (``lowering.model.heads_block``), the rest is compiled, and all of a token is replayed from a CUDA graph
+    (``lowering.model.token_graphs``) that is recorded at the first token of each state.
+
+    Whatever is done to ``model`` afterwards is heard: weights loaded or replaced, adapters put in the place of its
+    layers, parametrisations, hooks. What no kernel or graph knows is called as the module it is.
 
     Args:
         target: a name of ``lowering.TARGETS``; None takes the GPU that is here where ``model`` is on one, else the CPU.
@@ -44,50 +53,104 @@ def compile(
         RuntimeError: for a GPU where there is none. Without TVM, or Triton, the reference runs, and a warning says so
             once.
     """
-    # Each kind of block has a graph for training and for prefill, each for B = 1 and above: past torch's limit of 8.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    if isinstance(model, _CompiledModel):
+        model = model.original
     found = _target(model, target)
     kernels = backend_name(found.name, tuned, False)
-    if found.gpu is not None:
-        return _on_gpu(model, kernels, backend)
-    compiled, step = _shared(model, kernels), _shared(model, kernels)
-    if kernels:
-        step._modules["blocks"] = nn.ModuleList(DecodeBlock(block, kernels) for block in step.blocks)
-    # One token has too little work to compile: 27 graphs a token cost more in guards than they save in passes.
-    for block in (*compiled.convs, *compiled.blocks):
-        block.compile(fullgraph=True, dynamic=True, backend=backend)
-    return _finished(compiled, kernels, step, None)
+    # The model's own class stays the base, so that what a user's sub-class overrides goes on to be called.
+    kind: Any = type(f"Compiled{type(model).__name__}", (_CompiledModel, type(model)), {})
+    made: RamNetForCausalLM = kind(model, kernels, found.gpu is not None, (target, tuned, backend))
+    return made
 
 
-def _on_gpu(model: RamNetForCausalLM, kernels: str, backend: str) -> RamNetForCausalLM:
-    compiled, step = _shared(model, ""), _shared(model, "")
-    if not kernels:  # without Triton, neither can torch.compile write code for a GPU
-        return _finished(compiled, kernels, step, None)
-    step._modules["blocks"] = nn.ModuleList(HeadsBlock(block, kernels) for block in step.blocks)
-    # Sizes that stay (training, a token) are compiled in, and those that change get one graph more for all.
-    for block in (*compiled.convs, *compiled.blocks, *step.convs, *step.blocks):
-        block.compile(fullgraph=True, dynamic=None, backend=backend)
-    return _finished(compiled, kernels, step, None if interpreted() else TokenGraphs(step))
+class _CompiledModel(RamNetForCausalLM):
+    """Runs a model's convolutions, blocks and head by other means than calling them, where they are as they were made.
 
+    ``kernels`` names the backend and is empty where there is none.
+    """
 
-def _finished(compiled: Any, kernels: str, step: RamNetForCausalLM, graphs: TokenGraphs | None) -> RamNetForCausalLM:
-    compiled.__class__ = _Compiled
-    compiled.__dict__.update(kernels=kernels, step=step, graphs=graphs)
-    return compiled
-
-
-class _Compiled(RamNetForCausalLM):
+    original: RamNetForCausalLM
     kernels: str
-    step: RamNetForCausalLM
+    on_gpu: bool
+    how: tuple[str | None, bool, str]
+    compiled: Callable[..., Any]
+    compiled_token: Callable[..., Tensor]
     graphs: TokenGraphs | None
 
-    def forward(self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False) -> RamNetOutput:
+    def __init__(self, model: RamNetForCausalLM, kernels: str, on_gpu: bool, how: tuple[str | None, bool, str]) -> None:
+        # The very dictionaries of the model's modules, parameters and hooks: what changes there has changed here. The
+        # model itself goes past nn.Module, which would put it among its own modules.
+        self.__dict__.update(model.__dict__, original=model)
+        self.__dict__.pop("_compiled_call_impl", None)
+        self.kernels, self.on_gpu, self.how = kernels, on_gpu, how
+        # On a GPU sizes that stay (training, a token) are compiled in, and those that change get a graph for all.
+        options: dict[str, Any] = {"fullgraph": True, "dynamic": None if on_gpu else True, "backend": how[2]}
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+            options["recompile_limit"] = _GRAPHS
+        else:  # this version of torch has one limit, for all that is compiled
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
+        # Without Triton, torch.compile cannot write code for a GPU either.
+        self.compiled = torch.compile(_own(_call), **options) if kernels or not on_gpu else _call
+        self.compiled_token = torch.compile(_own(heads_block.decode), **options)
+        self.graphs = TokenGraphs(self, self._token) if on_gpu and kernels and not interpreted() else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, and what a pickle is loaded as, is the copied model compiled again."""
+        return _again, (self.original, *self.how)
+
+    def forward(
+        self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False, **options: Any
+    ) -> RamNetOutput:
+        if in_place and state is not None and self.graphs is not None and self.graphs.serve(input_ids):
+            return RamNetOutput(self.graphs(input_ids, state), state)
+        return super().forward(input_ids, state, in_place=in_place, **options)
+
+    def _token(self, input_ids: Tensor, state: RamState) -> Tensor:
+        return super().forward(input_ids, state, in_place=True).logits
+
+    def hidden_states(
+        self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False
+    ) -> tuple[Tensor, RamState]:
         with using(self.kernels):
-            if not in_place:
-                return super().forward(input_ids, state)
-            if self.graphs is not None and state is not None and self.graphs.serve(input_ids):
-                return RamNetOutput(self.graphs(input_ids, state), state)
-            return self.step(input_ids, state, in_place=True)
+            return super().hidden_states(input_ids, state, in_place=in_place)
+
+    def run_conv(self, conv: nn.Module, x: Tensor, recent: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
+        # One token has too little work to compile on a CPU: guards cost more than they save in passes.
+        by: Any = _call if in_place and not self.on_gpu else self._by_graph
+        return by(conv, x, recent)
+
+    def run_block(
+        self, block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if in_place and self.kernels and not self.on_gpu:
+            found = decode_block.decode(block, x, memory, mass, position, self.kernels)
+            return block(x, memory, mass, position, True) if found is None else (found, memory, mass)
+        if in_place and self.kernels and heads_block.serves(block, memory, mass) and not is_hooked(block):
+            return self.compiled_token(block, x, memory, mass, position, self.kernels), memory, mass
+        return self._by_graph(block, x, memory, mass, position, in_place)
+
+    def run_head(self, hidden: Tensor) -> Tensor:
+        found = projection.project(self.head, hidden, self.kernels) if self.kernels and not self.on_gpu else None
+        return self.head(hidden) if found is None else found
+
+    def _by_graph(self, module: nn.Module, *inputs: Any) -> Any:
+        # A caller who compiles the whole has this inlined.
+        if torch.compiler.is_compiling() or is_hooked(module):
+            return module(*inputs)
+        return self.compiled(module, *inputs)
+
+
+def _call(module: nn.Module, *inputs: Any) -> Any:
+    return module(*inputs)
+
+
+def _own(function: Any) -> Any:
+    """The function with a code object of its own, to which torch.compile binds its graphs and their limits."""
+    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+
+
+def _again(model: RamNetForCausalLM, target: str | None, tuned: bool, backend: str) -> RamNetForCausalLM:
+    return compile(model, target, tuned=tuned, backend=backend)
 
 
 def _target(model: RamNetForCausalLM, name: str | None) -> targets.Target:
@@ -102,12 +165,3 @@ def _target(model: RamNetForCausalLM, name: str | None) -> targets.Target:
     if not reached:
         raise ValueError(f"the model is on {device} but target {name!r} runs on {needed}: move it there first")
     return found
-
-
-def _shared(module: Any, kernels: str) -> Any:
-    """A module of the same parameters whose layers without bias decode through the kernels, where there are some."""
-    if kernels and type(module) is nn.Linear and module.bias is None:
-        return Projection(module, kernels)
-    shared = copy.copy(module)
-    shared._modules = {name: child and _shared(child, kernels) for name, child in module._modules.items()}
-    return shared

@@ -1,10 +1,12 @@
 """The ops on TVM kernels for the CPU: tensors in, the right kernel for their sizes, tensors out.
 
 Kernels compute in float32, or in float64 where an input is float64; other types are converted on the way in and out.
+A kernel refuses slots out of range before it touches memory for them; which one it was is found out here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ class CpuKernels:
 
     Args:
         tuned: take the records' schedules, else the defaults.
-        check: look at the numbers too (slots in range and distinct, logits numbers), as the reference always does.
+        check: also look whether slots are distinct and logits are numbers, as the reference always does.
     """
 
     def __init__(self, tuned: bool = True, check: bool = False) -> None:
@@ -87,7 +89,7 @@ class CpuKernels:
         sizes = (*inputs[0].shape, *memory.shape[2:])
         kernel = self.kernel("memory_scan", sizes, dtype, decay_power=decay_power, eps=eps)
         outputs = [torch.empty_like(x) for x in inputs[4:]]
-        kernel.function(*inputs, *outputs)
+        _run(kernel.function, (*inputs, *outputs), write_slots, read_slots, memory.shape[2])
         output, new_memory, new_mass = (
             x.view(like.shape).to(like.dtype) for x, like in zip(outputs, (values, memory, mass), strict=True)
         )
@@ -110,7 +112,7 @@ class CpuKernels:
         constants = {"decay_power": decay_power, "eps": eps, "proxy_eps": proxy_eps}
         kernel = self.kernel("memory_scan_backward", sizes, dtype, **constants)
         outputs = [torch.empty_like(inputs[i]) for i in (4, 6, 7, 8, 9)]
-        kernel.function(*inputs, *outputs)
+        _run(kernel.function, (*inputs, *outputs), write_slots, read_slots, memory.shape[2])
         grad_w, grad_r, grad_v, grad_s, grad_z = (
             x.view(like.shape).to(like.dtype) for x, like in zip(outputs, differentiable, strict=True)
         )
@@ -134,13 +136,14 @@ class CpuKernels:
         write_slots, write_weights, read_slots, read_weights, ready = (_ready(x, dtype) for x in tensors)
         output = torch.empty_like(ready)
         if output.numel():
-            kernel.function(write_slots, write_weights, read_slots, read_weights, ready, memory, mass, output)
+            arguments = (write_slots, write_weights, read_slots, read_weights, ready, memory, mass, output)
+            _run(kernel.function, arguments, write_slots, read_slots, memory.shape[2])
         return output.to(values.dtype)
 
     def project(self, x: Tensor, weight: Tensor) -> Tensor:
         """W x for one row x [..., I] and weight [O, I], both float32."""
         kernel = self.kernel("project", tuple(weight.shape), x.dtype)
-        output = torch.empty(*x.shape[:-1], weight.shape[0])
+        output = x.new_empty(*x.shape[:-1], weight.shape[0])
         kernel.function(weight, x.contiguous().view(-1), output.view(-1))
         return output
 
@@ -163,6 +166,18 @@ class CpuKernels:
 def backend() -> CpuKernels:
     """The tuned kernels: the entry point of ``ramnet.backends``."""
     return CpuKernels()
+
+
+def _run(
+    kernel: Callable[..., None], arguments: Sequence[Tensor], write_slots: Tensor, read_slots: Tensor, num_slots: int
+) -> None:
+    """Run a kernel on slots; its refusal of one out of range becomes a ValueError that names it."""
+    try:
+        kernel(*arguments)
+    except RuntimeError:
+        checks.slots_in_range("write_slots", write_slots, num_slots)
+        checks.slots_in_range("read_slots", read_slots, num_slots)
+        raise
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:

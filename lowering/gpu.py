@@ -27,7 +27,7 @@ class GpuKernels:
     Args:
         target: whose records are used.
         tuned: take the records' schedules where this machine has their compilers, else the defaults.
-        check: look at the numbers too (slots in range and distinct, logits numbers); it waits for the device.
+        check: also look whether slots are distinct and logits are numbers; it waits for the device.
         given: schedules that go before both, by op.
 
     ``warp``, the threads that run in step, are those of the target where no other GPU is told of.
@@ -155,9 +155,11 @@ class GpuKernels:
         return plan(op, schedule, *arguments).run(self.warp)
 
     def _check_slots(self, write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> None:
-        if self.check:
-            checks.slots_are_valid("write_slots", write_slots, memory.shape[2])
-            checks.slots_are_valid("read_slots", read_slots, memory.shape[2])
+        for name, slots in (("write_slots", write_slots), ("read_slots", read_slots)):
+            if self.check:
+                checks.slots_are_valid(name, slots, memory.shape[2])
+            elif not slots.is_cuda:  # Triton's interpreter; on a GPU ``ramnet.ops`` has queued the check
+                checks.slots_in_range(name, slots, memory.shape[2])
 
 
 def plan(op: str, schedule: Any, *arguments: Any) -> Plan:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowering import cache
 from lowering.driver import Binary
-from lowering.kernels import cache_folder, fingerprint
+from lowering.kernels import fingerprint
 from lowering.targets import find, gpu_of, here
-from ramnet.files import written_aside
 from schedules.base import Schedule
 from schedules.gpu import shared
 from schedules.workload import Op, Workload
@@ -50,8 +50,9 @@ def binary(workload: Workload, target: str, schedule: Schedule, state: str = "fl
     gpu = device.gpu if device is not None and device.gpu is not None else gpu_of(target)
     parts = (workload.kernel_name, gpu.arch, state, schedule.model_dump_json(), fingerprint(target))
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{workload.op}-{gpu.arch}-{key}.cubin"
-    if path.is_file():
+    name = f"{workload.op}-{gpu.arch}-{key}.cubin"
+    path = cache.find(name)
+    if path is not None:
         return Binary.read(path), False
     from lowering.cuda import generate
     from lowering.nvcc import compile_cuda
@@ -65,8 +66,7 @@ def binary(workload: Workload, target: str, schedule: Schedule, state: str = "fl
         functions[p.name] = {"arguments": source.arguments[p.name], "parameters": source.parameters(p.name),
                              "grid": grid, "threads": p.threads, "shared": source.shared[p.name]}  # fmt: skip
     made = Binary(cubin, functions)
-    with written_aside(path) as aside:
-        made.write(aside)
+    cache.keep(name, made.write)
     return made, True
 
 

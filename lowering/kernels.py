@@ -7,17 +7,17 @@ import importlib
 import importlib.metadata
 import os
 import shutil
-import warnings
+import subprocess
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
-from lowering import runtime
+from lowering import cache, runtime
 from lowering.targets import cpu_digest, find
-from ramnet.files import written_aside
 from schedules.base import Schedule
 from schedules.workload import Workload
 
@@ -36,6 +36,7 @@ class Kernel:
 
 
 _loaded: dict[str, Kernel] = {}
+_building = threading.Lock()
 
 
 def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
@@ -52,17 +53,48 @@ def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
     schedule.require(workload)
     key = cache_key(workload, target, schedule)
     if key not in _loaded:
-        path = cache_folder() / f"{workload.op}-{key}.so"
-        compiled_now = not path.is_file()
-        if compiled_now:
-            executable = compile_now(workload, schedule)
-            if not can_link():
-                _loaded[key] = Kernel(workload, schedule, executable[workload.op], True)
-                return _loaded[key]
-            with written_aside(path) as aside:
-                executable.export_library(str(aside))
-        _loaded[key] = Kernel(workload, schedule, runtime.load(path, workload.op), compiled_now)
+        with _building:  # so that threads wait for one kernel rather than build it each
+            if key not in _loaded:
+                _loaded[key] = _load_or_build(f"{workload.op}-{key}.so", workload, schedule)
     return _loaded[key]
+
+
+def _load_or_build(name: str, workload: Workload, schedule: Schedule) -> Kernel:
+    path = cache.find(name)
+    if path is not None:
+        return Kernel(workload, schedule, runtime.load(path, workload.op), False)
+    executable = compile_now(workload, schedule)
+    if linker() is not None:
+        path = cache.keep(name, lambda aside: _link(executable, aside))
+    function = executable[workload.op] if path is None else runtime.load(path, workload.op)
+    return Kernel(workload, schedule, function, True)
+
+
+def _link(executable: Any, library: Path) -> None:
+    """Write a shared library; RuntimeError, with the linker's words, where it cannot be written."""
+    if not hasattr(os, "memfd_create"):
+        executable.export_library(str(library))
+        return
+    # The object stays in memory: LLVM ends the process where it cannot write one.
+    handle = os.memfd_create("kernel.o")
+    try:
+        place = f"/proc/{os.getpid()}/fd/{handle}"
+        executable.mod.write_to_file(place, "o")
+        done = subprocess.run([str(linker()), "-shared", "-o", library, place], capture_output=True, text=True)
+    finally:
+        os.close(handle)
+    if done.returncode:
+        raise RuntimeError((done.stderr or f"the linker ended with {done.returncode}").splitlines()[0])
+
+
+@once
+def linker() -> str | None:
+    """The C++ compiler that links shared libraries; a notice says once that nothing is kept if there is none."""
+    found = map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "gcc", "clang", "cc"))
+    path = next(filter(None, found), None)
+    if path is None:
+        cache.notice("no C++ compiler is there to link with")
+    return path
 
 
 def compile_now(workload: Workload, schedule: Schedule) -> Any:
@@ -76,32 +108,13 @@ def compile_now(workload: Workload, schedule: Schedule) -> Any:
     return tvm.compile(template.module(workload, schedule), target=target)
 
 
-@cache
-def can_link() -> bool:
-    """Whether a C++ compiler is there to link shared libraries; a warning says once that nothing is cached if not."""
-    found = any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++", "gcc", "clang", "cc"))
-    if not found:
-        warnings.warn(
-            "no C++ compiler is there to link with, so kernels are compiled anew in each process", stacklevel=3
-        )
-    return found
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels lie: ``RAMNET_CACHE``, or ramnet in the user's cache folder."""
-    folder = os.environ.get("RAMNET_CACHE")
-    if folder:
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramnet"
-
-
 def cache_key(workload: Workload, target: str, schedule: Schedule) -> str:
     """A digest of everything that decides the machine code."""
     parts = (workload.kernel_name, find(target).name, cpu_digest(), schedule.model_dump_json(), fingerprint())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-@cache
+@once
 def versions(target: str = "cpu") -> dict[str, str]:
     """The versions of the target's compilers, of those that are installed; TVM's must be for the CPU."""
     tvm = ("apache-tvm", "apache-tvm-ffi")
@@ -114,7 +127,7 @@ def versions(target: str = "cpu") -> dict[str, str]:
     return found
 
 
-@cache
+@once
 def fingerprint(target: str = "cpu") -> str:
     """A digest of the source of the target's kernels and the compilers' versions."""
     digest = hashlib.sha256(repr(sorted(versions(target).items())).encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -40,14 +41,19 @@ def load(path: Path, name: str) -> Callable[..., None]:
     return _ffi().load_module(str(path))[name]
 
 
-_threads = 0
+class _Pool(threading.local):
+    """Each thread that calls kernels has a pool of TVM's of its own."""
+
+    threads = 0
+
+
+_pool = _Pool()
 
 
 def match_threads() -> None:
-    """Give TVM's pool as many threads as torch has now."""
-    global _threads
+    """Give the pool of this thread as many threads as torch has now."""
     wanted = torch.get_num_threads()
-    if wanted != _threads:
+    if wanted != _pool.threads:
         # Mode 1: big cores first, as by default; the count is what matters.
         _ffi().get_global_func("runtime.config_threadpool")(1, wanted)
-        _threads = wanted
+        _pool.threads = wanted

@@ -36,13 +36,15 @@ def backend_name(target: str, tuned: bool, check: bool) -> str:
 
 @contextmanager
 def use(target: str = "cpu", *, tuned: bool = True, check: bool = False) -> Iterator[None]:
-    """Run ``ramnet.ops`` on the kernels of ``target`` within the block, in eager calls and compiled graphs.
+    """Run ``ramnet.ops`` on the kernels of ``target`` within the block, in eager calls and compiled graphs of this
+    thread.
 
     Args:
         target: a name of ``lowering.TARGETS``. A GPU's runs on the GPU that is here, with the named one's schedules;
             tensors are then on that GPU.
         tuned: take the schedules of the records, else the defaults.
-        check: refuse slots out of range or repeated, and NaN logits, as the reference does; on a GPU it waits for it.
+        check: also refuse slots repeated within a token, and logits that no softmax takes, as the reference does; on a
+            GPU it waits for it. Without it such logits give weights of NaN.
 
     Raises:
         ValueError: for an unknown target.

@@ -54,14 +54,23 @@ class RamLayer(nn.Module):
         if in_place:
             (read_slots, write_slots), (read_weights, write_weights) = slots[:, 0].unbind(1), weights[:, 0].unbind(1)
             out = ops.memory_step(
-                write_slots, write_weights, read_slots, read_weights, value[:, 0], memory, mass, c.decay_power, c.eps
+                write_slots,
+                write_weights,
+                read_slots,
+                read_weights,
+                value[:, 0],
+                memory,
+                mass,
+                c.decay_power,
+                c.eps,
+                in_range=True,
             ).unsqueeze(1)  # [B, 1, H, D]
         else:
             read_slots, write_slots = slots.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, K]
             read_weights, write_weights = weights.permute(2, 0, 3, 1, 4).unbind(0)
             out, memory, mass = ops.memory_scan(
                 write_slots, write_weights, read_slots, read_weights, value.transpose(1, 2),
-                memory, mass, c.decay_power, c.eps, c.proxy_eps,
+                memory, mass, c.decay_power, c.eps, c.proxy_eps, in_range=True,
             )  # fmt: skip
             out = out.transpose(1, 2)  # [B, T, H, D]
         return self.output(out.flatten(2)), memory, mass
@@ -119,7 +128,9 @@ class GatedConvBlock(nn.Module):
         tokens = x.shape[1]
         seen = torch.cat([recent.to(h.dtype), h], dim=1)  # [B, kernel − 1 + T, C]
         conv = sum(tap * seen[:, i : i + tokens] for i, tap in enumerate(self.taps))
-        return x + h + conv * self.gate(h), seen[:, tokens:].to(recent.dtype)
+        # A copy, or the state would hold the whole sequence's memory.
+        recent = seen[:, tokens:].to(recent.dtype, copy=True, memory_format=torch.contiguous_format)
+        return x + h + conv * self.gate(h), recent
 
 
 class RamNetForCausalLM(nn.Module):
@@ -151,11 +162,25 @@ class RamNetForCausalLM(nn.Module):
 
         Raises:
             ValueError: for ids that are not [B, T], a state of another model, batch or device, or ``in_place`` with
-                T ≠ 1.
-            TypeError: for ids that are not integers.
+                T ≠ 1. A state that is refused is as it was: see ``RamState.check``.
+            TypeError: for ids that are not integers, and types of a state that do not fit.
         """
         hidden, state = self.hidden_states(input_ids, state, in_place=in_place)
-        return RamNetOutput(self.head(hidden), state)
+        return RamNetOutput(self.run_head(hidden), state)
+
+    def run_conv(self, conv: nn.Module, x: Tensor, recent: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
+        """Call a convolution block; this, ``run_block`` and ``run_head`` are what ``lowering.compile`` overrides."""
+        return conv(x, recent)
+
+    def run_block(
+        self, block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Call a RAM-Net block."""
+        return block(x, memory, mass, position, in_place)
+
+    def run_head(self, hidden: Tensor) -> Tensor:
+        """Call the output head."""
+        return self.head(hidden)
 
     def hidden_states(
         self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False
@@ -173,14 +198,14 @@ class RamNetForCausalLM(nn.Module):
             exact = torch.promote_types(self.embedding.weight.dtype, torch.float32)
             state = RamState.zeros(self.config, batch, dtype=exact, device=input_ids.device)
         else:
-            state.check(self.config, batch, input_ids.device)
+            state.check(self.config, batch, input_ids.device, in_place)
         x = self.embedding(input_ids)
         memory, mass, conv = [], [], []
         for block, recent in zip(self.convs, state.conv, strict=True):
-            x, recent = block(x, recent)
+            x, recent = self.run_conv(block, x, recent, in_place)
             conv.append(recent)
         for block, layer_memory, layer_mass in zip(self.blocks, state.memory, state.mass, strict=True):
-            x, layer_memory, layer_mass = block(x, layer_memory, layer_mass, state.position, in_place)
+            x, layer_memory, layer_mass = self.run_block(block, x, layer_memory, layer_mass, state.position, in_place)
             memory.append(layer_memory)
             mass.append(layer_mass)
         if in_place:

@@ -106,23 +106,62 @@ class RamState:
                 raise ValueError(f"{path} is not a RAM-Net state: {name} is {tensor.dtype} {list(tensor.shape)}")
         return cls(memory, mass, layers["conv"], tensors["position"])
 
-    def check(self, config: RamNetConfig, batch_size: int, device: torch.device) -> None:
-        """ValueError where this is no state of ``config`` at ``batch_size`` on ``device``."""
+    def check(self, config: RamNetConfig, batch_size: int, device: torch.device, in_place: bool = False) -> None:
+        """Refuse what is no state of ``config`` at ``batch_size`` on ``device``.
+
+        Args:
+            in_place: the state is about to be updated in place, so every tensor must also be contiguous, without
+                gradients, and no inference tensor outside of inference mode.
+
+        Raises:
+            ValueError: for wrong sizes, shapes or devices, a negative position, or what cannot be updated.
+            TypeError: for wrong types.
+        """
+        heads = (batch_size, config.num_heads, config.slots)
         expected = {
-            "memory": (len(self.memory), config.num_layers, self.memory,
-                       (batch_size, config.num_heads, config.slots, config.value_dim)),
-            "mass": (len(self.mass), config.num_layers, self.mass, (batch_size, config.num_heads, config.slots)),
-            "conv": (len(self.conv), config.conv_layers, self.conv,
-                     (batch_size, config.conv_kernel - 1, config.hidden_size)),
-        }  # fmt: skip
-        for name, (count, layers, tensors, shape) in expected.items():
-            if count != layers:
-                raise ValueError(f"state.{name} has {count} layers; this model has {layers}")
+            "memory": (self.memory, config.num_layers, (*heads, config.value_dim)),
+            "mass": (self.mass, config.num_layers, heads),
+            "conv": (self.conv, config.conv_layers, (batch_size, config.conv_kernel - 1, config.hidden_size)),
+        }
+        for name, (tensors, layers, shape) in expected.items():
+            if len(tensors) != layers:
+                raise ValueError(f"state.{name} has {len(tensors)} layers; this model has {layers}")
             for i, tensor in enumerate(tensors):
-                if tuple(tensor.shape) != shape:
-                    raise ValueError(f"state.{name}[{i}] has shape {list(tensor.shape)}; it must be {list(shape)}")
-                if tensor.device != device:
-                    raise ValueError(f"state.{name}[{i}] is on {tensor.device} but input_ids is on {device}")
+                _check(f"state.{name}[{i}]", tensor, shape, device, in_place)
+                if not tensor.is_floating_point():
+                    raise TypeError(f"state.{name}[{i}] is {tensor.dtype}; it must be a floating type")
+        for i, (memory, mass) in enumerate(zip(self.memory, self.mass, strict=True)):
+            if memory.dtype != mass.dtype:
+                raise TypeError(
+                    f"state.mass[{i}] is {mass.dtype} but state.memory[{i}] is {memory.dtype}; use one type"
+                )
+        _check("state.position", self.position, (), device, in_place)
+        if self.position.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"state.position is {self.position.dtype}; it must be torch.int64")
+        if _can_be_read(self.position) and int(self.position) < 0:
+            raise ValueError(f"state.position is {int(self.position)}; it must be >= 0")
+
+
+def _can_be_read(tensor: Tensor) -> bool:
+    """Whether there is a number, and reading it waits for nothing: not on a GPU, nor while a graph is traced."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device, in_place: bool) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device} but input_ids is on {device}")
+    if not in_place:
+        return
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} has strides {list(tensor.stride())}; only a contiguous state is updated in place")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} requires gradients, which a state that is updated in place cannot have")
+    if not torch.compiler.is_compiling() and tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{name} was made in torch.inference_mode(), outside of which it is not updated; go on with state.clone()"
+        )
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -145,6 +184,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file; a safetensors file was expected there")
     try:
-        return load_file(path)
+        # Copies: the file's own pages would change with it, and lie on 8 bytes, where torch's lie on 64.
+        return {name: x.clone() for name, x in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None

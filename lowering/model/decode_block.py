@@ -7,39 +7,54 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ramnet.model import Block
+from lowering.model.untouched import has_global_hooks, is_plain, untouched, untouched_linear
+from ramnet.model import Block, RamLayer, SwiGLU
 from ramnet.ops import registered
 
 
-class DecodeBlock(Block):
-    """A block that shares the modules of another; a batch, a gradient or another type than float32 goes to those."""
+def decode(block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, kernels: str) -> Tensor | None:
+    """What ``block`` makes of one token x [1, 1, C], its state updated in place.
 
-    def __init__(self, block: Block, kernels: str) -> None:
-        nn.Module.__init__(self)
-        self._modules, self.has_ffn, self.kernels = block._modules, block.has_ffn, kernels
-        mixer, c = block.mixer, block.mixer.config
-        self.sizes = (
-            c.hidden_size, c.num_heads, c.order, c.sub_dim, c.top_k, c.slots, c.value_dim, c.intermediate_size
-        )  # fmt: skip
-        self.constants = {
-            "decay_power": c.decay_power, "eps": c.eps, "temperature": c.temperature, "norm_eps": c.norm_eps,
-            "cape_heads": mixer.cape_heads,
-        }  # fmt: skip
-        # Gathered once: looking them up in their modules at every token would cost more than the call.
-        self.weights: tuple[Any, ...] = (
-            block.mixer_norm.weight, block.mixer_norm.bias, mixer.log_scale, mixer.query_key_value.weight,
-            mixer.output.weight,
-        )  # fmt: skip
-        if block.has_ffn:
-            norm, ffn = block.ffn_norm, block.ffn
-            self.weights += (norm.weight, norm.bias, ffn.gate_up.weight, ffn.down.weight)
+    None, with nothing done, for a batch, gradients, another type than float32, and a block that is not as it was made.
+    """
+    if x.shape[0] != 1 or torch.is_grad_enabled() or has_global_hooks():
+        return None
+    weights = _weights(block)
+    if weights is None or not all(is_plain(tensor, torch.float32) for tensor in (x, memory, mass, *weights)):
+        return None
+    mixer: Any = block._modules["mixer"]
+    c = mixer.config
+    sizes = (c.hidden_size, c.num_heads, c.order, c.sub_dim, c.top_k, c.slots, c.value_dim, c.intermediate_size)
+    constants = {
+        "decay_power": c.decay_power, "eps": c.eps, "temperature": c.temperature, "norm_eps": c.norm_eps,
+        "cape_heads": mixer.cape_heads,
+    }  # fmt: skip
+    backend: Any = registered(kernels)
+    return backend.decode_layer(x, position.to(torch.int64), (memory, mass, *weights), sizes, constants)
 
-    def forward(
-        self, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if in_place and x.shape[0] == 1 and not torch.is_grad_enabled():
-            tensors = (memory, mass, *self.weights)
-            if x.dtype == torch.float32 and all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors):
-                backend: Any = registered(self.kernels)
-                return backend.decode_layer(x, position, tensors, self.sizes, self.constants), memory, mass
-        return super().forward(x, memory, mass, position, in_place)
+
+def _weights(block: nn.Module) -> tuple[Any, ...] | None:
+    """The kernel's, looked up at each token as they may have been replaced; None where they are not all there is."""
+    if not untouched(block, Block):
+        return None
+    parts = block._modules
+    mixer: Any = parts["mixer"]
+    if not untouched(mixer, RamLayer):
+        return None
+    eps = mixer.config.norm_eps
+    project, output = (untouched_linear(mixer._modules[name]) for name in ("query_key_value", "output"))
+    weights: tuple[Any, ...] = (*_norm(parts["mixer_norm"], eps), mixer._parameters["log_scale"], project, output)
+    if mixer.config.intermediate_size:
+        ffn: Any = parts["ffn"]
+        if not untouched(ffn, SwiGLU):
+            return None
+        gate_up, down = (untouched_linear(ffn._modules[name]) for name in ("gate_up", "down"))
+        weights += (*_norm(parts["ffn_norm"], eps), gate_up, down)
+    return None if any(weight is None for weight in weights) else weights
+
+
+def _norm(norm: Any, eps: float) -> tuple[Tensor | None, Tensor | None]:
+    """Gain and bias of an untouched LayerNorm."""
+    if not untouched(norm, nn.LayerNorm) or norm.eps != eps:
+        return None, None
+    return norm._parameters["weight"], norm._parameters["bias"]

@@ -5,10 +5,13 @@ The products with weights stay torch's, whatever the batch.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Any
 
-from ramnet.model import Block
+import torch
+from torch import Tensor
+
+from lowering.model.untouched import untouched
+from ramnet.model import Block, RamLayer
 from ramnet.ops import registered
 
 # By schema, for the reason that ramnet/ops/library.py gives at memory_step.
@@ -39,26 +42,27 @@ def _(
     return projected.new_empty(projected.shape[0], memory.shape[1] * memory.shape[3])
 
 
-class HeadsBlock(Block):
-    """A block that shares the modules of another; gradients and states that are not contiguous go to those."""
+def serves(block: Any, memory: Tensor, mass: Tensor) -> bool:
+    """Whether ``decode`` can stand for the block: as it was made, with a state in one piece, and without gradients."""
+    return (
+        memory.is_contiguous()
+        and mass.is_contiguous()
+        and not torch.is_grad_enabled()
+        and untouched(block, Block)
+        and untouched(block.mixer, RamLayer)
+    )
 
-    def __init__(self, block: Block, kernels: str) -> None:
-        nn.Module.__init__(self)
-        self._modules, self.has_ffn, self.kernels = block._modules, block.has_ffn, kernels
 
-    def forward(
-        self, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ready = memory.is_contiguous() and mass.is_contiguous()
-        if not in_place or not ready or torch.is_grad_enabled():
-            return super().forward(x, memory, mass, position, in_place)
-        mixer, c = self.mixer, self.mixer.config
-        projected = mixer.query_key_value(self.mixer_norm(x)).flatten(1)  # [B, 2·H·U·P + H·D]
-        out = torch.ops.ramnet.decode_heads(
-            projected, mixer.log_scale, position, memory, mass, c.order, c.sub_dim, c.top_k, mixer.cape_heads,
-            c.temperature, c.decay_power, c.eps, self.kernels,
-        )  # fmt: skip
-        x = x + mixer.output(out).unsqueeze(1)
-        if self.has_ffn:
-            x = x + self.ffn(self.ffn_norm(x))
-        return x, memory, mass
+def decode(block: Any, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, kernels: str) -> Tensor:
+    """What ``block`` makes of one token of each sequence, x [B, 1, C], its state updated in place.
+
+    The layers within are called as the modules they are.
+    """
+    mixer, c = block.mixer, block.mixer.config
+    projected = mixer.query_key_value(block.mixer_norm(x)).flatten(1)  # [B, 2·H·U·P + H·D]
+    out = torch.ops.ramnet.decode_heads(
+        projected, mixer.log_scale, position, memory, mass, c.order, c.sub_dim, c.top_k, mixer.cape_heads,
+        c.temperature, c.decay_power, c.eps, kernels,
+    )  # fmt: skip
+    x = x + mixer.output(out).unsqueeze(1)
+    return x + block.ffn(block.ffn_norm(x)) if block.has_ffn else x

@@ -5,6 +5,7 @@ A layer's token is some ten short launches, which Python may take longer to queu
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lowering.model.untouched import Tree
 from ramnet.model import RamNetForCausalLM
 from ramnet.state import RamState
 
@@ -34,7 +36,8 @@ def record_cuda(run: Callable[[], Result], rehearse: Callable[[], object]) -> tu
             rehearse()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    # Other threads may allocate memory meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = run()
     return graph.replay, result
 
@@ -52,42 +55,53 @@ class TokenGraphs:
     A graph reads and writes the addresses it was recorded with, the state's and the parameters', and takes its token
     from a buffer of its own. Recording takes some tokens' time, so decode on with a state rather than on copies of it.
 
+    A model whose modules or parameters were replaced, moved or converted is recorded anew.
+
     Args:
-        model: called with ``in_place=True``. Its parameters may be moved and converted, but not replaced by others.
+        model: whose modules, parameters and configuration the token depends on.
+        step: logits [B, 1, V] of ids [B, 1], the state updated in place.
         record: how to record; tests give one that needs no GPU.
         kept: graphs, the latest used. Each holds the activations of a token.
     """
 
-    def __init__(self, model: RamNetForCausalLM, record: Record = record_cuda, kept: int = 8) -> None:
-        self.model, self.record, self.kept = model, record, kept
-        self.parameters = list(model.parameters())
+    def __init__(
+        self, model: RamNetForCausalLM, step: Callable[[Tensor, RamState], Tensor], record: Record = record_cuda,
+        kept: int = 8,
+    ) -> None:  # fmt: skip
+        self.model, self.step, self.record, self.kept = model, step, record, kept
+        self.tree = Tree(model)
         self._recorded: OrderedDict[Any, _Recorded] = OrderedDict()
+        self._finding = threading.Lock()
 
-    @staticmethod
-    def serve(input_ids: Tensor) -> bool:
-        """Whether a graph can: on a GPU, without gradients, autocast's passing casts, or a recording by the caller."""
+    def serve(self, input_ids: Tensor) -> bool:
+        """Whether a graph can: on a GPU, without gradients, autocast's passing casts, a recording by the caller, or
+        hooks, which a replay would not call."""
         return (
             input_ids.is_cuda
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cuda")
             and not torch.cuda.is_current_stream_capturing()
+            and not self.tree.is_hooked()
         )
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, state: RamState) -> Tensor:
         """Logits [B, 1, V] of ids [B, 1]; ``state`` moves on by a token. Errors as of ``RamNetForCausalLM.forward``."""
-        recorded = self._find(input_ids, state)
+        with self._finding:
+            recorded = self._find(input_ids, state)
         recorded.token.copy_(input_ids)
         recorded.replay()
         return recorded.logits.clone()  # the next token overwrites them
 
     def _find(self, input_ids: Tensor, state: RamState) -> _Recorded:
-        state.check(self.model.config, input_ids.shape[0], input_ids.device)
+        state.check(self.model.config, input_ids.shape[0], input_ids.device, in_place=True)
+        if self.tree.has_changed():
+            self.tree, self._recorded = Tree(self.model), OrderedDict()
         buffers = (*state.memory, *state.mass, *state.conv, state.position)
         key = (
             input_ids.shape, input_ids.dtype, torch.is_inference_mode_enabled(),
             *((x.data_ptr(), x.dtype, x.stride()) for x in buffers),
-            *((x.data_ptr(), x.dtype) for x in self.parameters),
+            *((x.data_ptr(), x.dtype) for x in self.tree.parameters),
         )  # fmt: skip
         if key not in self._recorded:
             self._recorded[key] = self._new(input_ids, state)
@@ -100,8 +114,8 @@ class TokenGraphs:
         token = input_ids.clone()
         other = _stand_in(state)
         replay, logits = self.record(
-            lambda: self.model(token, state, in_place=True).logits,
-            lambda: self.model(token, other, in_place=True).logits,
+            lambda: self.step(token, state),
+            lambda: self.step(token, other),
         )
         return _Recorded(token, logits, replay)
 

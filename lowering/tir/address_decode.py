@@ -3,10 +3,14 @@
 A beam of the K best prefixes, sorted, meets one sub-vector at a time. The digits of the sub-vector are sorted first;
 the beam shifted by its j-th best digit is a sorted list of which at most K/(j + 1) can survive, and lists are joined
 by the bitonic rule: the larger of a_i and b_(K−1−i) for each i, then log2 K rounds of compare and exchange.
+
+A sub-vector's largest logit is subtracted before anything rounds, so a score is a log-probability relative to the best
+prefix's, which is 0. A row with a NaN gets weights of NaN, and slots that are distinct and in range all the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +24,8 @@ from lowering.tir.emit import Emit
 from schedules.cpu import AddressDecode
 from schedules.workload import Workload
 
-# Below every sum of clamped logits, so that a place of the beam not yet taken never wins over a real prefix.
-_NOTHING, _LOWEST_LOGIT = -3e38, -1e30
+# Below every sum of clamped scores, so that a place of the beam not yet taken never wins over a real prefix.
+_NOTHING, _LOWEST = -3e38, -1e30
 
 
 def module(workload: Workload, schedule: AddressDecode) -> Any:
@@ -36,10 +40,10 @@ def module(workload: Workload, schedule: AddressDecode) -> Any:
     @T.prim_func(s_tir=True)
     def address_decode(logits: T.handle, slots: T.handle, weights: T.handle):
         T.func_attr({"global_symbol": "address_decode", "tir.noalias": True})
-        rows = T.int32()
-        X = T.match_buffer(logits, (rows, U, P), dtype)
-        S = T.match_buffer(slots, (rows, K), "int32")
-        W = T.match_buffer(weights, (rows, K), dtype)
+        rows = T.int64()
+        X = emit.argument(logits, (rows, U, P), dtype)
+        S = emit.argument(slots, (rows, K), "int32")
+        W = emit.argument(weights, (rows, K), dtype)
         for b in T.serial((rows + lanes - 1) // lanes):
             with T.sblock("decode"):
                 vb = T.axis.spatial((rows + lanes - 1) // lanes, b)
@@ -97,13 +101,15 @@ class Decoder:
         self.logits, self.digits = pairs(self.sub_dim), pairs(self.ranks)
         self.beam, self.joined = pairs(self.width), pairs(self.width)
         self.one, self.spare = pairs(1, True), pairs(1, True)
-        # Σ_u max_p logit, the score whose probability is 1 / norm, and norm = Π_u Σ_p e^(logit − max).
-        self.best, self.norm, self.total = (T.sblock_alloc_buffer((lanes,), self.dtype, scope=scope) for _ in range(3))
+        # norm = Π_u total, total = Σ_p e^(logit − max)
+        self.norm, self.total, self.largest = (
+            T.sblock_alloc_buffer((lanes,), self.dtype, scope=scope) for _ in range(3)
+        )
         self.step = T.sblock_alloc_buffer((1,), "int32", scope=scope)  # P^u
 
     def emit(self, first: Any, X: Any, S: Any, W: Any) -> None:
         """Logits of the rows from ``first`` to their slots and weights."""
-        emit.lanes(self.lanes, (self.best, [], self.number(0)), (self.norm, [], self.number(1)))
+        emit.lanes(self.lanes, (self.norm, [], self.number(1)))
         self.loop(0, self.width, lambda i: self.beam.set(i, self.number(_NOTHING), self.whole(0)))
         self.beam.set(0, self.number(0), self.whole(0))
         emit.store(self.step, [0], emit.constant(1, "int32"))
@@ -121,21 +127,16 @@ class Decoder:
         def put(k: Any) -> None:
             with builder.vectorized(0, self.lanes) as lane:
                 emit.store(S, [first + lane, k], self.beam.label(k, lane))
-                share = emit.exp(self.beam.score(k, lane) - self.best[lane], self.dtype)
-                emit.store(W, [first + lane, k], (share / self.norm[lane]).astype(W.dtype))
+                weight = emit.exp(self.beam.score(k, lane), self.dtype) / self.norm[lane]
+                emit.store(W, [first + lane, k], weight.astype(W.dtype))
 
         self.loop(0, self.top_k, put)
 
     def level(self, first: Any, X: Any, u: Any, prefixes: int) -> None:
         """Extend the beam, of which ``prefixes`` places are taken, by sub-vector ``u``."""
 
-        def load(p: Any) -> None:
-            lowest = emit.constant(_LOWEST_LOGIT, self.dtype)
-            self.logits.set(p, lambda lane: tir.max(X[first + lane, u, p].astype(self.dtype), lowest), self.whole(p))
-
-        self.loop(0, self.sub_dim, load)
+        self.load(first, X, u)
         self.sort_digits()
-        self.normalise()
         self.loop(0, self.width, lambda i: self.extend(self.joined, i, i, 0))
 
         def join(j: Any) -> None:
@@ -158,6 +159,27 @@ class Decoder:
         )
         emit.store(self.step, [0], self.step[0] * emit.constant(self.sub_dim, "int32"))
 
+    def load(self, first: Any, X: Any, u: Any) -> None:
+        """The sub-vector's logits relative to the largest, clamped; ``norm`` gains their Σ_p e^(logit − max)."""
+        largest, total = self.largest, self.total
+
+        def read(p: Any) -> None:
+            self.logits.set(p, lambda lane: X[first + lane, u, p].astype(self.dtype), self.whole(p))
+            emit.lanes(self.lanes, (largest, [], lambda lane: tir.max(largest[lane], self.logits.score(p, lane))))
+
+        def relate(p: Any) -> None:
+            def above(lane: Any) -> Any:
+                return self.logits.score(p, lane) - largest[lane]
+
+            emit.lanes(self.lanes, (total, [], lambda lane: total[lane] + emit.exp(above(lane), self.dtype)))
+            lowest = emit.constant(_LOWEST, self.dtype)
+            self.logits.set(p, lambda lane: tir.max(above(lane), lowest), self.whole(p))
+
+        emit.lanes(self.lanes, (largest, [], self.number(-math.inf)), (total, [], self.number(0)))
+        self.loop(0, self.sub_dim, read)
+        self.loop(0, self.sub_dim, relate)
+        emit.lanes(self.lanes, (self.norm, [], lambda lane: self.norm[lane] * total[lane]))
+
     def sort_digits(self) -> None:
         """Insert the P logits one by one in ``digits``, descending; what falls off its end is dropped."""
         self.loop(0, self.ranks, lambda j: self.digits.set(j, self.number(_NOTHING), self.whole(0)))
@@ -168,24 +190,6 @@ class Decoder:
             self.loop(0, places, lambda j: self.exchange(self.digits, j, self.one, 0))
 
         self.loop(0, self.sub_dim, insert)
-
-    def normalise(self) -> None:
-        """Fold the sub-vector's softmax denominator in ``norm`` and its largest logit in ``best``."""
-        emit.lanes(self.lanes, (self.total, [], self.number(0)))
-
-        def add(p: Any) -> None:
-            def value(lane: Any) -> Any:
-                above = self.logits.score(p, lane) - self.digits.score(0, lane)
-                return self.total[lane] + emit.exp(above, self.dtype)
-
-            emit.lanes(self.lanes, (self.total, [], value))
-
-        self.loop(0, self.sub_dim, add)
-        emit.lanes(
-            self.lanes,
-            (self.norm, [], lambda lane: self.norm[lane] * self.total[lane]),
-            (self.best, [], lambda lane: self.best[lane] + self.digits.score(0, lane)),
-        )
 
     def extend(self, out: _Pairs, o: Any, i: Any, j: Any) -> None:
         """Prefix ``i`` of the beam with digit ``j``: scores add, the slot gains digit·P^u."""

@@ -31,12 +31,12 @@ def module(workload: Workload, schedule: AddressDecodeBackward) -> Any:
         grad_weights: T.handle, logits: T.handle, slots: T.handle, weights: T.handle, grad_logits: T.handle
     ):
         T.func_attr({"global_symbol": "address_decode_backward", "tir.noalias": True})
-        rows = T.int32()
-        dW = T.match_buffer(grad_weights, (rows, K), dtype)
-        X = T.match_buffer(logits, (rows, U, P), dtype)
-        S = T.match_buffer(slots, (rows, K), "int32")
-        W = T.match_buffer(weights, (rows, K), dtype)
-        dX = T.match_buffer(grad_logits, (rows, U, P), dtype)
+        rows = T.int64()
+        dW = emit.argument(grad_weights, (rows, K), dtype)
+        X = emit.argument(logits, (rows, U, P), dtype)
+        S = emit.argument(slots, (rows, K), "int32")
+        W = emit.argument(weights, (rows, K), dtype)
+        dX = emit.argument(grad_logits, (rows, U, P), dtype)
         for b in T.serial((rows + lanes - 1) // lanes):
             with T.sblock("decode"):
                 vb = T.axis.spatial((rows + lanes - 1) // lanes, b)

@@ -8,6 +8,7 @@ import tvm
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
+from lowering.tir import emit
 from lowering.tir.address_decode import Decoder
 from lowering.tir.address_decode_backward import differentiate
 from lowering.tir.threads import Threads
@@ -25,9 +26,9 @@ def decode(workload: Workload, schedule: AddressDecode, cuda: bool, backwards: b
     def address_decode(logits: T.handle, slots: T.handle, weights: T.handle):
         T.func_attr({"global_symbol": "address_decode", "tir.noalias": True})
         rows = T.int64()
-        X = T.match_buffer(logits, (rows, U, P), dtype)
-        S = T.match_buffer(slots, (rows, K), "int32")
-        W = T.match_buffer(weights, (rows, K), dtype)
+        X = emit.argument(logits, (rows, U, P), dtype)
+        S = emit.argument(slots, (rows, K), "int32")
+        W = emit.argument(weights, (rows, K), dtype)
         for b in (
             T.thread_binding((rows + size - 1) // size, thread="blockIdx.x") if cuda
             else T.parallel((rows + size - 1) // size)
@@ -56,11 +57,11 @@ def differentiate_rows(workload: Workload, schedule: AddressDecodeBackward, cuda
     ):
         T.func_attr({"global_symbol": "address_decode_backward", "tir.noalias": True})
         rows = T.int64()
-        dW = T.match_buffer(grad_weights, (rows, K), dtype)
-        X = T.match_buffer(logits, (rows, U, P), dtype)
-        S = T.match_buffer(slots, (rows, K), "int32")
-        W = T.match_buffer(weights, (rows, K), dtype)
-        dX = T.match_buffer(grad_logits, (rows, U, P), dtype)
+        dW = emit.argument(grad_weights, (rows, K), dtype)
+        X = emit.argument(logits, (rows, U, P), dtype)
+        S = emit.argument(slots, (rows, K), "int32")
+        W = emit.argument(weights, (rows, K), dtype)
+        dX = emit.argument(grad_logits, (rows, U, P), dtype)
         for b in (
             T.thread_binding((rows + size - 1) // size, thread="blockIdx.x") if cuda
             else T.parallel((rows + size - 1) // size)

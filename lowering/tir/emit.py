@@ -7,13 +7,16 @@ workspace.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
 import tvm.tirx as tir
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
+
+# What a kernel says that was given a slot outside 0..M-1.
+OUT_OF_RANGE = "a slot is out of range"
 
 Expression = Any
 Emit = Callable[[Any], Expression]
@@ -26,6 +29,16 @@ def constant(value: float, dtype: str) -> Expression:
 def sum_type(dtype: str) -> str:
     """What sums of ``dtype`` are kept in."""
     return "float64" if dtype == "float64" else "float32"
+
+
+def argument(handle: Any, shape: Any, dtype: str) -> Any:
+    """The buffer of a kernel's argument, which may begin wherever its type may, and have more than 2^31 elements.
+
+    TVM's default is a multiple of 64 bytes, and vector moves that fault elsewhere; safetensors, NumPy and views give
+    no more than the type's own size. Offsets are int64 because the sizes are.
+    """
+    sizes = [T.int64(size) if isinstance(size, int) else size for size in shape]
+    return T.match_buffer(handle, sizes, dtype, align=tvm.DataType(dtype).bits // 8)
 
 
 def registers(cuda: bool, size: int, dtype: str) -> Any:
@@ -126,6 +139,47 @@ def prefetch(buffer: Any, at: list[Any], start: Any, width: int) -> None:
         builder.evaluate(tir.call_llvm_intrin("void", "llvm.prefetch", address, read, keep, data))
 
 
+def slots_in_range(slots: Sequence[Any], tokens: Any, top_k: int, num_slots: int, at: Emit) -> Expression:
+    """Whether ``slot[*at(i), k]`` is in 0..M-1 for i < tokens, k < K and each of ``slots``: one vector of maxima.
+
+    A negative slot is a large one when its bits are read as unsigned.
+    """
+    largest = T.sblock_alloc_buffer((top_k,), "uint32")
+
+    def larger(i: Any, k: Any) -> Expression:
+        found = largest[k]
+        for each in slots:
+            found = tir.max(found, each[(*at(i), k)].astype("uint32"))
+        return found
+
+    row(largest, [], top_k, lambda _: constant(0, "uint32"))
+    with builder.serial(0, tokens) as i:
+        row(largest, [], top_k, lambda k: larger(i, k))
+    with builder.serial(1, top_k) as k:
+        builder.buffer_store(largest, tir.max(largest[0], largest[k]), [0])
+    return largest[0] < constant(num_slots, "uint32")
+
+
+def clear(flags: Any, count: Any) -> None:
+    """Set ``count`` flags to 0."""
+    with T.sblock("clear"), builder.serial(0, count) as i:
+        builder.buffer_store(flags, constant(0, "int32"), [i])
+
+
+def refuse_any(flags: Any, count: Any) -> None:
+    """End the kernel with ``OUT_OF_RANGE`` where a flag is set.
+
+    An assertion within a parallel loop does not do: TVM's thread pool now and then loses the error of a task.
+    """
+    with T.sblock("refuse"):
+        found = T.sblock_alloc_buffer((1,), "int32")
+        builder.buffer_store(found, constant(0, "int32"), [0])
+        with builder.serial(0, count) as i:
+            builder.buffer_store(found, tir.max(found[0], flags[i]), [0])
+        with builder.Assert(found[0] == 0, OUT_OF_RANGE):
+            pass
+
+
 def horizontal_sum(buffer: Any, width: int) -> Expression:
     """Fold the ``width`` lanes of ``buffer`` by halves and give its element 0, their sum."""
     while width > 1:
@@ -138,11 +192,12 @@ def horizontal_sum(buffer: Any, width: int) -> Expression:
 def exp(x: Expression, dtype: str) -> Expression:
     """e^x for x ≤ 0: for float32 the Cephes polynomial, which vectorises (libm's is a call a lane).
 
-    float64 takes libm's.
+    float64 takes libm's. Of NaN it is NaN, which ``max`` would drop.
     """
     if dtype != "float32":
         return tir.exp(x)
-    x = tir.max(x, constant(-87.0, dtype))
+    lowest = constant(-87.0, dtype)
+    x = tir.Select(x < lowest, lowest, x)
     whole = tir.floor(x * constant(1.44269504, dtype) + constant(0.5, dtype))
     rest = x - whole * constant(0.693359375, dtype) + whole * constant(2.12194440e-4, dtype)
     power = constant(1.9875691500e-4, dtype)

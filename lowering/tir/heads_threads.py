@@ -38,12 +38,12 @@ def module(
         B = T.int64()
         H = T.int64()
         width = T.int64()
-        X = T.match_buffer(projected, (B, width), dtype)
-        A = T.match_buffer(log_scale, (2, H), dtype)
-        t = T.match_buffer(position, (1,), "int64")
-        S = T.match_buffer(memory, (B, H, M, D), state)
-        Z = T.match_buffer(mass, (B, H, M), state)
-        O = T.match_buffer(output, (B, H, D), dtype)
+        X = emit.argument(projected, (B, width), dtype)
+        A = emit.argument(log_scale, (2, H), dtype)
+        t = emit.argument(position, (1,), "int64")
+        S = emit.argument(memory, (B, H, M, D), state)
+        Z = emit.argument(mass, (B, H, M), state)
+        O = emit.argument(output, (B, H, D), dtype)
         for b in T.thread_binding(B, thread="blockIdx.x") if cuda else T.parallel(B):
             for h in T.thread_binding(H, thread="blockIdx.y") if cuda else T.serial(H):
                 with T.sblock("decode"):

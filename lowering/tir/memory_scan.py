@@ -18,10 +18,13 @@ def module(workload: Workload, schedule: MemoryScan) -> Any:
 
     Parameters: write_slots, write_weights, read_slots, read_weights [N, T, K], values [N, T, D], memory [N, M, D],
     mass [N, M]; output [N, T, D], new memory, new mass. N and T are taken at run time.
+
+    RuntimeError (``emit.OUT_OF_RANGE``) for a slot outside 0..M-1, which no memory is touched for.
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype = workload.dtype
-    width, chunk = D // schedule.groups, schedule.chunk
+    groups, chunk = schedule.groups, schedule.chunk
+    width = D // groups
 
     @T.prim_func(s_tir=True)
     def memory_scan(
@@ -30,21 +33,24 @@ def module(workload: Workload, schedule: MemoryScan) -> Any:
         output: T.handle, new_memory: T.handle, new_mass: T.handle,
     ):  # fmt: skip
         T.func_attr({"global_symbol": "memory_scan", "tir.noalias": True})
-        N = T.int32()
-        L = T.int32()
-        WS = T.match_buffer(write_slots, (N, L, K), "int32")
-        W = T.match_buffer(write_weights, (N, L, K), dtype)
-        RS = T.match_buffer(read_slots, (N, L, K), "int32")
-        R = T.match_buffer(read_weights, (N, L, K), dtype)
-        V = T.match_buffer(values, (N, L, D), dtype)
-        S0 = T.match_buffer(memory, (N, M, D), dtype)
-        Z0 = T.match_buffer(mass, (N, M), dtype)
-        O = T.match_buffer(output, (N, L, D), dtype)
-        S = T.match_buffer(new_memory, (N, M, D), dtype)
-        Z = T.match_buffer(new_mass, (N, M), dtype)
-        for n, g in T.grid(N, schedule.groups):
+        N = T.int64()
+        L = T.int64()
+        WS = emit.argument(write_slots, (N, L, K), "int32")
+        W = emit.argument(write_weights, (N, L, K), dtype)
+        RS = emit.argument(read_slots, (N, L, K), "int32")
+        R = emit.argument(read_weights, (N, L, K), dtype)
+        V = emit.argument(values, (N, L, D), dtype)
+        S0 = emit.argument(memory, (N, M, D), dtype)
+        Z0 = emit.argument(mass, (N, M), dtype)
+        O = emit.argument(output, (N, L, D), dtype)
+        S = emit.argument(new_memory, (N, M, D), dtype)
+        Z = emit.argument(new_mass, (N, M), dtype)
+        outside = T.sblock_alloc_buffer((N,), "int32")  # whether some of a head's slots are out of range
+        emit.clear(outside, N)
+        for b in T.parallel(N * groups):
             with T.sblock("scan"):
-                vn, vg = T.axis.remap("SS", [n, g])
+                vn = T.axis.spatial(N, b // groups)
+                vg = T.axis.spatial(T.int64(groups), b % groups)
                 T.reads(
                     WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K],
                     V[vn, 0:L, vg * width : vg * width + width],
@@ -52,7 +58,7 @@ def module(workload: Workload, schedule: MemoryScan) -> Any:
                 )  # fmt: skip
                 T.writes(
                     O[vn, 0:L, vg * width : vg * width + width],
-                    S[vn, 0:M, vg * width : vg * width + width], Z[vn, 0:M],
+                    S[vn, 0:M, vg * width : vg * width + width], Z[vn, 0:M], outside[vn],
                 )  # fmt: skip
                 z = T.sblock_alloc_buffer((M,), dtype)
                 decays = T.sblock_alloc_buffer((chunk, K), dtype)
@@ -63,17 +69,26 @@ def module(workload: Workload, schedule: MemoryScan) -> Any:
                     for d in T.vectorized(width):
                         S[vn, i, vg * width + d] = S0[vn, i, vg * width + d]
                 for c in T.serial((L + chunk - 1) // chunk):
-                    _mass(workload, schedule, vn, c, L, WS, W, RS, R, z, decays, factors)
-                    for q in T.serial(width // schedule.tile):
-                        _tile(workload, schedule, vn, c, L, vg * width + q * schedule.tile,
-                              WS, W, RS, V, decays, factors, S, O)  # fmt: skip
+                    if _in_range(workload, schedule, vn, c, L, WS, RS):
+                        _mass(workload, schedule, vn, c, L, WS, W, RS, R, z, decays, factors)
+                        for q in T.serial(width // schedule.tile):
+                            _tile(workload, schedule, vn, c, L, vg * width + q * schedule.tile,
+                                  WS, W, RS, V, decays, factors, S, O)  # fmt: skip
+                    else:
+                        outside[vn] = 1
                 if vg == 0:
                     for i in T.serial(M):
                         Z[vn, i] = z[i]
+        emit.refuse_any(outside, N)
 
-    plan = tvm.s_tir.Schedule(memory_scan)
-    plan.parallel(plan.fuse(*plan.get_loops(plan.get_sblock("scan"))))
-    return plan.mod
+    return tvm.IRModule({"memory_scan": memory_scan})
+
+
+def _in_range(workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any, WS: Any, RS: Any) -> Any:
+    """Whether the slots of a chunk are."""
+    K, M = workload.shape["K"], workload.shape["M"]
+    count = _tokens_in(c, schedule.chunk, tokens)
+    return emit.slots_in_range((WS, RS), count, K, M, lambda i: [n, c * schedule.chunk + i])
 
 
 def _mass(workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any, WS: Any, W: Any, RS: Any, R: Any,

@@ -22,7 +22,7 @@ def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
 
     Parameters: grad_output [N, T, D], grad_memory [N, M, D], grad_mass [N, M], then the inputs of memory_scan, then
     the gradients of write_weights, read_weights [N, T, K], values [N, T, D], memory [N, M, D], mass [N, M].
-    N and T are taken at run time.
+    N and T are taken at run time. RuntimeError (``emit.OUT_OF_RANGE``) for a slot outside 0..M-1.
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype, tile = workload.dtype, schedule.tile
@@ -36,61 +36,73 @@ def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
         grad_first_memory: T.handle, grad_first_mass: T.handle,
     ):  # fmt: skip
         T.func_attr({"global_symbol": "memory_scan_backward", "tir.noalias": True})
-        N = T.int32()
-        L = T.int32()
-        dO = T.match_buffer(grad_output, (N, L, D), dtype)
-        dS1 = T.match_buffer(grad_memory, (N, M, D), dtype)
-        dZ1 = T.match_buffer(grad_mass, (N, M), dtype)
-        WS = T.match_buffer(write_slots, (N, L, K), "int32")
-        W = T.match_buffer(write_weights, (N, L, K), dtype)
-        RS = T.match_buffer(read_slots, (N, L, K), "int32")
-        R = T.match_buffer(read_weights, (N, L, K), dtype)
-        V = T.match_buffer(values, (N, L, D), dtype)
-        S0 = T.match_buffer(memory, (N, M, D), dtype)
-        Z0 = T.match_buffer(mass, (N, M), dtype)
-        dW = T.match_buffer(grad_write_weights, (N, L, K), dtype)
-        dR = T.match_buffer(grad_read_weights, (N, L, K), dtype)
-        dV = T.match_buffer(grad_values, (N, L, D), dtype)
-        dS = T.match_buffer(grad_first_memory, (N, M, D), dtype)
-        dZ = T.match_buffer(grad_first_mass, (N, M), dtype)
-        for n in T.serial(N):
+        N = T.int64()
+        L = T.int64()
+        dO = emit.argument(grad_output, (N, L, D), dtype)
+        dS1 = emit.argument(grad_memory, (N, M, D), dtype)
+        dZ1 = emit.argument(grad_mass, (N, M), dtype)
+        WS = emit.argument(write_slots, (N, L, K), "int32")
+        W = emit.argument(write_weights, (N, L, K), dtype)
+        RS = emit.argument(read_slots, (N, L, K), "int32")
+        R = emit.argument(read_weights, (N, L, K), dtype)
+        V = emit.argument(values, (N, L, D), dtype)
+        S0 = emit.argument(memory, (N, M, D), dtype)
+        Z0 = emit.argument(mass, (N, M), dtype)
+        dW = emit.argument(grad_write_weights, (N, L, K), dtype)
+        dR = emit.argument(grad_read_weights, (N, L, K), dtype)
+        dV = emit.argument(grad_values, (N, L, D), dtype)
+        dS = emit.argument(grad_first_memory, (N, M, D), dtype)
+        dZ = emit.argument(grad_first_mass, (N, M), dtype)
+        outside = T.sblock_alloc_buffer((N,), "int32")  # whether some of a head's slots are out of range
+        emit.clear(outside, N)
+        for n in T.parallel(N):
             with T.sblock("scan"):
                 vn = T.axis.spatial(N, n)
                 T.reads(
                     dO[vn, 0:L, 0:D], dS1[vn, 0:M, 0:D], dZ1[vn, 0:M], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K],
                     RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], V[vn, 0:L, 0:D], S0[vn, 0:M, 0:D], Z0[vn, 0:M],
                 )  # fmt: skip
-                T.writes(dW[vn, 0:L, 0:K], dR[vn, 0:L, 0:K], dV[vn, 0:L, 0:D], dS[vn, 0:M, 0:D], dZ[vn, 0:M])
+                T.writes(
+                    dW[vn, 0:L, 0:K], dR[vn, 0:L, 0:K], dV[vn, 0:L, 0:D], dS[vn, 0:M, 0:D], dZ[vn, 0:M], outside[vn]
+                )
                 z = T.sblock_alloc_buffer((M,), dtype)
                 decays = T.sblock_alloc_buffer((L, K), dtype)
                 slopes = T.sblock_alloc_buffer((L, K), dtype)
                 inverses = T.sblock_alloc_buffer((L, K), dtype)  # 1 / (z + ε) at each read
                 masses = T.sblock_alloc_buffer((L, K), dtype)  # z before each write
-                state = T.sblock_alloc_buffer((M, tile), dtype)
+                state = T.sblock_alloc_buffer((T.int64(M), tile), dtype)
                 history = T.sblock_alloc_buffer((L, K, tile), dtype)  # the row before each write
                 product = T.sblock_alloc_buffer((tile,), dtype)
-                for i in T.serial(M):
-                    z[i] = Z0[vn, i]
-                    dZ[vn, i] = dZ1[vn, i]
-                for t in T.serial(L):
-                    _mass_forward(workload, schedule, vn, t, WS, W, RS, z, decays, slopes, inverses, masses, dW, dR)
-                for q in T.serial(D // tile):
+                if _in_range(workload, vn, L, WS, RS):
                     for i in T.serial(M):
-                        for d in T.vectorized(tile):
-                            state[i, d] = S0[vn, i, q * tile + d]
-                            dS[vn, i, q * tile + d] = dS1[vn, i, q * tile + d]
+                        z[i] = Z0[vn, i]
+                        dZ[vn, i] = dZ1[vn, i]
                     for t in T.serial(L):
-                        _state_forward(workload, schedule, vn, t, q * tile, WS, W, V, decays, state, history)
+                        _mass_forward(workload, schedule, vn, t, WS, W, RS, z, decays, slopes, inverses, masses, dW, dR)
+                    for q in T.serial(D // tile):
+                        for i in T.serial(M):
+                            for d in T.vectorized(tile):
+                                state[i, d] = S0[vn, i, q * tile + d]
+                                dS[vn, i, q * tile + d] = dS1[vn, i, q * tile + d]
+                        for t in T.serial(L):
+                            _state_forward(workload, schedule, vn, t, q * tile, WS, W, V, decays, state, history)
+                        for i in T.serial(L):
+                            _state_backward(workload, schedule, vn, L - 1 - i, q * tile, WS, W, RS, R, V, dO, decays,
+                                            slopes, inverses, state, history, product, dW, dR, dV, dS)  # fmt: skip
                     for i in T.serial(L):
-                        _state_backward(workload, schedule, vn, L - 1 - i, q * tile, WS, W, RS, R, V, dO, decays,
-                                        slopes, inverses, state, history, product, dW, dR, dV, dS)  # fmt: skip
-                for i in T.serial(L):
-                    _mass_backward(workload, schedule, vn, L - 1 - i, WS, RS, R, decays, slopes, inverses, masses,
-                                   dW, dR, dZ)  # fmt: skip
+                        _mass_backward(workload, schedule, vn, L - 1 - i, WS, RS, R, decays, slopes, inverses, masses,
+                                       dW, dR, dZ)  # fmt: skip
+                else:
+                    outside[vn] = 1
+        emit.refuse_any(outside, N)
 
-    plan = tvm.s_tir.Schedule(memory_scan_backward)
-    plan.parallel(*plan.get_loops(plan.get_sblock("scan")))
-    return plan.mod
+    return tvm.IRModule({"memory_scan_backward": memory_scan_backward})
+
+
+def _in_range(workload: Workload, n: Any, tokens: Any, WS: Any, RS: Any) -> Any:
+    """Whether a head's slots are."""
+    K, M = workload.shape["K"], workload.shape["M"]
+    return emit.slots_in_range((WS, RS), tokens, K, M, lambda t: [n, t])
 
 
 def _mass_forward(workload: Workload, schedule: MemoryScanBackward, n: Any, t: Any, WS: Any, W: Any, RS: Any, z: Any,

@@ -19,10 +19,11 @@ def module(workload: Workload, schedule: MemoryStep) -> Any:
     Parameters: write_slots, write_weights, read_slots, read_weights [B, H, K], values [B, H, D], then memory
     [B, H, M, D] and mass [B, H, M], updated in place; output [B, H, D]. B and H are taken at run time as they are,
     so that nothing is flattened on the way in: a call from Python takes 10 µs, not 28.
+
+    RuntimeError (``emit.OUT_OF_RANGE``) for a slot outside 0..M-1, before anything was written.
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype = workload.dtype
-    # A block that reads what it writes cannot be made parallel afterwards by a Schedule, so the loop is born so.
     loop = T.parallel if schedule.parallel else T.serial
 
     @T.prim_func(s_tir=True)
@@ -31,16 +32,18 @@ def module(workload: Workload, schedule: MemoryStep) -> Any:
         values: T.handle, memory: T.handle, mass: T.handle, output: T.handle,
     ):  # fmt: skip
         T.func_attr({"global_symbol": "memory_step", "tir.noalias": True})
-        B = T.int32()
-        H = T.int32()
-        WS = T.match_buffer(write_slots, (B, H, K), "int32")
-        W = T.match_buffer(write_weights, (B, H, K), dtype)
-        RS = T.match_buffer(read_slots, (B, H, K), "int32")
-        R = T.match_buffer(read_weights, (B, H, K), dtype)
-        V = T.match_buffer(values, (B, H, D), dtype)
-        S = T.match_buffer(memory, (B, H, M, D), dtype)
-        Z = T.match_buffer(mass, (B, H, M), dtype)
-        O = T.match_buffer(output, (B, H, D), dtype)
+        B = T.int64()
+        H = T.int64()
+        WS = emit.argument(write_slots, (B, H, K), "int32")
+        W = emit.argument(write_weights, (B, H, K), dtype)
+        RS = emit.argument(read_slots, (B, H, K), "int32")
+        R = emit.argument(read_weights, (B, H, K), dtype)
+        V = emit.argument(values, (B, H, D), dtype)
+        S = emit.argument(memory, (B, H, M, D), dtype)
+        Z = emit.argument(mass, (B, H, M), dtype)
+        O = emit.argument(output, (B, H, D), dtype)
+        with T.sblock("check"):
+            assert emit.slots_in_range((WS, RS), B * H, K, M, lambda n: [n // H, n % H]), emit.OUT_OF_RANGE
         for n in loop(B * H):
             with T.sblock("step"):
                 vn = T.axis.spatial(B * H, n)
@@ -51,7 +54,7 @@ def module(workload: Workload, schedule: MemoryStep) -> Any:
                 factors = T.sblock_alloc_buffer((K,), dtype)
                 token(workload, schedule, vn, B * H, H, WS, W, RS, R, V, S, Z, O, decays, factors)
 
-    return tvm.s_tir.Schedule(memory_step).mod
+    return tvm.IRModule({"memory_step": memory_step})
 
 
 def token(workload: Workload, schedule: MemoryStep, n: Any, heads: Any, H: Any, WS: Any, W: Any, RS: Any, R: Any,

@@ -22,9 +22,9 @@ def module(workload: Workload, schedule: Project) -> Any:
     @T.prim_func(s_tir=True)
     def project(weight: T.handle, x: T.handle, y: T.handle):
         T.func_attr({"global_symbol": "project", "tir.noalias": True})
-        W = T.match_buffer(weight, (outputs, inputs), dtype)
-        X = T.match_buffer(x, (inputs,), dtype)
-        Y = T.match_buffer(y, (outputs,), dtype)
+        W = emit.argument(weight, (outputs, inputs), dtype)
+        X = emit.argument(x, (inputs,), dtype)
+        Y = emit.argument(y, (outputs,), dtype)
         for b in T.serial(blocks):
             with T.sblock("rows"):
                 vb = T.axis.spatial(blocks, b)

@@ -35,14 +35,14 @@ def module(
     ):  # fmt: skip
         T.func_attr({"global_symbol": "memory_step", "tir.noalias": True})
         N = T.int64()
-        WS = T.match_buffer(write_slots, (N, K), "int32")
-        W = T.match_buffer(write_weights, (N, K), dtype)
-        RS = T.match_buffer(read_slots, (N, K), "int32")
-        R = T.match_buffer(read_weights, (N, K), dtype)
-        V = T.match_buffer(values, (N, D), dtype)
-        S = T.match_buffer(memory, (N, M, D), state)
-        Z = T.match_buffer(mass, (N, M), state)
-        O = T.match_buffer(output, (N, D), dtype)
+        WS = emit.argument(write_slots, (N, K), "int32")
+        W = emit.argument(write_weights, (N, K), dtype)
+        RS = emit.argument(read_slots, (N, K), "int32")
+        R = emit.argument(read_weights, (N, K), dtype)
+        V = emit.argument(values, (N, D), dtype)
+        S = emit.argument(memory, (N, M, D), state)
+        Z = emit.argument(mass, (N, M), state)
+        O = emit.argument(output, (N, D), dtype)
         for n in T.thread_binding(N, thread="blockIdx.x") if cuda else T.parallel(N):
             with T.sblock("step"):
                 vn = T.axis.spatial(N, n)

@@ -3,7 +3,7 @@
 A beam of the K best prefixes meets one sub-vector at a time. The digits of the sub-vector are sorted; the beam shifted
 by its j-th best digit is a sorted list of which at most K/(j + 1) can survive. Lists are joined by the bitonic rule
 or, where few can survive, entry by entry. A prefix's score is its log-probability relative to the best one's, so the
-best always has 0.
+best always has 0. A row with a NaN gets weights of NaN, and slots that are distinct and in range all the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import triton.language as tl
 
 from lowering.triton.ranked import columns, insert, keep_larger, sort_bitonic
 
-# Stands for -inf among logits: a prefix that holds it must still win over NOTHING, a place of the beam not yet taken.
+# Stands for -inf and NaN among logits: a prefix that holds it must still win over NOTHING, a place of the beam not yet
+# taken.
 _LOWEST = tl.constexpr(-1e30)
 _NOTHING = tl.constexpr(float("-inf"))
 
@@ -64,8 +65,9 @@ def _digits(
         for p in tl.static_range(1, P):
             largest = tl.maximum(largest, logits[p])
         for p in tl.static_range(P):
-            above = tl.maximum(logits[p] - largest, _LOWEST)
-            total += tl.exp(above)
+            above = logits[p] - largest
+            total += share(above)
+            above = tl.where(above > _LOWEST, above, _LOWEST)
             scores, digits = insert(scores, digits, above, tl.full((COUNT,), p, tl.int32), 0, RANKS)
     else:
         largest = tl.full((COUNT,), _NOTHING, ACC)
@@ -74,10 +76,17 @@ def _digits(
         for _ in tl.static_range(RANKS):
             scores, digits = scores + (tl.full((COUNT,), _NOTHING, ACC),), digits + (tl.zeros((COUNT,), tl.int32),)
         for p in range(P):
-            above = tl.maximum(_scaled(tl.load(rows + p), scale, ACC) - largest, _LOWEST)
-            total += tl.exp(above)
+            above = _scaled(tl.load(rows + p), scale, ACC) - largest
+            total += share(above)
+            above = tl.where(above > _LOWEST, above, _LOWEST)
             scores, digits = insert(scores, digits, above, tl.zeros((COUNT,), tl.int32) + p, 0, RANKS)
     return scores, digits, total
+
+
+@triton.jit
+def share(above):
+    """e^above of a logit relative to the largest: NaN where that is no number ≤ 0, as by a NaN, a +inf or only -inf."""
+    return tl.where(above <= 0, tl.exp(above), float("nan"))
 
 
 @triton.jit

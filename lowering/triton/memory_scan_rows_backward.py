@@ -118,7 +118,7 @@ def _forward(
             products = ()
             for k in tl.static_range(K):
                 products = products + (read[k] * grad.to(ACC),)
-            tl.store(along_reads + t * K + lane, _dots(products, K, ROUNDS, TILE), mask=lane < K)
+            tl.store(along_reads + (at - head_tokens * K) + lane, _dots(products, K, ROUNDS, TILE), mask=lane < K)
         write_slot, next_write_slot, weight = next_write_slot, far_write_slot, next_weight
         value = next_value
         at += K
@@ -162,7 +162,7 @@ def _backward(
             if k > 0:
                 grad_value += w * written[k]
         store_inside(grad_values + value_at, grad_value, inside)
-        tl.store(along_writes + t * K + lane, _dots(products, K, ROUNDS, TILE), mask=lane < K)
+        tl.store(along_writes + (at - head_tokens * K) + lane, _dots(products, K, ROUNDS, TILE), mask=lane < K)
         read_slot, factor, write_slot, weight = next_read_slot, next_factor, next_write_slot, next_weight
         replaced, grad, value = next_replaced, next_grad, next_value
         at -= K

@@ -50,6 +50,8 @@ def memory_scan(
     decay_power: float = 1.0,
     eps: float = 1e-6,
     proxy_eps: float = 0.01,
+    *,
+    in_range: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write, then read, K slots for each token in turn (paper, steps 5 to 7).
 
@@ -59,19 +61,23 @@ def memory_scan(
         values: [B, H, T, D], floating.
         memory, mass: the state before, [B, H, M, D] and [B, H, M]; one floating type for both.
         decay_power: γ ≥ 0. eps: ε > 0. proxy_eps: ε' in (0, 1], used by the gradient alone.
+        in_range: the slots are known to be, as those of ``address_decode`` are, so a GPU need not look at them.
 
     Returns:
         output [B, H, T, D] of the type of ``values``, and the new memory and mass. Differentiable in the weights,
         the values and the state before. Sums are float32 (float64 where an input is).
 
     Raises:
-        ValueError: for shapes or devices that do not fit, K > M, γ < 0, ε or ε' outside their ranges, slots out of
-            range or repeated within a token.
+        ValueError: for shapes or devices that do not fit, K > M, γ < 0, ε or ε' outside their ranges, and slots out of
+            range; on the reference, and on kernels that ``check``, also slots repeated within a token.
         TypeError: for wrong types.
+
+    On a GPU's kernels slots out of range are a device-side assertion, as in torch's own indexing.
     """
     checks.memory_scan(
         write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps, proxy_eps
     )
+    _check_range(write_slots, read_slots, memory, in_range)
     return library.memory_scan(
         write_slots, write_weights, read_slots, read_weights, values, memory, mass,
         float(decay_power), float(eps), float(proxy_eps), active(),
@@ -88,6 +94,8 @@ def memory_step(
     mass: Tensor,
     decay_power: float = 1.0,
     eps: float = 1e-6,
+    *,
+    in_range: bool = False,
 ) -> Tensor:
     """One token of ``memory_scan``, updating ``memory`` and ``mass`` in place; O(K·D) whatever M is.
 
@@ -95,10 +103,18 @@ def memory_step(
     type of ``values``. Not differentiable. Raises as ``memory_scan`` does.
     """
     checks.memory_step(write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps)
+    _check_range(write_slots, read_slots, memory, in_range)
     return library.memory_step(
         write_slots, write_weights, read_slots, read_weights, values, memory, mass,
         float(decay_power), float(eps), active(),
     )  # fmt: skip
+
+
+def _check_range(write_slots: Tensor, read_slots: Tensor, memory: Tensor, in_range: bool) -> None:
+    """Before a GPU's kernels; a CPU's look themselves, and so does the reference."""
+    if memory.is_cuda and active() and not in_range:
+        for name, slots in (("write_slots", write_slots), ("read_slots", read_slots)):
+            checks.slots_in_range_on_device(name, slots, memory.shape[2])
 
 
 def cyclic_shift(slots: Tensor, position: int | Tensor, num_slots: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""Which kernels the ops run on: a process-wide name, and the table of what is registered under it."""
+"""Which kernels the ops run on: a name that each thread has, and the table of what is registered under it."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -40,8 +41,16 @@ class Backend(Protocol):
 
 
 _backends: dict[str, Backend] = {}
-# A plain global, not a ContextVar: torch.compile guards on it, and backward passes run on other threads.
-_active: str = REFERENCE
+
+
+class _Active(threading.local):
+    """Not a ContextVar: torch.compile cannot read one, while it guards on what ``__init__`` gives each thread."""
+
+    def __init__(self) -> None:
+        self.name = REFERENCE
+
+
+_active = _Active()
 
 
 def register_backend(name: str, backend: Backend) -> None:
@@ -66,20 +75,20 @@ def registered(name: str) -> Backend:
 
 def active() -> str:
     """The name of the backend in use; empty for the reference."""
-    return _active
+    return _active.name
 
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
     """Run the ops on the backend ``name`` within the block; a backward pass stays on the backend of its forward.
 
-    The empty name is the reference. ValueError, listing what there is, for an unknown name.
+    Other threads are not concerned: each begins on the reference, whose name is empty. ValueError, listing what there
+    is, for an unknown name.
     """
-    global _active
     if name != REFERENCE:
         registered(name)
-    before, _active = _active, name
+    before, _active.name = _active.name, name
     try:
         yield
     finally:
-        _active = before
+        _active.name = before

@@ -1,7 +1,7 @@
 """What the ops accept. Each check raises one sentence with the value and what would be right.
 
-Shapes and types are checked at every call. What the numbers are (slots in range and distinct, no NaN) costs a pass
-over the data: the reference always makes it, kernels on request.
+Shapes, types and whether slots are in range are checked at every call, before anything is written. Whether slots are
+distinct and logits are numbers costs a pass over the data: the reference always makes it, kernels on request.
 """
 
 from __future__ import annotations
@@ -134,12 +134,27 @@ def logits_are_numbers(logits: Tensor) -> None:
         raise ValueError(f"logits{where} has {float(largest[tuple(where)])} as its largest entry; it must be finite")
 
 
-def slots_are_valid(name: str, slots: Tensor, num_slots: int) -> None:
-    """ValueError where a slot is outside 0..M-1 or stands twice within a token; ``slots`` is [..., K]."""
+def slots_in_range(name: str, slots: Tensor, num_slots: int) -> None:
+    """ValueError where a slot is outside 0..M-1."""
     outside = (slots < 0) | (slots >= num_slots)
     if bool(outside.any()):
         where = outside.nonzero()[0].tolist()
         raise ValueError(f"{name}{where} is {int(slots[tuple(where)])}; slots must be in 0..{num_slots - 1}")
+
+
+def slots_in_range_on_device(name: str, slots: Tensor, num_slots: int) -> None:
+    """Queue ``slots_in_range`` on a GPU, waiting for nothing.
+
+    A slot out of range ends the work queued behind it with a device-side assertion, as torch's own indexing does.
+    """
+    if slots.numel():
+        low, high = slots.aminmax()
+        torch._assert_async((low >= 0) & (high < num_slots), f"a slot of {name} is outside 0..{num_slots - 1}")
+
+
+def slots_are_valid(name: str, slots: Tensor, num_slots: int) -> None:
+    """ValueError where a slot is outside 0..M-1 or stands twice within a token; ``slots`` is [..., K]."""
+    slots_in_range(name, slots, num_slots)
     ordered = slots.sort(dim=-1).values
     repeated = ordered[..., 1:] == ordered[..., :-1]
     if bool(repeated.any()):

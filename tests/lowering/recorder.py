@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -19,7 +20,16 @@ WAITS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "unique", "ite
 
 
 class NoWaiting(TorchDispatchMode):
-    """RuntimeError for an operator that would wait for a GPU."""
+    """RuntimeError for an operator that would wait for a GPU, in the place of which the CPU's tensors stand."""
+
+    def __enter__(self) -> Any:
+        self.on_cpu = patch("ramnet.state._can_be_read", lambda tensor: False)
+        self.on_cpu.start()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.on_cpu.stop()
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if operator.__name__.split(".")[0] in WAITS:
@@ -56,7 +66,7 @@ class _Recording(NoWaiting):
 
 
 class Recorder:
-    """A ``lowering.graphs.Record`` that counts how often it recorded and replayed."""
+    """A ``lowering.model.token_graphs.Record`` that counts how often it recorded and replayed."""
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0

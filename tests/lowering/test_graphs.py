@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from autotune.heads import EAGER
-from lowering.compiled import _on_gpu
-from lowering.decode_heads import HeadsBlock
-from lowering.graphs import TokenGraphs
+from lowering.compiled import _CompiledModel
+from lowering.model import heads_block
+from lowering.model.token_graphs import TokenGraphs
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState, ops
 from tests.lowering.recorder import NoWaiting, Recorder
 from tests.samples import relative_rmse
@@ -33,13 +33,21 @@ def small_model(**changes: int) -> RamNetForCausalLM:
     return RamNetForCausalLM(RamNetConfig(**{**config.model_dump(), **changes}))
 
 
-def with_heads(model: RamNetForCausalLM) -> RamNetForCausalLM:
-    """A model of the same parameters whose tokens in place go through decode_heads."""
-    step = RamNetForCausalLM(model.config)
-    step._modules.update(
-        model._modules, blocks=nn.ModuleList(HeadsBlock(block, "test heads") for block in model.blocks)
-    )
-    return step
+class WithHeads(RamNetForCausalLM):
+    """The same model, whose tokens in place go through decode_heads."""
+
+    def __init__(self, model: RamNetForCausalLM) -> None:
+        self.__dict__.update(model.__dict__)
+
+    def run_block(self, block: Any, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool) -> Any:
+        if not in_place:
+            return block(x, memory, mass, position, False)
+        return heads_block.decode(block, x, memory, mass, position, "test heads"), memory, mass
+
+
+def graphs_of(model: RamNetForCausalLM, record: Any, kept: int = 8) -> TokenGraphs:
+    step = WithHeads(model)
+    return TokenGraphs(model, lambda token, state: step(token, state, in_place=True).logits, record, kept)
 
 
 @pytest.fixture
@@ -73,7 +81,7 @@ def test_opcheck_decode_heads(model: RamNetForCausalLM) -> None:
 
 @torch.no_grad()
 def test_blocks_that_decode_by_heads_equal_those_of_the_model(model: RamNetForCausalLM) -> None:
-    step, state, right = with_heads(model), RamState.zeros(model.config, 3), RamState.zeros(model.config, 3)
+    step, state, right = WithHeads(model), RamState.zeros(model.config, 3), RamState.zeros(model.config, 3)
     for t in range(8):
         token = ids(3, 8)[:, t : t + 1]
         out, expected = step(token, state, in_place=True), model(token, right, in_place=True)
@@ -87,12 +95,11 @@ def test_compiled_code_writes_to_the_state_itself_and_copies_none_of_it(model: R
 
     torch.compiler.reset()
     c = model.config
-    block = with_heads(model).blocks[0]
-    compiled = torch.compile(block, fullgraph=True)
+    compiled = torch.compile(heads_block.decode, fullgraph=True)
     arguments = [torch.randn(2, 1, c.hidden_size), torch.rand(2, 2, 27, 6), torch.rand(2, 2, 27), torch.tensor(5)]
     right = [x.clone() for x in arguments]
-    expected, *_ = block(*right, True)
-    (out, *_), (code,) = run_and_get_code(compiled, *arguments, True)
+    expected = heads_block.decode(model.blocks[0], *right, "test heads")
+    out, (code,) = run_and_get_code(compiled, model.blocks[0], *arguments, "test heads")
     assert relative_rmse(out, expected) < 1e-5
     assert all(relative_rmse(a, b) < 1e-5 for a, b in zip(arguments[1:], right[1:], strict=True))
     # log_scale, position, memory and mass are what the caller gave, not buffers that they were copied to.
@@ -100,10 +107,12 @@ def test_compiled_code_writes_to_the_state_itself_and_copies_none_of_it(model: R
 
 
 @torch.no_grad()
-def test_lengths_and_batches_share_the_graphs_of_their_blocks() -> None:
+def test_lengths_and_batches_share_the_graphs_of_their_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     counters.clear()
-    compiled = _on_gpu(small_model(num_layers=1, conv_layers=0, cape_half_layers=0), "test heads", "aot_eager")
+    model = small_model(num_layers=1, conv_layers=0, cape_half_layers=0)
+    monkeypatch.setattr("lowering.compiled.interpreted", lambda: True)  # without graphs
+    compiled = _CompiledModel(model, "test heads", True, (None, True, "aot_eager"))
     built = []
     for batch, length in ((2, 5), (3, 9), (4, 17)):
         out = compiled(ids(batch, length))
@@ -114,7 +123,7 @@ def test_lengths_and_batches_share_the_graphs_of_their_blocks() -> None:
 
 @torch.no_grad()
 def test_replayed_tokens_equal_called_ones_at_every_position(model: RamNetForCausalLM, recorder: Recorder) -> None:
-    graphs = TokenGraphs(with_heads(model), recorder)
+    graphs = graphs_of(model, recorder)
     state, right = model(ids(2, 5)).state, model(ids(2, 5)).state
     for t in range(6):
         token = ids(2, 6, seed=2)[:, t : t + 1]
@@ -126,7 +135,7 @@ def test_replayed_tokens_equal_called_ones_at_every_position(model: RamNetForCau
 
 @torch.no_grad()
 def test_logits_kept_from_a_token_stay_as_they_are(model: RamNetForCausalLM, recorder: Recorder) -> None:
-    graphs, state = TokenGraphs(with_heads(model), recorder), RamState.zeros(model.config, 1)
+    graphs, state = graphs_of(model, recorder), RamState.zeros(model.config, 1)
     first = graphs(ids(1, 1), state)
     kept = first.clone()
     graphs(ids(1, 1, seed=2), state)
@@ -135,7 +144,7 @@ def test_logits_kept_from_a_token_stay_as_they_are(model: RamNetForCausalLM, rec
 
 @torch.no_grad()
 def test_each_state_and_batch_has_its_graph_and_the_oldest_goes(model: RamNetForCausalLM, recorder: Recorder) -> None:
-    graphs = TokenGraphs(with_heads(model), recorder, kept=2)
+    graphs = graphs_of(model, recorder, kept=2)
     a, b, wide = (RamState.zeros(model.config, batch) for batch in (1, 1, 2))
     for state in (a, b, a, b):
         graphs(ids(1, 1), state)
@@ -151,11 +160,47 @@ def test_each_state_and_batch_has_its_graph_and_the_oldest_goes(model: RamNetFor
 
 @torch.no_grad()
 def test_a_model_that_was_moved_or_converted_is_recorded_again(model: RamNetForCausalLM, recorder: Recorder) -> None:
-    graphs, state = TokenGraphs(with_heads(model), recorder), RamState.zeros(model.config, 1)
+    graphs, state = graphs_of(model, recorder), RamState.zeros(model.config, 1)
     graphs(ids(1, 1), state)
     model.to(torch.bfloat16)
     assert graphs(ids(1, 1), state).dtype == torch.bfloat16
     assert recorder.recorded == 2
+
+
+def replace_weights(model: RamNetForCausalLM) -> None:
+    other = {name: 2 * tensor for name, tensor in model.state_dict().items()}
+    model.load_state_dict(other, assign=True)
+
+
+def adapt(model: RamNetForCausalLM) -> None:
+    model.blocks[1].ffn.down = torch.nn.Sequential(model.blocks[1].ffn.down, torch.nn.Tanh())
+
+
+def parametrise(model: RamNetForCausalLM) -> None:
+    layer = torch.nn.utils.parametrizations.weight_norm(model.blocks[0].mixer.output)
+    layer.parametrizations.weight.original0.data *= 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [replace_weights, adapt, parametrise])
+def test_what_was_replaced_is_recorded_again(change: Any, model: RamNetForCausalLM, recorder: Recorder) -> None:
+    graphs, state, right = graphs_of(model, recorder), *(RamState.zeros(model.config, 1) for _ in range(2))
+    for done in range(4):
+        if done == 2:
+            change(model)
+        logits, expected = graphs(ids(1, 1), state), model(ids(1, 1), right, in_place=True).logits
+        assert relative_rmse(logits, expected) < 1e-5
+    assert recorder.recorded == 2
+
+
+@torch.no_grad()
+def test_hooks_are_not_for_graphs(model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    graphs, on_gpu = graphs_of(model, Recorder()), SimpleNamespace(is_cuda=True)
+    handle = model.blocks[1].mixer.register_forward_hook(lambda *_: None)
+    assert not graphs.serve(on_gpu)  # type: ignore[arg-type]
+    handle.remove()
+    assert graphs.serve(on_gpu)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -167,7 +212,7 @@ def test_a_graph_keeps_no_state_alive(model: RamNetForCausalLM, recorder: Record
         held.append(weakref.ref(run))
         return lambda: None, rehearse()
 
-    graphs, state = TokenGraphs(with_heads(model), record), RamState.zeros(model.config, 1)
+    graphs, state = graphs_of(model, record), RamState.zeros(model.config, 1)
     graphs(ids(1, 1), state)
     memory = weakref.ref(state.memory[0])
     del state
@@ -179,7 +224,7 @@ def test_a_graph_keeps_no_state_alive(model: RamNetForCausalLM, recorder: Record
 def test_what_a_step_refuses_is_refused_before_anything_is_recorded(
     model: RamNetForCausalLM, recorder: Recorder
 ) -> None:
-    graphs, state = TokenGraphs(with_heads(model), recorder), RamState.zeros(model.config, 1)
+    graphs, state = graphs_of(model, recorder), RamState.zeros(model.config, 1)
     with pytest.raises(ValueError, match="in_place takes one token at a time, not 2"):
         graphs(ids(1, 2), state)
     with pytest.raises(ValueError, match=r"state.memory\[0\] has shape \[1, 2, 27, 6\]; it must be \[2, 2, 27, 6\]"):
@@ -192,14 +237,15 @@ def test_tensors_of_the_cpu_gradients_and_a_callers_recording_are_not_for_graphs
 ) -> None:
     on_gpu: Any = SimpleNamespace(is_cuda=True)
     recording = False
+    graphs = graphs_of(small_model(), Recorder())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: recording)
     with torch.no_grad():
-        assert TokenGraphs.serve(on_gpu)
-        assert not TokenGraphs.serve(ids(1, 1))
+        assert graphs.serve(on_gpu)
+        assert not graphs.serve(ids(1, 1))
         recording = True
-        assert not TokenGraphs.serve(on_gpu)
+        assert not graphs.serve(on_gpu)
     recording = False
-    assert not TokenGraphs.serve(on_gpu)
+    assert not graphs.serve(on_gpu)
 
 
 @torch.no_grad()

@@ -1,15 +1,9 @@
-"""Kernels: all schedules compute the same, bad ones are refused before a build, the disk cache spares a second."""
+"""Kernels: all schedules compute the same, and bad ones are refused before a build."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import random
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +17,7 @@ from tests.samples import DIFFERENTIABLE, relative_rmse, scan_inputs, step_input
 tvm = pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
 from lowering.cpu import CpuKernels  # noqa: E402 - after the check for tvm
-from lowering.kernels import cache_key, can_link, lower  # noqa: E402
+from lowering.kernels import cache_key, lower  # noqa: E402
 
 CONSTANTS = {"decay_power": 0.5, "eps": 1e-6, "proxy_eps": 0.01}
 
@@ -149,61 +143,6 @@ def test_key_depends_on_what_is_compiled_in_and_on_nothing_else() -> None:
     assert cache_key(work, "cpu", schedule.model_copy(update={"chunk": 16})) != key
 
 
-FIRST_RESULT = """
-import json, sys, torch, lowering, lowering.kernels, ramnet
-imported = __import__("time").perf_counter()
-logits = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0))
-with lowering.use("cpu"):
-    slots, weights = ramnet.ops.address_decode(logits, 3)
-seconds = __import__("time").perf_counter() - imported
-compiled = [kernel.compiled_now for kernel in lowering.kernels._loaded.values()]
-print(json.dumps({"compiled": compiled, "seconds": seconds, "tvm": "tvm" in sys.modules, "sum": float(weights.sum())}))
-"""
-
-
-def test_a_second_process_compiles_nothing_and_is_quick(tmp_path: Path) -> None:
-    def run() -> dict:
-        environment = {**os.environ, "RAMNET_CACHE": str(tmp_path)}
-        command = [sys.executable, "-c", FIRST_RESULT]
-        out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-        return json.loads(out)
-
-    first, second = run(), run()
-    assert first["compiled"] == [True] and second["compiled"] == [False]
-    assert not second["tvm"], "the compiler was imported though nothing was compiled"
-    assert second["seconds"] < 2
-    assert second["sum"] == first["sum"]
-
-
-def test_a_failed_build_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAMNET_CACHE", str(tmp_path))
-    work = workload("address_decode", R=8, U=2, P=2, K=2)
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("no space left on device")
-
-    monkeypatch.setattr(tvm.runtime.executable.Executable, "export_library", fail)
-    with pytest.raises(RuntimeError, match="no space left"):
-        lower(work, "cpu", AddressDecode.default(work).model_copy(update={"lanes": 5}))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_linker_kernels_work_but_are_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAMNET_CACHE", str(tmp_path))
-    monkeypatch.setattr("lowering.kernels.shutil.which", lambda _: None)
-    can_link.cache_clear()
-    schedule = AddressDecode(lanes=6, unroll=0, parallel=False)
-    try:
-        with pytest.warns(UserWarning, match=r"no C\+\+ compiler"):
-            lower(workload("address_decode", R=8, U=2, P=2, K=2), "cpu", schedule)
-    finally:
-        can_link.cache_clear()
-    logits = torch.randn(8, 2, 2, generator=torch.Generator().manual_seed(0))
-    slots, _ = Fixed(schedule).address_decode(logits, 2)
-    assert torch.equal(slots, reference.address_decode(logits, 2)[0])
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_kernels_follow_torchs_thread_count() -> None:
     from lowering import runtime
 
@@ -225,13 +164,12 @@ def test_modules_can_be_saved_as_json() -> None:
 
     work = workload("memory_step", N=1, K=2, M=4, D=4)
     text = tvm.ir.save_json(memory_step.module(work, MemoryStep.default(work)))
-    assert tvm.ir.load_json(text)["main"] is not None
+    assert tvm.ir.load_json(text)["memory_step"] is not None
 
 
-def test_long_work_is_not_done_twice_for_another_length() -> None:
+def test_another_length_takes_the_kernel_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = CpuKernels()
     for tokens in (3, 5):
         kernels.memory_scan(*scan_inputs(1, 2, tokens, 2, 8, 8).values(), 1.0, 1e-6, 0.01)
-    start = time.perf_counter()
+    monkeypatch.setattr("lowering.kernels._load_or_build", None)
     kernels.memory_scan(*scan_inputs(1, 2, 9, 2, 8, 8).values(), 1.0, 1e-6, 0.01)
-    assert time.perf_counter() - start < 0.1

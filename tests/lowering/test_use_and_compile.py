@@ -117,7 +117,7 @@ def test_without_tvm_the_reference_runs_and_one_notice_says_what_is_missing(monk
 
     monkeypatch.setattr(runtime.importlib.util, "find_spec", absent)
     runtime._ffi.cache_clear()
-    monkeypatch.setattr(runtime, "_threads", 0)
+    monkeypatch.setattr(runtime, "_pool", runtime._Pool())
     backend_name.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as caught:

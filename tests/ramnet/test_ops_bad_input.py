@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ramnet import ops
+from ramnet.ops import checks
 from tests.samples import scan_inputs, step_inputs
 
 Change = Callable[[dict[str, Tensor]], object]
@@ -118,3 +119,14 @@ def test_address_decode_names_the_logits_that_no_softmax_can_take(number: str, w
     logits[5, 1, where] = float(number)
     with pytest.raises(ValueError, match=re.escape(f"logits[5, 1] has {number} as its largest entry; it must be fin")):
         ops.address_decode(logits, 8)
+
+
+def test_a_gpus_check_of_slots_asserts_on_the_device() -> None:
+    """On the CPU, where the same assertion raises at once."""
+    slots = torch.tensor([[0, 8], [3, 1]], dtype=torch.int32)
+    checks.slots_in_range_on_device("read_slots", slots, 9)
+    checks.slots_in_range_on_device("read_slots", slots[:0], 1)
+    for wrong in (-1, 9):
+        slots[1, 1] = wrong
+        with pytest.raises(RuntimeError, match=r"a slot of read_slots is outside 0\.\.8"):
+            checks.slots_in_range_on_device("read_slots", slots, 9)

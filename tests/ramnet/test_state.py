@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ramnet import RamNetConfig, RamState
+from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 from tests.samples import full_disk
 
 CONFIG = RamNetConfig.preset(
@@ -79,6 +80,97 @@ def test_a_reordered_or_strided_state_can_be_saved(tmp_path: Path) -> None:
     state.memory[0] = state.memory[0].transpose(0, 1).contiguous().transpose(0, 1)
     state.save(tmp_path / "s")
     assert equal(RamState.load(tmp_path / "s"), random_state())
+
+
+def test_a_loaded_state_is_aligned_as_torchs_own_memory_is_and_its_own(tmp_path: Path) -> None:
+    random_state().save(tmp_path / "s")
+    loaded = RamState.load(tmp_path / "s")
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in loaded.tensors().values())
+    content = (tmp_path / "s").read_bytes()
+    with (tmp_path / "s").open("r+b") as file:  # the same file, not another in its place
+        file.write(b"\0" * len(content))
+    assert equal(loaded, random_state())
+
+
+def check(state: RamState, batch: int = 3, in_place: bool = False) -> None:
+    state.check(CONFIG, batch, torch.device("cpu"), in_place)
+
+
+def test_a_state_is_checked_whole() -> None:
+    check(random_state())
+    check(random_state(), in_place=True)
+    for name, tensor in random_state().tensors().items():
+        kind, _, index = name.partition(".")
+        shown = f"state.{kind}[{index}]" if index else "state.position"
+        for changed, error, message in (
+            (tensor.unsqueeze(-1), ValueError, f"{shown} has shape {[*tensor.shape, 1]}; it must be {[*tensor.shape]}"),
+            (tensor.to("meta"), ValueError, f"{shown} is on meta but input_ids is on cpu"),
+            (tensor > 0, TypeError, f"{shown} is torch.bool; it must be"),
+        ):
+            state = random_state()
+            if index:
+                getattr(state, kind)[int(index)] = changed
+            else:
+                state.position = changed
+            with pytest.raises(error, match=re.escape(message)):
+                check(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda s: s.position.fill_(-3), ValueError, "state.position is -3; it must be >= 0"),
+        (lambda s: setattr(s, "position", torch.zeros(3, dtype=torch.int64)), ValueError,
+         "state.position has shape [3]; it must be []"),
+        (lambda s: setattr(s, "position", torch.tensor(2.0)), TypeError,
+         "state.position is torch.float32; it must be torch.int64"),
+        (lambda s: s.mass.__setitem__(1, s.mass[1].double()), TypeError,
+         "state.mass[1] is torch.float64 but state.memory[1] is torch.float32; use one type"),
+        (lambda s: s.conv.pop(), ValueError, "state.conv has 0 layers; this model has 1"),
+    ],
+)  # fmt: skip
+def test_what_is_no_state_is_refused(change: Any, error: type[Exception], message: str) -> None:
+    state = random_state()
+    change(state)
+    with pytest.raises(error, match=re.escape(message)):
+        check(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.memory.__setitem__(1, s.memory[1].mT.contiguous().mT),
+         "state.memory[1] has strides [405, 135, 1, 27]; only a contiguous state is updated in place"),
+        (lambda s: s.conv.__setitem__(0, s.conv[0][:1].expand(3, -1, -1)),
+         "state.conv[0] has strides [0, 6, 1]; only a contiguous state is updated in place"),
+        (lambda s: s.mass[0].requires_grad_(), "state.mass[0] requires gradients"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_updated_in_place_is_refused_there_alone(change: Any, message: str) -> None:
+    state = random_state()
+    change(state)
+    check(state)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check(state, in_place=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", ["memory", "mass", "conv"])
+def test_a_step_that_is_refused_has_changed_nothing(layer: str) -> None:
+    """The last tensor of its kind is the one that does not fit, so that all before it would have been written."""
+    model, state = RamNetForCausalLM(CONFIG), random_state()
+    getattr(state, layer)[-1] = getattr(state, layer)[-1].mT.contiguous().mT
+    before = state.clone()
+    with pytest.raises(ValueError, match="only a contiguous state"):
+        model(torch.zeros(3, 1, dtype=torch.int64), state, in_place=True)
+    assert equal(state, before)
+
+
+def test_what_a_prompt_leaves_holds_none_of_its_memory() -> None:
+    model = RamNetForCausalLM(CONFIG)
+    with torch.no_grad():
+        state = model(torch.zeros(1, 500, dtype=torch.int64)).state
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in state.tensors().values())
 
 
 def test_a_file_is_as_large_after_a_trillion_tokens_as_before_the_first(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Compiled kernels on disk, so that a second process compiles nothing: a folder that is the user's alone, where each
+file has the digest of what was written beside it.
+
+What is loaded runs as the user, so a folder that others could write to is not used, and a file that is not what was
+written is built anew. A cache that cannot be used costs time, never the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from ramnet.files import clear_asides, write_text_atomic, written_aside
+
+
+def find(name: str) -> Path | None:
+    """The file of that name, if it is there and is what ``keep`` wrote."""
+    folder = _folder(_place())
+    if folder is None:
+        return None
+    try:
+        written = _digest_path(folder / name).read_text(encoding="ascii", errors="replace")
+        return folder / name if written == _digest(folder / name) else None
+    except OSError:
+        return None
+
+
+def keep(name: str, write: Callable[[Path], object]) -> Path | None:
+    """The file that ``write(path)`` makes, under that name; None, with a notice, where it cannot be kept.
+
+    ``write`` may raise OSError, for want of space, or RuntimeError, as a linker does for the same reason.
+    """
+    folder = _folder(_place())
+    if folder is None:
+        return None
+    try:
+        with written_aside(folder / name) as aside:
+            write(aside)
+            digest = _digest(aside)
+        write_text_atomic(_digest_path(folder / name), digest)
+    except (OSError, RuntimeError) as error:
+        notice(f"a compiled kernel cannot be kept in {folder}: {error}")
+        return None
+    return folder / name
+
+
+@cache
+def notice(reason: str) -> None:
+    """Say once why kernels are not kept."""
+    warnings.warn(f"{reason}; kernels are compiled anew in each process", stacklevel=4)
+
+
+def _place() -> Path:
+    """Below ``RAMNET_CACHE``, or ramnet in the user's cache folder."""
+    given = os.environ.get("RAMNET_CACHE")
+    return (Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ramnet") / "kernels"
+
+
+@cache
+def _folder(path: Path) -> Path | None:
+    """The folder, made where it is missing and cleared of what killed processes left; None, with a notice, where it
+    cannot be used."""
+    try:
+        path = path.expanduser()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise PermissionError(f"{path} is a link")
+        if found.st_uid != os.geteuid():
+            raise PermissionError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}, who runs this")
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            path.chmod(0o700)
+    except (OSError, RuntimeError) as error:  # RuntimeError where there is no home
+        notice(f"{error}; set RAMNET_CACHE to a folder of your own")
+        return None
+    clear_asides(path)
+    return path
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,231 @@
+"""Kernels on disk: a second process compiles nothing, and what is not what was written is built anew, never run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowering import cache, kernels
+from ramnet.ops import reference
+from schedules.cpu import AddressDecode
+from schedules.workload import Workload
+
+pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+
+WORK = Workload(op="address_decode", shape={"R": 8, "U": 2, "P": 2, "K": 2})
+SCHEDULE = AddressDecode(lanes=8, unroll=0, parallel=False)
+LOGITS = torch.randn(8, 2, 2, generator=torch.Generator().manual_seed(0))
+
+
+UNSHARE = ["unshare", "--map-root-user", "--mount"]
+CAN_MOUNT = (
+    shutil.which("unshare") is not None and not subprocess.run([*UNSHARE, "true"], capture_output=True).returncode
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, of which nothing is loaded yet."""
+    monkeypatch.setenv("RAMNET_CACHE", str(tmp_path / "cache"))
+    forget(monkeypatch)
+    return tmp_path / "cache"
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process that begins."""
+    monkeypatch.setattr(kernels, "_loaded", {})
+    for remembered in (cache.notice, cache._folder, kernels.linker):
+        remembered.cache_clear()
+
+
+def decodes() -> bool:
+    """Lower the kernel, see that it computes, and say whether it was compiled."""
+    kernel = kernels.lower(WORK, "cpu", SCHEDULE)
+    slots, weights = torch.empty(8, 2, dtype=torch.int32), torch.empty(8, 2)
+    kernel.function(LOGITS, slots, weights)
+    assert torch.allclose(weights, reference.address_decode(LOGITS, 2)[1], rtol=1e-5)
+    return kernel.compiled_now
+
+
+def decodes_with_a_notice(text: str) -> None:
+    """It computes, once more without another compile in this process, and one notice says why nothing is kept."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert decodes() and decodes()
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 1 and text in said[0] and said[0].endswith("kernels are compiled anew in each process"), said
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def library(place: Path) -> Path:
+    (found,) = (place / "kernels").glob("*.so")
+    return found
+
+
+def test_what_was_compiled_is_kept_beside_its_digest_in_a_folder_of_the_users_own(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert decodes()
+    assert names(place) == ["kernels", f"kernels/{library(place).name}", f"kernels/{library(place).name}.sha256"]
+    assert stat.S_IMODE((place / "kernels").stat().st_mode) == 0o700
+    forget(monkeypatch)
+    monkeypatch.setattr(kernels, "compile_now", None)
+    assert not decodes()
+
+
+def put(path: Path, data: bytes) -> None:
+    """As another file: this process has the old one mapped."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    put(path, b"")
+
+
+def cut(path: Path) -> None:
+    put(path, path.read_bytes()[:-1])
+
+
+def alter(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    put(path, data)
+
+
+def plant(path: Path) -> None:
+    """A library whose loading is seen: it leaves a file."""
+    source = path.with_suffix(".c")
+    code = f'__attribute__((constructor)) static void f(void) {{ fopen("{path.parent.parent}/ran", "w"); }}'
+    source.write_text(f"#include <stdio.h>\n{code}\n")
+    path.unlink()
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", path, source], check=True)
+    source.unlink()
+
+
+@pytest.mark.parametrize("damage", [empty, cut, alter, plant, Path.unlink])
+@pytest.mark.parametrize("what", ["library", "digest"])
+def test_a_damaged_file_is_not_loaded_but_built_anew(
+    what: str, damage: Callable[[Path], None], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decodes()
+    good = library(place)
+    damage(good if what == "library" else good.with_name(f"{good.name}.sha256"))
+    forget(monkeypatch)
+    assert decodes()
+    assert not (place / "ran").exists()
+    forget(monkeypatch)
+    assert not decodes()
+
+
+def test_a_folder_open_to_others_is_closed(place: Path) -> None:
+    (place / "kernels").mkdir(parents=True)
+    (place / "kernels").chmod(0o777)
+    assert decodes()
+    assert stat.S_IMODE((place / "kernels").stat().st_mode) == 0o700
+
+
+def test_a_folder_of_another_user_is_not_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decodes()
+    forget(monkeypatch)
+    monkeypatch.setattr(cache.os, "geteuid", lambda: os.getuid() + 1)
+    decodes_with_a_notice(f"{place / 'kernels'} belongs to user {os.getuid()}, not to {os.getuid() + 1}")
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(place: Path, tmp_path: Path) -> None:
+    place.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (place / "kernels").symlink_to(tmp_path / "elsewhere")
+    decodes_with_a_notice(f"{place / 'kernels'} is a link; set RAMNET_CACHE to a folder of your own")
+    assert names(tmp_path / "elsewhere") == []
+
+
+def test_a_place_that_cannot_be_made_costs_the_cache_alone(place: Path) -> None:
+    place.write_text("a file")
+    decodes_with_a_notice(str(place))
+
+
+FULL_DISK = """
+import warnings
+from tests.lowering import test_cache
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert test_cache.decodes()
+print(*(warning.message for warning in caught))
+"""
+
+
+@pytest.mark.skipif(not CAN_MOUNT, reason="a small disk needs unshare --map-root-user --mount")
+@pytest.mark.parametrize("size", [4, 12])
+def test_a_full_disk_costs_the_cache_alone(size: int, place: Path, tmp_path: Path) -> None:
+    place.mkdir()
+    shell = f'mount -t tmpfs -o size={size}k tmpfs {place} && TMPDIR={place} "$0" -c "$1" && ls -A {place}/kernels'
+    command = [*UNSHARE, "sh", "-c", shell, sys.executable, FULL_DISK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"a compiled kernel cannot be kept in {place / 'kernels'}: "), done.stdout
+    assert "No space left on device" in done.stdout
+    assert len(done.stdout.splitlines()) == 1, done.stdout
+
+
+def test_without_a_linker_kernels_work_but_are_not_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowering.kernels.shutil.which", lambda _: None)
+    decodes_with_a_notice("no C++ compiler is there to link with")
+    assert names(place) == ["kernels"]
+
+
+def test_what_a_killed_process_left_is_cleared_at_the_next_start(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"""
+import os, signal
+from lowering import cache
+cache.keep("x.so", lambda aside: (aside.write_text("half"), os.kill(os.getpid(), signal.{signal.SIGKILL.name})))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    left = names(place)
+    assert len(left) == 3 and left[2].endswith("/x.so"), left
+    forget(monkeypatch)
+    decodes()
+    assert not any("x.so" in name for name in names(place))
+
+
+FIRST_RESULT = """
+import json, sys, torch, lowering, lowering.kernels, ramnet
+logits = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0))
+with lowering.use("cpu"):
+    slots, weights = ramnet.ops.address_decode(logits, 3)
+compiled = [kernel.compiled_now for kernel in lowering.kernels._loaded.values()]
+print(json.dumps({"compiled": compiled, "tvm": "tvm" in sys.modules, "sum": float(weights.sum())}))
+"""
+
+
+def test_a_second_process_compiles_nothing_and_imports_no_compiler(place: Path) -> None:
+    def run() -> dict:
+        command = [sys.executable, "-c", FIRST_RESULT]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    first, second = run(), run()
+    assert first["compiled"] == [True] and second["compiled"] == [False]
+    assert not second["tvm"], "the compiler was imported though nothing was compiled"
+    assert second["sum"] == first["sum"]
+
+
+def test_processes_that_begin_at_once_all_get_a_kernel(place: Path) -> None:
+    command = [sys.executable, "-c", FIRST_RESULT]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [json.loads(process.communicate()[0]) for process in running]
+    assert len({each["sum"] for each in told}) == 1
+    assert json.loads(subprocess.check_output(command))["compiled"] == [False]

@@ -1,0 +1,183 @@
+"""Sizes whose product passes 2^31: offsets are 64 bits wide, in every kernel, whichever size they begin with."""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowering.tir.programs import template
+from ramnet import ops
+from ramnet.ops import reference
+from schedules import gpu
+from schedules.cpu import SCHEDULES
+from schedules.gpu.scan import MemoryScan, MemoryScanBackward
+from schedules.gpu.step import MemoryStep
+from schedules.workload import Op, Workload
+from tests.samples import relative_rmse, scan_inputs
+
+tvm = pytest.importorskip("tvm", reason="the kernels need tvm: pip install 'ramnet[tvm]'")
+
+# 33 heads of 2^20 slots of 64 channels: 8.9 GB, of which a few rows are ever touched, and have memory.
+HEADS, SLOTS, DIM = 33, 4**10, 64
+
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
+    reason="Triton's kernels are interpreted here",
+)
+
+CONSTANTS = {"decay_power": 0.5, "eps": 1e-6, "proxy_eps": 0.01, "temperature": 1.0, "norm_eps": 1e-5, "cape_heads": 1}
+SHAPES: dict[Op, dict[str, int]] = {
+    "address_decode": {"R": 300, "U": 3, "P": 4, "K": 8},
+    "address_decode_backward": {"R": 300, "U": 3, "P": 4, "K": 8},
+    "memory_scan": {"N": 2, "T": 9, "K": 4, "M": 256, "D": 32},
+    "memory_scan_backward": {"N": 2, "T": 9, "K": 4, "M": 256, "D": 32},
+    "memory_step": {"N": 2, "K": 4, "M": 256, "D": 32},
+    "project": {"O": 2**22, "I": 1024},
+    "decode_layer": {"C": 2**12, "H": 8, "U": 10, "P": 4, "K": 4, "M": 4**10, "D": 512, "I": 2**20},
+    "decode_heads": {"N": 4, "U": 4, "P": 4, "K": 4, "M": 256, "D": 32},
+}
+
+
+def narrow_accesses(module: Any, target: Any) -> set[str]:
+    """The arguments that the module's functions index by 32 bits, once their indices are flat."""
+    from tvm.ir.expr import TensorLoad
+    from tvm.ir.instrument import pass_instrument
+    from tvm.tirx import BufferStore
+    from tvm_ffi.structural import structural_walk
+
+    @pass_instrument
+    class Flat:
+        def run_after_pass(self, module: Any, info: Any) -> None:
+            if info.name == "tirx.FlattenBuffer":
+                self.module = module
+
+    flat = Flat()
+    with tvm.transform.PassContext(instruments=[flat]):
+        tvm.compile(module, target=target)
+    found: set[str] = set()
+    for function in flat.module.functions.values():
+        arguments = {str(argument.name) for argument in function.params}
+
+        def see(name: str, index: Any, arguments: set[str] = arguments) -> None:
+            if name in arguments and "int64" not in str(index.ty):
+                found.add(name)
+
+        structural_walk(
+            function.body,
+            [
+                (BufferStore, lambda store: see(str(store.buffer.name), store.indices[0])),
+                (TensorLoad, lambda load: see(str(load.source), load.indices[0])),
+            ],
+        )
+    return found
+
+
+@pytest.mark.parametrize("op", SCHEDULES)
+def test_cpu_kernels_count_in_64_bits(op: Op) -> None:
+    work = Workload(op=op, shape=SHAPES[op], constants=CONSTANTS)
+    module = importlib.import_module(f"lowering.tir.{op}").module(work, SCHEDULES[op].default(work))
+    assert narrow_accesses(module, tvm.target.Target({"kind": "llvm"})) <= {"at"}  # the position, one number
+
+
+@pytest.mark.parametrize("op", gpu.SCHEDULES)
+def test_tirs_gpu_kernels_count_in_64_bits(op: Op) -> None:
+    work = Workload(op=op, shape=SHAPES[op], constants=CONSTANTS)
+    knobs: dict[str, Any] = {"form": "shared"} if "scan" in op else {"compiler": "tir"}
+    module = template(work, gpu.SCHEDULES[op](**knobs), cuda=False)
+    assert narrow_accesses(module, tvm.target.Target({"kind": "llvm"})) <= {"A", "t"}  # [2, H] and the position
+
+
+def spread(slots: Tensor) -> Tensor:
+    """Slots of a small memory to as many of the large one, from its first to its last."""
+    return (slots.long() * (SLOTS - 1) // 7).int()
+
+
+def untouched_zeros() -> Tensor:
+    """A memory [1, N, M, D] of zeros that the system gives when they are first asked for."""
+    place = mmap.mmap(-1, 4 * HEADS * SLOTS * DIM)
+    return torch.frombuffer(place, dtype=torch.float32).view(1, HEADS, SLOTS, DIM)
+
+
+def large_state() -> tuple[Tensor, Tensor]:
+    """S = 0 and z = 1."""
+    return untouched_zeros(), torch.ones(1, HEADS, SLOTS)
+
+
+def inputs_of(tokens: int) -> dict[str, Tensor]:
+    small = scan_inputs(1, HEADS, tokens, 2, 8, DIM)
+    return small | {"memory": torch.zeros_like(small["memory"]), "mass": torch.ones_like(small["mass"])}
+
+
+def steps(backend: Any, **how: Any) -> None:
+    small = inputs_of(3)
+    memory, mass = large_state()
+    for t in range(3):
+        accesses = [x[:, :, t].contiguous() for x in list(small.values())[:5]]
+        expected = reference.memory_step(*accesses, small["memory"], small["mass"], 1.0, 1e-6)
+        accesses[0], accesses[2] = spread(accesses[0]), spread(accesses[2])
+        assert relative_rmse(backend(*accesses, memory, mass, **how), expected) < 1e-5
+    rows = spread(torch.arange(8)).long()
+    assert torch.allclose(memory[:, :, rows], small["memory"], atol=1e-5)
+
+
+def test_a_step_on_a_large_memory_is_right_on_the_cpu() -> None:
+    with ops.using("cpu"):
+        steps(ops.memory_step)
+
+
+def walked(op: str, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    """A plan's results without its copies of the whole state, which is 0 as fresh memory is."""
+    from lowering.gpu import plan
+    from lowering.triton.copying import copy_elements
+
+    made = plan(op, schedule, *arguments)
+    for launch in made.launches:
+        if launch.kernel is not copy_elements:
+            launch.run()
+        elif launch.arguments["source"].numel() < 2**30:
+            launch.arguments["target"].copy_(launch.arguments["source"])
+    return made.outputs
+
+
+@interpreted
+def test_a_step_on_a_large_memory_is_right_on_the_gpus_kernels() -> None:
+    from lowering.gpu import plan
+
+    def step(*arguments: Tensor) -> Tensor:
+        schedule = MemoryStep(compiler="triton", threads=64)
+        (output,) = plan("memory_step", schedule, *(x.flatten(0, 1) for x in arguments), 1.0, 1e-6).run()
+        return output.view(arguments[4].shape)
+
+    steps(step)
+
+
+@interpreted
+@pytest.mark.parametrize("form", ["serial", "slots"])
+def test_a_scan_of_a_large_memory_is_right_on_the_gpus_kernels(form: Any) -> None:
+    small = inputs_of(3)
+    expected = reference.memory_scan(*small.values(), 1.0, 1e-6, 0.01)
+    given = [torch.randn_like(small["values"]), torch.zeros_like(small["memory"]), torch.zeros_like(small["mass"])]
+    gradients = reference.memory_scan_backward(*given, *small.values(), 1.0, 1e-6, 0.01)
+    memory, mass = large_state()
+    large = small | {"memory": memory, "mass": mass}
+    large |= {name: spread(small[name]) for name in ("write_slots", "read_slots")}
+    inputs = [x.flatten(0, 1) for x in large.values()]
+    rows = spread(torch.arange(8)).long()
+
+    output, new_memory, new_mass = walked("memory_scan", MemoryScan(form=form), *inputs, 1.0, 1e-6)
+    assert relative_rmse(output.view(expected[0].shape), expected[0]) < 1e-5
+    assert relative_rmse(new_memory[:, rows], expected[1].flatten(0, 1)) < 1e-5
+    assert relative_rmse(new_mass[:, rows], expected[2].flatten(0, 1)) < 1e-5
+    del new_memory
+
+    wide = [given[0].flatten(0, 1), untouched_zeros().flatten(0, 1), torch.zeros_like(mass).flatten(0, 1)]
+    found = walked("memory_scan_backward", MemoryScanBackward(form=form), *wide, *inputs, 1.0, 1e-6, 0.01)
+    for actual, wanted in zip(found[:3], gradients[:3], strict=True):
+        assert relative_rmse(actual.view(wanted.shape), wanted) < 1e-4
+    assert relative_rmse(found[3][:, rows], gradients[3].flatten(0, 1)) < 1e-4
