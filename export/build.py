@@ -15,11 +15,10 @@ import torch
 from export import graphs, verify
 from export.libraries import need
 from export.session import OnnxSession
-from export.sidecar import FILENAME, Graph, Sidecar, sha256, versions
+from export.sidecar import DIGESTED, FILENAME, Graph, Sidecar, sha256, versions
 from ramnet import RamNetForCausalLM
 
-FILES = (*(f"{name}.onnx" for name in graphs.GRAPHS), graphs.WEIGHTS, FILENAME)
-
+FILES = (*DIGESTED, FILENAME)
 
 STAGES = 3 + verify.CHECKS
 
@@ -74,11 +73,12 @@ def export_onnx(
         verify.check_graphs(aside)
         on_progress("graphs checked")
         sidecar = Sidecar(
+            format="ramnet-onnx-1",
             config=model.config,
             opset=OPSET,
-            graphs={name: Graph.of(f"{name}.onnx", built) for name, built in models.items()},
+            graphs={kind: Graph.of(model.config, kind) for kind in graphs.GRAPHS},
             versions=versions(),
-            files={file: sha256(aside / file) for file in FILES if (aside / file).is_file()},
+            files={file: sha256(aside / file) for file in DIGESTED},
             largest_errors={},
             schedules=schedules,
         )

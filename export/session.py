@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from export.graphs import GRAPHS, PAST, PRESENT, SLOTS, WEIGHTS
 from export.libraries import need
-from export.sidecar import Sidecar
-from ramnet import RamNetConfig, RamNetForCausalLM, RamState
+from export.ports import difference, inputs
+from export.runtime import BoundStep, OnnxGraph
+from export.sidecar import FILENAME, Sidecar
+from export.state import POSITION, OnnxState
+from ramnet import RamNetForCausalLM
 from ramnet.generation import check_prompt, generate
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, IOBinding
-
-
-@dataclass
-class OnnxState:
-    """The state of ``OnnxSession``: arrays under the names of ``RamState.tensors``, updated in place by ``step``."""
-
-    tensors: dict[str, NDArray[Any]]
-    _step: _BoundStep | None = field(default=None, repr=False)
-
-    @classmethod
-    def zeros(cls, config: RamNetConfig, batch_size: int) -> Self:
-        """The state before the first token."""
-        return cls.of(RamState.zeros(config, batch_size))
-
-    @classmethod
-    def of(cls, state: RamState) -> Self:
-        """A copy of a PyTorch state, as float32."""
-        return cls(
-            {
-                name: np.array(x.numpy() if name == "position" else x.float().numpy())
-                for name, x in state.tensors().items()
-            }
-        )
-
-    def clone(self) -> Self:
-        """A copy that shares nothing with this one."""
-        return type(self)({name: array.copy() for name, array in self.tensors.items()})
 
 
 class OnnxOutput(NamedTuple):
@@ -58,9 +29,13 @@ class OnnxOutput(NamedTuple):
 class OnnxSession:
     """An exported model: called as ``RamNetForCausalLM`` is, with an ``OnnxState`` for its state.
 
+    Threads may share a session, each with states of its own.
+
     Args:
-        directory: what ``ramnet export`` wrote.
-        threads: of onnxruntime; None takes ``torch.get_num_threads()``.
+        directory: what ``ramnet export`` wrote. While the session lives, its files may be removed or replaced by
+            others, as a new export does, but not overwritten in place: onnxruntime maps the weights, it does not read
+            them.
+        threads: of onnxruntime, at least 1; None takes ``torch.get_num_threads()``.
 
     Raises:
         ValueError: for a directory that is no export, or one whose files are damaged.
@@ -72,8 +47,12 @@ class OnnxSession:
         directory = Path(directory)
         self.sidecar = Sidecar.load(directory)
         self.config = self.sidecar.config
-        self.graphs = {name: load_graph(directory / f"{name}.onnx", threads) for name in GRAPHS}
+        self.graphs = {kind: OnnxGraph(directory / f"{kind}.onnx", threads) for kind in GRAPHS}
+        for kind, graph in self.graphs.items():
+            if wrong := difference(self.config, kind, graph.inputs, graph.outputs):
+                raise ValueError(f"{graph.path} is not the graph of {FILENAME} beside it: it {wrong}")
         self._weight_bytes = (directory / WEIGHTS).stat().st_size
+        self._steps: WeakKeyDictionary[OnnxState, BoundStep] = WeakKeyDictionary()
 
     def __call__(self, input_ids: Tensor, state: OnnxState | None = None, *, in_place: bool = False) -> OnnxOutput:
         """Logits of every token and the state after the last; as ``RamNetForCausalLM.forward``."""
@@ -107,10 +86,13 @@ class OnnxSession:
         tokens = self._check(input_ids)
         if tokens != 1:
             raise ValueError(f"in_place takes one token at a time, not {tokens}")
-        if state._step is None or state._step.graph is not self.graphs["decode"]:
+        step = self._steps.get(state)
+        if step is None:
             self._check_state(state, len(input_ids))
-            state._step = _BoundStep(self.graphs["decode"], state.tensors, len(input_ids), self.config.vocab_size)
-        return torch.from_numpy(state._step(input_ids.numpy()))
+            step = BoundStep(self.graphs["decode"], state, len(input_ids), self.config.vocab_size)
+            step = self._steps.setdefault(state, step)  # that of another thread where there is one
+        _check_position(state)
+        return torch.from_numpy(step(input_ids.numpy()))
 
     def generate(self, input_ids: Tensor, max_new_tokens: int, **sampling: Any) -> Tensor:
         """``input_ids`` [B, T] followed by what the model says; see ``ramnet.generation.generate``."""
@@ -127,61 +109,31 @@ class OnnxSession:
 
     def _check_state(self, state: OnnxState, batch: int) -> None:
         """ValueError where ``state`` is of another model or batch size."""
-        for port in self.sidecar.graphs["decode"].inputs:
+        found = {name: list(array.shape) for name, array in state.tensors.items()}
+        for port in inputs(self.config, "decode"):
             if port.name.startswith(PAST):
                 name, shape = port.name.removeprefix(PAST), [batch if size == "batch" else size for size in port.shape]
-                found = list(state.tensors[name].shape) if name in state.tensors else None
-                if found != shape:
-                    raise ValueError(f"state {name} has shape {found}; here it must be {shape}")
+                if found.get(name) != shape:
+                    raise ValueError(f"state {name} has shape {found.get(name)}; here it must be {shape}")
+                del found[name]
+        if found:
+            raise ValueError(f"state holds {', '.join(found)} too, of which this model has no use")
+        _check_position(state)
 
 
-class _BoundStep:
-    """The decode graph with its buffers bound once, as they are the same at every step."""
-
-    def __init__(self, graph: InferenceSession, tensors: dict[str, NDArray[Any]], batch: int, vocab_size: int) -> None:
-        from onnxruntime import OrtValue
-
-        self.graph = graph
-        self._ids = np.zeros((batch, 1), dtype=np.int64)
-        self._logits = np.zeros((batch, 1, vocab_size), dtype=np.float32)
-        self._position, self._next_position = tensors["position"], np.zeros_like(tensors["position"])
-        self._binding: IOBinding = graph.io_binding()
-        bind_in, bind_out = self._binding.bind_ortvalue_input, self._binding.bind_ortvalue_output
-        bind_in("input_ids", OrtValue.ortvalue_from_numpy(self._ids))
-        bind_out("logits", OrtValue.ortvalue_from_numpy(self._logits))
-        for name, array in tensors.items():
-            past = OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
-            # Every layer reads the position, so the next one must not replace it during the run.
-            present = OrtValue.ortvalue_from_numpy(self._next_position) if name == "position" else past
-            bind_in(PAST + name, past)
-            bind_out(PRESENT + name, present)
-
-    def __call__(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        if input_ids.shape != self._ids.shape:
-            raise ValueError(f"input_ids has {len(input_ids)} rows; the state is of batch size {len(self._ids)}")
-        self._ids[:] = input_ids
-        self.graph.run_with_iobinding(self._binding)
-        self._position[...] = self._next_position
-        return self._logits.copy()
-
-
-def load_graph(path: Path, threads: int | None = None) -> InferenceSession:
-    """An onnxruntime session on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+def _check_position(state: OnnxState) -> None:
+    """ValueError where ``state`` stands before the first token."""
+    position = int(state.tensors[POSITION])
+    if position < 0:
+        raise ValueError(f"state position is {position}; it must be >= 0")
 
 
 def run_copying(
-    graph: InferenceSession, input_ids: Tensor, state: OnnxState, layers: int = 0
+    graph: OnnxGraph, input_ids: Tensor, state: OnnxState, layers: int = 0
 ) -> tuple[OnnxOutput, list[Tensor]]:
     """Output of either graph by a plain run, which copies the state, and the slots of the first ``layers`` layers."""
     feeds = {"input_ids": input_ids.numpy()} | {PAST + name: array for name, array in state.tensors.items()}
     present = [PRESENT + name for name in state.tensors]
     logits, *rest = graph.run(["logits", *present, *(f"{SLOTS}{i}" for i in range(layers))], feeds)
-    arrays, slots = rest[: len(present)], rest[len(present) :]
-    # A scalar may come back as a plain number.
-    after = OnnxState(dict(zip(state.tensors, map(np.asarray, arrays), strict=True)))
-    return OnnxOutput(torch.from_numpy(logits), after), [torch.from_numpy(x) for x in slots]
+    after = OnnxState(dict(zip(state.tensors, rest, strict=False)))
+    return OnnxOutput(torch.from_numpy(logits), after), [torch.from_numpy(x) for x in rest[len(present) :]]

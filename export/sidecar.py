@@ -3,74 +3,69 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from export.graphs import GRAPHS, WEIGHTS
+from export.ports import Port, difference, inputs, outputs
 from ramnet import RamNetConfig
 from ramnet.config import one_line
 from ramnet.files import read_text, write_text_atomic
 
-if TYPE_CHECKING:
-    import onnx_ir
-
 FILENAME = "ramnet.json"
-
-
-class Port(BaseModel):
-    """One input or output of a graph; sizes that may vary are names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    shape: list[int | str]
-    dtype: str
+DIGESTED = (*(f"{kind}.onnx" for kind in GRAPHS), WEIGHTS)
 
 
 class Graph(BaseModel):
     """One graph: its file, inputs and outputs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     file: str
     inputs: list[Port]
     outputs: list[Port]
 
     @classmethod
-    def of(cls, file: str, model: onnx_ir.Model) -> Self:
-        def ports(values: Iterable[onnx_ir.Value]) -> list[Port]:
-            return [
-                Port(
-                    name=value.name or "",
-                    shape=[size if isinstance(size, int) else str(size) for size in value.shape or ()],
-                    dtype=str(value.dtype.numpy()) if value.dtype else "",
-                )
-                for value in values
-            ]
-
-        return cls(file=file, inputs=ports(model.graph.inputs), outputs=ports(model.graph.outputs))
+    def of(cls, config: RamNetConfig, kind: str) -> Self:
+        """The graph ``kind`` of a model."""
+        return cls(file=f"{kind}.onnx", inputs=list(inputs(config, kind)), outputs=list(outputs(config, kind)))
 
 
 class Sidecar(BaseModel):
-    """The content of ``ramnet.json``."""
+    """The content of ``ramnet.json``.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Raises ValueError where a graph or a digest is missing, or a graph is not the one of ``config``.
+    """
 
-    format: Literal["ramnet-onnx-1"] = "ramnet-onnx-1"
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal["ramnet-onnx-1"]
     config: RamNetConfig
     opset: int
     graphs: dict[str, Graph]
     versions: dict[str, str]
-    files: dict[str, str]  # SHA-256 of each
+    files: dict[str, str]  # SHA-256 of each of DIGESTED
     largest_errors: dict[str, float]  # of the verification, by the name of the check
     schedules: dict[str, Any] | None  # for each op its record, or the default's knobs
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for field, names, expected in (("graphs", self.graphs, GRAPHS), ("files", self.files, DIGESTED)):
+            if sorted(names) != sorted(expected):
+                raise ValueError(f"{field} names {sorted(names)}; it must name {sorted(expected)}")
+        for kind, graph in self.graphs.items():
+            if graph.file != f"{kind}.onnx":
+                raise ValueError(f"graphs.{kind}.file is {graph.file!r}; it must be {kind}.onnx")
+            if wrong := difference(self.config, kind, graph.inputs, graph.outputs):
+                raise ValueError(f"graphs.{kind} {wrong}")
+        return self
+
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read and check an export's description.
+        """Read an export's description, and check the files against it; other files in ``directory`` are ignored.
 
         Raises:
             ValueError: where ``directory`` is no export, ``ramnet.json`` is damaged, or a file is missing or not the
@@ -82,7 +77,7 @@ class Sidecar(BaseModel):
         try:
             sidecar = cls.model_validate_json(read_text(path))
         except ValidationError as error:
-            raise ValueError(f"{path} is damaged: {one_line(error)}") from None
+            raise ValueError(f"{path} is damaged: {' '.join(one_line(error).split())}") from None
         for name, digest in sidecar.files.items():
             if not (directory / name).is_file():
                 raise ValueError(f"{directory} is incomplete: {name} is missing; export the checkpoint again")

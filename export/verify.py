@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from export.graphs import GRAPHS
 from export.replay import Replay
-from export.session import OnnxOutput, OnnxSession, OnnxState, run_copying
+from export.session import OnnxOutput, OnnxSession, run_copying
+from export.state import OnnxState
 from ramnet import RamNetForCausalLM, RamNetOutput, RamState
 from ramnet.ops import register_backend, using
 
@@ -108,7 +109,7 @@ def compare(model: RamNetForCausalLM, session: OnnxSession, tolerance: float = T
         state, bound = pair[0].state, pair[1].state
         if position is not None:
             state.position.fill_(position)
-            bound.tensors["position"][...] = position
+            bound.tensors["position"] = position
         pair = prefill(LENGTHS[1], state, bound)
         yield check(f"prefill of {LENGTHS[1]} at {int(state.position)}", [pair], tolerance)
 
@@ -127,7 +128,7 @@ def compare(model: RamNetForCausalLM, session: OnnxSession, tolerance: float = T
         yield check(f"{STEPS} steps, bound = copied", same, 0.0)
 
 
-def _arrays(state: RamState | OnnxState) -> dict[str, NDArray[Any]]:
+def _arrays(state: RamState | OnnxState) -> Mapping[str, NDArray[Any]]:
     return (OnnxState.of(state) if isinstance(state, RamState) else state).tensors
 
 

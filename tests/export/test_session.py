@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from export.session import OnnxSession, OnnxState, run_copying
+from export.session import OnnxSession, run_copying
+from export.state import OnnxState
 from ramnet import RamState
 from tests import brute_force
 from tests.export.conftest import Exported
@@ -143,3 +146,19 @@ def test_bad_input_is_named(mixed: Exported) -> None:
     session.step(torch.zeros(2, 1, dtype=torch.int64), state)
     with pytest.raises(ValueError, match="has 3 rows; the state is of batch size 2"):
         session.step(torch.zeros(3, 1, dtype=torch.int64), state)
+    with pytest.raises(ValueError, match="threads is 0; it must be at least 1, or None"):
+        OnnxSession(mixed.onnx, threads=0)
+
+
+@pytest.mark.parametrize(
+    ("input_ids", "problem"), [(np.zeros((2, 1), np.float32), "INVALID_ARGUMENT"), (np.full((2, 1), 256), "Gather")]
+)
+def test_what_onnxruntime_cannot_run_is_one_sentence_that_names_the_file(
+    mixed: Exported, capfd: pytest.CaptureFixture[str], input_ids: NDArray[Any], problem: str
+) -> None:
+    session = OnnxSession(mixed.onnx, threads=1)
+    feeds = {f"past_recurrent.{name}": x for name, x in OnnxState.zeros(session.config, 2).tensors.items()}
+    with pytest.raises(RuntimeError, match=rf"onnx/decode\.onnx failed in onnxruntime: .*{problem}") as caught:
+        session.graphs["decode"].run(["logits"], feeds | {"input_ids": input_ids})
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,68 @@
+"""The inputs and outputs of a model's graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+
+from pydantic import BaseModel, ConfigDict
+
+from export.graphs import PAST, PRESENT, SLOTS
+from ramnet import RamNetConfig
+
+
+class Port(BaseModel):
+    """One input or output of a graph; sizes that may vary are names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    shape: list[int | str]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {self.dtype} {self.shape}"
+
+
+def inputs(config: RamNetConfig, kind: str) -> Iterator[Port]:
+    """The inputs of the graph ``kind`` of a model, in their order."""
+    yield Port(name="input_ids", shape=["batch", _tokens(kind)], dtype="int64")
+    yield from _state(config, PAST)
+
+
+def outputs(config: RamNetConfig, kind: str) -> Iterator[Port]:
+    """The outputs of the graph ``kind`` of a model, in their order."""
+    yield Port(name="logits", shape=["batch", _tokens(kind), config.vocab_size], dtype="float32")
+    yield from _state(config, PRESENT)
+    slots: list[int | str] = ["batch", _tokens(kind), 2, config.num_heads, config.top_k]
+    for layer in range(config.num_layers):
+        yield Port(name=f"{SLOTS}{layer}", shape=slots, dtype="int32")
+
+
+def difference(config: RamNetConfig, kind: str, found_inputs: Iterable[Port], found_outputs: Iterable[Port]) -> str:
+    """Where these ports are first not those of the graph ``kind`` of a model, in words; empty where they are."""
+    for side, found, expected in (
+        ("input", found_inputs, inputs(config, kind)),
+        ("output", found_outputs, outputs(config, kind)),
+    ):
+        for port, right in zip_longest(found, expected):
+            if port != right:
+                return f"has {port or 'nothing'} as an {side} where its model has {right or 'nothing'}"
+    return ""
+
+
+def _state(config: RamNetConfig, prefix: str) -> Iterator[Port]:
+    """As ``RamState.tensors``, one at a time: a damaged configuration may ask for more than there is memory."""
+    heads: list[int | str] = ["batch", config.num_heads, config.slots]
+    recent: list[int | str] = ["batch", config.conv_kernel - 1, config.hidden_size]
+    for layer in range(config.num_layers):
+        yield Port(name=f"{prefix}memory.{layer}", shape=[*heads, config.value_dim], dtype="float32")
+    for layer in range(config.num_layers):
+        yield Port(name=f"{prefix}mass.{layer}", shape=heads, dtype="float32")
+    for layer in range(config.conv_layers):
+        yield Port(name=f"{prefix}conv.{layer}", shape=recent, dtype="float32")
+    yield Port(name=f"{prefix}position", shape=[], dtype="int64")
+
+
+def _tokens(kind: str) -> int | str:
+    return 1 if kind == "decode" else "tokens"
