@@ -102,25 +102,42 @@ def _float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
 
 @contextmanager
 def _replaced(directory: Path) -> Iterator[Path]:
-    """A new directory that takes the place of ``directory`` when the block ends well, and is removed otherwise."""
+    """A new directory that takes the place of ``directory`` when the block ends well, and is removed otherwise.
+
+    An OSError of the block, as of a full disk, comes out as one that names ``directory``.
+    """
     if directory.exists():
         if not directory.is_dir():
             raise ValueError(f"{directory} is a file; an export needs a directory")
         foreign = sorted(path.name for path in directory.iterdir() if path.name not in FILES)
         if foreign:
             raise ValueError(f"{directory} holds {foreign[0]}, which is no part of an export; name another directory")
-    # On the same file system, so that the last step is a rename, and without making parents that may not be needed.
-    ancestor = next(path for path in directory.absolute().parents if path.exists())
-    work = Path(tempfile.mkdtemp(dir=ancestor, prefix=f".{directory.name}."))
-    new, old = work / "new", work / "old"
+        if directory.samefile(Path.cwd()):
+            raise ValueError(f"{directory} is the current folder, which cannot be replaced; name another directory")
+    with _errors_name(directory):
+        place = directory.resolve()  # a link stays, and what it points to is replaced
+        # On the same file system, so that the last step is a rename, and without making parents that may not be needed.
+        ancestor = next(path for path in place.parents if path.exists())
+        work = Path(tempfile.mkdtemp(dir=ancestor, prefix=".ramnet-export-"))
+        new, old = work / "new", work / "old"
+        try:
+            new.mkdir()
+            yield new
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if place.exists():
+                place.rename(old)
+            new.rename(place)
+        finally:
+            if old.exists() and not place.exists():
+                old.rename(place)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _errors_name(directory: Path) -> Iterator[None]:
+    """Raise an OSError again with ``directory`` in place of a file in it that no longer is, or of no name at all."""
     try:
-        new.mkdir()
-        yield new
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
-    finally:
-        if old.exists() and not directory.exists():
-            old.rename(directory)
-        shutil.rmtree(work, ignore_errors=True)
+        yield
+    except OSError as error:
+        problem = f"{directory} cannot be written: {error.strerror or error}"
+        raise (OSError(error.errno, problem) if error.errno else OSError(problem)) from None  # numpy's have no number

@@ -74,7 +74,7 @@ def compare(model: RamNetForCausalLM, session: OnnxSession, tolerance: float = T
     For each batch size: prefill of each length from a fresh state; then, with the position moved on (past M, past
     2^31), prefill from that state, 64 decode steps, and the same steps with the state copied instead of bound.
     """
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     layers = model.config.num_layers
     replay = Replay()
     register_backend("replay", replay)
@@ -85,7 +85,7 @@ def compare(model: RamNetForCausalLM, session: OnnxSession, tolerance: float = T
             return model(ids, state, in_place=in_place)
 
     def prefill(tokens: int, state: RamState | None, onnx_state: OnnxState) -> tuple[RamNetOutput, OnnxOutput]:
-        ids = torch.randint(model.config.vocab_size, (batch, tokens))
+        ids = torch.randint(model.config.vocab_size, (batch, tokens), generator=generator)
         found, slots = run_copying(session.graphs["prefill"], ids, onnx_state, layers)
         return expect(ids, state, slots), found
 
@@ -117,7 +117,7 @@ def compare(model: RamNetForCausalLM, session: OnnxSession, tolerance: float = T
         copied = bound.clone()
         steps, same = [], []
         for _ in range(STEPS):
-            ids = torch.randint(model.config.vocab_size, (batch, 1))
+            ids = torch.randint(model.config.vocab_size, (batch, 1), generator=generator)
             plain, slots = run_copying(session.graphs["decode"], ids, copied, layers)
             in_place = OnnxOutput(session.step(ids, bound), bound)
             expected = expect(ids, state, slots, in_place=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
+import re
+import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -90,10 +92,35 @@ def test_an_interrupt_leaves_nothing(mixed: Exported, tmp_path: Path, quick_buil
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
-    with full_disk(after=10_000), pytest.raises(OSError, match="File too large"):
-        export_onnx(mixed.model, tmp_path / "onnx")
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("full", FILES)
+def test_a_full_disk_leaves_what_was_there_and_names_the_export(
+    export_named: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    """For each file of an export, a disk that takes all those written before it."""
+    import onnx_ir
+
+    bare = export_named("bare")
+    monkeypatch.setattr(graphs, "build", lambda model, kind: onnx_ir.load(bare.onnx / f"{kind}.onnx"))
+    sizes = {name: (bare.onnx / name).stat().st_size for name in FILES}
+    room = {
+        "weights.bin": 1000,
+        "decode.onnx": sizes["weights.bin"],
+        "prefill.onnx": sizes["decode.onnx"],
+        "ramnet.json": sizes["prefill.onnx"],
+    }[full]
+    shutil.copytree(bare.onnx, tmp_path / "onnx")
+    before = entries(tmp_path)
+    problem = re.escape(f"{tmp_path / 'onnx'} cannot be written: ")
+    with full_disk(after=room), pytest.raises(OSError, match=problem):
+        export_onnx(bare.model, tmp_path / "onnx", schedules={"cpu": "x" * 20_000})
+    assert entries(tmp_path) == before
+
+
+def test_a_place_that_takes_no_files_is_named(mixed: Exported) -> None:
+    if not Path("/proc/self").is_dir():
+        pytest.skip("needs a file system that takes no files, such as Linux's /proc")
+    with pytest.raises(OSError, match="/proc/parent/onnx cannot be written: "):
+        export_onnx(mixed.model, "/proc/parent/onnx")
 
 
 def test_other_files_are_never_replaced(mixed: Exported, tmp_path: Path) -> None:
@@ -112,28 +139,38 @@ def test_a_directory_that_is_no_export_is_named(tmp_path: Path) -> None:
         OnnxSession(tmp_path)
 
 
-@pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "empty"])
-def test_damage_is_named(mixed: Exported, tmp_path: Path, file: str, damage: str) -> None:
-    for name, content in entries(mixed.onnx).items():
-        (tmp_path / name).write_bytes(content)
-    content = bytearray((tmp_path / file).read_bytes())
-    if damage == "missing":
-        (tmp_path / file).unlink()
-    elif damage == "flipped":
-        content[len(content) // 2] ^= 0xFF
-        (tmp_path / file).write_bytes(content)
-    else:
-        (tmp_path / file).write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
-    with pytest.raises(ValueError, match=file):
-        OnnxSession(tmp_path)
+def test_a_link_stays_and_what_it_points_to_is_replaced(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to("kept")
+    export_onnx(mixed.model, tmp_path / "link")
+    assert (tmp_path / "link").readlink() == Path("kept")
+    assert sorted(entries(tmp_path / "kept")) == sorted(FILES)
 
 
-def test_a_foreign_sidecar_is_named(mixed: Exported, tmp_path: Path) -> None:
-    for name, content in entries(mixed.onnx).items():
-        (tmp_path / name).write_bytes(content)
-    for change, value in (("format", "ramnet-onnx-9"), ("config", {"hidden_size": 3}), ("opset", "new")):
-        sidecar = json.loads((mixed.onnx / "ramnet.json").read_text()) | {change: value}
-        (tmp_path / "ramnet.json").write_text(json.dumps(sidecar))
-        with pytest.raises(ValueError, match=r"ramnet\.json is damaged"):
-            OnnxSession(tmp_path)
+def test_the_current_folder_is_not_replaced(mixed: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (".", tmp_path):
+        with pytest.raises(ValueError, match="is the current folder, which cannot be replaced"):
+            export_onnx(mixed.model, name)
+
+
+def test_weights_that_all_lie_in_the_graphs_have_their_file_and_digest_too(
+    mixed: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx_ir
+
+    whole = {kind: onnx_ir.load(mixed.onnx / f"{kind}.onnx") for kind in graphs.GRAPHS}
+    monkeypatch.setattr(graphs, "build", lambda model, kind: onnx_ir.external_data.load_to_model(whole[kind]))
+    monkeypatch.setattr(graphs, "_INLINE_BYTES", 10**9)
+    export_onnx(mixed.model, tmp_path / "onnx")
+    assert (tmp_path / "onnx" / "weights.bin").read_bytes() == b""
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(OnnxSession(tmp_path / "onnx")(ids).logits, OnnxSession(mixed.onnx)(ids).logits)
+
+
+def test_an_export_leaves_the_random_numbers_as_they_were(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    export_onnx(mixed.model, tmp_path / "onnx")
+    assert torch.equal(torch.rand(3), expected)
