@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,6 @@ import click
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor
 
     from export.verify import Check
     from ramnet.config import RamNetConfig
@@ -56,7 +56,7 @@ def export(checkpoint: Path, output: Path) -> None:
             raise
     console().print(_table(checks))
     size = sum((output / file).stat().st_size for file in FILES)
-    click.echo(f"wrote {output}: {', '.join(FILES)} ({size / 1e6:.1f} MB)")
+    click.echo(f"wrote {click.format_filename(output)}: {', '.join(FILES)} ({size / 1e6:.1f} MB)")
 
 
 @click.command()
@@ -68,7 +68,9 @@ def export(checkpoint: Path, output: Path) -> None:
 @click.option("--temperature", default=0.8, show_default=True, help="0 takes the likeliest byte every time.")
 @click.option("--top-k", default=0, show_default=True, help="Sample among the k likeliest only; 0 for all.")
 @click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest that hold this probability.")
-@click.option("--seed", type=int, help="Seed of the sampling; without it every run differs.")
+@click.option(
+    "--seed", type=click.IntRange(-(2**63), 2**64 - 1), help="Seed of the sampling; without it every run differs."
+)
 def generate(
     text: str,
     onnx: Path | None,
@@ -91,7 +93,9 @@ def generate(
 
     from export.session import OnnxSession
     from ramnet import RamNetForCausalLM, ops
+    from ramnet.generation import sampler
 
+    sampler(temperature, top_k, top_p, seed)  # says what is wrong before a model is read
     model: OnnxSession | RamNetForCausalLM
     if onnx is not None:
         model = OnnxSession(onnx)
@@ -102,13 +106,20 @@ def generate(
         raise ValueError(
             f"{onnx or checkpoint} has {model.config.vocab_size} tokens; text needs a byte-level model, of {_BYTES}"
         )
-    prompt = torch.tensor([list(text.encode())], dtype=torch.int64)
-    click.echo(text, nl=False)
+    prompt = os.fsencode(text)  # the bytes that were typed, UTF-8 or not
+    say = _printer()
     with ops.using(kernels) if kernels else nullcontext():
+        say(prompt)
         model.generate(
-            prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, on_token=_printer()
+            torch.tensor([list(prompt)], dtype=torch.int64),
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            on_token=lambda token: say(bytes([int(token[0])])),
         )
-    click.echo()
+    say(b"\n")
 
 
 def _schedules(config: RamNetConfig) -> dict[str, Any]:
@@ -123,10 +134,10 @@ def _schedules(config: RamNetConfig) -> dict[str, Any]:
     }
 
 
-def _printer() -> Callable[[Tensor], None]:
-    """Prints byte after byte as UTF-8, a character once it is whole."""
+def _printer() -> Callable[[bytes], None]:
+    """Prints bytes as UTF-8 whatever the locale, a character once it is whole; U+FFFD for what is none."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    return lambda token: click.echo(decoder.decode(bytes([int(token[0])])), nl=False)
+    return lambda said: click.echo(decoder.decode(said).encode(), nl=False)
 
 
 def _table(checks: list[Check]) -> Table:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
+import torch
+from click.testing import CliRunner
 
 from export.build import FILES
+from export.cli import generate
 from tests.export.conftest import Exported
 
 
@@ -23,6 +30,7 @@ class Ran:
     def error(self) -> str:
         """The only line that a command that failed prints."""
         assert self.code != 0
+        assert self.out == ""
         (line,) = self.err.splitlines()
         return line
 
@@ -54,6 +62,37 @@ def test_generate_is_the_same_through_onnx_and_pytorch(mixed: Exported, ramnet: 
     assert onnx.out == checkpoint.out
 
 
+@pytest.mark.parametrize("typed", [b"a\xff\xfeb", b"\xc3", b"gr\xfc\xdfe", "grüße".encode(), b" "])
+def test_a_prompt_is_the_bytes_that_were_typed(mixed: Exported, ramnet: Callable[..., Ran], typed: bytes) -> None:
+    expected = mixed.model.generate(torch.tensor([list(typed)]), 5)
+    said = bytes(expected[0].tolist()).decode(errors="replace") + "\n"
+    options = ("--max-new-tokens", "5", "--temperature", "0")
+    for source in (("--onnx", mixed.onnx), ("--checkpoint", mixed.checkpoint)):
+        result = ramnet("generate", *source, os.fsdecode(typed), *options)
+        assert (result.code, result.out, result.err) == (0, said, "")
+
+
+def test_text_is_printed_as_utf8_whatever_the_locale(mixed: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    generate.main(["--onnx", str(mixed.onnx), "grüße", "--max-new-tokens", "0"], standalone_mode=False)
+    assert sys.stdout.buffer.getvalue() == "grüße\n".encode()
+
+
+def test_any_number_of_tokens_may_be_asked_for(
+    mixed: Exported, ramnet: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+
+    def until_interrupted(text: bytes) -> None:
+        said.append(text)
+        if len(said) > 20:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("export.cli._printer", lambda: until_interrupted)
+    result = ramnet("generate", "--onnx", mixed.onnx, "text", "--max-new-tokens", 10**30)
+    assert (result.code, result.err.strip()) == (130, "ramnet: interrupted")
+
+
 def test_bad_arguments_are_one_line(
     mixed: Exported, export_named: Callable[[str], Exported], tmp_path: Path, ramnet: Callable[..., Ran]
 ) -> None:
@@ -67,8 +106,58 @@ def test_bad_arguments_are_one_line(
     shutil.copytree(mixed.onnx, damaged)
     (damaged / "decode.onnx").write_bytes(b"")
     assert f"{damaged}/decode.onnx is damaged" in ramnet("generate", "--onnx", damaged, "text").error
-    assert "temperature is -1.0" in ramnet("generate", "--onnx", mixed.onnx, "text", "--temperature", "-1").error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "file"]
+    name = os.fsdecode(b"not \xff UTF-8")
+    shutil.copytree(mixed.onnx, tmp_path / name)
+    assert "has a name that is not UTF-8" in ramnet("generate", "--onnx", tmp_path / name, "text").error
+    assert "is unknown" in ramnet("generate", "--checkpoint", mixed.checkpoint, "--kernels", "x", "text").error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "file", name]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--temperature", "-1", "temperature is -1.0"),
+        ("--temperature", "nan", "temperature is nan"),
+        ("--temperature", "inf", "temperature is inf"),
+        ("--top-k", "-1", "top_k is -1"),
+        ("--top-p", "nan", "top_p is nan"),
+        ("--top-p", "0", "top_p is 0.0"),
+        ("--top-p", "1.5", "top_p is 1.5"),
+    ],
+)
+def test_settings_that_mean_nothing_are_told_before_a_model_is_read(
+    tmp_path: Path, ramnet: Callable[..., Ran], option: str, value: str, problem: str
+) -> None:
+    assert problem in ramnet("generate", "--onnx", tmp_path / "absent", "text", option, value).error
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "no text", "a folder", "the other file", "missing"])
+def test_a_damaged_checkpoint_is_one_line_and_nothing_is_written(
+    mixed: Exported, tmp_path: Path, ramnet: Callable[..., Ran], file: str, damage: str
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    both = {name: (mixed.checkpoint / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    content = both.pop(file)
+    ((other, other_content),) = both.items()
+    (checkpoint / other).write_bytes(other_content)
+    contents = {
+        "cut": content[: len(content) // 2],
+        "empty": b"",
+        "no text": b"\xff" * len(content),
+        "the other file": other_content,
+    }
+    if damage == "a folder":
+        (checkpoint / file).mkdir()
+    elif damage != "missing":
+        (checkpoint / file).write_bytes(contents[damage])
+    for command in (
+        ("export", checkpoint, "--output", tmp_path / "onnx"),
+        ("generate", "--checkpoint", checkpoint, "a"),
+    ):
+        assert str(checkpoint) in ramnet(*command).error
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 @pytest.mark.parametrize(
@@ -78,14 +167,13 @@ def test_bad_arguments_are_one_line(
         (("--onnx", "a", "--checkpoint", "b", "text"), "either --onnx DIR or --checkpoint DIR"),
         (("--onnx", "a", "--kernels", "cpu", "text"), "--kernels goes with --checkpoint"),
         (("--onnx", "a", ""), "TEXT is empty"),
+        (("--onnx", "a", "text", "--max-new-tokens", "-1"), "-1 is not in the range"),
+        (("--onnx", "a", "text", "--max-new-tokens", "many"), "'many' is not a valid integer"),
+        (("--onnx", "a", "text", "--temperature", "warm"), "'warm' is not a valid float"),
+        (("--onnx", "a", "text", "--seed", str(2**64)), "is not in the range"),
     ],
 )
 def test_generate_says_what_goes_together(arguments: tuple[str, ...], problem: str) -> None:
-    import click
-    from click.testing import CliRunner
-
-    from export.cli import generate
-
     result = CliRunner().invoke(generate, arguments)
     assert result.exit_code == click.UsageError.exit_code
     assert problem in result.output
