@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from export.libraries import need
 from export.session import OnnxSession
 from export.sidecar import DIGESTED, FILENAME, Graph, Sidecar, sha256, versions
 from ramnet import RamNetForCausalLM
+from ramnet.files import folder_written_aside
 
 FILES = (*DIGESTED, FILENAME)
 
@@ -114,23 +113,9 @@ def _replaced(directory: Path) -> Iterator[Path]:
             raise ValueError(f"{directory} holds {foreign[0]}, which is no part of an export; name another directory")
         if directory.samefile(Path.cwd()):
             raise ValueError(f"{directory} is the current folder, which cannot be replaced; name another directory")
-    with _errors_name(directory):
-        place = directory.resolve()  # a link stays, and what it points to is replaced
-        # On the same file system, so that the last step is a rename, and without making parents that may not be needed.
-        ancestor = next(path for path in place.parents if path.exists())
-        work = Path(tempfile.mkdtemp(dir=ancestor, prefix=".ramnet-export-"))
-        new, old = work / "new", work / "old"
-        try:
-            new.mkdir()
-            yield new
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if place.exists():
-                place.rename(old)
-            new.rename(place)
-        finally:
-            if old.exists() and not place.exists():
-                old.rename(place)
-            shutil.rmtree(work, ignore_errors=True)
+    # A link stays, and what it points to is replaced.
+    with _errors_name(directory), folder_written_aside(directory.resolve()) as aside:
+        yield aside
 
 
 @contextmanager

@@ -67,7 +67,8 @@ class OnnxSession:
             return self.prefill(input_ids, state)
         state = state.clone()
         logits = [self.step(token, state) for token in input_ids.split(1, dim=1) if tokens]
-        return OnnxOutput(torch.cat([torch.empty(len(input_ids), 0, self.config.vocab_size), *logits], dim=1), state)
+        nothing = torch.empty(len(input_ids), 0, self.config.vocab_size, dtype=torch.float32)
+        return OnnxOutput(torch.cat([nothing, *logits], dim=1), state)
 
     def prefill(self, input_ids: Tensor, state: OnnxState | None = None) -> OnnxOutput:
         """Logits [B, T, V] of ``input_ids`` int64 [B, T], T ≥ 1, and a new state, by the prefill graph."""

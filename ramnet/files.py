@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -43,6 +44,42 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):  # a folder that holds something stays
             for each in missing:
                 each.rmdir()
+
+
+@contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """A temporary folder. Its files take the place of ``folder`` when the block ends well, once they are on the disk,
+    and are removed when it does not.
+
+    ``folder`` is absolute and no link. At no time is it absent, or neither the old nor the new one, on a file system
+    that exchanges names. OSError, of the system, where it cannot be written.
+    """
+    # On the same file system, and without making parents that may not be needed.
+    ancestor = next(path for path in folder.parents if path.exists())
+    with folder_aside(ancestor / folder.name) as aside:
+        new, old = aside / "new", aside / "old"
+        new.mkdir()
+        yield new
+        for path in (*new.iterdir(), new):
+            sync(path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            new.rename(folder)
+        elif not _exchange(new, folder):
+            folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:
+                old.rename(folder)
+                raise
+        sync(folder.parent)
+
+
+def _exchange(path: Path, other: Path) -> bool:
+    """Give each the other's name at one stroke; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(path), here, os.fsencode(other), exchange) == 0
 
 
 _ASIDE = ".aside"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ramnet.files import read_text, write_text_atomic, written_aside
+from ramnet.files import folder_written_aside, read_text, write_text_atomic, written_aside
 from tests.samples import full_disk
 
 
@@ -72,6 +72,23 @@ def test_a_file_and_its_place_in_the_folder_are_on_the_disk_when_they_are_promis
     monkeypatch.setattr(os, "fsync", noted)
     write_text_atomic(tmp_path / "c.txt", "x")
     assert synced == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_takes_anothers_place_whole_or_not_at_all(
+    exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a" / "b"
+    if not exchanges:
+        monkeypatch.setattr("ramnet.files._exchange", lambda *_: False)
+    for number in "123":
+        with folder_written_aside(folder) as aside:
+            (aside / number).write_text(number)
+    assert names(tmp_path) == ["3", "a", "b"]
+    with pytest.raises(KeyboardInterrupt), folder_written_aside(folder) as aside:
+        (aside / "4").write_text("4")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["3", "a", "b"]
 
 
 KILLED = """
