@@ -103,9 +103,15 @@ def compile_now(workload: Workload, schedule: Schedule) -> Any:
     import tvm
 
     template = importlib.import_module(f"lowering.tir.{workload.op}")
-    processor = tvm.get_global_func("target.llvm_get_system_cpu")()
-    target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
+    target = tvm.target.Target({"kind": "llvm", "mcpu": processor()})
     return tvm.compile(template.module(workload, schedule), target=target)
+
+
+def processor() -> str:
+    """This machine's processor by LLVM's name for it."""
+    import tvm
+
+    return str(tvm.get_global_func("target.llvm_get_system_cpu")())
 
 
 def cache_key(workload: Workload, target: str, schedule: Schedule) -> str:
