@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ramnet.files import read_text, write_text_atomic
+
+# Layers, convolutions and taps are each a step of Python at every call. 1024 layers and as many convolutions are built
+# in some 3 s on the meta device; the deepest published transformer has 1000.
+MOST_LAYERS = 1024
+# Of a weight, and of the memory of a layer: 2**50 bytes in float32. Past that, sizes in bytes leave int64.
+MOST_NUMBERS = 2**48
+
+_Size = Annotated[int, Field(gt=0, lt=2**31)]
+# float32 holds it, and what it divides.
+_Epsilon = Annotated[float, Field(ge=1e-30, le=1)]
 
 _PRESETS: dict[str, dict[str, Any]] = {
     # A byte-level language model that trains in minutes on two cores. Bits per byte after some 190 steps of 4096 bytes:
@@ -38,28 +48,30 @@ class RamNetConfig(BaseModel):
     Raises ValueError, one sentence that names the value, for anything that cannot be a model.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    vocab_size: int = Field(gt=0, description="number of token ids")
-    hidden_size: int = Field(gt=0, description="width of the residual stream")
-    num_layers: int = Field(gt=0, description="RAM-Net layers")
-    num_heads: int = Field(gt=0, description="H, heads of each layer")
-    value_dim: int = Field(gt=0, description="D, value width of each head")
-    order: int = Field(gt=0, description="U, sub-vectors in an address")
-    sub_dim: int = Field(gt=1, description="P, digits of each sub-vector")
-    top_k: int = Field(gt=0, description="K, slots touched by a write and by a read")
-    decay_power: float = Field(1.0, ge=0, allow_inf_nan=False, description="γ of PDMA")
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="τ of the product softmax")
+    vocab_size: _Size = Field(description="number of token ids")
+    hidden_size: _Size = Field(description="width of the residual stream")
+    num_layers: int = Field(gt=0, le=MOST_LAYERS, description="RAM-Net layers")
+    num_heads: _Size = Field(description="H, heads of each layer")
+    value_dim: _Size = Field(description="D, value width of each head")
+    order: _Size = Field(description="U, sub-vectors in an address")
+    sub_dim: int = Field(gt=1, lt=2**31, description="P, digits of each sub-vector")
+    top_k: _Size = Field(description="K, slots touched by a write and by a read")
+    decay_power: float = Field(1.0, ge=0, le=1e6, description="γ of PDMA")
+    temperature: float = Field(1.0, ge=1e-6, le=1e6, description="τ of the product softmax")
     cape_full_layers: int = Field(0, ge=0, description="first layers whose heads all use CAPE")
     cape_half_layers: int = Field(0, ge=0, description="next layers where half of the heads do")
-    intermediate_size: int = Field(0, ge=0, description="SwiGLU width; 0 leaves the FFN out")
-    conv_layers: int = Field(0, ge=0, description="gated short convolution blocks before the first layer")
-    conv_kernel: int = Field(3, gt=0, description="taps of each gated short convolution")
+    intermediate_size: int = Field(0, ge=0, lt=2**31, description="SwiGLU width; 0 leaves the FFN out")
+    conv_layers: int = Field(
+        0, ge=0, le=MOST_LAYERS, description="gated short convolution blocks before the first layer"
+    )
+    conv_kernel: int = Field(3, gt=0, le=MOST_LAYERS, description="taps of each gated short convolution")
     tie_embeddings: bool = Field(False, description="the output head shares the embedding's weights")
-    embedding_std: float = Field(0.02, gt=0, description="standard deviation of the embedding at the start")
-    eps: float = Field(1e-6, gt=0, description="ε, added to the mass before a read divides by it")
-    proxy_eps: float = Field(0.01, gt=0, le=1, description="ε' of PDMA's proxy gradient")
-    norm_eps: float = Field(1e-5, gt=0, description="ε of the LayerNorms")
+    embedding_std: float = Field(0.02, gt=0, le=1e6, description="standard deviation of the embedding at the start")
+    eps: _Epsilon = Field(1e-6, description="ε, added to the mass before a read divides by it")
+    proxy_eps: _Epsilon = Field(0.01, description="ε' of PDMA's proxy gradient")
+    norm_eps: _Epsilon = Field(1e-5, description="ε of the LayerNorms")
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -80,6 +92,11 @@ class RamNetConfig(BaseModel):
                 f"cape_full_layers + cape_half_layers is {self.cape_full_layers + self.cape_half_layers}"
                 f" but there are {self.num_layers} layers"
             )
+        address = 2 * self.num_heads * self.order * self.sub_dim
+        widest = max(self.vocab_size, address + self.num_heads * self.value_dim, 2 * self.intermediate_size)
+        numbers = max(self.hidden_size * widest, self.num_heads * self.slots * self.value_dim)
+        if numbers > MOST_NUMBERS:
+            raise ValueError(f"a weight or a layer's memory would hold {numbers} numbers; at most {MOST_NUMBERS}")
         return self
 
     @property
@@ -125,4 +142,11 @@ def one_line(error: ValidationError) -> str:
     if not first["loc"]:
         return message
     field = ".".join(map(str, first["loc"]))
-    return f"{field} is missing" if first["type"] == "missing" else f"{field} = {repr(first['input'])[:80]}: {message}"
+    return f"{field} is missing" if first["type"] == "missing" else f"{field} = {_shown(first['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:80]
+    except ValueError:  # Python writes out no integer of more than 4300 digits
+        return "an integer of thousands of digits"

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from ramnet import RamNetConfig
+from ramnet import RamNetConfig, RamNetForCausalLM
+from ramnet.config import MOST_LAYERS
 
 
 @pytest.mark.parametrize("name", ["tiny", "mqar", "340m"])
@@ -39,11 +41,27 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sub_dim": 1}, "sub_dim = 1: Input should be greater than 1"),
     ({"decay_power": -0.5}, "decay_power = -0.5: Input should be greater than or equal to 0"),
     ({"decay_power": float("nan")}, "decay_power = nan: Input should be a finite number"),
-    ({"temperature": 0.0}, "temperature = 0.0: Input should be greater than 0"),
+    ({"temperature": 0.0}, "temperature = 0.0: Input should be greater than or equal to 0.000001"),
     ({"proxy_eps": 1.5}, "proxy_eps = 1.5: Input should be less than or equal to 1"),
     ({"cape_full_layers": 3}, "cape_full_layers + cape_half_layers is 4 but there are 2 layers"),
     ({"hidden_size": "256"}, "hidden_size = '256': Input should be a valid integer"),
     ({"num_heads": True}, "num_heads = True: Input should be a valid integer"),
+    ({"value_dim": 0}, "value_dim = 0: Input should be greater than 0"),
+    ({"num_layers": 2**20}, "num_layers = 1048576: Input should be less than or equal to 1024"),
+    ({"conv_layers": 2**20}, "conv_layers = 1048576: Input should be less than or equal to 1024"),
+    ({"conv_kernel": 2**20}, "conv_kernel = 1048576: Input should be less than or equal to 1024"),
+    ({"sub_dim": 10**100}, "sub_dim = 1000000"),
+    ({"hidden_size": 10**5000}, "hidden_size = an integer of thousands of digits: Input should be less than"),
+    ({"hidden_size": 2**30, "vocab_size": 2**30}, "a weight or a layer's memory would hold 1152921504606846976 num"),
+    ({"num_heads": 2**30, "value_dim": 2**15}, "a weight or a layer's memory would hold 9007199254740992 numbers"),
+    ({"eps": 1e300}, "eps = 1e+300: Input should be less than or equal to 1"),
+    ({"eps": 1e-300}, "eps = 1e-300: Input should be greater than or equal to"),
+    ({"proxy_eps": 1e-300}, "proxy_eps = 1e-300: Input should be greater than or equal to"),
+    ({"norm_eps": float("inf")}, "norm_eps = inf: Input should be a finite number"),
+    ({"embedding_std": float("inf")}, "embedding_std = inf: Input should be a finite number"),
+    ({"embedding_std": 1e300}, "embedding_std = 1e+300: Input should be less than or equal to 1000000"),
+    ({"temperature": 1e-300}, "temperature = 1e-300: Input should be greater than or equal to"),
+    ({"decay_power": 1e300}, "decay_power = 1e+300: Input should be less than or equal to 1000000"),
     ({"hiden_size": 256}, "hiden_size = 256: Extra inputs are not permitted"),
 ]
 
@@ -53,6 +71,25 @@ def test_bad_fields_are_named_with_their_value(fields: dict[str, Any], message: 
     with pytest.raises(ValueError, match="^" + re.escape(f"RamNetConfig: {message}")) as caught:
         RamNetConfig.preset("tiny", **fields)
     assert "\n" not in str(caught.value)
+
+
+def test_as_many_layers_as_the_limit_says_are_allowed() -> None:
+    config = RamNetConfig.preset("tiny", num_layers=MOST_LAYERS, conv_layers=MOST_LAYERS, conv_kernel=MOST_LAYERS)
+    assert RamNetConfig.model_validate_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"eps": 1e-30}, {"eps": 1.0}, {"norm_eps": 1e-30}, {"norm_eps": 1.0}, {"temperature": 1e-6}, {"temperature": 1e6},
+     {"decay_power": 0.0, "proxy_eps": 1e-30}, {"decay_power": 1e6}, {"embedding_std": 1e6}, {"embedding_std": 1e-300}],
+)  # fmt: skip
+def test_numbers_at_their_limits_give_finite_logits_and_gradients(fields: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = RamNetForCausalLM(RamNetConfig.preset("tiny", hidden_size=8, intermediate_size=8, **fields))
+    logits = model(torch.arange(20).unsqueeze(0)).logits
+    logits.square().mean().backward()
+    assert bool(logits.isfinite().all())
+    assert all(bool(x.grad.isfinite().all()) for x in model.parameters())
 
 
 def test_a_missing_field_is_named() -> None:
