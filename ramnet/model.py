@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -13,6 +14,8 @@ from ramnet import ops
 from ramnet.config import RamNetConfig
 from ramnet.files import written_aside
 from ramnet.state import RamState, read_safetensors, write_safetensors
+
+WEIGHT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class RamNetOutput(NamedTuple):
@@ -224,12 +227,16 @@ class RamNetForCausalLM(nn.Module):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` in ``directory``, whole or not at all.
 
-        OSError, naming the file, where they cannot be written.
+        Each weight keeps its type. ValueError, before anything is written, for a weight that holds NaN or infinity, or
+        a head of its own where the config ties it to the embedding. OSError, naming the file, where it cannot be
+        written.
         """
         directory = Path(directory)
         tensors = {name: x.contiguous() for name, x in self.state_dict().items()}
-        if self.config.tie_embeddings:
-            del tensors["head.weight"]
+        if (name := not_finite(tensors)) is not None:
+            raise ValueError(f"{name} holds NaN or infinity; {directory} is left as it is")
+        if self.config.tie_embeddings and not torch.equal(tensors.pop("head.weight"), tensors["embedding.weight"]):
+            raise ValueError("head.weight differs from embedding.weight, but tie_embeddings is True in the config")
         # The new config waits aside until the weights are there, so that a full disk leaves the old pair.
         with written_aside(directory / "config.json") as aside:
             aside.write_text(self.config.to_json(), encoding="utf-8")
@@ -237,26 +244,38 @@ class RamNetForCausalLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
-        """Read a model that ``save_pretrained`` wrote; ValueError, naming the file, where it is none."""
+        """Read a model that ``save_pretrained`` wrote, each weight in the type that it has in the file.
+
+        ValueError, naming the file, where it is none.
+        """
         directory = Path(directory)
         if not (directory / "config.json").is_file():
             raise ValueError(f"{directory} is not a checkpoint: it has no config.json")
         config = RamNetConfig.load(directory / "config.json")
-        tensors = read_safetensors(directory / "model.safetensors")
-        dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
+        path = directory / "model.safetensors"
+        # Copies, because a file that is mapped may be overwritten while the model lives.
+        tensors = {name: x.clone() for name, x in read_safetensors(path).items()}
         for name, tensor in tensors.items():
-            if not tensor.is_floating_point():
-                raise ValueError(f"{directory}/model.safetensors: {name} is {tensor.dtype}; it must be a floating type")
+            if tensor.dtype not in WEIGHT_TYPES:
+                raise ValueError(f"{path}: {name} is {tensor.dtype}; it must be a floating type of 16 to 64 bits")
+        if config.tie_embeddings and "head.weight" in tensors:
+            raise ValueError(f"{path} holds head.weight, but config.json ties the head to embedding.weight")
         with torch.device("meta"):
             model = cls(config)
-        model = model.to(dtype).to_empty(device="cpu")
-        if config.tie_embeddings:
-            model.head.weight = model.embedding.weight
-            if "embedding.weight" in tensors:
-                tensors["head.weight"] = tensors["embedding.weight"]
+        if config.tie_embeddings and "embedding.weight" in tensors:
+            tensors["head.weight"] = tensors["embedding.weight"]
         try:
-            model.load_state_dict(tensors)
+            model.load_state_dict(tensors, assign=True)
         except RuntimeError as error:
             problem = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise ValueError(f"{directory}/model.safetensors does not fit its config.json: {problem}") from None
+            raise ValueError(f"{path} does not fit its config.json: {problem}") from None
+        if config.tie_embeddings:
+            model.head.weight = model.embedding.weight
         return model
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity, if one does."""
+    # The extremes carry a NaN along, and need no copy of the tensor.
+    bad = (name for name, x in tensors.items() if x.numel() and not all(y.isfinite() for y in x.aminmax()))
+    return next(bad, None)
