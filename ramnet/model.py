@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ramnet import ops
 from ramnet.config import RamNetConfig
 from ramnet.files import written_aside
+from ramnet.ids import check_range, check_type
 from ramnet.state import RamState, read_safetensors, write_safetensors
 
 WEIGHT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -151,25 +152,38 @@ class RamNetForCausalLM(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
-    def forward(self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False) -> RamNetOutput:
-        """Logits of every token and the state after the last.
+    def forward(
+        self,
+        input_ids: Tensor,
+        state: RamState | None = None,
+        *,
+        in_place: bool = False,
+        logits_to_keep: int = 0,
+    ) -> RamNetOutput:
+        """Logits of every token, or of the last ones, and the state after the last.
 
         Args:
             input_ids: int64 [B, T]; T = 0 returns the state unchanged.
             state: what came before; a fresh one when None. It is left as it was unless ``in_place``.
             in_place: for T = 1 without gradients, update ``state`` in place and return it, so that a token costs
                 O(K·D) whatever M is.
+            logits_to_keep: how many tokens to give logits of, counted from the last; 0 for all.
 
         Returns:
-            ``logits`` [B, T, V] and ``state``. Splitting a sequence over several calls changes nothing.
+            ``logits`` [B, T, V], or [B, min(T, logits_to_keep), V], and ``state``. Splitting a sequence over several
+            calls changes nothing.
 
         Raises:
-            ValueError: for ids that are not [B, T], a state of another model, batch or device, or ``in_place`` with
-                T ≠ 1. A state that is refused is as it was: see ``RamState.check``.
+            ValueError: for ids that are not [B, T] or, on the CPU, outside the vocabulary, a state of another model,
+                batch or device, ``in_place`` with T ≠ 1, or a negative ``logits_to_keep``. On a GPU, where a look at
+                the ids would wait for the device, torch's assertion stops it at an id outside the vocabulary. A state
+                that is refused is as it was: see ``RamState.check``.
             TypeError: for ids that are not integers, and types of a state that do not fit.
         """
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep is {logits_to_keep}; it must be >= 0")
         hidden, state = self.hidden_states(input_ids, state, in_place=in_place)
-        return RamNetOutput(self.run_head(hidden), state)
+        return RamNetOutput(self.run_head(hidden[:, -logits_to_keep:]), state)
 
     def run_conv(self, conv: nn.Module, x: Tensor, recent: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
         """Call a convolution block; this, ``run_block`` and ``run_head`` are what ``lowering.compile`` overrides."""
@@ -189,8 +203,7 @@ class RamNetForCausalLM(nn.Module):
         self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False
     ) -> tuple[Tensor, RamState]:
         """What ``head`` turns into logits, [B, T, C], and the state; arguments and errors as in ``forward``."""
-        if input_ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"input_ids is {input_ids.dtype}; it must be torch.int64")
+        check_type(input_ids)
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [B, T]")
         batch, tokens = input_ids.shape
@@ -202,7 +215,11 @@ class RamNetForCausalLM(nn.Module):
             state = RamState.zeros(self.config, batch, dtype=exact, device=input_ids.device)
         else:
             state.check(self.config, batch, input_ids.device, in_place)
-        x = self.embedding(input_ids)
+        try:
+            x = self.embedding(input_ids)
+        except IndexError:  # torch looks at every id anyway, but names none
+            check_range(input_ids, self.config.vocab_size)
+            raise
         memory, mass, conv = [], [], []
         for block, recent in zip(self.convs, state.conv, strict=True):
             x, recent = self.run_conv(block, x, recent, in_place)

@@ -249,7 +249,10 @@ def test_tensors_of_the_cpu_gradients_and_a_callers_recording_are_not_for_graphs
 
 
 @torch.no_grad()
-def test_nothing_in_a_token_or_between_tokens_waits_for_the_device(model: RamNetForCausalLM) -> None:
+def test_nothing_in_a_token_or_between_tokens_waits_for_the_device(
+    model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ramnet.generation.SYNCHRONOUS", ())  # the CPU stands for a GPU
     with pytest.raises(RuntimeError, match="waits for the device"), NoWaiting():
         int(torch.ones(()))
     state = RamState.zeros(model.config, 2)
@@ -258,17 +261,19 @@ def test_nothing_in_a_token_or_between_tokens_waits_for_the_device(model: RamNet
         model(ids(2, 7), state)
 
     class Guarded(RamNetForCausalLM):
-        """No waiting from the first call of the model to the last; a prompt's check comes before."""
+        """No waiting from the first call of the model to the last token; a prompt's check comes before."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             guard.__enter__() if not entered else None
             entered.append(True)
             return super().forward(*args, **kwargs)
 
-    guard, entered = NoWaiting(), []
-    model.__class__ = Guarded
-    try:
-        said = model.generate(ids(2, 3), 5, temperature=0.8, top_k=5, top_p=0.9, seed=0)
-    finally:
+    def check_in_the_end(taint: Tensor) -> None:
         guard.__exit__(None, None, None)
-    assert said.shape == (2, 8) and len(entered) == 5
+        ended.append(taint)
+
+    guard, entered, ended = NoWaiting(), [], []
+    model.__class__ = Guarded
+    monkeypatch.setattr("ramnet.generation._check", check_in_the_end)
+    said = model.generate(ids(2, 3), 5, temperature=0.8, top_k=5, top_p=0.9, seed=0)
+    assert said.shape == (2, 8) and len(entered) == 5 and len(ended) == 1

@@ -77,6 +77,7 @@ def test_compiled_model_equals_eager_in_prefill_decode_training_and_generation(m
     got = gradients(model, compiled)
     assert all(relative_rmse(a, b) < 1e-4 for a, b in zip(got, expected_gradients, strict=True))
     assert torch.equal(compiled.generate(ids(2, 5), 6), model.generate(ids(2, 5), 6))
+    assert compiled(ids(2, 5), logits_to_keep=2).logits.shape == (2, 2, 61)
     assert all(a is b for a, b in zip(compiled.parameters(), model.parameters(), strict=True))
     assert list(compiled.state_dict()) == list(model.state_dict())
 

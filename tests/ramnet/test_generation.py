@@ -7,14 +7,28 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ramnet import RamNetConfig, RamNetForCausalLM
-from ramnet.generation import sampler
+from ramnet.generation import TOKENS_AT_ONCE, sampler
+from tests.samples import relative_rmse
 
 V = 11
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -30.0])[torch.tensor(
     [3, 0, 7, 10, 1, 5, 2, 9, 8, 4, 6]
 )]  # fmt: skip
+
+
+class LargestTensor(TorchDispatchMode):
+    """How many numbers the largest tensor holds that an operator makes within the block."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))])
+        return result
 
 
 @pytest.fixture
@@ -120,6 +134,97 @@ def test_every_new_column_is_handed_on(model: RamNetForCausalLM) -> None:
 
 def test_no_new_tokens_give_the_prompt_back(model: RamNetForCausalLM) -> None:
     assert torch.equal(model.generate(PROMPT, 0), PROMPT)
+
+
+class Watched(RamNetForCausalLM):
+    """Notes the sizes that each call is given and gives back."""
+
+    def forward(self, input_ids: Tensor, *arguments: Any, **named: Any) -> Any:
+        out = super().forward(input_ids, *arguments, **named)
+        self.__dict__.setdefault("calls", []).append((*input_ids.shape, out.logits.shape[1]))
+        self.__dict__["last"] = out
+        return out
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "longest"), [(1, 23, 8), (3, 23, 2), (3, 9, 2), (8, 5, 1), (20, 5, 1), (1, 8, 8), (1, 1, 1)]
+)
+def test_a_prompt_is_read_in_parts_of_bounded_size(
+    model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch, batch: int, length: int, longest: int
+) -> None:
+    monkeypatch.setattr("ramnet.generation.TOKENS_AT_ONCE", 8)
+    prompt = torch.randint(V, (batch, length), generator=torch.Generator().manual_seed(2))
+    model.__class__ = Watched
+    said = model.generate(prompt, 3)
+    calls = [call for call in model.__dict__["calls"] if call[1] > 0]
+    assert all(rows == batch and kept == 1 for rows, _, kept in calls)
+    parts = [tokens for _, tokens, _ in calls[:-2]]
+    assert sum(parts) == length and max(parts) == longest and max(parts) - min(parts) <= 1
+    whole = RamNetForCausalLM.forward(model, said[:, :-1])
+    assert relative_rmse(model.__dict__["last"].logits[:, 0], whole.logits[:, -1]) <= 1e-12
+    assert torch.equal(said[:, -3:], whole.logits[:, -3:].argmax(-1))
+
+
+def test_activations_do_not_grow_with_the_prompt(model: RamNetForCausalLM) -> None:
+    """Counted as the numbers in the largest tensor that any operator makes."""
+    largest: dict[int, int] = {}
+    for length in (TOKENS_AT_ONCE, 4 * TOKENS_AT_ONCE):
+        with LargestTensor() as seen:
+            model.generate(torch.zeros(1, length, dtype=torch.int64), 1)
+        largest[length] = seen.numbers
+    small, large = largest.values()
+    assert large <= small + 4 * TOKENS_AT_ONCE  # the prompt itself
+
+
+def _broken(model: RamNetForCausalLM, row: int, value: float, at: int) -> RamNetForCausalLM:
+    """The model, whose row ``row`` has ``value`` among its logits at its ``at``-th call, as +inf, or in all of them."""
+
+    class Broken(RamNetForCausalLM):
+        def forward(self, *arguments: Any, **named: Any) -> Any:
+            out = super().forward(*arguments, **named)
+            self.__dict__["calls"] = self.__dict__.get("calls", 0) + 1
+            if self.__dict__["calls"] == at:
+                out.logits[row, -1, 4 if value != -torch.inf else slice(None)] = value
+            return out
+
+    model.__class__ = Broken
+    return model
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("waits", [True, False], ids=["looked at each time", "looked at in the end"])
+def test_no_token_is_chosen_from_logits_that_are_not_finite(
+    model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch, value: float, temperature: float, waits: bool
+) -> None:
+    monkeypatch.setattr("ramnet.generation.SYNCHRONOUS", ("cpu",) if waits else ())
+    broken = _broken(model, 1, value, at=3)
+    with pytest.raises(RuntimeError, match="the largest logit of row 1 is NaN or infinite") as caught:
+        broken.generate(PROMPT, 6, temperature=temperature, top_k=3, top_p=0.9, seed=0)
+    assert "\n" not in str(caught.value)
+    assert broken.__dict__["calls"] == (3 if waits else 6)
+
+
+@pytest.mark.parametrize("reader", ["on_token", "stop_tokens"])
+def test_where_tokens_are_looked_at_none_is_handed_on_from_such_logits(
+    model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    monkeypatch.setattr("ramnet.generation.SYNCHRONOUS", ())
+    columns: list[Tensor] = []
+    settings: dict[str, Any] = {"on_token": columns.append} if reader == "on_token" else {"stop_tokens": [V]}
+    broken = _broken(model, 0, float("nan"), at=3)
+    with pytest.raises(RuntimeError, match="the largest logit of row 0"):
+        broken.generate(PROMPT, 6, **settings)
+    assert broken.__dict__["calls"] == 3
+    assert len(columns) == (2 if reader == "on_token" else 0)
+
+
+def test_some_logits_of_minus_infinity_are_tokens_ruled_out(model: RamNetForCausalLM) -> None:
+    model.head = torch.nn.Linear(12, V, dtype=torch.float64)
+    with torch.no_grad():
+        model.head.bias[2:] = -torch.inf
+    for temperature in (0.0, 1.0):
+        assert set(model.generate(PROMPT, 20, temperature=temperature, seed=0)[:, 3:].flatten().tolist()) <= {0, 1}
 
 
 def test_generation_leaves_no_graph(model: RamNetForCausalLM) -> None:

@@ -134,6 +134,16 @@ def test_no_tokens_give_no_logits_and_the_same_state(kernels: str) -> None:
     assert_states_match(out.state, state, tolerance=0)
 
 
+@pytest.mark.parametrize(("kept", "length"), [(0, 7), (1, 1), (3, 3), (7, 7), (9, 7)])
+def test_logits_of_the_last_tokens_alone(kernels: str, kept: int, length: int) -> None:
+    model, ids = small_model(), tokens(2, 7)
+    out, whole = model(ids, logits_to_keep=kept), model(ids)
+    assert out.logits.shape == (2, length, 11)
+    assert relative_rmse(out.logits, whole.logits[:, -length:]) <= 1e-6
+    assert_states_match(out.state, whole.state, tolerance=0)
+    assert model(ids[:, :0], logits_to_keep=kept).logits.shape == (2, 0, 11)
+
+
 def test_a_batch_is_its_sequences_one_by_one() -> None:
     model, ids = small_model(), tokens(3, 17)
     whole = model(ids)
@@ -275,6 +285,25 @@ def test_bad_input() -> None:
         model(tokens(1, 9).float())
     with pytest.raises(ValueError, match="in_place takes one token at a time, not 2"):
         model(tokens(1, 2), in_place=True)
+    with pytest.raises(ValueError, match="logits_to_keep is -1; it must be >= 0"):
+        model(tokens(1, 2), logits_to_keep=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize(("wrong", "named"), [(11, "11"), (-1, "-1"), (2**31 - 1, "2147483647")])
+def test_an_id_outside_the_vocabulary_is_named_and_the_state_stays(
+    kernels: str, dtype: torch.dtype, wrong: int, named: str
+) -> None:
+    model, state = small_model(), RamState.zeros(SMALL, 2)
+    before = state.clone()
+    ids = tokens(2, 3).to(dtype)
+    ids[1, 2] = wrong
+    message = rf"^input_ids holds {named}; token ids must be in 0\.\.10$"
+    with pytest.raises(ValueError, match=message):
+        model(ids, state)
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        model(ids[:, 2:], state, in_place=True)
+    assert_states_match(state, before, tolerance=0)
 
 
 @pytest.mark.parametrize(
