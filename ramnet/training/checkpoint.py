@@ -13,13 +13,15 @@ from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from ramnet.config import one_line
-from ramnet.model import RamNetForCausalLM
+from ramnet.model import WEIGHT_TYPES, RamNetForCausalLM, not_finite
 from ramnet.state import read_safetensors, write_safetensors
 
 FILE = "training.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
+KINDS = ("weight", *MOMENTS)
 
 
 class Progress(BaseModel):
@@ -32,6 +34,7 @@ class Progress(BaseModel):
     recipe: dict[str, Any] = Field(description="the Recipe")
     step: int = Field(ge=0, description="optimizer steps made")
     elapsed: float = Field(ge=0, description="seconds trained")
+    skipped: int = Field(0, ge=0, description="of the steps, those not taken, their gradient not being finite")
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -59,34 +62,57 @@ def save(
 ) -> None:
     """Write the model (``save_pretrained``) and ``training.safetensors``: weights, moments and the data's generator.
 
-    The weights are in both, so that what a run resumes from is one file, renamed into place.
+    The weights are in both, so that what a run resumes from is one file, renamed into place. The caller has seen that
+    all numbers are finite.
     """
-    tensors = {"generator": generator.get_state()}
-    for name, parameter in model.named_parameters():
-        tensors[f"weight.{name}"] = parameter.detach()
-        tensors |= {f"{moment}.{name}": optimizer.state[parameter][moment] for moment in MOMENTS}
+    saved = tensors(model, optimizer) | {"generator": generator.get_state()}
     with _interrupts_deferred():
         model.save_pretrained(directory)
-        write_safetensors(directory / FILE, tensors, {"progress": json.dumps(progress.model_dump())})
+        write_safetensors(directory / FILE, saved, {"progress": json.dumps(progress.model_dump())})
+
+
+def tensors(model: RamNetForCausalLM, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and moments, not copied, under the names that they have in ``training.safetensors``."""
+    named = {}
+    for name, parameter in model.named_parameters():
+        named[f"weight.{name}"] = parameter.detach()
+        # Before the first step there are no moments; AdamW begins with zeros.
+        moments = optimizer.state[parameter] or {
+            moment: torch.zeros(()) if moment == "step" else torch.zeros_like(parameter) for moment in MOMENTS
+        }
+        named |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS}
+    return named
 
 
 def load(
     directory: Path, model: RamNetForCausalLM, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> None:
-    """Put what ``save`` wrote back in place; ValueError, naming the file, where it does not fit the model."""
+    """Put what ``save`` wrote back in place, in the types that it had, whatever those of ``model`` are.
+
+    ValueError, naming the file and before anything is changed, where it does not fit the model or is not finite.
+    """
     path = directory / FILE
-    tensors = read_safetensors(path)
+    found = read_safetensors(path)
     for name, parameter in model.named_parameters():
-        for kind in ("weight", *MOMENTS):
-            expected = [] if kind == "step" else list(parameter.shape)
-            found = tensors.get(f"{kind}.{name}")
-            if found is None or list(found.shape) != expected:
-                raise ValueError(f"{path} does not fit the model: it lacks {kind}.{name} of shape {expected}")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"weight.{name}"])
-            optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
-    generator.set_state(tensors["generator"])
+        for kind in KINDS:
+            shape = [] if kind == "step" else list(parameter.shape)
+            tensor = found.get(f"{kind}.{name}")
+            if tensor is None or list(tensor.shape) != shape:
+                raise ValueError(f"{path} does not fit the model: it lacks {kind}.{name} of shape {shape}")
+            kept = found[f"weight.{name}"].dtype
+            wanted = WEIGHT_TYPES if kind == "weight" else (torch.float32 if kind == "step" else kept,)
+            if tensor.dtype not in wanted:
+                raise ValueError(f"{path}: {kind}.{name} is {tensor.dtype}; it must be {wanted[0]}")
+    if (wrong := not_finite(found)) is not None:
+        raise ValueError(f"{path} holds NaN or infinity in {wrong}, so the run cannot be resumed")
+    try:
+        torch.Generator().set_state(found["generator"])
+    except (KeyError, RuntimeError, TypeError):
+        raise ValueError(f"{path} holds no state of the data's generator") from None
+    for name, parameter in model.named_parameters():
+        parameter.data, *moments = (found[f"{kind}.{name}"].to(parameter.device, copy=True) for kind in KINDS)
+        optimizer.state[parameter] = dict(zip(MOMENTS, moments, strict=True))
+    generator.set_state(found["generator"])
 
 
 def check_writable(directory: Path) -> None:

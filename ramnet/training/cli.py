@@ -124,7 +124,8 @@ def _run(
             checkpoint_seconds=options["checkpoint_seconds"], console=screen,
         )  # fmt: skip
     where = f"; {output}" if output else ""
-    screen.print(f"{task.metric} {result.metric:.4f} after {result.step} steps, {result.elapsed:.0f} s{where}")
+    steps = f"{result.step} steps" + (f", {result.skipped} of them skipped" if result.skipped else "")
+    screen.print(f"{task.metric} {result.metric:.4f} after {steps}, {result.elapsed:.0f} s{where}")
 
 
 def _given(ctx: click.Context, name: str) -> bool:

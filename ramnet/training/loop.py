@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,10 +18,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from ramnet.config import one_line
-from ramnet.model import RamNetForCausalLM
+from ramnet.model import RamNetForCausalLM, not_finite
 from ramnet.training import checkpoint
 
 IGNORED = -100  # a label that counts for nothing
+# In a row, and the run ends: the weights stay while steps are skipped, so if they are sound and even one batch in ten
+# overflows, ten of them follow one another once in 10^10 steps.
+MOST_SKIPPED = 10
 
 
 class TrainingTask(Protocol):
@@ -46,7 +50,7 @@ class Recipe(BaseModel):
     learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False, description="the peak, after warm-up")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's")
-    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    clip_norm: float = Field(1.0, gt=0, le=1e9, description="largest norm of the gradient")
     seed: int = Field(0, ge=0, lt=2**32, description="of the weights and the data")
 
     def __init__(self, **fields: Any) -> None:
@@ -74,12 +78,20 @@ class Recipe(BaseModel):
 
 @dataclass
 class Result:
-    """What a run came to: the loss of every step made here (nats a label), and the task's metric at the end."""
+    """What a run came to.
+
+    Attributes:
+        losses: of every step made here, skipped ones included, in nats a label.
+        metric: the task's, at the end.
+        step, elapsed: steps made and seconds trained, those before a resumption included.
+        skipped: of the steps, those not taken because their loss or gradient was not finite.
+    """
 
     losses: list[float] = field(default_factory=list)
     metric: float = math.nan
     step: int = 0
     elapsed: float = 0.0
+    skipped: int = 0
 
 
 def train(
@@ -95,6 +107,9 @@ def train(
 ) -> Result:
     """Train ``model`` in place, on the kernels in use (``ramnet.ops.using``).
 
+    A step whose loss or gradient is not finite is not taken: the weights and moments stay, and the run goes on with the
+    next batch.
+
     Args:
         output: folder for checkpoints, every ``checkpoint_seconds`` and at the end; None writes nothing.
         resume: go on from the checkpoint in ``output``; under a budget in steps, exactly as if it had never stopped.
@@ -102,8 +117,10 @@ def train(
         console: where progress goes; None is silent.
 
     Raises:
-        ValueError: for an ``output`` that cannot be written, or a checkpoint that is damaged or of another run.
-        RuntimeError: when the loss is no longer finite; the last checkpoint stays.
+        ValueError: for an ``output`` that cannot be written, a checkpoint that is damaged or of another run, or what
+            the model refuses.
+        RuntimeError: after ``MOST_SKIPPED`` steps in a row that were not finite, or where the weights, the moments or
+            the metric no longer are when they are to be saved; the last checkpoint stays.
     """
     if output is not None:
         checkpoint.check_writable(output)
@@ -118,47 +135,80 @@ def train(
         progress = checkpoint.Progress.load(output)
         _same_run(progress, model, task, recipe, output)
         checkpoint.load(output, model, optimizer, generator)
-        result.step, result.elapsed = progress.step, progress.elapsed
+        result.step, result.elapsed, result.skipped = progress.step, progress.elapsed, progress.skipped
     hidden_states: Callable[..., Any] = torch.compile(model.hidden_states) if compiled else model.hidden_states
+
+    stays = "" if output is None else f"; {output} is left as it is"
+
+    @contextmanager
+    def located() -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:  # the reference refuses logits that are NaN
+            raise ValueError(f"{error}, at step {result.step}{stays}") from error
+
+    def measure() -> float:
+        metric = math.nan
+        if (wrong := not_finite(checkpoint.tensors(model, optimizer))) is None:
+            with located():
+                metric = task.evaluate(model)
+        if math.isfinite(metric):
+            return metric
+        problem = f"the {task.metric} is {metric}" if wrong is None else f"{wrong} holds NaN or infinity"
+        raise RuntimeError(f"{problem} after {result.step} steps; try a lower learning rate{stays}")
 
     def save() -> None:
         if output is not None:
             progress = checkpoint.Progress(
                 config=model.config.model_dump(), task=task.describe(), recipe=recipe.model_dump(),
-                step=result.step, elapsed=result.elapsed,
+                step=result.step, elapsed=result.elapsed, skipped=result.skipped,
             )  # fmt: skip
             checkpoint.save(output, progress, model, optimizer, generator)
 
     began, saved = time.monotonic() - result.elapsed, time.monotonic()
+    in_a_row = 0
     with _progress(console) as bar:
-        line = bar.add_task("training", total=1.0, loss=math.nan, held_out="")
+        line = bar.add_task("training", total=1.0, loss=math.nan, held_out="", skipped="")
         while (spent := recipe.spent(result.step, result.elapsed)) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(result.step, spent)
             inputs, labels = task.batch(recipe.batch_size, generator)
-            hidden, _ = hidden_states(inputs)
+            optimizer.zero_grad()
+            with located():
+                hidden, _ = hidden_states(inputs)
             counted = labels != IGNORED
             # The vocabulary's product only where there is something to say: recall asks at 8 places in 64.
             loss = F.cross_entropy(model.head(hidden[counted]), labels[counted])
-            optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            nats = loss.item()
-            if not math.isfinite(nats):
-                raise RuntimeError(f"the loss is {nats} at step {result.step}; try a lower learning rate")
-            optimizer.step()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            nats, length = torch.stack([loss.detach().double(), norm.double()]).tolist()
+            if math.isfinite(nats) and math.isfinite(length):
+                optimizer.step()
+                in_a_row = 0
+            else:
+                in_a_row += 1
+                result.skipped += 1
             result.losses.append(nats)
             result.step += 1
             result.elapsed = time.monotonic() - began
-            bar.update(line, completed=recipe.spent(result.step, result.elapsed), loss=nats)
-            if time.monotonic() - saved > checkpoint_seconds:
-                held_out = f"{task.metric} {task.evaluate(model):.3f}"
+            if in_a_row == MOST_SKIPPED:
+                raise RuntimeError(
+                    f"{MOST_SKIPPED} steps in a row were not finite, at step {result.step} with a loss of {nats} and a"
+                    f" gradient of norm {length}; try a lower learning rate{stays}"
+                )
+            skipped = f"  {result.skipped} skipped" if result.skipped else ""
+            bar.update(line, completed=recipe.spent(result.step, result.elapsed), loss=nats, skipped=skipped)
+            # Not after a skipped step, so that a run resumed counts those in a row as one never stopped does.
+            if time.monotonic() - saved > checkpoint_seconds and in_a_row == 0:
+                held_out = f"{task.metric} {measure():.3f}"
                 bar.update(line, held_out=held_out)
-                bar.console.print(f"step {result.step:5d}  {result.elapsed:4.0f} s  loss {nats:.3f}  {held_out}")
+                bar.console.print(
+                    f"step {result.step:5d}  {result.elapsed:4.0f} s  loss {nats:.3f}  {held_out}{skipped}"
+                )
                 result.elapsed = time.monotonic() - began
                 save()
                 saved = time.monotonic()
-    result.metric = task.evaluate(model)
+    result.metric = measure()
     save()
     return result
 
@@ -168,7 +218,7 @@ def _progress(console: Console | None) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("loss {task.fields[loss]:.3f} {task.fields[held_out]}"),
+        TextColumn("loss {task.fields[loss]:.3f} {task.fields[held_out]}{task.fields[skipped]}"),
         TimeRemainingColumn(),
         console=console or Console(quiet=True),
     )

@@ -70,22 +70,22 @@ class Mqar:
         return torch.where(inputs == 0, noise, inputs), labels
 
     def evaluate(self, model: RamNetForCausalLM) -> float:
-        """Accuracy over 1000 examples that are always the same."""
+        """Accuracy over 1000 examples that are always the same; NaN where the model's logits are not finite."""
         generator = torch.Generator().manual_seed(HELD_OUT_SEED)
         inputs, labels = self.batch(HELD_OUT_EXAMPLES, generator)
         right = [
-            accuracy_counts(model, ids, wanted)
-            for ids, wanted in zip(inputs.split(100), labels.split(100), strict=True)
+            count_right(model, ids, wanted) for ids, wanted in zip(inputs.split(100), labels.split(100), strict=True)
         ]
         return sum(right) / (HELD_OUT_EXAMPLES * self.pairs)
 
 
 @torch.no_grad()
-def accuracy_counts(model: RamNetForCausalLM, inputs: Tensor, labels: Tensor) -> int:
-    """How many labels [B, T] other than IGNORED are the model's likeliest token."""
+def count_right(model: RamNetForCausalLM, inputs: Tensor, labels: Tensor) -> float:
+    """How many labels [B, T] other than IGNORED are the model's likeliest token; NaN for logits that are not finite."""
     asked = labels != IGNORED
     hidden, _ = model.hidden_states(inputs)
-    return int((model.head(hidden[asked]).argmax(dim=-1) == labels[asked]).sum())
+    largest, likeliest = model.head(hidden[asked]).max(dim=-1)
+    return float((likeliest == labels[asked]).sum() + (0 * largest).sum())
 
 
 def _distinct(rows: int, choices: int, count: int, generator: torch.Generator) -> Tensor:

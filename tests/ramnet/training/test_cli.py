@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 Command = Callable[..., tuple[int, str, str]]
 TINY_TEXT = ("--length", "8", "--batch-size", "2", "--kernels", "reference")
@@ -45,6 +46,14 @@ def test_recall_is_trained_and_nothing_written_without_an_output(
     assert status == 0
     assert re.search(r"accuracy \d\.\d+ after 1 steps", out)
     assert not list(tmp_path.iterdir())
+
+
+def test_skipped_steps_are_counted_in_the_last_line(ramnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = iter([float("inf"), float("nan"), 1.0])
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
+    status, out, _ = ramnet("mqar", "--pairs", "1", "--length", "4", "--steps", "3", "--kernels", "reference")
+    assert status == 0
+    assert re.search(r"accuracy \d\.\d+ after 3 steps, 2 of them skipped, \d+ s\n", out)
 
 
 def test_without_tvm_the_reference_runs_with_one_notice(ramnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:

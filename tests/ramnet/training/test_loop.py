@@ -1,15 +1,21 @@
 """The training loop: it learns, it ends its cosine, and a run taken up again is the run never stopped."""
 
+import io
 import json
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.training import Recipe, train
+from ramnet.training.loop import MOST_SKIPPED
 from ramnet.training.mqar import Mqar
 
 SMALL = RamNetConfig.preset(
@@ -111,6 +117,7 @@ def test_a_run_stops_when_its_seconds_are_over() -> None:
         ({"seconds": float("nan")}, "seconds = nan"),
         ({"steps": 1, "batch_size": 0}, "batch_size = 0"),
         ({"steps": 1, "learning_rate": 0.0}, "learning_rate = 0.0"),
+        ({"steps": 1, "clip_norm": float("inf")}, "clip_norm = inf"),
         ({"steps": 1, "seed": -1}, "seed = -1"),
     ],
 )
@@ -120,14 +127,137 @@ def test_a_recipe_that_cannot_be_is_named(fields: dict, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+class Overflows(StopsAfter):
+    """The task, some of whose batches, told by their content, send the gradient of ``model`` to infinity."""
+
+    def of(self, model: RamNetForCausalLM, every: int) -> "Overflows":
+        model.head.weight.register_hook(lambda gradient: gradient * (math.inf if self.overflowing else 1))
+        object.__setattr__(self, "every", every)
+        object.__setattr__(self, "history", [])
+        return self.stop_after(10**6)
+
+    @property
+    def overflowing(self) -> bool:
+        return self.history[-1]
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, labels = super().batch(size, generator)
+        if size == RECIPE.batch_size:
+            self.history.append(int(inputs.sum()) % self.every == 0)
+        return inputs, labels
+
+
+def overflows(model: RamNetForCausalLM, every: int = 1) -> Overflows:
+    return Overflows(3, 12, 64).of(model, every)
+
+
+def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path) -> None:
+    model = fresh()
+    result = train(model, overflows(model), RECIPE, output=tmp_path)
+    assert (result.step, result.skipped, len(result.losses)) == (7, 7, 7)
+    before = fresh().state_dict()
+    assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
+    saved = load_file(tmp_path / "training.safetensors")
+    assert all(not saved[f"{kind}.embedding.weight"].any() for kind in ("exp_avg", "exp_avg_sq"))
+    assert train(fresh(), TASK, RECIPE, output=tmp_path, resume=True).skipped == 7
+
+
+def test_a_run_cut_after_a_skipped_step_and_resumed_is_the_run_never_stopped(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"steps": 12})
+    never_stopped, stopped, resumed = fresh(), fresh(), fresh(seed=99)
+    task = overflows(never_stopped, every=3)
+    whole = train(never_stopped, task, recipe)
+    cut = next(i for i in range(2, 12) if task.history[i - 2 : i] == [False, True])  # taken, skipped, cut
+    with pytest.raises(PowerCutError):
+        train(stopped, overflows(stopped, every=3).stop_after(cut), recipe, output=tmp_path, checkpoint_seconds=0)
+    rest = train(resumed, overflows(resumed, every=3), recipe, output=tmp_path, resume=True)
+    assert rest.losses == whole.losses[cut - 1 :], "the skipped step is skipped again"
+    assert (rest.step, rest.metric, rest.skipped) == (whole.step, whole.metric, whole.skipped)
+    assert all(torch.equal(w, resumed.state_dict()[name]) for name, w in never_stopped.state_dict().items())
+
+
+def test_many_in_a_row_stop_the_run_and_keep_the_last_finite_checkpoint(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"steps": 100})
+    with pytest.raises(PowerCutError):
+        train(fresh(), StopsAfter(3, 12, 64).stop_after(4), recipe, output=tmp_path, checkpoint_seconds=0)
+    before, model = files(tmp_path), fresh()
+    message = (
+        rf"^{MOST_SKIPPED} steps in a row were not finite, at step {4 + MOST_SKIPPED} with a loss of \d\.\d+ and a"
+        rf" gradient of norm (inf|nan); try a lower learning rate; {re.escape(str(tmp_path))} is left as it is$"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        train(model, overflows(model), recipe, output=tmp_path, resume=True, checkpoint_seconds=0)
+    assert files(tmp_path) == before
+
+
+class OverflowsButOnce(Overflows):
+    """All batches overflow but the one that would make the run stop."""
+
+    @property
+    def overflowing(self) -> bool:
+        return len(self.history) != MOST_SKIPPED
+
+
+def test_fewer_in_a_row_do_not_stop_it() -> None:
+    model = fresh()
+    recipe = RECIPE.model_copy(update={"steps": 2 * MOST_SKIPPED - 1})
+    result = train(model, OverflowsButOnce(3, 12, 64).of(model, every=1), recipe)
+    assert result.skipped == 2 * MOST_SKIPPED - 2
+
+
+def test_skipped_steps_are_said_where_the_progress_is(tmp_path: Path) -> None:
+    model, screen = fresh(), Console(record=True, width=120, file=io.StringIO())
+    result = train(model, overflows(model, every=2), RECIPE, checkpoint_seconds=0, console=screen)
+    said = [line for line in screen.export_text().splitlines() if line.startswith("step ")]
+    assert len(said) == 7 - result.skipped > 0
+    assert re.search(rf"accuracy \d\.\d+  {result.skipped} skipped$", said[-1].rstrip())
+
+
+@pytest.mark.parametrize("learning_rate", [1e20, 3e38])
+def test_weights_that_overflow_are_no_result_and_no_checkpoint(
+    kernels: str, tmp_path: Path, learning_rate: float
+) -> None:
     train(fresh(), TASK, RECIPE, output=tmp_path)
     before = files(tmp_path)
-    broken = fresh()
-    torch.nn.init.constant_(broken.norm.bias, float("inf"))
-    with pytest.raises(RuntimeError, match=r"the loss is \S+ at step 0"):
-        train(broken, TASK, RECIPE, output=tmp_path)
+    wild = Recipe(steps=3, batch_size=4, warmup_steps=0, learning_rate=learning_rate)
+    # The reference refuses logits that are NaN where kernels pass them on.
+    with pytest.raises((RuntimeError, ValueError), match=rf"(step|after) \d.*; {re.escape(str(tmp_path))} is left as"):
+        train(fresh(), TASK, wild, output=tmp_path)
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("broken", ["norm.bias", "head.weight"])
+def test_weights_that_are_not_finite_end_no_run_well(tmp_path: Path, broken: str) -> None:
+    train(fresh(), TASK, RECIPE, output=tmp_path)
+    before, model = files(tmp_path), fresh()
+    model.get_parameter(broken).data[0] = -math.inf
+    for output in (tmp_path, None):
+        with pytest.raises(RuntimeError, match=r"weight\.\S+ holds NaN or infinity after 7 steps; try a lower"):
+            train(model, TASK, RECIPE, output=output)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_run_resumed_has_the_types_it_had(tmp_path: Path, tied: bool) -> None:
+    def mixed(seed: int = 0) -> RamNetForCausalLM:
+        torch.manual_seed(seed)
+        model = RamNetForCausalLM(SMALL.model_copy(update={"tie_embeddings": tied})).to(torch.bfloat16)
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.float()
+        return model
+
+    whole = train(mixed(), TASK, RECIPE)
+    with pytest.raises(PowerCutError):
+        train(mixed(), StopsAfter(3, 12, 64).stop_after(4), RECIPE, output=tmp_path, checkpoint_seconds=0)
+    resumed = mixed(seed=9).float()
+    rest = train(resumed, TASK, RECIPE, output=tmp_path, resume=True)
+    assert rest.losses == whole.losses[4:]
+    types = {name: x.dtype for name, x in mixed().state_dict().items()}
+    assert {name: x.dtype for name, x in resumed.state_dict().items()} == types
+    assert (resumed.head.weight is resumed.embedding.weight) == tied
+    reloaded = RamNetForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert {name: x.dtype for name, x in reloaded.items()} == types
 
 
 def _cut(path: Path) -> None:
@@ -156,6 +286,29 @@ def _without_moments(path: Path) -> None:
     save_file({name: x for name, x in load_file(path).items() if "exp_avg" not in name}, path, metadata=metadata)
 
 
+def _altered(path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    save_file(tensors | {name: change(tensors[name])}, path, metadata=metadata)
+
+
+def _of_integers(path: Path) -> None:
+    _altered(path, "weight.norm.weight", torch.Tensor.int)
+
+
+def _of_moments_in_another_type(path: Path) -> None:
+    _altered(path, "exp_avg_sq.norm.weight", torch.Tensor.half)
+
+
+def _with_a_nan(path: Path) -> None:
+    _altered(path, "exp_avg.norm.weight", lambda x: x * math.nan)
+
+
+def _with_a_cut_generator(path: Path) -> None:
+    _altered(path, "generator", lambda x: x[:-8])
+
+
 def _of_a_negative_step(path: Path) -> None:
     with safe_open(path, "pt") as file:
         progress = json.loads(file.metadata()["progress"])
@@ -170,6 +323,10 @@ def _of_a_negative_step(path: Path) -> None:
         (_foreign, "training.safetensors is not a training checkpoint"),
         (_without_a_tensor, r"does not fit the model: it lacks weight\.norm\.weight of shape \[32\]"),
         (_without_moments, r"does not fit the model: it lacks exp_avg\.embedding\.weight"),
+        (_of_integers, r"training.safetensors: weight\.norm\.weight is torch\.int32; it must be torch\.float32"),
+        (_of_moments_in_another_type, r"exp_avg_sq\.norm\.weight is torch\.float16; it must be torch\.float32"),
+        (_with_a_nan, r"training.safetensors holds NaN or infinity in exp_avg\.norm\.weight, so the run cannot be"),
+        (_with_a_cut_generator, "training.safetensors holds no state of the data's generator"),
         (_of_a_negative_step, "step = -1"),
         (Path.unlink, "holds no training to resume"),
     ],
@@ -177,10 +334,12 @@ def _of_a_negative_step(path: Path) -> None:
 def test_a_damaged_checkpoint_is_named_and_left_alone(tmp_path: Path, damage, message: str) -> None:
     train(fresh(), TASK, RECIPE, output=tmp_path)
     damage(tmp_path / "training.safetensors")
-    before = files(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        train(fresh(), TASK, RECIPE, output=tmp_path, resume=True)
+    before, model = files(tmp_path), fresh()
+    with pytest.raises(ValueError, match=message) as caught:
+        train(model, TASK, RECIPE, output=tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
     assert files(tmp_path) == before
+    assert all(torch.equal(weights, model.state_dict()[name]) for name, weights in fresh().state_dict().items())
 
 
 def test_a_run_is_not_resumed_as_another(tmp_path: Path) -> None:

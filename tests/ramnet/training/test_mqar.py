@@ -1,11 +1,13 @@
 """The recall task, against its description in plain Python."""
 
+import math
 import random
 from collections import Counter
 
 import pytest
 import torch
 
+from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.training.mqar import Mqar
 
 IGNORED = -100
@@ -82,6 +84,15 @@ def test_a_seed_repeats_the_data_and_another_does_not() -> None:
     first, again, other = (task.batch(5, torch.Generator().manual_seed(seed))[0] for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_the_accuracy_of_logits_that_are_not_finite_is_not_a_number(value: float) -> None:
+    model = RamNetForCausalLM(RamNetConfig.preset("mqar", vocab_size=32, hidden_size=8, order=2, top_k=2))
+    task = Mqar(2, 8, 32)
+    assert 0 <= task.evaluate(model) <= 1
+    model.norm.bias.data.fill_(value)
+    assert math.isnan(task.evaluate(model))
 
 
 @pytest.mark.parametrize(
