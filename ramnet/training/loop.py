@@ -231,5 +231,10 @@ def _same_run(
     ours = {**recipe.model_dump(), **task.describe(), **model.config.model_dump()}
     saved = {**progress.recipe, **progress.task, **progress.config}
     for name, value in ours.items():
-        if saved.get(name) != value:
-            raise ValueError(f"{name} is {value} but the run in {path} has {saved.get(name)}; resume it with the same")
+        if name not in saved:
+            raise ValueError(
+                f"{name} is {value!r} but the run in {path}, of another version, has no {name}; start a new run from"
+                " its weights"
+            )
+        if saved[name] != value:
+            raise ValueError(f"{name} is {value} but the run in {path} has {saved[name]}; resume it with the same")

@@ -15,14 +15,52 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ramnet.model import RamNetForCausalLM
+from ramnet.training.loop import IGNORED
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 HELD_OUT_SHARE = 20  # one file in so many is held out
 HELD_OUT_WINDOWS = 128
 
 
+class Windows:
+    """Every window of ``length`` bytes and their followers in documents, none across two, by number.
+
+    A window begins anywhere from ``length`` − 1 bytes before its document to its last byte but one, and has the bytes
+    that lie in the document: fewer at the edges, so that each byte is in as many windows as any other. A document of
+    one byte has none, as there is nothing to predict.
+    """
+
+    def __init__(self, documents: Sequence[bytes], length: int) -> None:
+        documents = [document for document in documents if len(document) > 1]
+        text = b"".join(documents)
+        self.text = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+        self.length = length
+        self.sizes = torch.tensor([len(document) for document in documents], dtype=torch.int64)
+        self.counts = self.sizes + length - 2
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def take(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """The windows of these ``numbers`` int64 [N], from 0: inputs and the bytes that follow each, int64 [N, length].
+
+        Past the window's bytes the inputs are 0 and the labels IGNORED.
+        """
+        ends = self.counts.cumsum(0)
+        which = torch.searchsorted(ends, numbers, right=True)
+        start = numbers - (ends - self.counts)[which] - self.length + 1
+        first, last = start.clamp(min=0), torch.minimum(start + self.length, self.sizes[which] - 1)
+        places = first.unsqueeze(1) + torch.arange(self.length + 1)  # of the document
+        begins = (self.sizes.cumsum(0) - self.sizes)[which]
+        found = self.text[begins.unsqueeze(1) + places.minimum(last.unsqueeze(1))].long()
+        inside = places[:, 1:] <= last.unsqueeze(1)
+        return found[:, :-1].where(inside, 0), found[:, 1:].where(inside, IGNORED)
+
+
 class Text:
     """Random windows of bytes for training, and fixed ones of other files to measure the loss on.
+
+    Each file is a document, and each window lies within one.
 
     Args:
         files: the text; empty for the standard library's ``.py`` sources. One file in twenty, at least one, chosen by
@@ -30,7 +68,7 @@ class Text:
         length: bytes of a window.
 
     Raises:
-        ValueError: for a missing or unreadable file, or too little text for a window on either side.
+        ValueError: for a missing or unreadable file, or no document of two bytes on either side.
     """
 
     metric = "bits per byte"
@@ -40,34 +78,41 @@ class Text:
             raise ValueError(f"length is {length}; it must be at least 1")
         self.length = length
         self.files = sorted({str(Path(file).resolve()) for file in files})
-        training, held_out = split_files([Path(file) for file in self.files] or standard_library())
-        self.training, self.held_out = _as_tensor(training), _as_tensor(held_out)
-        for name, data in (("training", self.training), ("held-out", self.held_out)):
-            if len(data) <= length:
-                raise ValueError(
-                    f"the {name} text holds {len(data)} bytes; windows of {length} need at least {length + 1}"
-                )
-        self._digest = hashlib.sha256(training + b"\0\0" + held_out).hexdigest()[:16]
+        sides = split_files([Path(file) for file in self.files] or standard_library())
+        for name, documents in zip(("training", "held-out"), sides, strict=True):
+            longest = max(map(len, documents))
+            if longest < 2:
+                raise ValueError(f"the longest document of the {name} text holds {longest} bytes; it needs at least 2")
+        self.training, self.held_out = (Windows(documents, length) for documents in sides)
+        digest = hashlib.sha256()
+        for document in (*sides[0], b"", *sides[1]):
+            digest.update(len(document).to_bytes(8, "little") + document)
+        self._digest = digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
         """What defines the task, for a checkpoint."""
-        return {"task": "text", "files": self.files, "length": self.length, "digest": self._digest}
+        return {
+            "task": "text", "files": self.files, "length": self.length, "windows": "within a document",
+            "digest": self._digest,
+        }  # fmt: skip
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``size`` windows from random places: inputs and the bytes that follow each, int64 [size, length]."""
-        starts = torch.randint(len(self.training) - self.length, (size,), generator=generator)
-        return _windows(self.training, starts, self.length)
+        """``size`` windows of the training text, any as likely as another; see ``Windows.take``."""
+        return self.training.take(torch.randint(len(self.training), (size,), generator=generator))
 
     @torch.no_grad()
     def evaluate(self, model: RamNetForCausalLM) -> float:
         """Mean bits per byte over evenly spaced windows of the held-out files, each read from an empty state."""
-        starts = torch.linspace(0, len(self.held_out) - self.length - 1, HELD_OUT_WINDOWS, dtype=torch.float64).long()
-        inputs, labels = _windows(self.held_out, starts, self.length)
+        windows = len(self.held_out)
+        numbers = torch.linspace(0, windows - 1, min(windows, HELD_OUT_WINDOWS), dtype=torch.float64).long()
+        inputs, labels = self.held_out.take(numbers)
         nats = [
-            F.cross_entropy(model(ids).logits.flatten(0, 1), wanted.flatten(), reduction="sum").item()
+            F.cross_entropy(
+                model(ids).logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
+            ).item()
             for ids, wanted in zip(inputs.split(16), labels.split(16), strict=True)
         ]
-        return sum(nats) / labels.numel() / math.log(2)
+        return sum(nats) / int((labels != IGNORED).sum()) / math.log(2)
 
 
 def standard_library() -> list[Path]:
@@ -77,21 +122,21 @@ def standard_library() -> list[Path]:
     return sorted(found)
 
 
-def split_files(files: Sequence[Path]) -> tuple[bytes, bytes]:
-    """The bytes of the training and of the held-out files, a 0 byte between files; see ``Text``."""
+def split_files(files: Sequence[Path]) -> tuple[list[bytes], list[bytes]]:
+    """The training documents and those held out; see ``Text``."""
     if not files:
         raise ValueError("there is no text to train on; name files with --data")
     texts = {str(file): _read(file) for file in files}
     if len(texts) == 1:
         (text,) = texts.values()
         cut = len(text) - len(text) // 10
-        return text[:cut], text[cut:]
+        return [text[:cut]], [text[cut:]]
     root = os.path.commonpath(list(texts))
     ranked = sorted(texts, key=lambda name: hashlib.sha256(os.path.relpath(name, root).encode()).digest())
     held_out = set(ranked[: max(1, len(ranked) // HELD_OUT_SHARE)])
     return (
-        b"\0".join(text for name, text in texts.items() if name not in held_out),
-        b"\0".join(text for name, text in texts.items() if name in held_out),
+        [text for name, text in texts.items() if name not in held_out],
+        [text for name, text in texts.items() if name in held_out],
     )
 
 
@@ -100,12 +145,3 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _as_tensor(text: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
-
-
-def _windows(text: Tensor, starts: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    windows = text[starts.unsqueeze(1) + torch.arange(length + 1)].long()
-    return windows[:, :-1], windows[:, 1:]

@@ -75,7 +75,7 @@ def test_without_tvm_the_reference_runs_with_one_notice(ramnet: Command, monkeyp
         (("mqar", "--kernels", "abacus"), "ramnet: backend 'abacus' is unknown"),
         (("mqar", "--seconds", "0"), "ramnet: seconds = 0.0"),
         (("text", "--data", "missing.txt"), "ramnet: /"),
-        (("text", "--data", "empty.txt"), "ramnet: the training text holds 0 bytes"),
+        (("text", "--data", "empty.txt"), "ramnet: the longest document of the training text holds 0 bytes"),
         (("text", "--output", "empty.txt/run"), "ramnet: empty.txt/run cannot be a folder"),
         (("text", "--resume", "--output", "nothing"), "ramnet: nothing holds no training to resume"),
     ],

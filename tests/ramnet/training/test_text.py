@@ -1,13 +1,19 @@
 """Text: which files are held out, what a window is, and what its loss means."""
 
+import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ramnet import RamNetConfig, RamNetForCausalLM
-from ramnet.training.text import Text, split_files, standard_library
+from ramnet.training import Recipe, train
+from ramnet.training.loop import IGNORED
+from ramnet.training.text import Text, Windows, split_files, standard_library
 
 
 def _files(folder: Path, count: int) -> list[Path]:
@@ -30,26 +36,76 @@ def test_the_standard_library_is_the_default_without_its_tests() -> None:
 def test_files_are_held_out_whole_wherever_the_folder_is(tmp_path: Path) -> None:
     training, held_out = split_files(_files(tmp_path / "a", 45))
     assert (training, held_out) == split_files(_files(tmp_path / "b", 45))
-    assert len(held_out.split(b"\0")) == 2
-    assert sorted((training + b"\0" + held_out).split(b"\0")) == sorted(b"<%d>" % i * 20 for i in range(45))
+    assert len(held_out) == 2
+    assert sorted(training + held_out) == sorted(b"<%d>" % i * 20 for i in range(45))
 
 
 def test_of_one_file_the_last_tenth_is_held_out(tmp_path: Path) -> None:
     file = tmp_path / "one.txt"
     file.write_bytes(bytes(range(100)))
-    assert split_files([file]) == (bytes(range(90)), bytes(range(90, 100)))
+    assert split_files([file]) == ([bytes(range(90))], [bytes(range(90, 100))])
 
 
-def test_windows_are_training_bytes_and_labels_the_bytes_after(tmp_path: Path) -> None:
+DOCUMENTS = (b"0123456789ABC", b"ab", b"", b"x", b"vwxyz")
+
+
+def _spelled(inputs: torch.Tensor, labels: torch.Tensor) -> list[bytes]:
+    """The bytes of each window with the last one's follower, once its padding is found to be in order."""
+    counted = labels != IGNORED
+    filled = counted.sum(1)
+    assert bool((filled > 0).all())
+    assert torch.equal(counted, torch.arange(labels.shape[1]) < filled.unsqueeze(1)), "padding comes last"
+    assert bool((inputs[~counted] == 0).all())
+    both = torch.cat([inputs[:, :1], labels], dim=1)
+    assert torch.equal(inputs[counted], both[:, :-1][counted]), "a label is the next input"
+    return [bytes(row[: n + 1]) for row, n in zip(both.tolist(), filled.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 12, 40])
+def test_a_window_lies_within_one_document_and_every_byte_is_in_as_many(length: int) -> None:
+    windows = Windows(DOCUMENTS, length)
+    inputs, labels = windows.take(torch.arange(len(windows)))
+    assert inputs.shape == labels.shape == (len(windows), length)
+    # In plain Python: every place that a window can have, cut to the document.
+    described = [
+        document[max(start, 0) : start + length + 1]
+        for document in DOCUMENTS
+        for start in range(1 - length, len(document) - 1)
+        if len(document) > 1
+    ]
+    assert _spelled(inputs, labels) == described
+    # Bytes differ between these documents. Each is an input, and each but the first of its document a label.
+    followed = Counter(b"".join(document[:-1] for document in DOCUMENTS if len(document) > 1))
+    follows = Counter(b"".join(document[1:] for document in DOCUMENTS if len(document) > 1))
+    assert Counter(inputs[labels != IGNORED].tolist()) == Counter(dict.fromkeys(followed, length))
+    assert Counter(labels[labels != IGNORED].tolist()) == Counter(dict.fromkeys(follows, length))
+
+
+def test_a_batch_draws_all_training_windows_equally(tmp_path: Path) -> None:
     files = _files(tmp_path / "a", 3)
-    text = Text(files, length=5)
-    training, _ = split_files(files)
-    inputs, labels = text.batch(4000, torch.Generator().manual_seed(0))
-    assert inputs.shape == labels.shape == (4000, 5)
-    windows = {training[i : i + 6] for i in range(len(training) - 5)}
-    seen = {bytes([*ids, wanted[-1]]) for ids, wanted in zip(inputs.tolist(), labels.tolist(), strict=True)}
-    assert torch.equal(inputs[:, 1:], labels[:, :-1])
-    assert seen == windows
+    text, draws = Text(files, length=5), 20_000
+    inputs, labels = text.batch(draws, torch.Generator().manual_seed(0))
+    found = Counter(_spelled(inputs, labels))
+    every = Counter(_spelled(*text.training.take(torch.arange(len(text.training)))))
+    assert found.keys() == every.keys()
+    for window, count in every.items():
+        expected = draws * count / len(text.training)
+        assert abs(found[window] - expected) <= 5 * expected**0.5  # five standard deviations
+
+
+def test_a_run_that_cut_its_windows_in_another_way_is_not_resumed(tmp_path: Path) -> None:
+    config = RamNetConfig(
+        vocab_size=256, hidden_size=8, num_layers=1, num_heads=1, value_dim=4, order=2, sub_dim=2, top_k=2
+    )
+    text, recipe = Text(_files(tmp_path / "a", 3), length=6), Recipe(steps=1, batch_size=2)
+    train(RamNetForCausalLM(config), text, recipe, output=tmp_path / "run")
+    path = tmp_path / "run" / "training.safetensors"
+    with safe_open(path, "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+    del progress["task"]["windows"]  # as those that crossed from file to file wrote it
+    save_file(load_file(path), path, metadata={"progress": json.dumps(progress)})
+    with pytest.raises(ValueError, match=r"^windows is 'within a document' but the run in .* has no windows; start"):
+        train(RamNetForCausalLM(config), text, recipe, output=tmp_path / "run", resume=True)
 
 
 def test_bits_per_byte_of_a_model_that_knows_nothing_is_eight(tmp_path: Path) -> None:
@@ -60,27 +116,27 @@ def test_bits_per_byte_of_a_model_that_knows_nothing_is_eight(tmp_path: Path) ->
     text = Text(_files(tmp_path / "a", 3), length=6)
     torch.nn.init.zeros_(model.head.weight)
     assert text.evaluate(model) == pytest.approx(8)
-    # A head that always says "0" with logit x over 255 others: −log2 softmax, by the share of "0" in the windows.
+    # A head that always says the digit, with logit 2 over 255 others: −log2 softmax, by the digit's share. All windows
+    # are measured, being few, so that each byte but the first counts as much.
+    ((_, *labels),) = split_files(_files(tmp_path / "b", 3))[1]
+    digit, share = labels[0], 20 / len(labels)
     model.norm.weight.data.zero_()
     model.norm.bias.data.fill_(1)
-    model.head.weight.data[ord("0")] = 2 / 8
-    starts = torch.linspace(0, len(text.held_out) - 7, 128, dtype=torch.float64).long()
-    labels = torch.stack([text.held_out[i + 1 : i + 7] for i in starts.tolist()])
-    share = (labels == ord("0")).double().mean().item()
+    model.head.weight.data[digit] = 2 / 8
     assert text.evaluate(model) == pytest.approx((math.log(math.exp(2) + 255) - 2 * share) / math.log(2))
 
 
 def test_text_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     empty, short = tmp_path / "empty.txt", tmp_path / "short.txt"
     empty.write_bytes(b"")
-    short.write_bytes(b"abc" * 20)
+    short.write_bytes(b"abc" * 5)
     with pytest.raises(ValueError, match=r"missing\.txt cannot be read: No such file"):
         Text([tmp_path / "missing.txt"])
     with pytest.raises(ValueError, match="cannot be read: Is a directory"):
         Text([tmp_path])
-    with pytest.raises(ValueError, match="the training text holds 0 bytes; windows of 8 need at least 9"):
+    with pytest.raises(ValueError, match="the longest document of the training text holds 0 bytes; it needs at least"):
         Text([empty], length=8)
-    with pytest.raises(ValueError, match="the held-out text holds 6 bytes; windows of 8 need at least 9"):
+    with pytest.raises(ValueError, match="the longest document of the held-out text holds 1 bytes; it needs at least"):
         Text([short], length=8)
     with pytest.raises(ValueError, match="length is 0"):
         Text([short], length=0)
