@@ -15,9 +15,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ramnet.config import one_line
+from ramnet.config import RamNetConfig, one_line
 from ramnet.model import WEIGHT_TYPES, RamNetForCausalLM, not_finite
 from ramnet.state import read_safetensors, write_safetensors
+from ramnet.training.recipe import Recipe
 
 FILE = "training.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
@@ -29,9 +30,9 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    config: dict[str, Any] = Field(description="the model's RamNetConfig")
+    config: RamNetConfig
     task: dict[str, Any] = Field(description="the task's describe()")
-    recipe: dict[str, Any] = Field(description="the Recipe")
+    recipe: Recipe
     step: int = Field(ge=0, description="optimizer steps made")
     elapsed: float = Field(ge=0, description="seconds trained")
     skipped: int = Field(0, ge=0, description="of the steps, those not taken, their gradient not being finite")

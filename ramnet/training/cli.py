@@ -16,9 +16,10 @@ from ramnet.config import RamNetConfig
 from ramnet.console import console
 from ramnet.model import RamNetForCausalLM
 from ramnet.training import checkpoint
-from ramnet.training.loop import Recipe, TrainingTask
+from ramnet.training.loop import TrainingTask
 from ramnet.training.loop import train as run_training
 from ramnet.training.mqar import Mqar
+from ramnet.training.recipe import BUDGET, Recipe
 from ramnet.training.text import Text
 
 
@@ -33,10 +34,15 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
         click.option("--preset", default=defaults["preset"], help="Configuration of the model."),
         click.option("--output", type=click.Path(path_type=Path), default=defaults["output"],
                      help="Folder for checkpoints; without one nothing is written."),
-        click.option("--resume", is_flag=True, help="Go on from the checkpoint in --output, with its options."),
-        click.option("--steps", type=int, help="Stop after so many steps."),
+        click.option("--from", "source", type=click.Path(path_type=Path), metavar="CHECKPOINT",
+                     help="Start a new run from the weights and the configuration of this folder."),
+        click.option("--resume", is_flag=True,
+                     help="Go on from the checkpoint in --output, with its options. More --steps or --seconds than it"
+                          " had go on past its end, the learning rate on a cosine over the new total."),
+        click.option("--steps", type=int,
+                     help="Stop after so many steps in all; the learning rate falls to 0 by then, on a cosine."),
         click.option("--seconds", type=float, show_default=f"{defaults['seconds']:g} without --steps",
-                     help="Stop after so many seconds; the learning rate falls to 0 by then."),
+                     help="Stop after so many seconds in all, in the same way."),
         click.option("--batch-size", type=int, default=defaults["batch_size"], help="Examples in a step."),
         click.option("--learning-rate", type=float, default=defaults["learning_rate"], help="Peak, after warm-up."),
         click.option("--warmup-steps", type=int, default=50, help="Steps of linear warm-up."),
@@ -76,7 +82,7 @@ def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, metavar="FILE...",
               help="Text to train on, in place of the Python standard library's sources.")  # fmt: skip
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, metavar="")
-@click.option("--length", type=int, default=256, help="Bytes of a training window.")
+@click.option("--length", type=int, default=256, help="Bytes of a training window, within one file.")
 @_options(preset="tiny", output="runs/text", seconds=240.0, batch_size=8, learning_rate=1e-2)
 def text(ctx: click.Context, data: tuple[Path, ...], files: tuple[Path, ...], length: int, **options: Any) -> None:
     """A byte-level language model."""
@@ -98,26 +104,32 @@ def _run(
     make_task: Callable[[RamNetConfig, dict[str, Any]], TrainingTask],
     seconds: float,
 ) -> None:
-    output, resume, screen = options["output"], options["resume"], console()
+    output, source, resume, screen = options["output"], options["source"], options["resume"], console()
     saved: dict[str, Any] = {}
     recipe = {name: options[name] for name in Recipe.model_fields}
-    config = None if resume and not _given(ctx, "preset") else RamNetConfig.preset(options["preset"])
+    if source is not None:
+        _check_source(ctx, source, output, resume)
     if resume:
         if output is None:
             raise click.UsageError("--resume needs --output, the folder to resume from")
         progress = checkpoint.Progress.load(output)
-        saved, recipe = progress.task, recipe | _saved(ctx, progress.recipe, *recipe)
-        config = config or RamNetConfig(**progress.config)
+        # One budget that is typed replaces both of the checkpoint.
+        kept = set(recipe) - (set(BUDGET) if any(_given(ctx, name) for name in BUDGET) else set())
+        saved, recipe = progress.task, recipe | _saved(ctx, progress.recipe.model_dump(), *kept)
     elif recipe["steps"] is None and recipe["seconds"] is None:
         recipe["seconds"] = seconds
-    assert config is not None
     checked = Recipe(**recipe)
     if output is not None:
         checkpoint.check_writable(output)
-    task = make_task(config, saved)
-    kernels = _available(options["kernels"], screen)
     torch.manual_seed(checked.seed)
-    model = RamNetForCausalLM(config)
+    if source is not None:
+        model = RamNetForCausalLM.from_pretrained(source)
+    elif resume and not _given(ctx, "preset"):
+        model = RamNetForCausalLM(progress.config)
+    else:
+        model = RamNetForCausalLM(RamNetConfig.preset(options["preset"]))
+    task = make_task(model.config, saved)
+    kernels = _available(options["kernels"], screen)
     with ops.using(kernels):
         result = run_training(
             model, task, checked, output=output, resume=resume, compiled=options["compiled"],
@@ -126,6 +138,16 @@ def _run(
     where = f"; {output}" if output else ""
     steps = f"{result.step} steps" + (f", {result.skipped} of them skipped" if result.skipped else "")
     screen.print(f"{task.metric} {result.metric:.4f} after {steps}, {result.elapsed:.0f} s{where}")
+
+
+def _check_source(ctx: click.Context, source: Path, output: Path | None, resume: bool) -> None:
+    """UsageError where ``--from`` stands beside what it excludes."""
+    if resume:
+        raise click.UsageError("--from starts a new run and --resume goes on with one; give either")
+    if _given(ctx, "preset"):
+        raise click.UsageError("--from takes the configuration of its checkpoint; leave --preset out")
+    if output is not None and output.resolve() == source.resolve():
+        raise click.UsageError(f"the new run would replace {source}, which it starts from; choose another --output")
 
 
 def _given(ctx: click.Context, name: str) -> bool:

@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ramnet.config import one_line
 from ramnet.model import RamNetForCausalLM, not_finite
 from ramnet.training import checkpoint
+from ramnet.training.recipe import BUDGET, Recipe
 
 IGNORED = -100  # a label that counts for nothing
 # In a row, and the run ends: the weights stay while steps are skipped, so if they are sound and even one batch in ten
@@ -37,43 +36,6 @@ class TrainingTask(Protocol):
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
 
     def evaluate(self, model: RamNetForCausalLM) -> float: ...
-
-
-class Recipe(BaseModel):
-    """How to train; immutable. ValueError, one sentence that names the value, for what cannot be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    steps: int | None = Field(None, gt=0, description="stop after so many steps")
-    seconds: float | None = Field(None, gt=0, allow_inf_nan=False, description="stop after so many seconds")
-    batch_size: int = Field(64, gt=0, description="examples in a step")
-    learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False, description="the peak, after warm-up")
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's")
-    clip_norm: float = Field(1.0, gt=0, le=1e9, description="largest norm of the gradient")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the weights and the data")
-
-    def __init__(self, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            raise ValueError(one_line(error)) from None
-
-    @model_validator(mode="after")
-    def _ends(self) -> Self:
-        if self.steps is None and self.seconds is None:
-            raise ValueError("neither steps nor seconds is given; a run needs an end")
-        return self
-
-    def spent(self, step: int, elapsed: float) -> float:
-        """The share of the budget that is gone after ``step`` steps and ``elapsed`` seconds, 0 to 1."""
-        shares = (step / self.steps if self.steps else 0.0, elapsed / self.seconds if self.seconds else 0.0)
-        return min(1.0, max(shares))
-
-    def learning_rate_at(self, step: int, spent: float) -> float:
-        """Linear warm-up in steps, times a cosine to 0 over the budget, so that seconds end it as steps do."""
-        warm_up = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return self.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * spent))
 
 
 @dataclass
@@ -113,6 +75,7 @@ def train(
     Args:
         output: folder for checkpoints, every ``checkpoint_seconds`` and at the end; None writes nothing.
         resume: go on from the checkpoint in ``output``; under a budget in steps, exactly as if it had never stopped.
+            A larger budget than it had goes on past its end, the learning rate on a cosine over the new total.
         compiled: run the model's forward and backward through torch.compile.
         console: where progress goes; None is silent.
 
@@ -160,7 +123,7 @@ def train(
     def save() -> None:
         if output is not None:
             progress = checkpoint.Progress(
-                config=model.config.model_dump(), task=task.describe(), recipe=recipe.model_dump(),
+                config=model.config, task=task.describe(), recipe=recipe,
                 step=result.step, elapsed=result.elapsed, skipped=result.skipped,
             )  # fmt: skip
             checkpoint.save(output, progress, model, optimizer, generator)
@@ -227,9 +190,9 @@ def _progress(console: Console | None) -> Progress:
 def _same_run(
     progress: checkpoint.Progress, model: RamNetForCausalLM, task: TrainingTask, recipe: Recipe, path: Path
 ) -> None:
-    """ValueError, naming the first difference, where the checkpoint is of another run."""
-    ours = {**recipe.model_dump(), **task.describe(), **model.config.model_dump()}
-    saved = {**progress.recipe, **progress.task, **progress.config}
+    """ValueError, naming the first difference, where the checkpoint is of another run, or has as large a budget."""
+    ours = {**recipe.model_dump(exclude=set(BUDGET)), **task.describe(), **model.config.model_dump()}
+    saved = {**progress.recipe.model_dump(), **progress.task, **progress.config.model_dump()}
     for name, value in ours.items():
         if name not in saved:
             raise ValueError(
@@ -238,3 +201,11 @@ def _same_run(
             )
         if saved[name] != value:
             raise ValueError(f"{name} is {value} but the run in {path} has {saved[name]}; resume it with the same")
+    began, done = progress.recipe, (progress.step, progress.elapsed)
+    changed = [name for name in BUDGET if getattr(recipe, name) != getattr(began, name)]
+    if changed and recipe.spent(*done) >= began.spent(*done):
+        name = next((name for name in changed if getattr(recipe, name) is not None), changed[0])
+        raise ValueError(
+            f"{name} is {getattr(recipe, name)} but the run in {path} has {getattr(began, name)}; resume it with the"
+            " same, or with more"
+        )

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ramnet import RamNetConfig, RamNetForCausalLM
+
 Command = Callable[..., tuple[int, str, str]]
 TINY_TEXT = ("--length", "8", "--batch-size", "2", "--kernels", "reference")
 
@@ -36,6 +38,68 @@ def test_text_is_trained_and_resumed(ramnet: Command, tmp_path: Path, page: Path
     status, out, err = ramnet("text", "--output", output, "--resume", "--kernels", "reference")
     assert (status, err) == (0, "")
     assert re.search(r"bits per byte \d\.\d+ after 2 steps", out)
+
+
+def test_a_finished_run_goes_on_with_more_steps_or_seconds(ramnet: Command, tmp_path: Path, page: Path) -> None:
+    run = ("--output", tmp_path / "run", "--kernels", "reference")
+    assert ramnet("text", "--data", page, "--steps", "2", *TINY_TEXT, *run)[0] == 0
+    for budget in (("--steps", "4"), ()):
+        status, out, err = ramnet("text", "--resume", *budget, *run)
+        assert (status, err) == (0, "")
+        assert "after 4 steps" in out
+    assert "steps is 3 but the run in" in ramnet("text", "--resume", "--steps", "3", *run)[2]
+    # One budget that is typed replaces the other: the four steps no longer end the run.
+    status, out, _ = ramnet("text", "--resume", "--seconds", "2", *run)
+    assert status == 0
+    assert int(re.search(r"after (\d+) steps", out)[1]) > 4
+
+
+@pytest.mark.parametrize("written_by", ["save_pretrained", "training"])
+def test_a_new_run_starts_from_weights(ramnet: Command, tmp_path: Path, page: Path, written_by: str) -> None:
+    start, output = tmp_path / "start", tmp_path / "run"
+    if written_by == "training":
+        ramnet("text", "--data", page, "--steps", "2", "--output", start, *TINY_TEXT)
+    else:
+        small = RamNetConfig.preset("tiny", hidden_size=16, intermediate_size=0, norm_eps=0.25)
+        RamNetForCausalLM(small).to(torch.bfloat16).save_pretrained(start)
+    before = {path.name: path.read_bytes() for path in start.iterdir()}
+    first = RamNetForCausalLM.from_pretrained(start)
+    # With a step too small to move a weight, what is written is what it started from.
+    still = ("--learning-rate", "1e-30", "--steps", "1")
+    status, out, err = ramnet("text", "--data", page, "--from", start, "--output", output, *still, *TINY_TEXT)
+    assert (status, err) == (0, "")
+    assert "after 1 steps" in out
+    after = RamNetForCausalLM.from_pretrained(output)
+    assert after.config == first.config
+    for name, weights in first.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], weights, rtol=0, atol=1e-20)
+    assert {path.name: path.read_bytes() for path in start.iterdir()} == before
+    # From then on it is a run like any other.
+    status, out, _ = ramnet("text", "--resume", "--steps", "3", "--output", output, "--kernels", "reference")
+    assert status == 0 and "after 3 steps" in out
+    assert RamNetForCausalLM.from_pretrained(output).embedding.weight.dtype == first.embedding.weight.dtype
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        (("--preset", "tiny"), "--from takes the configuration of its checkpoint; leave --preset out"),
+        (("--resume",), "--from starts a new run and --resume goes on with one; give either"),
+        (("--output", "start"), "the new run would replace start, which it starts from; choose another --output"),
+        (("--output", "x/../start"), "the new run would replace start, which it starts from"),
+    ],
+)
+def test_what_cannot_stand_beside_from_is_named(
+    ramnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    RamNetForCausalLM(RamNetConfig.preset("tiny")).save_pretrained("start")
+    before = {path.name: path.read_bytes() for path in Path("start").iterdir()}
+    status, _, err = ramnet("text", "--from", "start", "--steps", "1", *beside)
+    assert status == 2
+    assert f"Error: {message}" in err
+    assert {path.name: path.read_bytes() for path in Path("start").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["start"]
 
 
 def test_recall_is_trained_and_nothing_written_without_an_output(
@@ -77,6 +141,7 @@ def test_without_tvm_the_reference_runs_with_one_notice(ramnet: Command, monkeyp
         (("text", "--data", "missing.txt"), "ramnet: /"),
         (("text", "--data", "empty.txt"), "ramnet: the longest document of the training text holds 0 bytes"),
         (("text", "--output", "empty.txt/run"), "ramnet: empty.txt/run cannot be a folder"),
+        (("text", "--from", "nothing"), "ramnet: nothing is not a checkpoint: it has no config.json"),
         (("text", "--resume", "--output", "nothing"), "ramnet: nothing holds no training to resume"),
     ],
 )
@@ -116,4 +181,6 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint_that_resumes(ramnet: Command, 
     ]
     refused = ramnet("text", "--output", output, "--resume", "--steps", "5", "--kernels", "reference")
     # The checkpoint is whole: it is read, and only the other budget stands in the way.
-    assert refused[2] == f"ramnet: steps is 5 but the run in {output} has 100000; resume it with the same\n"
+    assert refused[2] == (
+        f"ramnet: steps is 5 but the run in {output} has 100000; resume it with the same, or with more\n"
+    )

@@ -85,6 +85,60 @@ def test_a_finished_run_resumed_makes_no_further_step(tmp_path: Path) -> None:
     assert (again.losses, again.step, again.metric) == ([], 7, whole.metric)
 
 
+LONGER = RECIPE.model_copy(update={"steps": 14})
+
+
+def test_a_larger_budget_goes_on_past_the_end_on_a_cosine_over_the_new_total(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = train(fresh(), TASK, RECIPE, output=tmp_path)
+    rates = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]))
+    more = train(fresh(seed=9), TASK, LONGER, output=tmp_path, resume=True)
+    assert (more.step, len(more.losses)) == (14, 7)
+    assert rates == [pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * step / 14))) for step in range(7, 14)]
+    assert more.elapsed > finished.elapsed
+
+
+def test_a_run_that_went_on_resumes_exactly(tmp_path: Path) -> None:
+    for name in ("whole", "cut"):
+        train(fresh(), TASK, RECIPE, output=tmp_path / name)
+    whole = train(fresh(), TASK, LONGER, output=tmp_path / "whole", resume=True)
+    with pytest.raises(PowerCutError):
+        train(
+            fresh(), StopsAfter(3, 12, 64).stop_after(3), LONGER,
+            output=tmp_path / "cut", resume=True, checkpoint_seconds=0,
+        )  # fmt: skip
+    rest = train(fresh(), TASK, LONGER, output=tmp_path / "cut", resume=True)
+    assert rest.losses == whole.losses[3:] and rest.metric == whole.metric
+    weights = (load_file(tmp_path / name / "training.safetensors") for name in ("whole", "cut"))
+    first, second = weights
+    assert all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+def test_steps_may_be_followed_by_seconds(tmp_path: Path) -> None:
+    train(fresh(), TASK, RECIPE, output=tmp_path)
+    by_seconds = RECIPE.model_copy(update={"steps": None, "seconds": 0.5 + train(fresh(), TASK, RECIPE).elapsed})
+    more = train(fresh(), TASK, by_seconds, output=tmp_path, resume=True)
+    assert more.step > 7 and more.elapsed >= by_seconds.seconds
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"steps": 6}, "steps is 6 but the run in .* has 7; resume it with the same, or with more"),
+        ({"steps": None, "seconds": 1e-9}, "seconds is 1e-09 but the run in .* has None; resume it with the same, or"),
+        ({"steps": 7, "seconds": 1e-9}, "seconds is 1e-09 but the run in .* has None; resume it with the same, or"),
+    ],
+)
+def test_a_budget_that_is_spent_already_is_named(tmp_path: Path, budget: dict, message: str) -> None:
+    train(fresh(), TASK, RECIPE, output=tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        train(fresh(), TASK, RECIPE.model_copy(update=budget), output=tmp_path, resume=True)
+    assert files(tmp_path) == before
+
+
 def test_the_same_seed_gives_the_same_losses_and_another_does_not() -> None:
     first, again = (train(fresh(), TASK, RECIPE).losses for _ in range(2))
     assert first == again
@@ -345,8 +399,10 @@ def test_a_damaged_checkpoint_is_named_and_left_alone(tmp_path: Path, damage, me
 def test_a_run_is_not_resumed_as_another(tmp_path: Path) -> None:
     train(fresh(), TASK, RECIPE, output=tmp_path)
     before = files(tmp_path)
-    with pytest.raises(ValueError, match=r"steps is 8 but the run in .* has 7"):
-        train(fresh(), TASK, RECIPE.model_copy(update={"steps": 8}), output=tmp_path, resume=True)
+    with pytest.raises(
+        ValueError, match=r"learning_rate is 0\.02 but the run in .* has 0\.01; resume it with the same$"
+    ):
+        train(fresh(), TASK, RECIPE.model_copy(update={"learning_rate": 0.02}), output=tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"pairs is 2 but the run in .* has 3"):
         train(fresh(), Mqar(2, 12, 64), RECIPE, output=tmp_path, resume=True)
     assert files(tmp_path) == before
