@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 from tests import brute_force
-from tests.samples import full_disk, relative_rmse
+from tests.samples import relative_rmse
 
 # Every part is there: a convolution, an FFN, and CAPE on all, half and none of the heads.
 SMALL = RamNetConfig(
@@ -182,74 +180,6 @@ def test_other_types_of_weights_keep_a_state_of_float32_or_wider(dtype: torch.dt
     assert {x.dtype for x in (*out.state.memory, *out.state.mass)} == {torch.promote_types(dtype, torch.float32)}
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_survives_its_files(tied: bool, dtype: torch.dtype, tmp_path: Path) -> None:
-    model = small_model(tie_embeddings=tied).to(dtype)
-    model.save_pretrained(tmp_path / "runs" / "small")
-    assert sorted(x.name for x in (tmp_path / "runs" / "small").iterdir()) == ["config.json", "model.safetensors"]
-    again = RamNetForCausalLM.from_pretrained(tmp_path / "runs" / "small")
-    assert again.config == model.config
-    assert torch.equal(again(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
-    assert (again.head.weight is again.embedding.weight) == tied
-    assert [x.dtype for x in again.parameters()] == [dtype] * len(list(again.parameters()))
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("default", [torch.float32, torch.float64, torch.bfloat16])
-def test_each_weight_keeps_its_own_type_whatever_the_default_is(
-    tied: bool, default: torch.dtype, tmp_path: Path
-) -> None:
-    model = small_model(tie_embeddings=tied).to(torch.bfloat16)
-    for module in model.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.float()
-    expected = model(tokens(2, 9))
-    model.save_pretrained(tmp_path)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(default)
-    try:
-        again = RamNetForCausalLM.from_pretrained(tmp_path)
-        actual = again(tokens(2, 9))
-    finally:
-        torch.set_default_dtype(before)
-    weights = model.state_dict()
-    assert {name: x.dtype for name, x in again.state_dict().items()} == {name: x.dtype for name, x in weights.items()}
-    assert all(torch.equal(x, weights[name]) for name, x in again.state_dict().items())
-    assert actual.logits.dtype == torch.bfloat16 and torch.equal(actual.logits, expected.logits)
-    assert_states_match(actual.state, expected.state, tolerance=0)
-    assert len(list(again.parameters())) == len(list(model.parameters()))
-    assert all(x.requires_grad for x in again.parameters())
-
-
-def test_a_model_outlives_its_file(tmp_path: Path) -> None:
-    small_model().save_pretrained(tmp_path)
-    again = RamNetForCausalLM.from_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"\xff" * path.stat().st_size)  # in place, as cp does
-    assert torch.equal(again(tokens(2, 9)).logits, small_model()(tokens(2, 9)).logits)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("tied", [False, True])
-def test_weights_that_are_not_finite_are_not_written(value: float, tied: bool, tmp_path: Path) -> None:
-    model = small_model(tie_embeddings=tied)
-    model.save_pretrained(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    model.blocks[1].mixer.log_scale.data[1, 2] = value
-    with pytest.raises(ValueError, match=r"^blocks\.1\.mixer\.log_scale holds NaN or infinity; .* is left as it is$"):
-        model.save_pretrained(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_head_of_its_own_is_not_lost_where_the_config_ties_it(tmp_path: Path) -> None:
-    model = small_model(tie_embeddings=True)
-    model.head.weight = torch.nn.Parameter(model.head.weight + 1)
-    with pytest.raises(ValueError, match=r"head\.weight differs from embedding\.weight, but tie_embeddings is True"):
-        model.save_pretrained(tmp_path / "model")
-    assert not list(tmp_path.iterdir())
-
-
 def test_compiles_in_one_graph(kernels: str) -> None:
     model = small_model()
     torch.compiler.reset()
@@ -318,61 +248,3 @@ def test_an_id_outside_the_vocabulary_is_named_and_the_state_stays(
 def test_a_state_of_another_model_batch_or_device_is_refused(state: RamState, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         small_model()(tokens(2, 3), state)
-
-
-def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} is not a checkpoint: it has no config.json")):
-        RamNetForCausalLM.from_pretrained(tmp_path)
-    SMALL.save(tmp_path / "config.json")
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'model.safetensors'} is not a file")):
-        RamNetForCausalLM.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "damage", ["truncated", "foreign", "missing", "extra", "shape", "integers", "float8", "head", "text"]
-)
-def test_a_corrupted_or_foreign_checkpoint_is_named(damage: str, tmp_path: Path) -> None:
-    small_model().save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    match damage:
-        case "truncated":
-            path.write_bytes(path.read_bytes()[:-9])
-        case "foreign":
-            save_file({"transformer.wte": torch.zeros(3)}, path)
-        case "missing":
-            save_file({name: x for name, x in tensors.items() if name != "blocks.1.mixer.log_scale"}, path)
-        case "extra":
-            save_file({**tensors, "blocks.9.mixer.log_scale": torch.zeros(2, 3)}, path)
-        case "shape":
-            save_file({**tensors, "head.weight": torch.zeros(5, 12)}, path)
-        case "integers":
-            save_file({name: x.int() for name, x in tensors.items()}, path)
-        case "float8":
-            save_file({name: x.to(torch.float8_e4m3fn) for name, x in tensors.items()}, path)
-        case "head":
-            RamNetConfig(**{**SMALL.model_dump(), "tie_embeddings": True}).save(tmp_path / "config.json")
-        case "text":
-            path.write_text("version https://git-lfs.github.com/spec/v1\n")
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
-        RamNetForCausalLM.from_pretrained(tmp_path)
-    assert "\n" not in str(caught.value)
-    assert path.read_bytes() == before
-
-
-def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
-    old, new = small_model(), small_model(hidden_size=24)
-    old.save_pretrained(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for room in (10, 5000):  # no room for the config; room for the config but not for the weights
-        with full_disk(after=room), pytest.raises(OSError, match="File too large"):
-            new.save_pretrained(tmp_path)
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_text("x")
-    with pytest.raises(NotADirectoryError, match=re.escape(f"{tmp_path / 'plain'} is not a folder")):
-        small_model().save_pretrained(tmp_path / "plain" / "model")
-    assert [path.name for path in tmp_path.iterdir()] == ["plain"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ramnet import RamNetConfig, RamNetForCausalLM
+from ramnet.training import Recipe, Result
 
 Command = Callable[..., tuple[int, str, str]]
 TINY_TEXT = ("--length", "8", "--batch-size", "2", "--kernels", "reference")
@@ -48,10 +49,25 @@ def test_a_finished_run_goes_on_with_more_steps_or_seconds(ramnet: Command, tmp_
         assert (status, err) == (0, "")
         assert "after 4 steps" in out
     assert "steps is 3 but the run in" in ramnet("text", "--resume", "--steps", "3", *run)[2]
-    # One budget that is typed replaces the other: the four steps no longer end the run.
-    status, out, _ = ramnet("text", "--resume", "--seconds", "2", *run)
-    assert status == 0
-    assert int(re.search(r"after (\d+) steps", out)[1]) > 4
+
+
+def test_one_budget_that_is_typed_replaces_the_other(
+    ramnet: Command, tmp_path: Path, page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ("--output", tmp_path / "run", "--kernels", "reference")
+    ramnet("text", "--data", page, "--steps", "2", *TINY_TEXT, *run)
+    asked: list[Recipe] = []
+
+    def train(_model: object, _task: object, recipe: Recipe, **_: object) -> Result:
+        asked.append(recipe)
+        return Result()
+
+    monkeypatch.setattr("ramnet.training.cli.run_training", train)
+    ramnet("text", "--resume", "--seconds", "9", *run)
+    ramnet("text", "--resume", "--steps", "4", *run)
+    ramnet("text", "--resume", *run)
+    assert [(recipe.steps, recipe.seconds) for recipe in asked] == [(None, 9.0), (4, None), (2, None)]
+    assert {recipe.batch_size for recipe in asked} == {2}
 
 
 @pytest.mark.parametrize("written_by", ["save_pretrained", "training"])
