@@ -270,8 +270,7 @@ class RamNetForCausalLM(nn.Module):
             raise ValueError(f"{directory} is not a checkpoint: it has no config.json")
         config = RamNetConfig.load(directory / "config.json")
         path = directory / "model.safetensors"
-        # Copies, because a file that is mapped may be overwritten while the model lives.
-        tensors = {name: x.clone() for name, x in read_safetensors(path).items()}
+        tensors = read_safetensors(path)
         for name, tensor in tensors.items():
             if tensor.dtype not in WEIGHT_TYPES:
                 raise ValueError(f"{path}: {name} is {tensor.dtype}; it must be a floating type of 16 to 64 bits")
