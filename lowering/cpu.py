@@ -81,7 +81,7 @@ class CpuKernels:
         values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         self._check_slots(write_slots, read_slots, memory)
-        if values.shape[2] == 0 or values.numel() == 0:
+        if values.numel() == 0:
             return torch.empty(values.shape, dtype=values.dtype), memory.clone(), mass.clone()
         dtype = reference.sum_type(values, write_weights, memory)
         inputs = [_heads_first(x, dtype) for x in

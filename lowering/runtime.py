@@ -48,12 +48,20 @@ class _Pool(threading.local):
 
 
 _pool = _Pool()
+_Task = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
 def match_threads() -> None:
     """Give the pool of this thread as many threads as torch has now."""
     wanted = torch.get_num_threads()
-    if wanted != _pool.threads:
-        # Mode 1: big cores first, as by default; the count is what matters.
-        _ffi().get_global_func("runtime.config_threadpool")(1, wanted)
-        _pool.threads = wanted
+    if wanted == _pool.threads:
+        return
+    configure = _ffi().get_global_func("runtime.config_threadpool")
+    if not _pool.threads:
+        # A pool makes counters for the tasks of its first launch, and no room for one more: with 1 thread at first and
+        # then 2 it would write 4 bytes behind them. So the first launch has as many tasks as there can be.
+        configure(1, int(os.environ["TVM_NUM_THREADS"]))
+        ctypes.CDLL(None).TVMBackendParallelLaunch(_Task(lambda *_: 0), None, 0)
+    # Mode 1: big cores first, as by default; the count is what matters.
+    configure(1, wanted)
+    _pool.threads = wanted

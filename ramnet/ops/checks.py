@@ -56,8 +56,8 @@ def memory_scan(
     """Shapes, types and devices of ``ramnet.ops.memory_scan``."""
     rank = 3 + len(time)
     axes = ", ".join(("B", "H", *time))
-    if values.dim() != rank:
-        raise ValueError(f"values has shape {list(values.shape)}; it must be [{axes}, D]")
+    if values.dim() != rank or values.shape[-1] < 1:
+        raise ValueError(f"values has shape {list(values.shape)}; it must be [{axes}, D] with D >= 1")
     *leading, value_dim = values.shape
     if write_slots.dim() != rank or write_slots.shape[-1] < 1:
         raise ValueError(f"write_slots has shape {list(write_slots.shape)}; it must be [{axes}, K] with K >= 1")
