@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from schedules.workload import Workload
 
 # Barriers are the template's own: TVM's would stand at every access through an index that it cannot know. Its buffers
 # are of the size that they need. Common terms are nvcc's to find: TVM would make some of them parameters of the kernel.
-_LEFT_OUT = ["s_tir.ThreadSync", "s_tir.CompactBufferAllocation", "tirx.CommonSubexprElim"]
+_LEFT_OUT = ("s_tir.ThreadSync", "s_tir.CompactBufferAllocation", "tirx.CommonSubexprElim")
 
 
 class SharedMemoryError(ValueError):
@@ -46,11 +47,11 @@ class Source:
         return [parameter.split()[-1] for parameter in found[1].split(",")]
 
 
-def build(module: Any, target: Any) -> Any:
-    """TVM's executable of a template, for CUDA or for the CPU."""
+def build(module: Any, target: Any, left_out: Sequence[str] = ()) -> Any:
+    """TVM's executable of a template, without some passes more; for CUDA or for the CPU."""
     import tvm
 
-    with tvm.transform.PassContext(disabled_pass=_LEFT_OUT):
+    with tvm.transform.PassContext(disabled_pass=[*_LEFT_OUT, *left_out]):
         return tvm.compile(module, target=target)
 
 
