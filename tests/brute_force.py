@@ -33,6 +33,19 @@ def keep_largest(address: Tensor, top_k: int) -> Tensor:
     return address * torch.zeros_like(address).scatter(-1, kept, 1.0)
 
 
+def largest_weights(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Step 3: the K largest entries, descending, [..., K]; numbers as gradients of them; and by these that of logits.
+
+    By autograd through the entries that are kept. The gradients are drawn of the weights' values, not of their
+    places, so that entries of equal weight may stand in either order.
+    """
+    leaf = logits.double().requires_grad_()
+    weights = keep_largest(product_softmax(leaf), top_k).sort(-1, descending=True).values[..., :top_k]
+    grads = torch.cos(1e4 * weights.detach())
+    (gradient,) = torch.autograd.grad(weights, leaf, grads)
+    return weights.detach(), grads.to(logits.dtype), gradient
+
+
 def cape(address: Tensor) -> Tensor:
     """Step 4: [P_t(a)]_i = a_((i+t) mod M) for an address [..., T, M] whose row t stands at position t."""
     tokens, num_slots = address.shape[-2:]

@@ -108,10 +108,13 @@ def test_weights_changed_afterwards_are_heard() -> None:
     assert relative_rmse(fast(token, in_place=True).logits, eager(token, in_place=True).logits) < 1e-5
 
 
-@pytest.mark.parametrize("rows", [2, 3, 4])
-def test_every_number_of_rows_computes_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DecodeLayer, "default", classmethod(lambda cls, _: cls(rows=rows, lanes=8)))
-    assert_equal_steps(model(hidden_size=10 * rows))
+@pytest.mark.parametrize(("rows", "lanes"), [(1, 128), (2, 8), (3, 64), (4, 16), (4, 32)])
+def test_every_value_of_every_knob_computes_the_same(rows: int, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DecodeLayer, "default", classmethod(lambda cls, _: cls(rows=rows, lanes=lanes)))
+    eager = model(hidden_size=10 * rows)
+    values = DecodeLayer.space(Workload(op="decode_layer", shape=dict.fromkeys("CHUPKMDI", 2)))
+    assert lanes in values["lanes"] and (rows in values["rows"] or rows == 3)
+    assert_equal_steps(eager)
 
 
 def test_a_schedule_without_rows_is_refused() -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
 
-from ramnet.ops import reference
-from schedules.base import Schedule
+from schedules.base import Schedule, combinations
 from schedules.cpu import SCHEDULES, AddressDecode, MemoryScan, MemoryStep
 from schedules.workload import AXES, Op, Workload
-from tests.samples import DIFFERENTIABLE, relative_rmse, scan_inputs, step_inputs
+from tests import brute_force
+from tests.samples import DIFFERENTIABLE, cotangents, relative_rmse, scan_inputs, step_inputs
 
 tvm = pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
@@ -29,13 +30,19 @@ def workload(op: Op, **sizes: int) -> Workload:
     return Workload(op=op, shape=sizes, constants=constants)
 
 
-def every_schedule(work: Workload, at_most: int) -> list[Schedule]:
-    """Valid points of the space: all, or a seeded sample."""
+def schedules(work: Workload) -> list[Schedule]:
+    """Valid points of the space that together have every value of every knob that a valid one has."""
     kind = SCHEDULES[work.op]
-    space = kind.space(work)
-    points = [kind(**dict(zip(space, values, strict=True))) for values in itertools.product(*space.values())]
+    points = (kind(**knobs) for knobs in combinations(kind, kind.space(work)))
     valid = [point for point in points if point.refusal(work) is None]
-    return random.Random(0).sample(valid, min(at_most, len(valid)))
+    random.Random(0).shuffle(valid)
+    wanted = {pair for point in valid for pair in point.model_dump().items()}
+    chosen = []
+    while wanted:
+        best = max(valid, key=lambda point: len(wanted & point.model_dump().items()))
+        chosen.append(best)
+        wanted -= best.model_dump().items()
+    return chosen
 
 
 class Fixed(CpuKernels):
@@ -45,49 +52,66 @@ class Fixed(CpuKernels):
         super().__init__()
         self.schedule = schedule
 
-    def kernel(self, op, sizes, dtype, **constants):
-        work = Workload(op=op, shape=dict(zip(AXES[op], sizes, strict=True)), constants=constants)
-        return lower(work, "cpu", self.schedule)
+    def kernel(self, op: Op, sizes: tuple[int, ...], dtype: torch.dtype, **constants: float) -> Any:
+        return lower(Workload.of(op, sizes, dtype, constants), "cpu", self.schedule)
+
+
+def test_every_value_of_every_knob_is_tried_and_no_more_schedules_than_that_takes() -> None:
+    work = workload("memory_scan", N=3, T=70, K=5, M=24, D=24)
+    chosen = schedules(work)
+    assert {s.tile for s in chosen} == {4, 6, 8, 12, 24} and {s.chunk for s in chosen} == {16, 64, 256, 1024}
+    assert {s.groups for s in chosen} == {1, 2, 4} and {s.unroll for s in chosen} == {1, 2, 4}
+    assert len(chosen) <= 7
 
 
 def test_every_memory_scan_schedule_computes_the_same() -> None:
-    inputs = list(scan_inputs(1, 3, 70, 5, 24, 24, seed=1, access="hot").values())
-    expected = reference.memory_scan(*inputs, 0.5, 1e-6, 0.01)
-    for schedule in every_schedule(workload("memory_scan", N=3, T=70, K=5, M=24, D=24), 10):
-        for got, want in zip(Fixed(schedule).memory_scan(*inputs, 0.5, 1e-6, 0.01), expected, strict=True):
+    inputs = scan_inputs(1, 3, 70, 5, 24, 24, seed=1, access="hot")
+    expected = brute_force.memory_scan(**inputs, decay_power=0.5)
+    for schedule in schedules(workload("memory_scan", N=3, T=70, K=5, M=24, D=24)):
+        found = Fixed(schedule).memory_scan(*inputs.values(), 0.5, 1e-6, 0.01)
+        for got, want in zip(found, expected, strict=True):
             assert relative_rmse(got, want) < 1e-5, schedule
 
 
 def test_every_memory_scan_backward_schedule_computes_the_same() -> None:
-    tensors = scan_inputs(1, 3, 70, 5, 24, 24, seed=2, access="hot")
-    inputs = list(tensors.values())
-    generator = torch.Generator().manual_seed(3)
-    grads = [torch.randn(tensors[name].shape, generator=generator) for name in ("values", "memory", "mass")]
-    expected = reference.memory_scan_backward(*grads, *inputs, 0.5, 1e-6, 0.01)
-    for schedule in every_schedule(workload("memory_scan_backward", N=3, T=70, K=5, M=24, D=24), 6):
-        got = Fixed(schedule).memory_scan_backward(*grads, *inputs, 0.5, 1e-6, 0.01)
+    inputs = scan_inputs(1, 3, 70, 5, 24, 24, seed=2, access="hot")
+    grads = cotangents(inputs)
+    expected = brute_force.memory_scan_gradients(grads, inputs, 0.5)
+    for schedule in schedules(workload("memory_scan_backward", N=3, T=70, K=5, M=24, D=24)):
+        got = Fixed(schedule).memory_scan_backward(*grads, *inputs.values(), 0.5, 1e-6, 0.01)
         for name, gradient, want in zip(DIFFERENTIABLE, got, expected, strict=True):
             assert relative_rmse(gradient, want) < 1e-5, (schedule, name)
 
 
 def test_every_memory_step_schedule_computes_the_same() -> None:
-    tensors = scan_inputs(2, 3, 1, 5, 24, 24, seed=4)
-    expected = step_inputs(tensors, 0)
-    output = reference.memory_step(*expected.values(), 0.5, 1e-6)
-    for schedule in every_schedule(workload("memory_step", N=6, K=5, M=24, D=24), 8):
-        got = step_inputs(tensors, 0)
-        assert relative_rmse(Fixed(schedule).memory_step(*got.values(), 0.5, 1e-6), output) < 1e-5, schedule
-        for name in ("memory", "mass"):
-            assert relative_rmse(got[name], expected[name]) < 1e-5, schedule
+    inputs = scan_inputs(2, 3, 1, 5, 24, 24, seed=4)
+    output, memory, mass = brute_force.memory_scan(**inputs, decay_power=0.5)
+    for schedule in schedules(workload("memory_step", N=6, K=5, M=24, D=24)):
+        got = step_inputs(inputs, 0)
+        found = Fixed(schedule).memory_step(*got.values(), 0.5, 1e-6)
+        for actual, want in ((found, output[:, :, 0]), (got["memory"], memory), (got["mass"], mass)):
+            assert relative_rmse(actual, want) < 1e-5, schedule
 
 
-def test_every_address_decode_schedule_computes_the_same() -> None:
-    logits = torch.randn(37, 3, 3, generator=torch.Generator().manual_seed(5))
-    slots, weights = reference.address_decode(logits, 4)
-    for schedule in every_schedule(workload("address_decode", R=37, U=3, P=3, K=4), 10):
+# Straight code is for many rows.
+@pytest.mark.parametrize("rows", [37, 300])
+def test_every_address_decode_schedule_and_that_of_its_gradient_computes_the_same(rows: int) -> None:
+    logits = torch.randn(rows, 3, 3, generator=torch.Generator().manual_seed(5))
+    weights, grad_weights, gradient = brute_force.largest_weights(logits, 4)
+    for schedule in schedules(workload("address_decode", R=rows, U=3, P=3, K=4)):
         got_slots, got_weights = Fixed(schedule).address_decode(logits, 4)
-        assert torch.equal(got_slots, slots), schedule
         assert relative_rmse(got_weights, weights) < 1e-5, schedule
+        assert relative_rmse(brute_force.product_softmax(logits).gather(-1, got_slots.long()), weights) < 1e-5, schedule
+    for schedule in schedules(workload("address_decode_backward", R=rows, U=3, P=3, K=4)):
+        got = Fixed(schedule).address_decode_backward(grad_weights, logits, got_slots, got_weights)
+        assert relative_rmse(got, gradient) < 1e-5, schedule
+
+
+def test_every_project_schedule_computes_the_same() -> None:
+    generator = torch.Generator().manual_seed(6)
+    weight, x = torch.randn(37, 24, generator=generator), torch.randn(1, 1, 24, generator=generator)
+    for schedule in schedules(Workload(op="project", shape={"O": 37, "I": 24})):
+        assert relative_rmse(Fixed(schedule).project(x, weight), x.double() @ weight.double().T) < 1e-6, schedule
 
 
 @pytest.mark.parametrize(
