@@ -12,9 +12,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from autotune.journal import locked, open_journal
+from autotune.journal import open_journal
+from autotune.trials import NOT_MEASURED, refuse_damaged
 from lowering.compilers import unserved
 from lowering.targets import find
+from ramnet.files import locked
 from schedules.base import Schedule, combinations
 from schedules.kinds import kind
 from schedules.workload import Workload
@@ -27,12 +29,12 @@ Sampler = Literal["tpe", "random"]
 PATIENCE = 5
 # A combination that was under way when so many processes were killed is refused: it may be what kills them.
 MOST_KILLS = 2
-# These cost nothing and tell nothing new.
-NOT_MEASURED = ("refused", "duplicate", "interrupted", "killed")
 
 
 class Study:
     """The trials of ``workload`` on one device under one fingerprint of the kernels; values are gains over the default.
+
+    ``begin`` comes before what searches, and makes the study where the journal has none: until then nothing is written.
 
     Trial 0 is the default schedule. Each trial has a ``status``: "ok", "refused", "duplicate", "interrupted"
     (by Ctrl-C), "killed", or how it failed; and ``error``, in words, where it is not "ok". All of it is on disk when
@@ -44,7 +46,7 @@ class Study:
         seconds_a_trial: no trial takes longer; one that did was left by a process that ended.
 
     Raises:
-        ValueError: for a file that is no journal. ImportError: without Optuna.
+        ValueError: for a file that is no journal, and for a damaged one. ImportError: without Optuna.
     """
 
     def __init__(
@@ -61,17 +63,23 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         space = hashlib.sha256(repr(self.space).encode()).hexdigest()[:6]
-        self.optuna = optuna.create_study(
-            storage=self.storage,
-            study_name=f"{workload.name} | {identity} | space {space}",
-            direction="maximize",
-            load_if_exists=True,
-        )
+        self.name = f"{workload.name} | {identity} | space {space}"
+        if self.name in optuna.get_all_study_names(self.storage):
+            self.optuna = optuna.load_study(storage=self.storage, study_name=self.name)
+            try:
+                refuse_damaged(self.optuna, self.kind, self.space)
+            except ValueError as error:
+                raise ValueError(f"{journal}: {error}; name another file") from None
         self.lock = journal.with_name(f".{journal.name}.lock")
 
     def begin(self, *first: Schedule) -> None:
         """Take over what ended processes left, and put the default, then ``first``, at the head of a new study."""
+        import optuna
+
         with locked(self.lock):
+            self.optuna = optuna.create_study(
+                storage=self.storage, study_name=self.name, direction="maximize", load_if_exists=True
+            )
             for trial in self._trials("RUNNING"):
                 if not _alive(trial, self.seconds_a_trial):
                     self._end(trial, "killed", "its process ended before it did")

@@ -15,6 +15,7 @@ from autotune.modeller import Models
 from autotune.search import Budget, Progress, Result
 from autotune.study import Sampler, Study
 from lowering import kernels, targets
+from ramnet.files import require_writable
 from schedules import records
 from schedules.base import Schedule
 from schedules.records import Record
@@ -36,7 +37,7 @@ def tune(
     seed: int = 0,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Result]:
-    """Search each workload, and merge the records when all went well.
+    """Search each workload, and merge its record when it is found: what ends the run loses none of those before.
 
     The time is shared out by the sizes of the searches; what one leaves goes to the next. Searches in ``journal``
     on the same device with as many threads and the same kernels go on where they stopped. The default stays unless
@@ -49,12 +50,14 @@ def tune(
 
     Raises:
         ValueError: for an unknown target, a file that is no journal or no record file.
+        OSError: where the journal or the records cannot be written; before the search, like all but the next.
         RuntimeError: where the default itself does not run or computes wrong numbers, or a finalist fails when it
             is measured anew; modelled, where the default cannot be compiled and where no schedule is fit.
         ImportError: for what is missing, with its install line.
     """
-    known = records.load(records_file)
     name = targets.find(target).name
+    require_writable(journal, records_file)
+    known = records.load(records_file)
     if modelled:
         device = name
         identity = f"{name} | modelled, not run, by {model_digest()} | {kernels.fingerprint(name)}"
@@ -78,7 +81,7 @@ def tune(
         search = kind(study, name, measures, share, budget.trials, in_all)
         study.begin(*nearest(known, study.workload, name, device))
         results.append(search.run(device))
-    records.merge(records_file, [result.record for result in results])
+        records.merge(records_file, [results[-1].record])
     return results
 
 

@@ -153,3 +153,42 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file: byte {error.start} is not UTF-8") from None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file ``path``, made empty where it is missing, against other processes within the block.
+
+    The block may put another file in its place; those who waited then wait for that one. The system lets go of it when
+    a process ends, however it ends.
+    """
+    import fcntl  # which Windows has not
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("ab") as file:  # a lock over NFS needs a file that is open for writing
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield
+                return
+
+
+def require_writable(*paths: Path) -> None:
+    """Before long work whose results go to ``paths``: nothing is written and no folder made.
+
+    Raises:
+        OSError: naming the path, where a file cannot be written.
+        ValueError: where two of the paths are one file, or something other than a file lies there.
+    """
+    for path in paths:
+        if os.path.lexists(path) and not path.is_file():
+            raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; it must be a file")
+        if [os.path.realpath(other) for other in paths].count(os.path.realpath(path)) > 1:
+            raise ValueError(f"{path} is to be two files at once; name another for one of them")
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        try:
+            if path.is_file():
+                path.open("ab").close()
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise OSError(f"{path} cannot be written: {error.strerror}") from None

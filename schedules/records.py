@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,12 +12,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ramnet.config import one_line
-from ramnet.files import read_text, write_text_atomic
+from ramnet.files import locked, read_text, write_text_atomic
 from schedules.base import Schedule
 from schedules.kinds import kind
 from schedules.workload import Workload
 
 How = Literal["measured", "modelled, not run"]  # modelled: compiled for the target
+# 25 000 rows. Each process that uses a target reads its file whole, which takes 1.5 s for so many.
+MOST_BYTES = 1 << 24
 
 
 class Time(BaseModel):
@@ -25,7 +28,7 @@ class Time(BaseModel):
     What a model says has no spread, and no runs.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     median: float
     spread: float
@@ -47,7 +50,7 @@ class Launch(BaseModel):
 class Record(BaseModel):
     """The best schedule found for a workload on a device, and how it was found."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     workload: Workload
     target: str
@@ -75,20 +78,40 @@ class Record(BaseModel):
 
 
 def records_path(target: str) -> Path:
-    """The file of a target: in ``RAMNET_RECORDS`` where that is set, else beside this module."""
-    folder = os.environ.get("RAMNET_RECORDS")
-    return (Path(folder) if folder else Path(__file__).parent / "records") / f"{target}.jsonl"
+    """The file of a target: in ``RAMNET_RECORDS`` where that is set, else beside this module.
+
+    ValueError where that is something other than a folder.
+    """
+    given = os.environ.get("RAMNET_RECORDS")
+    folder = Path(given) if given else Path(__file__).parent / "records"
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"RAMNET_RECORDS is {given}, which is not a folder; it must name the folder of the records")
+    return folder / f"{target}.jsonl"
 
 
 def load(path: Path) -> list[Record]:
     """The records of a file, none where there is no file; ValueError, naming the line, for anything else in it."""
-    return list(_load(path, path.stat().st_mtime_ns)) if path.is_file() else []
+    if not os.path.lexists(path):
+        return []
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; records are lines of one")
+    state = path.stat()
+    return list(_known(path, (state.st_mtime_ns, state.st_ino, state.st_size)))
 
 
 @lru_cache(maxsize=16)
-def _load(path: Path, _modified: int) -> tuple[Record, ...]:
+def _known(path: Path, _state: tuple[int, ...]) -> tuple[Record, ...]:
+    return tuple(_read(path))
+
+
+def _read(path: Path) -> list[Record]:
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes; records are read up to {MOST_BYTES}: remove the rows of devices"
+            " and workloads that nobody uses"
+        )
     records = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(read_text(path)), start=1):
         try:
             record = Record.model_validate_json(line)
             record.schedule()
@@ -97,19 +120,22 @@ def _load(path: Path, _modified: int) -> tuple[Record, ...]:
         except ValueError as error:  # an op that the target has no kernel for
             raise ValueError(f"{path}, line {number}, is not a record: {error}") from None
         records.append(record)
-    return tuple(records)
+    return records
 
 
 def merge(path: Path, found: list[Record]) -> None:
-    """Put ``found`` in the file, each in the place of its workload and device.
+    """Put ``found`` in the file, each in the place of its workload and device; several processes may do so at once.
 
     A workload that was measured, on whatever device, has no modelled row.
     """
-    rows = {record.key: record for record in (*load(path), *found) if record.how == "modelled, not run"}
-    measured = {record.key: record for record in (*load(path), *found) if record.how == "measured"}
-    known = {workload for workload, _ in measured}
-    rows = {key: record for key, record in rows.items() if key[0] not in known} | measured
-    write_text_atomic(path, "".join(_line(rows[key]) + "\n" for key in sorted(rows)))
+    path = path.resolve()  # where it is a link, the file that it names
+    with locked(path):
+        every = (*_read(path), *found)
+        measured = {record.key: record for record in every if record.how == "measured"}
+        known = {workload for workload, _ in measured}
+        modelled = {record.key: record for record in every if record.how != "measured" and record.key[0] not in known}
+        rows = modelled | measured
+        write_text_atomic(path, "".join(_line(rows[key]) + "\n" for key in sorted(rows)))
 
 
 def _line(record: Record) -> str:

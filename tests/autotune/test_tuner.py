@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ DEFAULT = AddressDecodeBackward.default(WORKLOAD)
 BEST = AddressDecodeBackward(lanes=8, parallel=False)
 
 
-def run(folder: Path, measures: Any, trials: int | None = None, **options: Any) -> list[Result]:
+def run(
+    folder: Path, measures: Any, trials: int | None = None, workloads: Sequence[Workload] = (WORKLOAD,), **options: Any
+) -> list[Result]:
+    places = {"journal": folder / "journal.log", "records_file": folder / "records.jsonl"} | options
     return tune(
-        "cpu", [WORKLOAD], measures, journal=folder / "journal.log", records_file=folder / "records.jsonl",
-        budget=Budget(seconds=None, trials=trials), threads=1, **options,
+        "cpu", workloads, measures, budget=Budget(seconds=None, trials=trials), threads=1, **places
     )  # fmt: skip
 
 
@@ -122,6 +125,38 @@ def test_ctrl_c_keeps_the_journal_and_writes_no_record(tmp_path: Path) -> None:
     assert later.tried[1] == impatient.tried[-1]
     assert result.record.trials == 8
     assert result.study.summary().statuses["interrupted"] == 1
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, FailedError("crash", "signal 11"), OSError("no space")])
+def test_what_ends_the_run_keeps_the_records_of_the_workloads_before(tmp_path: Path, end: Any) -> None:
+    workloads = [WORKLOAD.model_copy(update={"shape": {**WORKLOAD.shape, "R": rows}}) for rows in (32, 64, 128)]
+
+    class EndsInTheThird(Synthetic):
+        def open(self, workload: Workload, target: str) -> None:
+            super().open(workload, target)
+            if workload == workloads[2]:
+                raise end
+
+    with pytest.raises((KeyboardInterrupt, SystemExit, RuntimeError, OSError)):
+        run(tmp_path, EndsInTheThird(lambda schedule: 1.0), trials=1, workloads=workloads)
+    assert {record.workload.shape["R"] for record in records.load(tmp_path / "records.jsonl")} == {32, 64}
+    run(tmp_path, Synthetic(lambda schedule: 1.0), trials=1, workloads=workloads)
+    assert len(records.load(tmp_path / "records.jsonl")) == 3
+
+
+@pytest.mark.parametrize("option", ["journal", "records_file"])
+def test_what_cannot_be_written_or_read_is_found_out_before_the_search(tmp_path: Path, option: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "damaged").write_text("a letter")
+    search = Synthetic(lambda schedule: 1.0)
+    for path, why in ((tmp_path / "folder", "is a folder"), (tmp_path / "damaged", "line 1"),
+                      (tmp_path / "damaged" / "below", "cannot be written: Not a directory")):  # fmt: skip
+        with pytest.raises((ValueError, OSError), match=why):
+            run(tmp_path, search, **{option: path})
+    with pytest.raises(ValueError, match="same is to be two files at once"):
+        run(tmp_path, search, journal=tmp_path / "same", records_file=tmp_path / "same")
+    assert not search.tried
+    assert not [path for path in tmp_path.iterdir() if path.name == "records.jsonl"]
 
 
 def test_a_default_that_fails_ends_the_run_in_one_line(tmp_path: Path) -> None:
@@ -214,4 +249,3 @@ def test_a_worker_is_gone_after_use() -> None:
         worker.open(Workload(op="address_decode_backward", shape={"R": 4, "U": 1, "P": 2, "K": 1}), "cpu")
         assert len(multiprocessing.active_children()) == 1
     assert not multiprocessing.active_children()
-    assert not Path(worker.log.name).exists()

@@ -1,0 +1,75 @@
+"""What the trials of a study in a journal must hold, so that a search can go on from them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ramnet.config import one_line
+from schedules.base import Schedule
+
+if TYPE_CHECKING:
+    import optuna
+
+# Trials with these cost nothing and tell nothing new.
+NOT_MEASURED = ("refused", "duplicate", "interrupted", "killed")
+
+
+class _Owner(BaseModel):
+    """The process that runs a trial."""
+
+    model_config = ConfigDict(strict=True)
+
+    host: str
+    pid: int = Field(gt=0, lt=2**31)
+    began: float = Field(allow_inf_nan=False)
+
+
+class _Attributes(BaseModel):
+    """What ``Study`` keeps of a trial beside its knobs and its value."""
+
+    model_config = ConfigDict(strict=True)
+
+    status: str = ""
+    error: str = ""
+    owner: _Owner | None = None
+    seconds: float = Field(0.0, allow_inf_nan=False)
+
+
+def refuse_damaged(study: optuna.Study, kind: type[Schedule], space: dict[str, tuple[Any, ...]]) -> None:
+    """ValueError, naming the trial, where a study is none of a search of ``space``, or not whole."""
+    if [direction.name for direction in study.directions] != ["MAXIMIZE"]:
+        raise ValueError(f"the study {study.study_name!r} does not look for the largest gain")
+    for trial in study.get_trials(deepcopy=False):
+        why = _damage(trial, kind, space)
+        if why is not None:
+            raise ValueError(f"trial {trial.number} of {study.study_name!r} is damaged: {why}")
+
+
+def _damage(trial: optuna.trial.FrozenTrial, kind: type[Schedule], space: dict[str, tuple[Any, ...]]) -> str | None:
+    try:
+        found = _Attributes.model_validate(trial.user_attrs)
+    except ValidationError as error:
+        return one_line(error)
+    for name, distribution in trial.distributions.items():
+        if getattr(distribution, "choices", None) != space.get(name):
+            return f"{name} is no knob with the values {getattr(distribution, 'choices', distribution)}"
+    planned = trial.system_attrs.get("fixed_params", {})
+    if not isinstance(planned, dict) or any(value not in space.get(name, ()) for name, value in planned.items()):
+        return f"the knobs {planned!r:.80} are none of this search"
+    if not trial.state.is_finished():
+        return None
+    if not found.status:
+        return "it has ended without a status"
+    values = trial.values
+    if (trial.state.name == "COMPLETE" or values is not None) and not _is_gain(values):
+        return f"its value is {values!r:.40}; it must be a number"
+    if found.status not in NOT_MEASURED and not space.keys() <= trial.params.keys() | kind.idle(trial.params):
+        return "some of its knobs are missing"
+    return None
+
+
+def _is_gain(values: Any) -> bool:
+    return len(values or ()) == 1 and isinstance(values[0], (int, float)) and abs(values[0]) <= sys.float_info.max
