@@ -153,7 +153,7 @@ class _Buffer:
     """Memory on huge pages where the system grants them, so that reads are not held up by address translation."""
 
     def __init__(self, library: ctypes.CDLL, size: int) -> None:
-        self.library, self.size = library, size
+        self.library, self.size, self.data = library, size, None  # should a signal end the next line
         self.data = library.allocate(size)
         if not self.data:
             raise MemoryError(f"{size} bytes for measuring the bandwidth could not be had")

@@ -46,19 +46,9 @@ OPS: tuple[str, ...] = get_args(Op)
 )
 @click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", help="How Optuna picks what to try.")
 @click.option("--seed", type=int, default=0, help="Of the sampler: same seed, same suggestions for the same times.")
-@click.option("--threads", type=click.IntRange(min=1), show_default="all cores", help="Threads of the kernels.")
-@click.option(
-    "--build-limit",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    help="Seconds after which a build is killed.",
-)
-@click.option(
-    "--run-limit",
-    type=click.FloatRange(min=0, min_open=True),
-    default=30.0,
-    help="Seconds after which a run is killed.",
-)
+@click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="Threads of the kernels.")
+@click.option("--build-limit", default=60.0, help="Seconds after which a build is killed.")
+@click.option("--run-limit", default=30.0, help="Seconds after which a run is killed.")
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -96,6 +86,7 @@ def tune(
     from lowering.targets import find
     from ramnet.config import RamNetConfig
     from ramnet.console import console
+    from ramnet.files import require_writable
     from schedules.records import records_path
 
     is_gpu = find(target).gpu is not None
@@ -107,20 +98,21 @@ def tune(
     if not wanted:
         raise click.UsageError(f"{', '.join(ops)} has no workload on {target}")
     folder = output / target
-    records_file = records_file or records_path(target)
+    journal, records_file = journal or folder / "journal.log", records_file or records_path(target)
+    page = folder / "report.html"
+    require_writable(journal, records_file, page)
+    report.require_libraries()
     used = threads or os.cpu_count() or 1
     screen, beside = console(), console(stderr=True)
     if modelled:
         beside.print(f"{target}: its kernels are compiled, and their times modelled, not run", soft_wrap=True)
     with Worker(used, build_limit, run_limit, makes=makes) as worker, progress.shown(beside) as on_progress:
         results = tuner.tune(
-            target, wanted, worker, journal=journal or folder / "journal.log", records_file=records_file,
-            budget=limit, threads=used, device=device, modelled=modelled, sampler=sampler, seed=seed,
-            on_progress=on_progress,
+            target, wanted, worker, journal=journal, records_file=records_file, budget=limit, threads=used,
+            device=device, modelled=modelled, sampler=sampler, seed=seed, on_progress=on_progress,
         )  # fmt: skip
-    page = folder / "report.html"
-    report.write(results, page)
     screen.print(report.table(results))
+    report.write(results, page)
     screen.print(f"records: {records_file}", f"report: {page}", sep="\n", soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -120,12 +121,18 @@ def _trials(result: Result, trials: str) -> str:
     return f"{trials}\n{failures} failed" if failures else trials
 
 
+def require_libraries() -> None:
+    """ImportError, with the install line, without what ``write`` draws with."""
+    for library, name in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
+        if importlib.util.find_spec(library) is None:
+            raise ImportError(f"the report needs {name}, which is not installed: pip install 'ramnet[tune]'")
+
+
 def write(results: Sequence[Result], path: Path) -> None:
-    """Write the HTML file, whole or not at all. ImportError, with the install line, without matplotlib."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise ImportError("the report needs matplotlib, which is not installed: pip install 'ramnet[tune]'") from None
+    """Write the HTML file, whole or not at all. ImportError, with the install line, as ``require_libraries`` says."""
+    require_libraries()
+    import matplotlib as mpl
+
     mpl.use("Agg")
     first = results[0].record
     modelled = first.how == "modelled, not run"

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Self
 
 from autotune.measure import Timing
@@ -27,6 +26,8 @@ from schedules.workload import Workload
 
 # Imports of torch and tvm, and the reference's answer, on a slow and busy machine.
 START_SECONDS = 180.0
+# A week; the system waits no longer than 2^31 ms at a time.
+LONGEST_LIMIT = 604800.0
 
 
 class FailedError(RuntimeError):
@@ -46,12 +47,18 @@ class Worker:
             seconds that timing was granted.
         build: makes a kernel. Both sides import it, so it must be a module's function.
         makes: what does the work in the process, as it is called there; a ``Measurer`` of ``build`` where not given.
+
+    Raises:
+        ValueError: for a limit that is not above 0, or longer than a week.
     """
 
     def __init__(
         self, threads: int, build_limit: float = 60.0, run_limit: float = 30.0, build: Build = lower,
         makes: Callable[[], Any] | None = None,
     ) -> None:  # fmt: skip
+        for name, limit in (("build_limit", build_limit), ("run_limit", run_limit)):
+            if not 0 < limit <= LONGEST_LIMIT:
+                raise ValueError(f"{name} is {limit}; it must be above 0 and at most {LONGEST_LIMIT:g} seconds")
         self.threads, self.build_limit, self.run_limit = threads, build_limit, run_limit
         self.makes = makes or partial(Measurer, build)
         self.process: Any = None
@@ -109,19 +116,21 @@ class Worker:
             self.connection.close()
             self.process = None
             self.log.close()
-            Path(self.log.name).unlink(missing_ok=True)
 
     def _start(self) -> None:
         assert self.workload is not None
         context = multiprocessing.get_context("spawn")
-        # What a crash leaves to say. Without a name once the process has opened it, so that nothing stays behind.
-        self.log = tempfile.NamedTemporaryFile(prefix="ramnet-worker-", suffix=".log", delete=False)  # noqa: SIM115
+        # What a crash leaves to say. It has no name, so that nothing stays behind, however either process ends; a
+        # connection is what carries its descriptor across.
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
+        log = Connection(os.dup(self.log.fileno()))
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.makes, self.log.name), daemon=True)
-        self.process.start()
+        process = context.Process(target=_serve, args=(theirs, self.makes, log), daemon=True)
+        process.start()
+        self.process = process
+        log.close()
         theirs.close()
         self._call("open", START_SECONDS, "start", *self.workload, self.threads)
-        Path(self.log.name).unlink(missing_ok=True)
 
     def _call(self, method: str, limit: float, phase: str, *arguments: Any) -> Any:
         if self.process is None:
@@ -147,32 +156,32 @@ class Worker:
         how = f"exit status {code}"
         if code is not None and code < 0:
             how = f"signal {-code} ({signal.strsignal(-code)})"
+        self.log.seek(0)
         lines = self.log.read().decode(errors="replace").strip().splitlines()
         self.kill()
         return f"the process ended in {method} with {how}" + "".join(f"; {line}" for line in lines[:1])
 
 
-def _serve(connection: Connection, makes: Callable[[], Any], log: str) -> None:
+def _serve(connection: Connection, makes: Callable[[], Any], log: Connection) -> None:
     """The worker's process: does what it is told until its parent ends."""
     _die_with_parent()
     os.environ.pop("TRITON_INTERPRET", None)  # here kernels are compiled
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    with Path(log).open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        faulthandler.enable(file)
-        does = makes()
-        while True:
-            try:
-                method, arguments = connection.recv()
-            except EOFError:
-                return
-            try:
-                answer = ("ok", getattr(does, method)(*arguments))
-            except Exception as error:  # noqa: BLE001 whatever a candidate raises is its result
-                status = getattr(error, "status", "")
-                answer = (status, str(error)) if status else ("error", _one_line(error))
-            connection.send(answer)
+    for output in (1, 2):
+        os.dup2(log.fileno(), output)
+    faulthandler.enable(2)
+    does = makes()
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = ("ok", getattr(does, method)(*arguments))
+        except Exception as error:  # noqa: BLE001 whatever a candidate raises is its result
+            status = getattr(error, "status", "")
+            answer = (status, str(error)) if status else ("error", _one_line(error))
+        connection.send(answer)
 
 
 def _one_line(error: Exception) -> str:

@@ -42,9 +42,19 @@ def main(command: click.Command = ramnet) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("ramnet: interrupted", err=True)
         sys.exit(130)
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        click.echo(f"ramnet: {' '.join(str(error).split())}", err=True)
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError) as error:
+        click.echo(f"ramnet: {_sentence(error)}", err=True)
         sys.exit(1)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, in one line."""
+    from pydantic import ValidationError
+
+    from ramnet.config import one_line
+
+    text = one_line(error) if isinstance(error, ValidationError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 if __name__ == "__main__":

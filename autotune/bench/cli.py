@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     help="Folder for bench.json, bench.md and bench.png.",
 )  # fmt: skip
 @click.option(
-    "--threads", type=click.IntRange(min=1), default=None,
+    "--threads", type=click.IntRange(1, 1024), default=None,
     help="Threads of every table; by default 1 for the ops and all cores for the model.",
 )  # fmt: skip
 @click.option(
@@ -45,6 +45,8 @@ def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tu
     from autotune.bench.run import Run
     from lowering import targets
     from ramnet.console import console
+    from ramnet.files import require_writable
+    from schedules.records import load, records_path
 
     screen = console()
     on_gpu = targets.find(target).gpu is not None
@@ -56,13 +58,13 @@ def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tu
         everything.check_parts(parts)
     elif parts:
         raise ValueError(f"--part {parts[0]} is for GPUs; on the CPU all is measured")
+    require_writable(*(output / name for name in report.NAMES))
+    load(records_path(target))
     # The progress goes to stderr, so that the tables alone can be piped on.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(stderr=True)) as progress:
         task = progress.add_task("starting", total=None)
         run = Run(target, quick, threads or 1, on_step=lambda what: progress.update(task, description=what))
-        # Before the measuring rather than after it, should it not be writable.
-        output.mkdir(parents=True, exist_ok=True)
         for found in measure(run, lambda done, of: progress.update(task, completed=done, total=of)):
             paths = report.save(found, output)
     report.show(found, screen)

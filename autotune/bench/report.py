@@ -122,9 +122,12 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+NAMES = ("bench.json", "bench.md", "bench.png")
+
+
 def save(report: Report, directory: Path) -> list[Path]:
-    """Write ``bench.json``, ``bench.md`` and, with matplotlib, ``bench.png``, each whole or not at all; their paths."""
-    paths = [directory / "bench.json", directory / "bench.md"]
+    """Write the files of ``NAMES``, the last where matplotlib is installed, each whole or not at all; their paths."""
+    *paths, picture = (directory / name for name in NAMES)
     write_text_atomic(paths[0], report.to_json())
     write_text_atomic(paths[1], markdown(report))
     try:
@@ -155,9 +158,9 @@ def save(report: Report, directory: Path) -> list[Path]:
         axes.invert_yaxis()
         axes.set_title(f"{table.name}: time a call\n{table.what}", fontsize=9)
         axes.tick_params(labelsize=8)
-    with written_aside(directory / "bench.png") as aside:
+    with written_aside(picture) as aside:
         figure.savefig(aside, dpi=120)
-    return [*paths, directory / "bench.png"]
+    return [*paths, picture]
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The benchmark's tables, goals and files."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -99,6 +100,30 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
     result = CliRunner().invoke(bench, ["--quick", "--output", str(tmp_path / "taken")])
     assert result.exit_code != 0
     assert "taken" in result.output
+
+
+@pytest.mark.parametrize(
+    ("taken", "sentence"),
+    [
+        ("runs/new/bench.json/", "bench.json is a folder; it must be a file"),
+        ("runs", "bench.json cannot be written: Not a directory"),
+        ("records", "RAMNET_RECORDS is .*records, which is not a folder"),
+        ("records/cpu.jsonl", r"cpu\.jsonl, line 1, is not a record"),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_found_out_before_anything_is_measured(
+    tmp_path, monkeypatch, taken, sentence
+):
+    path = tmp_path / taken
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.mkdir() if taken.endswith("/") else path.write_text("a letter")
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr("autotune.bench.everything.measure", lambda *_: pytest.fail("something was measured"))
+    before = sorted(tmp_path.rglob("*"))
+    result = CliRunner().invoke(bench, ["--quick", "--output", str(tmp_path / "runs" / "new")])
+    assert isinstance(result.exception, (ValueError, OSError))
+    assert re.search(sentence, str(result.exception))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_unknown_target_is_refused_before_anything_is_measured(tmp_path):

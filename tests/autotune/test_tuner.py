@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -244,8 +245,19 @@ if __name__ == "__main__":
     assert gone
 
 
-def test_a_worker_is_gone_after_use() -> None:
-    with Worker(1, build=faulty.build) as worker:
+def test_a_worker_is_gone_after_use_and_leaves_no_file_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched(Worker):
+        def _call(self, method: str, *arguments: Any) -> Any:
+            files.append(list(tmp_path.iterdir()))
+            return super()._call(method, *arguments)
+
+    files: list[list[Path]] = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Watched(1, build=faulty.build) as worker:
         worker.open(Workload(op="address_decode_backward", shape={"R": 4, "U": 1, "P": 2, "K": 1}), "cpu")
         assert len(multiprocessing.active_children()) == 1
     assert not multiprocessing.active_children()
+    assert files == [[]], "a log that is there while the worker starts stays when its parent is killed then"
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,17 @@ def test_a_small_model_is_tuned(ramnet: Command, tmp_path: Path) -> None:
         (("--target", "abacus"), "ramnet: target 'abacus' is unknown; there are a10"),
         (("--budget", "0"), "ramnet: budget is 0.0; it must be above 0"),
         (("--preset", "huge"), "ramnet: preset 'huge' is unknown; there are 340m"),
+        (("--budget", "nan"), "ramnet: budget is nan; it must be above 0"),
         (("--length", "0"), "ramnet: length is 0; it must be at least 1"),
+        (("--length", "1000000000000"), "ramnet: address_decode has R = 32000000000000; kernels count in int32"),
+        (("--build-limit", "nan"), "ramnet: build_limit is nan; it must be above 0 and at most 604800 seconds"),
+        (("--build-limit", "-1"), "ramnet: build_limit is -1.0; it must be above 0"),
+        (("--run-limit", "0"), "ramnet: run_limit is 0.0; it must be above 0"),
+        (("--run-limit", "inf"), "ramnet: run_limit is inf; it must be above 0"),
+        (("--records", ""), "ramnet: . is a folder; it must be a file"),
+        (("--journal", "/dev/zero"), "ramnet: /dev/zero is not a regular file; it must be a file"),
+        (("--output", "/dev/null/x"), "ramnet: /dev/null/x/cpu/journal.log cannot be written: Not a directory"),
+        (("--journal", "same", "--records", "same"), "ramnet: same is to be two files at once"),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(
@@ -53,6 +65,39 @@ def test_bad_options_are_one_line_and_write_nothing(
     status, out, err = ramnet(*arguments)
     assert (status, out, len(err.strip().splitlines())) == (1, "", 1)
     assert err.startswith(line)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "1025", "1e3"])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(ramnet: Command, tmp_path: Path, threads: str) -> None:
+    status, out, err = ramnet("--threads", threads)
+    assert (status, out) == (2, "")
+    assert "Invalid value for '--threads'" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_records_that_is_a_file_is_one_line(
+    command_line: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("a letter\n")
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "file"))
+    for verb in (("tune", "--output", tmp_path / "runs"), ("bench", "--output", tmp_path / "runs"), ("targets",)):
+        assert command_line(*verb) == 1
+        out, err = capfd.readouterr()
+        assert (out, err) == ("", f"ramnet: RAMNET_RECORDS is {tmp_path / 'file'}, which is not a folder;"
+                                  " it must name the folder of the records\n")  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "sklearn"])
+def test_without_what_draws_the_report_it_says_so_before_the_search(
+    ramnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == library else found(name))
+    status, out, err = ramnet("--preset", "tiny", "--trials", "1")
+    assert (status, out, len(err.strip().splitlines())) == (1, "", 1)
+    assert "the report needs" in err and "pip install 'ramnet[tune]'" in err
     assert not list(tmp_path.iterdir())
 
 
