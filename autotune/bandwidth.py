@@ -35,13 +35,14 @@ template <int Bytes>
 struct Of { typedef uint64_t Vector __attribute__((vector_size(Bytes))); };
 
 template <int Bytes, int Streams, int Unroll>
-static uint64_t read(const char* data, size_t size, size_t total) {
+static size_t read(const char* data, size_t size, size_t total, uint64_t* bits) {
   using Vector = typename Of<Bytes>::Vector;
   const size_t part = size / Streams / (Bytes * Unroll) * (Bytes * Unroll);
   Vector seen[Streams * Unroll] = {};
-  for (size_t done = 0; done < total; done += part * Streams) {
+  size_t done = 0;
+  for (size_t end; done < total; done += end * Streams) {
     const size_t left = (total - done) / Streams / (Bytes * Unroll) * (Bytes * Unroll);
-    const size_t end = left < part ? left : part;
+    end = left < part ? left : part;
     if (end == 0) break;
     for (size_t at = 0; at < end; at += Bytes * Unroll)
       for (int s = 0; s < Streams; ++s)
@@ -49,13 +50,12 @@ static uint64_t read(const char* data, size_t size, size_t total) {
           seen[s * Unroll + u] |= *reinterpret_cast<const Vector*>(data + s * part + at + u * Bytes);
     __asm__ volatile("" ::: "memory");  // the next pass reads memory again
   }
-  uint64_t any = 0;
   for (auto& vector : seen)
-    for (size_t i = 0; i < Bytes / 8; ++i) any |= vector[i];
-  return any;
+    for (size_t i = 0; i < Bytes / 8; ++i) *bits |= vector[i];
+  return done;
 }
 
-using Loop = uint64_t (*)(const char*, size_t, size_t);
+using Loop = size_t (*)(const char*, size_t, size_t, uint64_t*);
 static const Loop loops[] = {
     read<kBytes, 1, 4>, read<kBytes, 1, 8>, read<kBytes, 2, 4>, read<kBytes, 4, 2>, read<kBytes, 4, 4>,
     read<kBytes / 2, 1, 8>, read<kBytes / 2, 2, 4>, read<kBytes / 2, 4, 4>,
@@ -77,17 +77,21 @@ extern "C" char* allocate(size_t size) {
 
 extern "C" void release(char* data) { std::free(data); }
 
-// Reads `total` bytes, going round the buffer of `size`; each thread has its own part of it.
-extern "C" uint64_t read_bytes(int loop, const char* data, size_t size, size_t total, int threads) {
-  if (threads == 1) return loops[loop](data, size, total);
+// Reads `total` bytes, or a few less, going round the buffer of `size`; each thread has its own part of it. Returns how
+// many were read; `bits` are those that any of them has.
+extern "C" size_t read_bytes(int loop, const char* data, size_t size, size_t total, int threads, uint64_t* bits) {
   std::vector<uint64_t> any(threads * 8);
+  std::vector<size_t> done(threads * 8);
   std::vector<std::thread> others;
-  const size_t part = size / threads / 4096 * 4096;
-  auto work = [&](int i) { any[i * 8] = loops[loop](data + i * part, part, total / threads); };
+  const size_t part = threads == 1 ? size : size / threads / 4096 * 4096;
+  auto work = [&](int i) { done[i * 8] = loops[loop](data + i * part, part, total / threads, &any[i * 8]); };
   for (int i = 1; i < threads; ++i) others.emplace_back(work, i);
   work(0);
   for (auto& other : others) other.join();
-  return any[0];
+  size_t sum = 0;
+  *bits = 0;
+  for (int i = 0; i < threads; ++i) sum += done[i * 8], *bits |= any[i * 8];
+  return sum;
 }
 """
 
@@ -101,12 +105,13 @@ class Reader:
     """Reads memory as fast as was found possible.
 
     Attributes:
-        read: reads so many bytes; a candidate of a measurement, as the floor of what has to touch them.
+        read: reads so many bytes, or a few less, and tells how many; a candidate of a measurement, as the floor of
+            what has to touch them.
         bandwidth: bytes/s, the median when the loops were compared.
         how: which loop it is, or torch and why.
     """
 
-    read: Callable[[int], object]
+    read: Callable[[int], int]
     bandwidth: float
     how: str
 
@@ -168,19 +173,22 @@ def _library() -> ctypes.CDLL:
     library.allocate.restype = ctypes.c_void_p
     library.allocate.argtypes = [ctypes.c_size_t]
     library.release.argtypes = [ctypes.c_void_p]
-    library.read_bytes.restype = ctypes.c_uint64
-    library.read_bytes.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+    library.read_bytes.restype = ctypes.c_size_t
+    library.read_bytes.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.POINTER(ctypes.c_uint64),
+    ]  # fmt: skip
     return library
 
 
-def _native_read(library: ctypes.CDLL, buffer: _Buffer, loop: int, threads: int) -> Callable[[int], object]:
-    return lambda total: library.read_bytes(loop, buffer.data, buffer.size, total, threads)
+def _native_read(library: ctypes.CDLL, buffer: _Buffer, loop: int, threads: int) -> Callable[[int], int]:
+    bits = ctypes.c_uint64()
+    return lambda total: int(library.read_bytes(loop, buffer.data, buffer.size, total, threads, ctypes.byref(bits)))
 
 
-def _torch_read(size: int, threads: int) -> Callable[[int], object]:
+def _torch_read(size: int, threads: int) -> Callable[[int], int]:
     data = torch.ones(size // 4)
 
-    def read(total: int) -> None:
+    def read(total: int) -> int:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         rounds, rest = divmod(total // 4, data.numel())
@@ -188,5 +196,6 @@ def _torch_read(size: int, threads: int) -> Callable[[int], object]:
             data.sum()
         data[:rest].sum()
         torch.set_num_threads(before)
+        return 4 * (rounds * data.numel() + rest)
 
     return read

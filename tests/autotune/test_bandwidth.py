@@ -1,41 +1,146 @@
-"""The measured bandwidth."""
+"""The measured bandwidth: what is read, how much of it, and which of the loops is taken. Times are made up."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from autotune import bandwidth as bw
 from autotune import native
-from autotune.measure import interleaved
+from autotune.measure import Timing
+
+KB = 1024
 
 
-def test_a_core_reads_its_cache_faster_than_memory():
-    cache, memory = bw.reader("L2"), bw.reader("DRAM")
-    assert cache.bandwidth > 1.5 * memory.bandwidth
-    assert 1e9 < memory.bandwidth < 1e12
+class Library:
+    """In the place of the compiled loops: what is asked of them."""
+
+    def __init__(self) -> None:
+        self.allocated: list[int] = []
+        self.read: list[tuple[int, ...]] = []
+
+    def loop_count(self) -> int:
+        return 3
+
+    def allocate(self, size: int) -> int:
+        self.allocated.append(size)
+        return 1
+
+    def release(self, data: int) -> None:
+        pass
+
+    def read_bytes(self, loop: int, data: int, size: int, total: int, threads: int, bits: object) -> int:
+        self.read.append((loop, size, total, threads))
+        return total
 
 
-def test_reading_twice_as_much_takes_twice_as_long():
-    read = bw.reader("L2").read
-    timings = interleaved({"once": lambda: read(1 << 26), "twice": lambda: read(1 << 27)}, rounds=15, seconds=5)
-    # The quickest of each, as other processes may hold the core for a while.
-    assert min(timings["twice"].samples) / min(timings["once"].samples) == pytest.approx(2, rel=0.2)
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    """Each of the candidates is called once, and the second takes half a second, the others one."""
+    library = Library()
+
+    def interleaved(calls: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, Timing]:
+        for call in calls.values():
+            call()
+        return {name: Timing((0.5 if i == 1 else 1.0,), 1) for i, name in enumerate(calls)}
+
+    monkeypatch.setattr(bw, "_library", lambda: library)
+    monkeypatch.setattr(bw, "interleaved", interleaved)
+    monkeypatch.setattr(bw, "cache_sizes", lambda: {2: 1 << 20, 3: 1 << 25})
+    return library
 
 
-def test_an_unknown_level_is_named():
+def test_the_fastest_of_the_loops_is_taken(library: Library) -> None:
+    found = bw.reader("L2", threads=2)
+    assert (found.how, found.bandwidth) == ("loop 1", 2 * (1 << 26))
+    assert bw.bandwidth("DRAM") == 2 * (1 << 29)
+    library.read.clear()
+    assert found.read(1000) == 1000
+    assert library.read == [(1, 2 * (1 << 18), 1000, 2)]
+
+
+@pytest.mark.parametrize(
+    ("level", "threads", "last", "size"),
+    [
+        ("L2", 1, 1 << 25, 1 << 18),
+        ("L2", 3, 1 << 25, 3 << 18),
+        ("DRAM", 1, 1 << 25, 1 << 29),
+        ("DRAM", 1, 1 << 20, 1 << 28),
+    ],
+)
+def test_a_buffer_is_a_quarter_of_each_cores_l2_or_sixteen_times_the_last_cache(
+    library: Library, monkeypatch: pytest.MonkeyPatch, level: str, threads: int, last: int, size: int
+) -> None:
+    monkeypatch.setattr(bw, "cache_sizes", lambda: {2: 1 << 20, 3: last})
+    bw.reader(level, threads)
+    assert library.allocated == [size]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:
+    try:
+        return bw._library()
+    except native.NoCompilerError as problem:
+        pytest.skip(str(problem))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_loop_reads_every_byte(compiled: Any, threads: int) -> None:
+    size = 64 * KB
+    buffer, bits = bw._Buffer(compiled, size), ctypes.c_uint64()
+    ctypes.memset(buffer.data, 0, size)
+    for loop in range(compiled.loop_count()):
+        for place in range(0, size, 1021):
+            byte = ctypes.c_char.from_address(buffer.data + place)
+            byte.value = b"\x10"
+            assert compiled.read_bytes(loop, buffer.data, size, size, threads, ctypes.byref(bits)) == size
+            assert bits.value == 0x10 << 8 * (place % 8), (loop, place)
+            byte.value = b"\0"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_as_many_bytes_are_read_as_are_asked_for(compiled: Any, threads: int) -> None:
+    buffer = bw._Buffer(compiled, 64 * KB)
+    for loop in range(compiled.loop_count()):
+        read = bw._native_read(compiled, buffer, loop, threads)
+        assert [read(kb * KB) // KB for kb in (16, 64, 128, 200)] == [16, 64, 128, 200]
+        assert (100 - threads) * KB <= read(100 * KB - 1) < 100 * KB, "less than a turn of the loop is left out"
+
+
+def test_an_unknown_level_is_named() -> None:
     with pytest.raises(ValueError, match="'L7'"):
         bw.reader("L7")
 
 
-def test_without_a_compiler_torch_reads(monkeypatch, tmp_path):
+def test_without_a_compiler_torch_reads(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise native.NoCompilerError("no C++ compiler was found")
+
+    summed: list[tuple[int, int]] = []
+    before = torch.get_num_threads()
+    monkeypatch.setattr(bw, "_library", missing)
+    monkeypatch.setattr(bw, "cache_sizes", lambda: {2: 1 << 20})
+    monkeypatch.setattr(bw, "_TRIAL", {"L2": 1 << 20})
+    found = bw.reader("L2", threads=2)
+    assert found.how == "torch.sum, because no C++ compiler was found"
+    monkeypatch.setattr(torch.Tensor, "sum", lambda self: summed.append((self.nbytes, torch.get_num_threads())))
+    assert found.read((1 << 20) + 8) == (1 << 20) + 8
+    assert summed == [(1 << 19, 2)] * 2 + [(8, 2)]
+    assert torch.get_num_threads() == before
+
+
+def test_without_a_compiler_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    bw._library.cache_clear()
-    found = bw.reader("L2")
-    bw._library.cache_clear()
-    assert found.how.startswith("torch")
-    assert "no C++ compiler" in found.how
-    assert found.bandwidth > 1e9
+    with pytest.raises(native.NoCompilerError, match="no C\\+\\+ compiler was found; install g\\+\\+"):
+        native.load("any", "")
 
 
-def test_a_library_is_built_once(monkeypatch, tmp_path):
+def test_a_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = 'extern "C" int answer() { return 42; }'
     try:
@@ -46,6 +151,7 @@ def test_a_library_is_built_once(monkeypatch, tmp_path):
     stamp = built.stat().st_mtime_ns
     assert native.load("answer", source).answer() == 42
     assert built.stat().st_mtime_ns == stamp
+    assert native.load("answer", source.replace("42", "43")).answer() == 43
     with pytest.raises(native.NoCompilerError, match="failed"):
         native.load("broken", "this is not C++")
-    assert [path.name for path in built.parent.iterdir()] == [built.name]
+    assert len(list(built.parent.iterdir())) == 2
