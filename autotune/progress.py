@@ -13,11 +13,12 @@ from autotune.search import Progress
 
 @contextmanager
 def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A function that keeps the line up to date, within the block."""
+    """A function that keeps the line up to date, within the block; there is none where ``console`` is no terminal."""
     with rich.progress.Progress(
         rich.progress.SpinnerColumn(), rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=16), rich.progress.MofNCompleteColumn(),
         rich.progress.TextColumn("{task.fields[state]}"), console=console, transient=True,
+        disable=not console.is_terminal,
     ) as live:  # fmt: skip
         task = live.add_task("starting", total=None, state="")
 

@@ -163,7 +163,7 @@ class Study:
     def _ask(self) -> tuple[optuna.Trial, Schedule]:
         trial = self.optuna.ask()
         # A sampler for each trial, seeded by its number: a resumed search goes on as if it had never stopped.
-        self.optuna.sampler = self._sampler(self.seed * 100_003 + trial.number)
+        self.optuna.sampler = self._sampler((self.seed * 100_003 + trial.number) % 2**32)
         trial.set_user_attr("owner", {"host": socket.gethostname(), "pid": os.getpid(), "began": _birth(os.getpid())})
         knobs: dict[str, Any] = {}
         for name, values in self.space.items():

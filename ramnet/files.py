@@ -185,7 +185,7 @@ def require_writable(*paths: Path) -> None:
             raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; it must be a file")
         if [os.path.realpath(other) for other in paths].count(os.path.realpath(path)) > 1:
             raise ValueError(f"{path} is to be two files at once; name another for one of them")
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        folder = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
         try:
             if path.is_file():
                 path.open("ab").close()

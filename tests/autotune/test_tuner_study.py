@@ -111,6 +111,12 @@ def test_a_seed_gives_the_same_order_also_when_the_search_is_resumed(tmp_path: P
     assert [schedule for part in parts for schedule in part] == orders["one"]
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("seed", [-1, 2**70])
+def test_any_integer_is_a_seed(tmp_path: Path, sampler: Any, seed: int) -> None:
+    assert len(search(study(tmp_path, sampler=sampler, seed=seed), most=5)) == 5
+
+
 def run_until_killed(folder: Path, trials: int) -> None:
     """Another process finishes ``trials`` trials, begins one more, and is killed with kill -9 in the middle of it."""
     code = f"""

@@ -94,6 +94,8 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
             require_writable(tmp_path / name)
     with pytest.raises(OSError, match="file/below cannot be written: Not a directory"):
         require_writable(tmp_path / "file" / "below")
+    with pytest.raises(OSError, match="link/below/it cannot be written: No such file or directory"):
+        require_writable(tmp_path / "link" / "below" / "it")
 
 
 def test_two_results_cannot_be_one_file(tmp_path: Path) -> None:
