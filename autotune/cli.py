@@ -116,14 +116,15 @@ def tune(
     screen.print(f"records: {records_file}", f"report: {page}", sep="\n", soft_wrap=True)
 
 
-def _cpu_work(modelled: bool) -> tuple[Callable[[], Any] | None, str | None]:
+def _cpu_work(modelled: bool) -> tuple[Callable[[], Any], str | None]:
     """What a worker does for this processor, and its name: the tuner's own."""
+    from autotune.worker import measurer
     from lowering import runtime
 
     if modelled:
         raise ValueError("--model is for GPUs; the processor is here and is measured")
     runtime.match_threads()  # says what is missing, before anything is begun
-    return None, None
+    return measurer, None
 
 
 def _gpu_work(target: str, modelled: bool) -> tuple[Callable[[], Any], str | None]:

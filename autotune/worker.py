@@ -13,16 +13,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from autotune.measure import Timing
-from autotune.measurer import Build, Measurer
-from autotune.modeller import Modelled
-from lowering.kernels import lower
 from schedules.base import Schedule
 from schedules.workload import Workload
+
+if TYPE_CHECKING:
+    from autotune.modeller import Modelled
 
 # Imports of torch and tvm, and the reference's answer, on a slow and busy machine.
 START_SECONDS = 180.0
@@ -38,6 +37,13 @@ class FailedError(RuntimeError):
         self.status = status
 
 
+def measurer() -> Any:
+    """What a worker does for a CPU."""
+    from autotune.measurer import Measurer
+
+    return Measurer()
+
+
 class Worker:
     """The tuner's side of the process, which is started when it is needed and replaced when it was killed.
 
@@ -45,22 +51,20 @@ class Worker:
         threads: of the kernels.
         build_limit, run_limit: seconds that a candidate may take to build; and to be checked, or timed beyond the
             seconds that timing was granted.
-        build: makes a kernel. Both sides import it, so it must be a module's function.
-        makes: what does the work in the process, as it is called there; a ``Measurer`` of ``build`` where not given.
+        makes: gives what does the work, in the process. Both sides import it, so it must be a module's function.
 
     Raises:
         ValueError: for a limit that is not above 0, or longer than a week.
     """
 
     def __init__(
-        self, threads: int, build_limit: float = 60.0, run_limit: float = 30.0, build: Build = lower,
-        makes: Callable[[], Any] | None = None,
-    ) -> None:  # fmt: skip
+        self, threads: int, build_limit: float = 60.0, run_limit: float = 30.0, makes: Callable[[], Any] = measurer
+    ) -> None:
         for name, limit in (("build_limit", build_limit), ("run_limit", run_limit)):
             if not 0 < limit <= LONGEST_LIMIT:
                 raise ValueError(f"{name} is {limit}; it must be above 0 and at most {LONGEST_LIMIT:g} seconds")
         self.threads, self.build_limit, self.run_limit = threads, build_limit, run_limit
-        self.makes = makes or partial(Measurer, build)
+        self.makes = makes
         self.process: Any = None
         self.workload: tuple[Workload, str] | None = None
         self.log: Any = None

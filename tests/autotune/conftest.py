@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from autotune.modeller import Modeller
+from autotune.worker import Worker
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -22,3 +26,16 @@ def ramnet(
         return command_line("tune", *places, *arguments), *capfd.readouterr()
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here has to outlive the machine, and a search waits for the disk some twenty times a trial."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="session")
+def compiler() -> Iterator[Worker]:
+    """A worker that really compiles for GPUs: one for all, as its process takes seconds to begin."""
+    with Worker(1, makes=Modeller) as worker:
+        yield worker

@@ -1,17 +1,15 @@
-"""Kernels without a compiler: right ones, and one of each way to fail."""
+"""What a worker's process does, without a kernel: it succeeds, or fails in each of the ways there are."""
 
 from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
-from lowering.kernels import Kernel
-from ramnet.ops import reference
+from autotune.measure import Timing
+from autotune.worker import Worker
 from schedules.base import Schedule
-from schedules.cpu import AddressDecodeBackward
 from schedules.workload import Workload
 
 WORKLOAD = Workload(op="address_decode_backward", shape={"R": 512, "U": 2, "P": 4, "K": 4})
@@ -22,27 +20,58 @@ STATUS = {
 }  # fmt: skip
 
 
-def build(workload: Workload, target: str, schedule: Schedule) -> Kernel:
-    """A build function for ``autotune.worker.Worker``."""
-    assert isinstance(schedule, AddressDecodeBackward)
-    status = STATUS[schedule.lanes, schedule.parallel]
-    if status == "build_error":
-        raise ValueError("no such vector")
-    if status == "build_timeout":
+class WrongError(Exception):
+    """As ``Measurer``'s, which names its status."""
+
+    status = "wrong_result"
+
+
+class Faulty:
+    """In the place of a ``Measurer``. Imports nothing heavy, so that a process of it begins in a moment."""
+
+    def open(self, workload: Workload, target: str, threads: int) -> None:
+        pass
+
+    def build(self, schedule: Any) -> None:
+        match STATUS[schedule.lanes, schedule.parallel]:
+            case "build_error":
+                raise ValueError("no such vector")
+            case "build_timeout":
+                threading.Event().wait()
+
+    def check(self, schedule: Any) -> None:
+        match STATUS[schedule.lanes, schedule.parallel]:
+            case "crash":
+                ctypes.string_at(0)
+            case "run_timeout":
+                threading.Event().wait()
+            case "run_error":
+                raise RuntimeError("out of luck")
+            case "wrong_result":
+                raise WrongError("off by 1")
+
+    def measure(self, candidates: Any, rounds: int, seconds: float) -> dict[str, Timing]:
+        return {name: Timing((1e-3,) * rounds, rounds) for name in candidates}
+
+    def model(self, schedule: Any) -> None:
         threading.Event().wait()
 
-    def function(grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor, grad: Tensor) -> None:
-        if status == "crash":
-            ctypes.string_at(0)
-        if status == "run_timeout":
-            threading.Event().wait()
-        if status == "run_error":
-            raise RuntimeError("out of luck")
-        grad.copy_(reference.address_decode_backward(grad_weights, logits, slots, weights))
-        if status == "wrong_result":
-            grad[-1] += 1
 
-    return Kernel(workload, schedule, function, True)
+def hangs(schedule: Any, phase: str) -> bool:
+    """Whether ``Faulty`` never ends in the phase, "build", "run" or "compile"."""
+    return phase == "compile" or STATUS[schedule.lanes, schedule.parallel] == f"{phase}_timeout"
+
+
+class Impatient(Worker):
+    """Waits half a second for a schedule that ``hangs`` in a phase, and for all else as long as it takes."""
+
+    def __init__(self, hangs: Callable[[Any, str], bool], **options: Any) -> None:
+        super().__init__(1, **options)
+        self.hangs = hangs
+
+    def _call(self, method: str, limit: float, phase: str, *arguments: Any) -> Any:
+        hangs = isinstance(arguments[0], Schedule) and self.hangs(arguments[0], phase)
+        return super()._call(method, 0.5 if hangs else 600, phase, *arguments)
 
 
 class Synthetic:
@@ -59,8 +88,6 @@ class Synthetic:
         self.tried.append(schedule)
 
     def measure(self, candidates: Any, rounds: int, seconds: float) -> Any:
-        from autotune.measure import Timing
-
         def samples(schedule: Schedule | None) -> tuple[float, ...]:
             gain = 0.1 if schedule is None else self.gain(schedule)
             # Rounds differ by more than candidates do, as on a busy machine.

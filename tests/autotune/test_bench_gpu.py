@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from contextlib import nullcontext
+from collections import Counter
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,16 +17,59 @@ from autotune.bench.gpu.run import NO_FLA, GpuRun, without_fla
 from autotune.bench.run import DEFAULT, FLOOR, TUNED, Table
 from autotune.measure import interleaved
 from ramnet import RamNetConfig, ops
+from ramnet.ops import reference
 from tests.autotune.tables import table
 
 TINY = scan.Sizes(batch=2, heads=2, tokens=9, top_k=3, order=2, sub_dim=3, dim=4)
 
 
+class Kernels:
+    """Stand for the kernels, which would take seconds a call interpreted: the reference's numbers, and what was called.
+
+    ``off`` is what the first number of a scan's output and of a step's is off by, as a part of it.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.off = 0.0
+
+    def __getattr__(self, op: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            self.calls[op] += 1
+            found = getattr(reference, op)(*arguments)
+            if op in ("memory_scan", "memory_step"):
+                (found if op == "memory_step" else found[0]).mul_(1 + self.off)
+            return found
+
+        return call
+
+
+class Compiled(torch.nn.Module):
+    """In the place of ``lowering.compile``'s: a model on stand-ins."""
+
+    def __init__(self, model: Any, use: Any) -> None:
+        super().__init__()
+        self.model, self.use = model, use
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        with self.use():
+            return self.model(*arguments, **named)
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> GpuRun:
-    """On the CPU, where the reference stands for the kernels: interpreted they would take seconds a call."""
+def kernels() -> dict[str, Kernels]:
+    """With default and with tuned schedules."""
+    found = {name: Kernels() for name in (DEFAULT, TUNED)}
+    for name, each in found.items():
+        ops.register_backend(f"stand-in, {name}", each)
+    return found
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, kernels: dict[str, Kernels]) -> GpuRun:
+    """On the CPU."""
     run = GpuRun("h200", quick=True, device="cpu")
-    run.kernels = {DEFAULT: nullcontext, TUNED: nullcontext}
+    run.kernels = {name: partial(ops.using, f"stand-in, {name}") for name in kernels}
     monkeypatch.setattr("autotune.measure.SHORTEST_SAMPLE", 1e-6)
     shortly = lambda calls, rounds, seconds, clock: interleaved(calls, 3, 0.0, clock=clock)  # noqa: E731
     monkeypatch.setattr("autotune.bench.run.interleaved", shortly)
@@ -67,15 +111,17 @@ def no_fla(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The skeletons of 340m with one layer, and no torch.compile."""
+def tiny(monkeypatch: pytest.MonkeyPatch, run: GpuRun) -> None:
+    """The skeletons of 340m with one layer, on the stand-ins, and no torch.compile."""
     config = RamNetConfig(
         vocab_size=11, hidden_size=32, num_layers=2, num_heads=2, value_dim=4, order=2, sub_dim=3, top_k=3,
         intermediate_size=8, cape_full_layers=1,
     )  # fmt: skip
     monkeypatch.setattr(RamNetConfig, "preset", lambda name: config)
     monkeypatch.setattr(training, "CHECKED_TOKENS", 5)
-    monkeypatch.setattr("lowering.compile", lambda model, target, tuned=True: model)
+    monkeypatch.setattr(
+        "lowering.compile", lambda model, target, tuned=True: Compiled(model, run.kernels[TUNED if tuned else DEFAULT])
+    )
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
 
 
@@ -83,16 +129,31 @@ def forms(table: Table) -> set[str]:
     return {row.form for row in table.rows}
 
 
-def test_the_scan_is_timed_in_every_form_beside_the_floor(run: GpuRun) -> None:
+def test_the_scan_is_timed_in_every_form_beside_the_floor(run: GpuRun, kernels: dict[str, Kernels]) -> None:
     (table,) = scan.memory_scan(run, TINY)
     assert not table.failed
+    for name, each in kernels.items():
+        row = table.row(name)
+        assert row is not None and row.runs >= row.rounds == 3
+        assert each.calls["memory_scan"] == each.calls["memory_scan_backward"] > row.runs, name
     assert forms(table) == {TUNED, DEFAULT, scan.CHUNKED, scan.SORTED, scan.FLASH, scan.CUDNN, FLOOR}
     assert table.base == TUNED and "B=2 H=2 T=9 K=3 M=9 D=4" in table.what
     assert run.facts["bandwidth of copies, bytes/s"] > 0
 
 
-def test_the_scan_is_timed_beside_gated_linear_attention(run: GpuRun, fla: None) -> None:
+@pytest.mark.parametrize("off", [0.1, float("nan")])
+def test_kernels_with_wrong_numbers_are_not_timed(run: GpuRun, kernels: dict[str, Kernels], off: float) -> None:
+    kernels[TUNED].off = off
+    tables = (*scan.memory_scan(run, TINY), *scan.beside_gla(run, TINY), *scan.lengths(run, TINY, tokens=(4,)))
+    for found in tables:
+        assert TUNED not in forms(found)
+        assert f"{TUNED} is wrong: its result 0 is off by" in found.failed[TUNED]
+    assert DEFAULT in forms(tables[0])
+
+
+def test_the_scan_is_timed_beside_gated_linear_attention(run: GpuRun, kernels: dict[str, Kernels], fla: None) -> None:
     (table,) = scan.beside_gla(run, TINY)
+    assert kernels[TUNED].calls["memory_scan_backward"] > table.rows[0].runs and not kernels[DEFAULT].calls
     assert forms(table) == {TUNED, scan.GLA} and not table.failed
     assert "4 heads of keys of 128 and values of 256" in table.what
 
@@ -183,19 +244,23 @@ def test_the_crossover_is_the_length_from_which_the_scan_stays_faster(quicker: A
     assert scan.crossover(tables) == found
 
 
-def test_the_scan_is_compared_with_attention_by_length(run: GpuRun) -> None:
+def test_the_scan_is_compared_with_attention_by_length(run: GpuRun, kernels: dict[str, Kernels]) -> None:
     tables = scan.lengths(run, TINY, tokens=(4, 6))
+    assert kernels[TUNED].calls["memory_scan_backward"] > sum(table.rows[0].runs for table in tables)
     assert [x.name for x in tables] == ["scan and attention, T = 4", "scan and attention, T = 6"]
     assert all(forms(x) == {TUNED, scan.FLASH, scan.CUDNN} for x in tables)
 
 
-def test_decoding_compares_models_of_one_skeleton(run: GpuRun, fla: None, tiny: None) -> None:
+def test_decoding_compares_models_of_one_skeleton(
+    run: GpuRun, kernels: dict[str, Kernels], fla: None, tiny: None
+) -> None:
     captures = itertools.count()
     run.quick = False
     (table,) = decode.steps(run, batch=3, capture=lambda call: (next(captures), call)[1])
     assert not table.failed
     peers = {decode.GLA, decode.DELTA, decode.GLA + decode.COMPILED, decode.DELTA + decode.COMPILED}
     assert forms(table) == {TUNED, DEFAULT, decode.AS_CALLED, *peers}
+    assert kernels[TUNED].calls["memory_step"] > kernels[DEFAULT].calls["memory_step"] > table.row(DEFAULT).runs
     assert next(captures) == len(peers) + 2, "all but the call as users make it are replayed from graphs"
     assert run.facts[f"{table.name}, {TUNED}, tokens/s"] == pytest.approx(3 / table.row(TUNED).seconds)
 
@@ -207,7 +272,7 @@ def test_the_states_of_340m_and_its_peers_are_stated() -> None:
 
 
 def test_decoding_late_starts_from_a_filled_state_at_a_million(
-    run: GpuRun, tiny: None, monkeypatch: pytest.MonkeyPatch
+    run: GpuRun, kernels: dict[str, Kernels], tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = []
     real = decode._step
@@ -216,8 +281,26 @@ def test_decoding_late_starts_from_a_filled_state_at_a_million(
     )
     (table,) = decode.by_position(run, batch=1, capture=lambda call: call)
     assert forms(table) == {"at position 1,000", "at position 1,000,000"} and table.base == "at position 1,000"
+    assert kernels[TUNED].calls["memory_scan"] == 2, "the tokens before are read by the kernels, in both layers"
     assert [int(state.position) for state in states] == [1_000, 1_000_000]
     assert all(bool((x != 0).all()) for x in states[1].memory)
+
+
+def test_logits_that_are_not_finite_are_a_failure(
+    run: GpuRun, fla: None, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = sys.modules["fla.ops.gated_delta_rule"]
+    monkeypatch.setattr(rule, "fused_recurrent_gated_delta_rule", lambda q, k, v, **named: (v / 0, v))
+    (table,) = decode.steps(run, batch=1, capture=lambda call: call)
+    assert "GatedDeltaNet is wrong: its result 0 holds numbers that are not finite" in table.failed[decode.DELTA]
+
+    def compiled(model: Any, target: str, tuned: bool) -> Any:
+        return lambda *x, **named: model(*x, **named)._replace(logits=torch.full((1, 1, 11), torch.nan))
+
+    monkeypatch.setattr("lowering.compile", compiled)
+    (table,) = decode.by_position(run, batch=1, capture=lambda call: call)
+    assert not table.rows
+    assert "RAM-Net is wrong: its result 0 holds numbers that are not finite" in table.failed["at position 1,000"]
 
 
 def test_kernels_that_decode_other_logits_are_a_failure(
@@ -236,8 +319,11 @@ def test_kernels_that_decode_other_logits_are_a_failure(
     assert "RAM-Net is wrong" in table.failed[DEFAULT]
 
 
-def test_training_steps_are_compared_at_the_same_number_of_parts(run: GpuRun, fla: None, tiny: None) -> None:
+def test_training_steps_are_compared_at_the_same_number_of_parts(
+    run: GpuRun, kernels: dict[str, Kernels], fla: None, tiny: None
+) -> None:
     (table,) = training.step(run, batch=4, tokens=8)
+    assert kernels[TUNED].calls["memory_scan_backward"] > table.row(TUNED).runs and not kernels[DEFAULT].calls
     assert forms(table) == {TUNED, training.GLA} and not table.failed
     assert "4 sequences of 8 tokens in 2 parts" in table.what
     assert run.facts[f"{table.name}, {TUNED}, tokens/s"] == pytest.approx(32 / table.row(TUNED).seconds)
@@ -256,6 +342,15 @@ def test_a_step_that_memory_does_not_suffice_for_is_taken_in_more_parts(
     monkeypatch.setattr(training, "_step", step)
     (table,) = training.step(run, batch=4, tokens=8)
     assert forms(table) == {TUNED, training.GLA} and "in 4 parts" in table.what
+
+
+def test_kernels_that_train_otherwise_are_a_failure(
+    run: GpuRun, kernels: dict[str, Kernels], no_fla: None, tiny: None
+) -> None:
+    kernels[TUNED].off = 9.0
+    (table,) = training.step(run, batch=2, tokens=8)
+    assert not table.rows
+    assert "RAM-Net is wrong: loss and norm of the gradients are" in table.failed[TUNED]
 
 
 def test_a_training_step_with_another_loss_is_a_failure(run: GpuRun, fla: None, tiny: None, monkeypatch: Any) -> None:

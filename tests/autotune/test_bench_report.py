@@ -8,12 +8,14 @@ import torch
 from click.testing import CliRunner
 from rich.console import Console
 
+from autotune.bandwidth import Reader
 from autotune.bench import ops
 from autotune.bench.cli import bench
 from autotune.bench.goals import goals
 from autotune.bench.peak import Peak
 from autotune.bench.report import Report, duration, save, show
 from autotune.bench.run import FLOOR, TUNED, Row, Run, Table
+from autotune.measure import Timing
 
 
 def table(name, base, **times):
@@ -71,17 +73,45 @@ def test_the_report_is_written_whole_and_shown(tmp_path):
     assert "note: nothing left out" in text
 
 
-def test_a_group_checks_and_times_its_forms():
+@pytest.fixture
+def run(monkeypatch):
+    """Without kernels, where each form takes as many seconds as it has a place in its group; ``read``: bytes."""
+
+    def interleaved(calls, rounds, seconds, clock):
+        for call in calls.values():
+            call()
+        run.groups.append(list(calls))
+        return {name: Timing((float(i),) * rounds, 10 * rounds) for i, name in enumerate(calls, start=1)}
+
     run = Run(quick=True)
-    run.kernels = {}
+    run.kernels, run.groups, run.read = {}, [], []
+    monkeypatch.setattr("autotune.bench.run.interleaved", interleaved)
+    monkeypatch.setattr("autotune.bench.run.reader", lambda level, threads: Reader(run.read.append, 1e11, "loop 1"))
+    monkeypatch.setattr(ops, "_plain_cpp", lambda *_: {})
+    return run
+
+
+def test_a_group_times_its_forms_in_turn_and_slow_ones_apart(run):
     found = ops.memory_step(run, tokens=2)
-    assert [row.form for row in found.rows][:3] == ["eager, slots", "eager, in place", "eager, one gather"]
-    assert found.rows[-1].form == FLOOR
-    assert all(row.seconds > 0 and row.runs >= row.rounds >= 3 for row in found.rows)
-    assert found.row(found.base).ratio == 1.0
-    assert found.row(FLOOR).ratio < 1 < found.row("eager, slots").ratio
-    assert "torch.compile left out of a quick run" in run.notices
-    assert any("L2 read bandwidth" in fact for fact in run.facts)
+    assert run.groups == [["eager, in place", "eager, one gather", FLOOR], ["eager, slots", "eager, one gather"]]
+    assert [(row.form, row.seconds, row.ratio, row.rounds, row.runs) for row in found.rows] == [
+        ("eager, slots", 1 / 2, 1 / 2, 3, 30),
+        ("eager, in place", 1 / 2, 1 / 2, 7, 70),
+        ("eager, one gather", 2 / 2, 1.0, 7, 70),
+        (FLOOR, 3 / 2, 3 / 2, 7, 70),
+    ]
+    assert found.base == "eager, one gather", "the last of the forms where there are no kernels"
+    assert run.read == [3 * (16 * 2 * 8) * (64 * 4)], "three rows a pair"
+    assert run.facts == {"L2 read bandwidth, threads=1, bytes/s": 1e11}
+    assert run.notices == ["torch.compile left out of a quick run"]
+
+
+def test_a_group_checks_its_forms_before_it_times_any(run, monkeypatch):
+    right = ops.step.in_place
+    monkeypatch.setattr(ops.step, "in_place", lambda *x: right(*x) * 1.001)
+    with pytest.raises(ValueError, match=r"in place is wrong: its result 0 is off by 1\.0e-03; 1e-05 is allowed"):
+        ops.memory_step(run, tokens=2)
+    assert not run.groups
 
 
 def test_durations_have_three_digits():
@@ -127,7 +157,6 @@ def test_what_cannot_be_written_or_read_is_found_out_before_anything_is_measured
 
 
 def test_an_unknown_target_is_refused_before_anything_is_measured(tmp_path):
-    pytest.importorskip("tvm")
     result = CliRunner().invoke(bench, ["--target", "toaster", "--output", str(tmp_path / "new")])
     assert isinstance(result.exception, ValueError)
     assert "toaster" in str(result.exception)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+from typing import Any
+
 import pytest
 from click.testing import CliRunner
 
-from autotune.correlation import FEWEST, Pair, correlate, correlation, rank_correlation, spearman
+from autotune import time_model_cpu
+from autotune.correlation import BATCH, FEWEST, Pair, correlate, correlation, rank_correlation, spearman
+from autotune.study import every_schedule
+from autotune.worker import FailedError
+from schedules.base import Schedule
 from schedules.cpu import MemoryStep
 from schedules.workload import Workload
+from tests.autotune.faulty import Synthetic
 
 WORKLOAD = Workload(
     op="memory_step", shape={"N": 2, "K": 2, "M": 16, "D": 8}, constants={"decay_power": 1.0, "eps": 1e-6}
@@ -62,13 +71,63 @@ def test_a_gpu_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         rank_correlation("h200", WORKLOAD.model_copy(update={"dtype": "bfloat16"}), 1.0)
 
 
-def test_on_the_cpu_schedules_are_modelled_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+class Here(Synthetic):
+    """What a worker does, in this process: a schedule's gain over the default is its unroll."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(lambda schedule: schedule.unroll)
+        self.threads, self.measured = threads, []
+
+    def __enter__(self) -> Here:
+        made.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def try_out(self, schedule: Schedule) -> None:
+        if schedule == FAILS:
+            raise FailedError("crash", "signal 11")
+        super().try_out(schedule)
+
+    def measure(self, candidates: Any, rounds: int, seconds: float) -> Any:
+        self.measured.append(len(candidates))
+        return super().measure(candidates, rounds, seconds)
+
+
+made: list[Here] = []
+OTHERS = [schedule for schedule in every_schedule(WORKLOAD, "cpu") if schedule != SCHEDULE]
+FAILS = OTHERS[0]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    made.clear()
     monkeypatch.setattr("autotune.time_model_cpu.bandwidth", lambda level, threads=1: 1e10)
-    monkeypatch.setattr("autotune.correlation.BATCH", 2)
-    found = rank_correlation("cpu", WORKLOAD, 1e-3, threads=1)
-    assert len(found.pairs) == 2
-    assert all(pair.modelled > 0 and pair.measured > 0 for pair in found.pairs)
+    monkeypatch.setattr("autotune.correlation.Worker", Here)
+
+
+def test_on_the_cpu_schedules_are_modelled_and_measured_over_the_default(here: None) -> None:
+    found = rank_correlation("cpu", WORKLOAD, 1e9, threads=3)
+    (worker,) = made
+    assert worker.threads == 3
+    assert {pair.schedule for pair in found.pairs} == {*OTHERS} - {FAILS}, "all but the one that fails"
+    assert max(worker.measured) == BATCH + 1, "the default is timed beside each batch"
+    model = partial(time_model_cpu.seconds, WORKLOAD, machine=time_model_cpu.this_machine(3))
+    for pair in found.pairs:
+        assert pair.modelled == pytest.approx(model(pair.schedule) / model(SCHEDULE))
+        over_default = pytest.approx(SCHEDULE.unroll / pair.schedule.unroll)
+        assert (pair.measured, pair.halves) == (over_default, (over_default, over_default))
+
+
+def test_out_of_time_one_batch_is_measured(here: None) -> None:
+    assert BATCH - 1 <= len(rank_correlation("cpu", WORKLOAD, 0.0).pairs) <= BATCH < len(OTHERS) - 1
+
+
+def test_a_default_that_fails_is_an_error(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "FAILS", SCHEDULE)
+    with pytest.raises(RuntimeError, match="the default schedule fails: signal 11"):
+        rank_correlation("cpu", WORKLOAD, 1.0)
 
 
 @pytest.mark.parametrize(

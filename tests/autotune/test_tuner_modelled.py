@@ -21,7 +21,7 @@ from lowering.work import Compiled, Resources, Work
 from schedules import records
 from schedules.base import Schedule
 from schedules.gpu import MemoryStep
-from schedules.records import Launch, Record, Time
+from schedules.records import Launch, Time
 from schedules.workload import Workload
 
 pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[tune]'")
@@ -67,11 +67,10 @@ def others() -> list[Schedule]:
 
 
 @pytest.mark.parametrize("target", ["a100", "mi300x"])
-def test_every_candidate_is_really_compiled(tmp_path: Path, target: str) -> None:
+def test_every_candidate_is_really_compiled(tmp_path: Path, compiler: Worker, target: str) -> None:
     pytest.importorskip("triton", reason="the GPU kernels need triton: pip install 'ramnet[gpu]'")
     shown: list[Progress] = []
-    with Worker(1, makes=Modeller) as worker:
-        (result,) = run(tmp_path, worker, target=target, trials=3, on_progress=shown.append)
+    (result,) = run(tmp_path, compiler, target=target, trials=2, on_progress=shown.append)
     record = result.record
     assert (record.how, record.device, record.target) == (NOT_RUN, target, target)
     assert record.eager is None and result.over_eager is None
@@ -144,14 +143,10 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def compile_badly(workload: Workload, target: str, schedule: Schedule) -> list[Compiled]:
-    """For ``Modeller``: each of the ways to fail, by the number of threads."""
+    """For ``Modeller``: ways to fail, by the compiler and the number of threads."""
     assert isinstance(schedule, MemoryStep)
     if schedule.compiler == "tir":
         raise ValueError("no such instruction")
-    if schedule.threads == 32:
-        import threading
-
-        threading.Event().wait()
     spilled = 16 if schedule.threads == 128 else 0
     work = Work(programs=64, threads=schedule.threads, dram_bytes=1e6, cache_bytes=1e6, operations=1e6)
     return [Compiled("kernel", work, Resources(255, spilled, spilled, 0))]
@@ -163,7 +158,7 @@ def modeller() -> Modeller:
 
 def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowering.nvcc.nvcc", lambda: "nvcc")  # so that TIR is tried on any machine
-    with Worker(1, build_limit=2, makes=modeller) as worker:
+    with Worker(1, makes=modeller) as worker:
         (result,) = run(tmp_path, worker)
     assert result.is_default
     found = {
@@ -172,7 +167,6 @@ def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path, m
         if trial.user_attrs["status"] not in ("duplicate", "refused")
     }
     assert found["triton", 64] == ("ok", "")
-    assert found["triton", 32] == ("compile_timeout", "model took longer than 2 s")
     assert found["triton", 128] == ("spills", "kernel spills 16 bytes of a thread's 255 registers")
     assert found["tir", 64] == ("compile_error", "ValueError: no such instruction")
 
@@ -229,9 +223,24 @@ def test_a_modelled_row_says_so_and_has_no_time_of_eager(tmp_path: Path) -> None
     assert row["launches"] == [{"name": "kernel", "registers": 40, "spilled": 0, "local": 0, "shared": 0}]
 
 
-def test_rows_written_before_there_were_modelled_ones_are_read() -> None:
-    path = Path(records.__file__).parent / "records" / "cpu.jsonl"
-    assert all(isinstance(record, Record) and record.eager is not None for record in records.load(path))
+# As the first version wrote it: no launches, and always a time of eager PyTorch.
+OLD_ROW = (
+    '{"workload":{"op":"memory_step","shape":{"N":16,"K":8,"M":1024,"D":64},"dtype":"float32","constants":'
+    '{"decay_power":1.0,"eps":1e-6}},"target":"cpu","device":"a processor","knobs":{"tile":32,"unroll":8,'
+    '"parallel":false,"prefetch":0},"how":"measured","gain":1.0,"gain_spread":0.0,"tuned":{"median":1e-05,"spread":1e-07,'
+    '"runs":31},"default":{"median":1e-05,"spread":1e-07,"runs":31},"eager":{"median":1e-04,"spread":1e-06,"runs":31},'
+    '"trials":96,"fingerprint":"0123456789abcdef","versions":{"apache-tvm":"0.27.0"},"date":"2026-01-01"}'
+)
+
+
+def test_rows_written_before_there_were_modelled_ones_are_read_and_written_alike(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.jsonl"
+    path.write_text(OLD_ROW + "\n")
+    (record,) = records.load(path)
+    assert record.eager is not None and record.eager.median == 1e-4
+    assert record.launches == ()
+    records.merge(path, [])
+    assert json.loads(path.read_text()) == json.loads(OLD_ROW)
 
 
 def test_the_table_the_page_and_the_line_say_that_nothing_was_run(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
+from autotune.modeller import Modeller
+from autotune.worker import Worker
 from lowering import targets
 from ramnet.config import RamNetConfig
 from schedules import records
@@ -26,6 +29,17 @@ def model(tmp_path: Path) -> Path:
     )
     config.save(tmp_path / "model" / "config.json")
     return tmp_path / "model"
+
+
+@pytest.fixture(autouse=True)
+def _one_worker(monkeypatch: pytest.MonkeyPatch, compiler: Worker) -> None:
+    """The command's own makes the same."""
+
+    def same(threads: int, build_limit: float, run_limit: float, makes: type) -> AbstractContextManager[Worker]:
+        assert makes is Modeller
+        return nullcontext(compiler)
+
+    monkeypatch.setattr("autotune.worker.Worker", same)
 
 
 @pytest.mark.parametrize("options", [("--target", "rtx4090"), ("--target", "h200", "--model")])

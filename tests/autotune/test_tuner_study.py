@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import os
 import signal
-import subprocess
-import sys
 import zlib
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -117,26 +117,25 @@ def test_any_integer_is_a_seed(tmp_path: Path, sampler: Any, seed: int) -> None:
     assert len(search(study(tmp_path, sampler=sampler, seed=seed), most=5)) == 5
 
 
+def search_and_hang(folder: Path, trials: int, connection: Connection) -> None:
+    found = study(folder)
+    search(found, most=trials)
+    found.next()
+    connection.send("under way")
+    connection.recv()
+
+
 def run_until_killed(folder: Path, trials: int) -> None:
     """Another process finishes ``trials`` trials, begins one more, and is killed with kill -9 in the middle of it."""
-    code = f"""
-from pathlib import Path
-from tests.autotune.test_tuner_study import gain, search, study
-found = study(Path({str(folder)!r}))
-search(found, most={trials})
-print(found.next()[1].model_dump_json(), flush=True)
-input()
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline()
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=search_and_hang, args=(folder, trials, theirs))
+    process.start()
+    theirs.close()
+    assert mine.recv() == "under way"
     process.kill()
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
-    assert process.stdin is not None
-    process.stdin.close()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_after_kill_9_the_search_goes_on_with_the_trial_that_was_cut_off(tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ def search_in(folder: Path, most: int) -> list[str]:
 
 
 def test_two_processes_share_a_study(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
         tried = pool.starmap(search_in, [(tmp_path, 1000)] * 2)
     found = study(tmp_path)
     assert len(tried[0]) + len(tried[1]) == len(set(tried[0]) | set(tried[1])) == len(VALID)
@@ -207,12 +206,34 @@ def test_a_full_disk_leaves_a_whole_journal(tmp_path: Path) -> None:
     assert study(tmp_path).summary().trials == 3
 
 
+def test_all_is_on_disk_when_a_method_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sync(descriptor: int) -> None:
+        synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+
+    synced: dict[int, int] = {}
+    monkeypatch.setattr(os, "fsync", sync)
+    found = study(tmp_path)
+    journal = tmp_path / "journal.log"
+    for method in (found.begin, found.next, found.next, found.next):
+        trial = method()
+        assert synced == {journal.stat().st_ino: journal.stat().st_size}
+    ends = (
+        lambda: found.succeed(trial[0], 1.0),
+        lambda: found.fail(trial[0], "crash", ""),
+        lambda: found.interrupt(trial[0]),
+    )
+    for end in ends:
+        trial = found.next()
+        end()
+        assert synced == {journal.stat().st_ino: journal.stat().st_size}
+
+
 def test_knobs_that_a_form_has_no_use_for_are_not_suggested(tmp_path: Path) -> None:
     shape = {"N": 2, "T": 64, "K": 8, "M": 64, "D": 32}
     work = Workload(op="memory_scan_backward", shape=shape, dtype="bfloat16", constants=CONSTANTS)
     found = Study(tmp_path / "journal.log", work, "a100", "a device", sampler="random")
     found.begin()
-    for _ in range(40):
+    for _ in range(15):
         suggestion = found.next()
         assert suggestion is not None
         trial, schedule = suggestion
@@ -222,4 +243,4 @@ def test_knobs_that_a_form_has_no_use_for_are_not_suggested(tmp_path: Path) -> N
         found.succeed(trial, gain(schedule))
     refused = [t.user_attrs["error"] for t in found.optuna.get_trials() if t.user_attrs["status"] == "refused"]
     assert not [error for error in refused if "has no use for" in error]
-    assert len(set(found.valid)) == len(found.valid) > len(found.finished()) == 40
+    assert len(set(found.valid)) == len(found.valid) > len(found.finished()) == 15

@@ -30,15 +30,21 @@ def test_a_size_below_one_is_refused(size: str) -> None:
         of_model_on_gpu(CONFIG, **{size: 0})
 
 
+# Of each op's tensors, those of the state or its gradient.
+STATES = {
+    "address_decode": 0, "address_decode_backward": 0, "memory_scan": 2, "memory_scan_backward": 4, "memory_step": 2,
+    "decode_heads": 2,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("op", SCHEDULES)
 def test_tensors_are_on_no_device_and_the_state_is_float32(op: str) -> None:
-    workload = WORKLOADS[op]
-    tensors = [x for x in arguments(workload) if isinstance(x, torch.Tensor)]
+    tensors = [x for x in arguments(WORKLOADS[op]) if isinstance(x, torch.Tensor)]
     assert {x.device.type for x in tensors} == {"meta"}
-    slots = workload.shape.get("M")
-    state = [x for x in tensors if slots is not None and slots in x.shape]
-    assert all(x.dtype == torch.float32 for x in state)
-    assert any(x.dtype == torch.bfloat16 for x in tensors)
+    state = [x.dtype for x in tensors if CONFIG.slots in x.shape]
+    assert state == [torch.float32] * STATES[op]
+    others = {x.dtype for x in tensors if x.is_floating_point() and CONFIG.slots not in x.shape}
+    assert others == {torch.bfloat16}
 
 
 def test_which_compiler_a_schedule_wants() -> None:

@@ -45,6 +45,7 @@ def test_a_process_that_is_killed_lets_go(tmp_path: Path) -> None:
 
     process = context.Process(target=hold)
     process.start()
+    theirs.close()
     assert mine.recv() == "held"
     process.kill()
     process.join()
