@@ -256,7 +256,7 @@ def _birth(pid: int) -> float | None:
 def _alive(trial: optuna.trial.FrozenTrial, seconds: float) -> bool:
     """Whether the process that runs a trial is still there, as far as can be told from here."""
     owner = trial.user_attrs.get("owner")
-    if owner is not None and owner["host"] == socket.gethostname():
+    if owner is not None and owner["began"] is not None and owner["host"] == socket.gethostname():
         birth = _birth(owner["pid"])
         return birth is not None and abs(birth - owner["began"]) < 5  # the system's clock may have been set
     begun = trial.datetime_start

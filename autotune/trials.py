@@ -24,7 +24,7 @@ class _Owner(BaseModel):
 
     host: str
     pid: int = Field(gt=0, lt=2**31)
-    began: float = Field(allow_inf_nan=False)
+    began: float | None = Field(allow_inf_nan=False)
 
 
 class _Attributes(BaseModel):

@@ -168,6 +168,22 @@ def test_a_trial_of_a_process_that_lives_is_left_alone(tmp_path: Path) -> None:
     assert mine.summary().statuses["ok"] == len(VALID)
 
 
+@pytest.mark.parametrize(("seconds", "killed"), [(1e9, 0), (0.0, 1)])
+@pytest.mark.parametrize(("name", "told"), [("socket.gethostname", "elsewhere"), ("autotune.study._birth", None)])
+def test_a_trial_of_a_process_that_cannot_be_looked_up_is_taken_over_after_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str | None, seconds: float, killed: int
+) -> None:
+    other = study(tmp_path)
+    other.begin()
+    monkeypatch.setattr(name, lambda *_: told)
+    suggestion = other.next()
+    assert suggestion is not None
+    monkeypatch.undo()
+    mine = study(tmp_path, seconds_a_trial=seconds)
+    assert (suggestion[1] in search(mine)) == bool(killed)
+    assert mine.summary().statuses.get("killed", 0) == killed
+
+
 def search_in(folder: Path, most: int) -> list[str]:
     return [schedule.model_dump_json() for schedule in search(study(folder), most)]
 

@@ -49,7 +49,11 @@ def test_nearest_record_that_fits_comes_next(file: Path) -> None:
     merge(file, [record(step(M=4096), unroll=2), record(step(M=1 << 20), unroll=4)])
     assert choose(step(M=2048), "cpu", "here").schedule.unroll == 2
     assert choose(step(M=2048), "cpu", "here").source.startswith("nearest: memory_step N=16 K=8 M=4096")
-    assert choose(step(M=64), "cpu", "here").source == "default", "six doublings from M = 4096 are too far"
+    merge(file, [record(step(M=1024, D=512), unroll=8)])
+    assert choose(step(M=1024, D=32), "cpu", "here").schedule.unroll == 2, "two doublings from M = 4096, and one of D"
+    assert choose(step(M=512, D=128), "cpu", "here").schedule.unroll == 8, "three, and one from M = 4096 and D = 64"
+    assert choose(step(M=256), "cpu", "here").schedule.unroll == 2, "four from M = 4096 are near enough"
+    assert choose(step(M=128), "cpu", "here").source == "default", "five are not"
     # tile = 8 does not divide 12 channels, so neither record fits.
     assert choose(step(D=12), "cpu", "here").source == "default"
 
@@ -177,6 +181,14 @@ def test_what_is_no_file_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAMNET_RECORDS", str(file))
     with pytest.raises(ValueError, match=r"RAMNET_RECORDS is .*cpu\.jsonl, which is not a folder"):
         choose(step(), "cpu", "here")
+
+
+def test_without_a_folder_of_the_users_the_shipped_records_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAMNET_RECORDS", raising=False)
+    shipped = records_path("cpu")
+    assert shipped == Path(__file__).parents[2] / "schedules" / "records" / "cpu.jsonl"
+    found = load(shipped)[0]
+    assert choose(found.workload, "cpu", found.device).source == "record"
 
 
 def test_a_folder_that_is_not_there_has_no_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
