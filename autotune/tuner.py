@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from autotune.journal import open_journal
 from autotune.measured import MeasuredSearch
 from autotune.measurer import Measures
 from autotune.modelled import ModelledSearch, model_digest
@@ -64,7 +65,8 @@ def tune(
     else:
         device = device or targets.cpu_name()
         identity = f"{device} | {threads} threads | {kernels.fingerprint(name)}"
-    studies = [Study(journal, workload, name, identity, sampler, seed) for workload in workloads]
+    storage = open_journal(journal)
+    studies = [Study(journal, workload, name, identity, sampler, seed, storage=storage) for workload in workloads]
     kind: Any = ModelledSearch if modelled else MeasuredSearch
     begin, results = perf_counter(), []
 

@@ -145,6 +145,15 @@ def test_what_ends_the_run_keeps_the_records_of_the_workloads_before(tmp_path: P
     assert len(records.load(tmp_path / "records.jsonl")) == 3
 
 
+def test_a_journal_is_read_once_for_all_workloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("autotune.journal._check", read.append)
+    workloads = [WORKLOAD.model_copy(update={"shape": {**WORKLOAD.shape, "R": rows}}) for rows in (32, 64)]
+    results = run(tmp_path, Synthetic(lambda schedule: 1.0), trials=2, workloads=workloads)
+    assert [result.record.trials for result in results] == [2, 2]
+    assert read == [tmp_path / "journal.log"]
+
+
 @pytest.mark.parametrize("option", ["journal", "records_file"])
 def test_what_cannot_be_written_or_read_is_found_out_before_the_search(tmp_path: Path, option: str) -> None:
     (tmp_path / "folder").mkdir()

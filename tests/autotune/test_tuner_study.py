@@ -175,10 +175,10 @@ def test_a_trial_of_a_process_that_cannot_be_looked_up_is_taken_over_after_its_t
 ) -> None:
     other = study(tmp_path)
     other.begin()
-    monkeypatch.setattr(name, lambda *_: told)
-    suggestion = other.next()
+    with monkeypatch.context() as patched:
+        patched.setattr(name, lambda *_: told)
+        suggestion = other.next()
     assert suggestion is not None
-    monkeypatch.undo()
     mine = study(tmp_path, seconds_a_trial=seconds)
     assert (suggestion[1] in search(mine)) == bool(killed)
     assert mine.summary().statuses.get("killed", 0) == killed
