@@ -198,16 +198,21 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
     assert numbers == list(range(len(numbers)))
 
 
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    assert len(search(study(tmp_path / "new" / "folder"), most=1)) == 1
+
+
 def test_a_first_line_that_a_kill_tore_is_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "journal.log").write_text('{"op_code":0,"worker_id":"x","stud')
     assert len(search(study(tmp_path))) == len(VALID)
 
 
-def test_a_line_that_a_kill_tore_is_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_a_line_that_a_kill_tore_is_dropped(tmp_path: Path, length: int) -> None:
     search(study(tmp_path), most=3)
     journal = tmp_path / "journal.log"
     with journal.open("ab") as file:
-        file.write(b'{"op_code":6,"worker_id":"x","tri')
+        file.write(b'{"op_code":6,"worker_id":"' + b"x" * length)
     assert len(search(study(tmp_path))) == len(VALID) - 3
     assert all(json.loads(line) for line in journal.read_text().splitlines())
 
