@@ -49,7 +49,9 @@ def changed(whole: bytes, op_code: int, change: Callable[[Line], object], which:
     return b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines), number + 1
 
 
-@pytest.mark.parametrize("content", [b"hello\n", b"\n", b"\x80\x81\n", b"\xff\xfe{\x00\n\x00", b"[" * 100_000 + b"\n"])
+@pytest.mark.parametrize(
+    "content", [b"hello\n", b"hello", b"\n", b"\x80\x81\n", b"\xff\xfe{\x00\n\x00", b"[" * 100_000 + b"\n"]
+)
 def test_what_is_no_json_is_named_by_its_line(tmp_path: Path, whole: bytes, content: bytes) -> None:
     assert (
         refused(tmp_path, content) == ", line 1, is not a line of an Optuna journal: it is not JSON; name another file"

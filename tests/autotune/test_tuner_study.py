@@ -198,6 +198,19 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
     assert numbers == list(range(len(numbers)))
 
 
+def note(folder: Path, process: int) -> None:
+    found = study(folder)
+    for i in range(100):
+        found.optuna.set_user_attr(f"{process}, {i}", 0)
+
+
+def test_what_several_processes_write_at_once_is_all_there(tmp_path: Path) -> None:
+    study(tmp_path).begin()
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.starmap(note, [(tmp_path, process) for process in range(4)])
+    assert len(study(tmp_path).optuna.user_attrs) == 400
+
+
 def test_missing_folders_are_made(tmp_path: Path) -> None:
     assert len(search(study(tmp_path / "new" / "folder"), most=1)) == 1
 
