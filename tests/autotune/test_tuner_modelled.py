@@ -75,7 +75,7 @@ def test_every_candidate_is_really_compiled(tmp_path: Path, compiler: Worker, ta
     assert (record.how, record.device, record.target) == (NOT_RUN, target, target)
     assert record.eager is None and result.over_eager is None
     assert (record.tuned.runs, record.tuned.spread) == (0, 0.0)
-    assert all(launch.spilled == 0 and launch.registers > 0 for launch in record.launches)
+    assert record.launches and all(launch.spilled == 0 and launch.registers > 0 for launch in record.launches)
     assert record.versions["triton"]
     assert {step.how for step in shown} == {NOT_RUN}
     first, *_ = result.study.optuna.get_trials()
