@@ -85,6 +85,7 @@ class Synthetic:
         self.workload = workload
 
     def try_out(self, schedule: Schedule) -> None:
+        assert schedule.refusal(self.workload) is None
         self.tried.append(schedule)
 
     def measure(self, candidates: Any, rounds: int, seconds: float) -> Any:

@@ -46,6 +46,7 @@ class Synthetic:
         self.workload = workload
 
     def model(self, schedule: Schedule) -> Modelled:
+        assert schedule.refusal(self.workload) is None
         self.tried.append(schedule)
         found = self.rule(schedule)
         if isinstance(found, Exception):

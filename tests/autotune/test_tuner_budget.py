@@ -1,0 +1,179 @@
+"""How a tuning run spends its seconds, by a clock that only its measurements move, and what it makes of the samples."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.measure import Timing
+from autotune.measured import FEWEST_FINAL_ROUNDS, FINAL_ROUNDS, FINALISTS
+from autotune.search import Budget, Progress, Result
+from autotune.study import every_schedule
+from autotune.tuner import tune
+from schedules import records
+from schedules.base import Schedule
+from schedules.cpu import MemoryStep
+from schedules.workload import Workload
+
+pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[tune]'")
+
+CONSTANTS = {"decay_power": 1.0, "eps": 1e-6}
+MANY = Workload(op="memory_step", shape={"N": 4, "K": 8, "M": 256, "D": 32}, constants=CONSTANTS)
+FEW = Workload(op="address_decode_backward", shape={"R": 512, "U": 2, "P": 4, "K": 4})
+DEFAULT = MemoryStep.default(MANY)
+OTHERS = [schedule for schedule in every_schedule(MANY, "cpu") if schedule != DEFAULT]
+
+
+class Timed:
+    """Measures by a rule, ``seconds_a_call`` of each schedule, and takes its time: a second to build, and as told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds_a_call: float = 1e-5) -> None:
+        self.now, self.seconds_a_call = 0.0, seconds_a_call
+        self.asked: list[tuple[set[str], int, float]] = []
+        self.opened: dict[str, float] = {}
+        for module in ("search", "tuner"):
+            monkeypatch.setattr(f"autotune.{module}.perf_counter", lambda: self.now)
+
+    def open(self, workload: Workload, target: str) -> None:
+        self.workload = workload
+        self.opened[workload.op] = self.now
+
+    def try_out(self, schedule: Schedule) -> None:
+        assert schedule.refusal(self.workload) is None
+        self.now += 1
+
+    def measure(self, candidates: dict[str, Schedule | None], rounds: int, seconds: float) -> dict[str, Timing]:
+        self.asked.append(({*candidates}, rounds, seconds))
+        self.now += min(seconds, rounds * 0.1)
+        return {name: Timing(self.samples(name, schedule, rounds), rounds) for name, schedule in candidates.items()}
+
+    def samples(self, name: str, schedule: Schedule | None, rounds: int) -> tuple[float, ...]:
+        return (self.seconds_a_call,) * rounds
+
+
+def run(folder: Path, measures: Any, budget: Budget, *workloads: Workload, **options: Any) -> list[Result]:
+    return tune(
+        "cpu", workloads or [MANY], measures, journal=folder / "journal.log", records_file=folder / "records.jsonl",
+        budget=budget, threads=1, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [12.0, 60.0])
+def test_a_search_ends_within_its_seconds_and_uses_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    timed = Timed(monkeypatch)
+    shown: list[Progress] = []
+    (result,) = run(tmp_path, timed, Budget(seconds), on_progress=shown.append)
+    assert 0.75 * seconds < timed.now <= seconds
+    assert result.record.trials < len(OTHERS)
+    left = [progress.seconds_left for progress in shown]
+    assert left == sorted(left, reverse=True) and left[0] == seconds
+    assert {progress.most_trials for progress in shown} == {len(OTHERS) + 1}
+
+
+def test_the_end_has_a_third_of_the_seconds_at_most_and_nine_of_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds, kept in ((6.0, 2.0), (60.0, 9.0)):
+        folder = tmp_path / str(seconds)
+        timed = Timed(monkeypatch)
+        searched = []
+
+        def note(progress: Progress, searched: list[float] = searched, timed: Timed = timed) -> None:
+            if progress.doing == "comparing the finalists":
+                searched.append(timed.now)
+
+        run(folder, timed, Budget(seconds), on_progress=note)
+        assert seconds - kept <= searched[0] < seconds - kept + 1.5, "a trial that was begun in time is ended"
+        assert [asked[2] for asked in timed.asked[-2:]] == [pytest.approx(kept / 3)] * 2
+
+
+def test_without_seconds_all_are_tried_and_the_end_takes_three_and_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = Timed(monkeypatch)
+    shown: list[Progress] = []
+    (result,) = run(tmp_path, timed, Budget(None, None), FEW, on_progress=shown.append)
+    assert result.record.trials == len(every_schedule(FEW, "cpu"))
+    assert [asked[2] for asked in timed.asked[-2:]] == [3.0, 3.0]
+    assert {progress.seconds_left for progress in shown} == {None}
+
+
+def test_trials_bound_a_search_with_seconds_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Progress] = []
+    (result,) = run(tmp_path, Timed(monkeypatch), Budget(1000.0, 5), on_progress=shown.append)
+    assert result.record.trials == 5
+    assert {progress.most_trials for progress in shown} == {5}
+
+
+def test_the_seconds_are_shared_by_the_roots_of_the_sizes_and_what_is_left_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = Timed(monkeypatch)
+    run(tmp_path / "first", timed, Budget(100.0), MANY, FEW)
+    roots = (len(OTHERS) + 1) ** 0.5, len(every_schedule(FEW, "cpu")) ** 0.5
+    share = 100 * roots[0] / sum(roots)
+    assert share - 9 < timed.opened[FEW.op] <= share
+    other_way = Timed(monkeypatch)
+    run(tmp_path / "second", other_way, Budget(100.0), FEW, MANY)
+    assert other_way.opened[MANY.op] < 20 < 85 < other_way.now <= 100, "all of the few were tried before their time"
+
+
+@pytest.mark.parametrize(
+    ("seconds_a_call", "rounds", "seconds"),
+    [(1e-5, FINAL_ROUNDS, 3.0), (0.02, 18, 3 * 18 * 0.16), (1.0, FEWEST_FINAL_ROUNDS, 3 * FEWEST_FINAL_ROUNDS * 8)],
+)
+def test_the_finalists_have_as_many_rounds_as_fit_but_enough_to_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds_a_call: float, rounds: int, seconds: float
+) -> None:
+    """A round of the default and three finalists, each with a call before it that is not timed."""
+    timed = Timed(monkeypatch, seconds_a_call)
+    run(tmp_path, timed, Budget(None, 6))
+    finalists, last = timed.asked[-2:]
+    assert finalists[0] == {"default", *map(str, range(FINALISTS))}
+    assert finalists[1:] == (rounds, pytest.approx(seconds))
+    assert last[:2] == ({"eager", "tuned", "default"}, FINAL_ROUNDS)
+
+
+class Uneven(Timed):
+    """The first finalist by the trials is second in the end; samples differ from round to round."""
+
+    def samples(self, name: str, schedule: Schedule | None, rounds: int) -> tuple[float, ...]:
+        if schedule is None:
+            return tuple(1e-3 * (1 + 0.1 * (i % 4)) for i in range(rounds))
+        gain = {OTHERS[0]: 1.5, OTHERS[1]: 1.4}.get(schedule, 1.0)
+        if len(self.asked[-1][0]) > 2:  # the end
+            gain = {OTHERS[0]: 1.2, OTHERS[1]: 1.3}.get(schedule, 1.0)
+        wobble = 0.0 if schedule == DEFAULT else 0.05
+        return tuple(1e-5 / gain * (1 + wobble * (i % 3)) for i in range(rounds))
+
+
+def test_the_winner_of_the_end_is_recorded_with_medians_and_spreads_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spread(values: list[float]) -> float:
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+        return high - low
+
+    (result,) = run(tmp_path, Uneven(monkeypatch), Budget(None, None), sampler="random")
+    (record,) = records.load(tmp_path / "records.jsonl")
+    assert record.schedule() == OTHERS[1] == result.study.best(2)[1]
+    gains = [1.3 / (1 + 0.05 * (i % 3)) for i in range(FINAL_ROUNDS)]
+    assert record.gain == pytest.approx(statistics.median(gains))
+    assert record.gain_spread == pytest.approx(spread(gains))
+    tuned = [1e-5 / gain for gain in gains]
+    assert (record.tuned.median, record.tuned.spread) == pytest.approx((statistics.median(tuned), spread(tuned)))
+    assert (record.default.median, record.default.spread, record.default.runs) == (1e-5, 0.0, FINAL_ROUNDS)
+    eager = [1e-3 * (1 + 0.1 * (i % 4)) for i in range(FINAL_ROUNDS)]
+    over_eager = [a / b for a, b in zip(eager, tuned, strict=True)]
+    assert result.over_eager == pytest.approx((statistics.median(over_eager), spread(over_eager)))
+    trial = result.study.finished()[OTHERS[0]]
+    gains = [1.5 / (1 + 0.05 * (i % 3)) for i in range(15)]
+    assert trial.value == pytest.approx(statistics.median(gains))
+    assert trial.user_attrs["gain_spread"] == pytest.approx(spread(gains))
+    assert trial.user_attrs["default_seconds"] == 1e-5
+    assert trial.user_attrs["runs"] == 15
