@@ -16,11 +16,13 @@ from autotune import report
 from autotune.measure import Timing
 from autotune.measured import is_faster
 from autotune.search import Budget, Progress, Result
-from autotune.tuner import tune
+from autotune.tuner import nearest, tune
 from autotune.worker import FailedError, Worker
+from lowering import kernels, targets
 from schedules import records
 from schedules.base import Schedule
 from schedules.cpu import AddressDecodeBackward
+from schedules.records import Record, Time
 from schedules.workload import Workload
 from tests.autotune import faulty
 from tests.autotune.faulty import WORKLOAD, Synthetic
@@ -35,10 +37,8 @@ BEST = AddressDecodeBackward(lanes=8, parallel=False)
 def run(
     folder: Path, measures: Any, trials: int | None = None, workloads: Sequence[Workload] = (WORKLOAD,), **options: Any
 ) -> list[Result]:
-    places = {"journal": folder / "journal.log", "records_file": folder / "records.jsonl"} | options
-    return tune(
-        "cpu", workloads, measures, budget=Budget(seconds=None, trials=trials), threads=1, **places
-    )  # fmt: skip
+    places = {"journal": folder / "journal.log", "records_file": folder / "records.jsonl", "threads": 1} | options
+    return tune("cpu", workloads, measures, budget=Budget(seconds=None, trials=trials), **places)
 
 
 def test_the_fastest_is_recorded_with_its_gain(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_fastest_is_recorded_with_its_gain(tmp_path: Path) -> None:
 def test_the_default_stays_where_there_is_no_gain(tmp_path: Path) -> None:
     (result,) = run(tmp_path, Synthetic(lambda schedule: 1.0))
     assert result.is_default
-    assert result.record.gain == 1.0
+    assert (result.record.gain, result.record.gain_spread) == (1.0, 0.0)
     assert "no gain" in report.cells(result)
 
 
@@ -96,6 +96,44 @@ def test_the_recorded_schedule_is_tried_right_after_the_default(tmp_path: Path) 
     (result,) = run(tmp_path, again, trials=2)
     assert again.tried[1:] == [DEFAULT, BEST]
     assert result.record.schedule() == BEST
+
+
+def near(rows: int, lanes: int, **changes: Any) -> Record:
+    """A record of as many rows."""
+    time = Time(median=1e-6, spread=0.0, runs=9)
+    return Record(
+        workload=WORKLOAD.model_copy(update={"shape": {**WORKLOAD.shape, "R": rows}}), target="cpu", device="here",
+        knobs={"lanes": lanes, "parallel": False}, how="measured", gain=1.0, gain_spread=0.0, tuned=time, default=time,
+        eager=time, trials=1, fingerprint="", versions={}, date="2026-01-01",
+    ).model_copy(update=changes)  # fmt: skip
+
+
+def test_what_is_worth_trying_first_is_the_nearest_record_of_the_op_that_can_be_built() -> None:
+    def lanes(*known: Record) -> list[int]:
+        return [schedule.lanes for schedule in nearest(known, WORKLOAD, "cpu", "here")]  # type: ignore[attr-defined]
+
+    assert lanes(near(64, 4), near(256, 8), near(4096, 16)) == [8]
+    assert lanes(near(512, 4, device="elsewhere"), near(512, 8)) == [8]
+    assert lanes(near(512, 8), near(512, 4, device="elsewhere")) == [8]
+    assert lanes(near(512, 4, device="elsewhere"), near(256, 8)) == [4]
+    assert lanes(near(512, 999), near(64, 8)) == [8], "999 lanes cannot be built"
+    other_op = WORKLOAD.model_copy(update={"op": "address_decode"})
+    assert lanes(near(512, 4, workload=other_op, knobs={"lanes": 4, "unroll": 1, "parallel": False})) == []
+    assert lanes(near(512, 4, target="a100", knobs={})) == []
+
+
+def test_other_threads_and_other_kernels_are_another_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(tmp_path, Synthetic(lambda schedule: 1.0))[0]
+    assert first.record.device == targets.cpu_name()
+    again = Synthetic(lambda schedule: 1.0)
+    run(tmp_path, again, threads=1)
+    assert len({*again.tried}) == 1, "the default alone"
+    other = Synthetic(lambda schedule: 1.0)
+    run(tmp_path, other, threads=2)
+    monkeypatch.setattr(kernels, "fingerprint", lambda target: "another")
+    changed = Synthetic(lambda schedule: 1.0)
+    run(tmp_path, changed)
+    assert len({*other.tried}) == len({*changed.tried}) == 8
 
 
 def test_measured_replaces_modelled_and_not_the_reverse(tmp_path: Path) -> None:

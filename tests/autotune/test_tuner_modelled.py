@@ -89,8 +89,16 @@ def test_every_candidate_is_really_compiled(tmp_path: Path, compiler: Worker, ta
 
 def test_the_best_by_the_model_is_recorded_with_what_its_binaries_need(tmp_path: Path) -> None:
     best = others()[0]
-    (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == best else 2e-5))
+    models = Synthetic(lambda schedule: 1e-5 if schedule == best else 2e-5)
+    shown: list[Progress] = []
+    (result,) = run(tmp_path, models, on_progress=shown.append)
+    assert shown[-1].doing == "choosing by the model"
+    assert models.tried.count(DEFAULT) == 1
+    trial = result.study.finished()[best]
+    assert (trial.user_attrs["how"], trial.user_attrs["binds"]) == (NOT_RUN, [["chain", 1e-5]])
     record = result.record
+    assert (record.device, record.how) == ("a100", NOT_RUN)
+    assert {(time.spread, time.runs) for time in (record.tuned, record.default)} == {(0.0, 0)}
     assert (record.schedule(), record.gain, record.gain_spread) == (best, 2.0, 0.0)
     assert (record.tuned.median, record.default.median) == (1e-5, 2e-5)
     assert record.launches == (NEEDS,)
