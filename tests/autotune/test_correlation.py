@@ -10,9 +10,22 @@ import pytest
 from click.testing import CliRunner
 
 from autotune import time_model_cpu
-from autotune.correlation import BATCH, FEWEST, Pair, correlate, correlation, rank_correlation, spearman
+from autotune.correlation import (
+    BATCH,
+    FEWEST,
+    Correlation,
+    Pair,
+    correlate,
+    correlation,
+    rank_correlation,
+    spearman,
+)  # fmt: skip
+from autotune.gpu_measurer import GpuMeasurer
+from autotune.measure import Timing
+from autotune.modeller import Modelled, Modeller
 from autotune.study import every_schedule
 from autotune.worker import FailedError
+from lowering import targets
 from schedules.base import Schedule
 from schedules.cpu import MemoryStep
 from schedules.workload import Workload
@@ -38,7 +51,9 @@ def test_only_the_order_counts() -> None:
 
 def test_equal_values_share_their_rank() -> None:
     assert spearman([1, 1, 2, 2], [1, 2, 3, 4]) == pytest.approx(0.8944, abs=1e-4)
-    assert spearman([1, 1, 1], [1, 2, 3]) == 0.0
+    # Ranks 1, 1, 1, 3, 4.5, 4.5 and 0 to 5, about their means of 2.5: 15 / √(15 · 17.5).
+    assert spearman([1, 1, 1, 2, 3, 3], [1, 2, 3, 4, 5, 6]) == pytest.approx(15 / (15 * 17.5) ** 0.5)
+    assert spearman([1, 1, 1], [1, 2, 3]) == spearman([1, 2, 3], [1, 1, 1]) == 0.0
 
 
 def test_a_model_that_tells_the_order_has_a_rho() -> None:
@@ -51,6 +66,13 @@ def test_schedules_within_noise_have_none() -> None:
     found = correlate(pairs([1, 2, 3, 4, 5], [1.0, 1.01, 1.02, 1.03, 1.04]))
     assert found.rho is None
     assert "no order to tell: the schedules are 1.04× apart" in str(found)
+
+
+def test_a_tenth_of_the_schedules_at_each_end_makes_no_order() -> None:
+    measured = [0.1, 0.1, *(1 + 0.005 * i for i in range(16)), 9.0, 9.0]
+    found = correlate(pairs([float(i) for i in range(20)], measured))
+    assert found.rho is None and "1.07× apart" in str(found)
+    assert correlate(pairs([float(i) for i in range(20)], [1.1 ** (i / 15) for i in range(20)])).rho == pytest.approx(1)
 
 
 def test_rounds_that_disagree_on_the_order_tell_none() -> None:
@@ -72,7 +94,7 @@ def test_a_gpu_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Here(Synthetic):
-    """What a worker does, in this process: a schedule's gain over the default is its unroll."""
+    """What a worker does, in this process: a schedule's gain is its unroll, and every second round takes twice."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(lambda schedule: schedule.unroll)
@@ -92,7 +114,10 @@ class Here(Synthetic):
 
     def measure(self, candidates: Any, rounds: int, seconds: float) -> Any:
         self.measured.append(len(candidates))
-        return super().measure(candidates, rounds, seconds)
+        return {
+            name: Timing(tuple((1 + i % 2 * (name != "default")) / schedule.unroll for i in range(rounds)), rounds)
+            for name, schedule in candidates.items()
+        }
 
 
 made: list[Here] = []
@@ -116,8 +141,8 @@ def test_on_the_cpu_schedules_are_modelled_and_measured_over_the_default(here: N
     model = partial(time_model_cpu.seconds, WORKLOAD, machine=time_model_cpu.this_machine(3))
     for pair in found.pairs:
         assert pair.modelled == pytest.approx(model(pair.schedule) / model(SCHEDULE))
-        over_default = pytest.approx(SCHEDULE.unroll / pair.schedule.unroll)
-        assert (pair.measured, pair.halves) == (over_default, (over_default, over_default))
+        over_default = SCHEDULE.unroll / pair.schedule.unroll
+        assert (pair.measured, *pair.halves) == pytest.approx((over_default, over_default, 2 * over_default))
 
 
 def test_out_of_time_one_batch_is_measured(here: None) -> None:
@@ -128,6 +153,49 @@ def test_a_default_that_fails_is_an_error(here: None, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys.modules[__name__], "FAILS", SCHEDULE)
     with pytest.raises(RuntimeError, match="the default schedule fails: signal 11"):
         rank_correlation("cpu", WORKLOAD, 1.0)
+
+
+def test_for_a_gpu_one_worker_models_and_another_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Worker(Here):
+        def __init__(self, threads: int, makes: type) -> None:
+            super().__init__(threads)
+            self.makes, self.modelled = makes, 0
+
+        def model(self, schedule: Schedule) -> Modelled:
+            self.modelled += 1
+            return Modelled(1.0, (), ())
+
+        def measure(self, candidates: Any, rounds: int, seconds: float) -> Any:
+            return Synthetic(lambda schedule: 1.0).measure(candidates, rounds, seconds)
+
+    made.clear()
+    monkeypatch.setattr("autotune.correlation.Worker", Worker)
+    monkeypatch.setattr("lowering.targets.here", lambda: targets.find("h100"))
+    work = WORKLOAD.model_copy(update={"dtype": "bfloat16"})
+    with pytest.raises(ValueError, match="h200 is not here; h100 is"):
+        rank_correlation("h200", work, 1.0)
+    found = rank_correlation("h100", work, 0.0)
+    models, measures = made
+    assert (models.makes, measures.makes) == (Modeller, GpuMeasurer)
+    assert models.workload == measures.workload == work
+    assert models.modelled == len(found.pairs) + 1 == len({*measures.tried})
+
+
+def test_its_command_prints_a_line_for_each_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compared(target: str, workload: Workload, seconds: float, threads: int | None) -> Correlation:
+        asked.append((target, workload.dtype, seconds, threads))
+        return Correlation(0.5, ())
+
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("autotune.correlation.rank_correlation", compared)
+    result = CliRunner().invoke(correlation, ["cpu", "60", "1"])
+    assert asked == [("cpu", "float32", 10.0, 1)] * 6
+    assert result.output.splitlines()[0] == (
+        "address_decode R=32 U=5 P=4 K=8 float32: 0.50 (0 schedules; two halves of the rounds agree to 0.00)"
+    )
+    assert len(result.output.splitlines()) == 6
+    CliRunner().invoke(correlation, ["a100"])
+    assert asked[6:] == [("a100", "bfloat16", 50.0, None)] * 6
 
 
 @pytest.mark.parametrize(

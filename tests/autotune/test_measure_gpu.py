@@ -62,6 +62,7 @@ def device() -> Device:
 @pytest.fixture
 def clock(device: Device) -> CudaClock:
     """A write takes 2 ms; the host takes as long to queue a call as ``device.queueing`` says."""
+    device.host = 7.0
     clock = CudaClock(lambda: device.work("flush", 2.0), device, lambda: device.host)
     device.log.clear()
     device.waits = 0
@@ -167,12 +168,15 @@ def measurer(monkeypatch: pytest.MonkeyPatch) -> GpuMeasurer:
             self.factor = given["memory_step"].factor
 
         def memory_step(self, *arguments: Any) -> torch.Tensor:
+            called.append(self)
             return EAGER.memory_step(*arguments) * self.factor
+
+    called: list[Kernels] = []
 
     monkeypatch.setattr("autotune.gpu_measurer.GpuKernels", Kernels)
     captures = itertools.count()
     measurer = GpuMeasurer("cpu", HostClock(), lambda call: (next(captures), call)[1])
-    measurer.captures = captures  # type: ignore[attr-defined]
+    measurer.captures, measurer.called = captures, called  # type: ignore[attr-defined]
     measurer.open(workload("memory_step"), "h200", 1)
     return measurer
 
@@ -180,7 +184,10 @@ def measurer(monkeypatch: pytest.MonkeyPatch) -> GpuMeasurer:
 def test_a_candidate_is_built_checked_and_timed_beside_eager(measurer: GpuMeasurer) -> None:
     good = Twofold()
     measurer.build(good)
+    measurer.build(good)
+    assert len(measurer.called) == 1, "by the first call it is compiled, once"  # type: ignore[attr-defined]
     measurer.check(good)
+    assert len(measurer.called) == 2  # type: ignore[attr-defined]
     timings = measurer.measure({"eager": None, "good": good}, rounds=3, seconds=0.1)
     assert set(timings) == {"eager", "good"} and all(timing.median > 0 for timing in timings.values())
     assert next(measurer.captures) == 1, "the kernel is captured, the eager form is not"  # type: ignore[attr-defined]
