@@ -13,12 +13,15 @@ import torch
 from autotune.bench import autograd, eager
 from autotune.cuda_clock import CudaClock
 from autotune.gpu_measurer import Eager, GpuMeasurer
-from autotune.heads import EAGER
+from autotune.heads import EAGER, apart
 from autotune.measure import HostClock, interleaved, ratio
 from autotune.measurer import WrongResultError
 from autotune.problems import TOLERANCE, Problem, checked
 from schedules.base import Schedule
 from schedules.workload import AXES, Workload
+from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, random_inputs
+from tests.decode_heads import expected as brute_force
+from tests.samples import relative_rmse
 
 SIZES = {"R": 9, "U": 3, "P": 3, "N": 2, "T": 7, "K": 4, "M": 27, "D": 5}
 
@@ -143,6 +146,21 @@ def test_a_fused_token_agrees_with_its_parts_at_any_position() -> None:
     assert torch.equal(first, later), "CAPE shifts modulo M"
     EAGER.decode_heads(projected, log_scale, position + 1, later, mass.clone(), *rest)
     assert not torch.equal(first, later)
+
+
+@pytest.mark.parametrize("cape_heads", [0, 1, 2])
+def test_a_fused_token_is_the_papers(cape_heads: int) -> None:
+    sizes = Sizes(batch=3, heads=2, order=2, sub_dim=3, top_k=4, width=5)
+    inputs = random_inputs(sizes, torch.float64, torch.float64, position=4)
+    expected = brute_force(inputs, sizes, cape_heads)
+    output = EAGER.decode_heads(*inputs.values(), 2, 3, 4, cape_heads, TEMPERATURE, POWER, EPS)
+    for mine, right in zip((output, inputs["memory"], inputs["mass"]), expected, strict=True):
+        assert relative_rmse(mine, right) < 1e-12
+
+
+def test_all_addresses_have_no_next_to_be_apart_from() -> None:
+    drawn = torch.zeros(1, 2, 1, 2, 3)
+    assert apart(lambda: drawn, torch.zeros(2, 1), top_k=9) is drawn
 
 
 def test_the_last_address_of_a_fused_token_is_no_tie() -> None:

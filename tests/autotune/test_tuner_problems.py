@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.problems import TOLERANCE, Problem, checked
+from autotune.problems import TOLERANCE, Problem, _digits, checked
 from ramnet.config import RamNetConfig
 from ramnet.ops import reference
 from schedules.of_model import of_model
@@ -65,15 +65,51 @@ def test_one_wrong_number_in_any_result_is_seen(op: Any, results: int) -> None:
         assert problem.error(Off(0, float("nan"))) == float("inf")
 
 
-def test_a_slot_twice_is_wrong_even_where_its_weight_is_right() -> None:
-    class Twice:
-        def address_decode(self, logits: torch.Tensor, top_k: int) -> Any:
-            return torch.zeros(1, 4, dtype=torch.int32), torch.full((1, 4), 0.25)
+class Given:
+    """A backend of address_decode whose result is given."""
 
-    problem = Problem(Workload(op="address_decode", shape={"R": 1, "U": 1, "P": 4, "K": 4}))
-    problem.__dict__["arguments"] = (torch.zeros(1, 1, 4), 4)
+    def __init__(self, slots: list[int], weights: list[float]) -> None:
+        self.result = torch.tensor([slots], dtype=torch.int32), torch.tensor([weights])
+
+    def address_decode(self, logits: torch.Tensor, top_k: int) -> Any:
+        return self.result
+
+
+HALF, QUARTER = [0.5, 0.5], [0.25] * 4
+
+
+@pytest.mark.parametrize(
+    ("logits", "right", "wrong"),
+    [
+        # All weights are equal: any slots are right, in any order, but each once and each there is.
+        ([[0.0] * 4], ([3, 1, 0, 2], QUARTER), ([0, 0, 1, 2], QUARTER)),
+        ([[0.0] * 4], ([3, 1, 0, 2], QUARTER), ([0, 0, 0, 0], QUARTER)),
+        ([[0.0] * 4], ([3, 1, 0, 2], QUARTER), ([-1, 1, 0, 2], QUARTER)),
+        ([[0.0] * 4], ([3, 1, 0, 2], QUARTER), ([4, 1, 0, 2], QUARTER)),
+        ([[0.0] * 4], ([3, 1, 0, 2], QUARTER), ([2**31 - 1, 1, 0, 2], QUARTER)),
+        # Digits count from the lowest: slot 2 is the digits 0 and 1.
+        ([[9.0, -9.0], [0.0, 0.0]], ([2, 0], HALF), ([1, 0], HALF)),
+        ([[9.0, -9.0], [0.0, 0.0]], ([0, 2], HALF), ([0, 3], HALF)),
+        ([[9.0, -9.0], [0.0, 0.0]], ([0, 2], HALF), ([0, 2], [0.5])),
+    ],
+)
+def test_slots_are_right_by_their_weights_and_once_each(
+    logits: list[list[float]], right: tuple[list[int], list[float]], wrong: tuple[list[int], list[float]]
+) -> None:
+    shape = {"R": 1, "U": len(logits), "P": len(logits[0]), "K": len(right[0])}
+    problem = Problem(Workload(op="address_decode", shape=shape))
+    problem.__dict__["arguments"] = (torch.tensor([logits]), shape["K"])
     assert problem.error(reference) < 1e-6
-    assert problem.error(Twice()) > 0.1
+    assert problem.error(Given(*right)) < 1e-6
+    assert problem.error(Given(*wrong)) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("slots", "digits"),
+    [(1024, (4, 5)), (4, (4, 1)), (27, (27, 1)), (1000, (10, 3)), (15625, (5, 6)), (3, (3, 1)), (4**10, (4, 10))],
+)
+def test_the_addresses_of_inputs_reach_all_slots(slots: int, digits: tuple[int, int]) -> None:
+    assert _digits(slots) == digits
 
 
 def test_inputs_are_those_of_a_model() -> None:
