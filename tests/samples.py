@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -97,3 +100,16 @@ def full_disk(after: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def read_only_folder(where: Path) -> Path:
+    """A folder in which no file can be made; skips the test where there is none."""
+    folder = where / "read-only"
+    folder.mkdir(mode=0o555)
+    if not os.access(folder, os.W_OK):
+        return folder
+    # Root writes anywhere but in what the kernel made.
+    kernel = Path("/sys/kernel")
+    if not kernel.is_dir():
+        pytest.skip("root may write anywhere here")
+    return kernel

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ramnet.files import locked, require_writable, write_text_atomic
+from tests.samples import read_only_folder
 
 
 def count(path: Path, times: int) -> None:
@@ -61,12 +62,7 @@ def test_what_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_which_no_file_can_be_made_is_found_out(tmp_path: Path) -> None:
-    folder = tmp_path / "read-only"
-    folder.mkdir(mode=0o555)
-    if os.access(folder, os.W_OK):  # root writes anywhere but in what the kernel made
-        folder = Path("/sys")
-    if not folder.exists() or sys.platform != "linux":
-        pytest.skip("root may write anywhere here")
+    folder = read_only_folder(tmp_path)
     for path in (folder / "file", folder / "below" / "file"):
         with pytest.raises(OSError, match=f"^{path} cannot be written: (Permission denied|Read-only file system)$"):
             require_writable(path)
