@@ -50,6 +50,8 @@ def launch(gpu: str = "a100", **changes: float) -> Compiled:
         # A wave of 64 lanes: 512 registers of a lane by each of four schedulers, in eights.
         ("mi300x", 256, 128, 0, 4),
         ("mi300x", 64, 24, 60 << 10, 1),
+        # 64 KB, none of which the system takes.
+        ("mi300x", 64, 24, 32 << 10, 2),
         # 255 registers of 1024 threads are more than there are.
         ("a100", 1024, 255, 0, 0),
     ],
@@ -64,6 +66,33 @@ def test_waves_and_occupancy_follow() -> None:
     gpu = gpu_of("a100")
     found = estimate(launch(threads=128, programs=108 * 8 + 1), gpu)
     assert (found.resident, found.waves, found.occupancy) == (8, 2, 0.5)
+
+
+def test_each_term_is_as_counted_by_hand() -> None:
+    """216 programs of 64 threads are two on each of 108 processors, all at once; 8 bytes of each thread are spilled."""
+    gpu = replace(gpu_of("a100"), clock=1e9, bandwidth=1e12, float32=2 * 64 * 108 * 1e9, l2=1 << 20)
+    found = estimate(
+        Compiled(
+            "kernel",
+            Work(programs=216, threads=64, dram_bytes=1e6, cache_bytes=5e6, operations=216 * 64 * 100, steps=10,
+                 trips=2, shared_trips=3, barriers=1, shared_bytes=1e6, reused_bytes=4 << 20),
+            Resources(registers=64, spilled=8, local=8, shared=0),
+        ),
+        gpu,
+    )  # fmt: skip
+    model = time_model
+    spilled = 2 * 8 * 64 * 216 * 10
+    memory = 1e6 + 0.75 * (5e6 + spilled - 1e6)
+    assert found.waves == 1
+    assert found.memory == pytest.approx(memory / (1e12 * model.DRAM_SHARE))
+    assert found.cache == pytest.approx((5e6 + spilled) / (108 * model.L2_BYTES_A_CYCLE * 1e9))
+    assert found.shared == pytest.approx(1e6 / (108 * model.SHARED_BYTES_A_CYCLE * 1e9))
+    assert found.arithmetic == pytest.approx(2 * 64 * 100 / (64 * model.ARITHMETIC_SHARE * 1e9))
+    latency = 0.25 * model.L2_LATENCY + 0.75 * model.DRAM_LATENCY
+    step = 2 * latency + 3 * model.SHARED_LATENCY + model.BARRIER_LATENCY + 10 * model.ISSUE_CYCLES
+    assert found.chain == pytest.approx(10 * step / 1e9)
+    few = estimate(launch(programs=54, cache_bytes=1e9), gpu)
+    assert few.cache == pytest.approx(1e9 / (54 * model.L2_BYTES_A_CYCLE * 1e9)), "half of the processors"
 
 
 @pytest.mark.parametrize("target", GPUS)
@@ -144,8 +173,15 @@ def test_rejections_say_why(target: str, changes: dict[str, float], status: str,
     assert found.value.status == status
 
 
-def test_what_is_fit_passes() -> None:
-    check(launch(), gpu_of("a100"))
+@pytest.mark.parametrize("changes", [{}, {"threads": 32}, {"threads": 1024, "registers": 64}, {"shared": 163 << 10}])
+def test_what_is_fit_passes(changes: dict[str, float]) -> None:
+    check(launch(**changes), gpu_of("a100"))
+
+
+def test_the_estimate_of_what_does_not_fit_says_why() -> None:
+    with pytest.raises(RejectedError, match="needs 255 registers for 1024 threads") as found:
+        seconds([launch(threads=1024, registers=255)], gpu_of("a100"))
+    assert found.value.status == "registers"
 
 
 MACHINE = Machine(vector=32, l2=1 << 20, from_l2=9e10, from_far=1e10, threads=2)
