@@ -81,11 +81,11 @@ def table(results: Sequence[Result]) -> Table:
         return _modelled_table(results)
     shown = Table(
         title="tuned kernels against eager PyTorch, a call", title_justify="left", title_style="bold",
-        box=box.SIMPLE_HEAD,
+        box=box.SIMPLE_HEAD, collapse_padding=True,
     )  # fmt: skip
     shown.add_column("op", no_wrap=True)
     for name in ("default", "tuned", "eager", "gain", "over eager", "trials"):
-        shown.add_column(name, justify="right", no_wrap=name != "over eager")
+        shown.add_column(name, justify="right", no_wrap=True)
     for result in results:
         _, default, tuned, eager, gain, over_eager, _, trials, _ = cells(result)
         shown.add_row(
@@ -98,7 +98,7 @@ def table(results: Sequence[Result]) -> Table:
 def _modelled_table(results: Sequence[Result]) -> Table:
     shown = Table(
         title=f"schedules for {results[0].record.target}: compiled; times modelled, not run", title_justify="left",
-        title_style="bold", box=box.SIMPLE_HEAD,
+        title_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True,
     )  # fmt: skip
     shown.add_column("op", no_wrap=True)
     for name in ("default\n(model)", "best\n(model)", "gain\n(model)", "regs", "spilled", "shared", "trials"):
@@ -113,7 +113,7 @@ def _op(result: Result) -> str:
     workload = result.record.workload
     op, backward, _ = workload.op.partition("_backward")
     sizes = " ".join(f"{axis}={size}" for axis, size in workload.shape.items() if axis in DYNAMIC_AXES)
-    return f"{op}{' backward' * bool(backward)}\n  {sizes}"
+    return "\n  ".join([op, *["backward"] * bool(backward), sizes])
 
 
 def _trials(result: Result, trials: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class Library:
 
     def __init__(self) -> None:
         self.allocated: list[int] = []
+        self.released: list[int | None] = []
         self.read: list[tuple[int, ...]] = []
 
     def loop_count(self) -> int:
@@ -32,7 +34,7 @@ class Library:
         return 1
 
     def release(self, data: int) -> None:
-        pass
+        self.released.append(data)
 
     def read_bytes(self, loop: int, data: int, size: int, total: int, threads: int, bits: object) -> int:
         self.read.append((loop, size, total, threads))
@@ -79,6 +81,26 @@ def test_a_buffer_is_a_quarter_of_each_cores_l2_or_sixteen_times_the_last_cache(
     monkeypatch.setattr(bw, "cache_sizes", lambda: {2: 1 << 20, 3: last})
     bw.reader(level, threads)
     assert library.allocated == [size]
+
+
+def test_a_buffer_is_given_back_and_one_that_cannot_be_had_is_an_error(library: Library) -> None:
+    bw.reader("L2")
+    gc.collect()
+    assert library.released == [1]
+    library.allocate = lambda size: 0  # type: ignore[method-assign]
+    with pytest.raises(MemoryError, match="262144 bytes for measuring the bandwidth could not be had"):
+        bw.reader("L2")
+
+
+def test_caches_are_as_large_as_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bw, "Path", lambda _: tmp_path)
+    assert bw.cache_sizes() == {2: 1 << 20, 3: 1 << 25}, "common sizes where it does not"
+    caches = [("1", "Data", "48K"), ("1", "Instruction", "32K"), ("2", "Unified", "2048K"), ("3", "Unified", "unknown")]
+    for i, cache in enumerate(caches):
+        (tmp_path / f"index{i}").mkdir()
+        for name, text in zip(("level", "type", "size"), cache, strict=True):
+            (tmp_path / f"index{i}" / name).write_text(f"{text}\n")
+    assert bw.cache_sizes() == {1: 48 << 10, 2: 2 << 20, 3: 1 << 25}
 
 
 @pytest.fixture(scope="module")

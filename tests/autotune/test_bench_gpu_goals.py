@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from autotune import spills
 from autotune.bench import correlated
@@ -99,6 +101,27 @@ def test_each_shipped_schedule_is_compiled_once_an_architecture() -> None:
 def test_both_architectures_have_schedules_for_every_op() -> None:
     for arch in spills.ARCHITECTURES:
         assert {workload.op for _, workload, _ in spills.shipped(arch)} == set(SCHEDULES)
+
+
+def test_what_has_no_record_is_compiled_with_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "none"))
+    found = spills.shipped("sm_90")
+    assert {target for target, *_ in found} == {"h100", "h200"}
+    assert all(schedule == SCHEDULES[work.op].default(work) for _, work, schedule in found)
+    assert len(found) == 2 * len(SCHEDULES)
+
+
+def test_the_command_prints_what_each_spills_or_why_it_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = of_model(RamNetConfig.preset("tiny"))[3]
+
+    def spilled(arch: str) -> list[spills.Spilled]:
+        known = spills.Spilled(arch, work, SCHEDULES[work.op].default(work), 8)
+        return [known, known._replace(found=None, reason="no nvcc")]
+
+    monkeypatch.setattr(spills, "spilled", spilled)
+    lines = CliRunner().invoke(spills.spills).output.splitlines()
+    assert lines[:2] == [f"sm_80, {work.name}: 8 bytes spilled", f"sm_80, {work.name}: no nvcc"]
+    assert len(lines) == 4
 
 
 def test_the_model_is_compared_with_measurements_where_there_is_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
