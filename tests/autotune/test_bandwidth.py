@@ -104,11 +104,8 @@ def test_caches_are_as_large_as_the_system_says(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Any:
-    try:
-        return bw._library()
-    except native.NoCompilerError as problem:
-        pytest.skip(str(problem))
+def compiled(cpp: None) -> Any:
+    return bw._library()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -162,18 +159,15 @@ def test_without_a_compiler_the_reason_says_what_to_install(monkeypatch: pytest.
         native.load("any", "")
 
 
-def test_a_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_library_is_built_once(cpp: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = 'extern "C" int answer() { return 42; }'
-    try:
-        assert native.load("answer", source).answer() == 42
-    except native.NoCompilerError as problem:
-        pytest.skip(str(problem))
+    assert native.load("answer", source).answer() == 42
     (built,) = (tmp_path / "ramnet" / "native").iterdir()
     stamp = built.stat().st_mtime_ns
     assert native.load("answer", source).answer() == 42
     assert built.stat().st_mtime_ns == stamp
     assert native.load("answer", source.replace("42", "43")).answer() == 43
-    with pytest.raises(native.NoCompilerError, match="failed"):
+    with pytest.raises(native.NoCompilerError, match=r"failed: .*error"):
         native.load("broken", "this is not C++")
     assert len(list(built.parent.iterdir())) == 2

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from autotune import native
 from autotune.bench import autograd, cpp, decode, eager, step
 from autotune.bench.inputs import decode_logits, scan_inputs
 from autotune.bench.run import check
@@ -14,12 +13,7 @@ SCANS = [eager.scan_by_slots, eager.scan_in_place, eager.scan_chunked, autograd.
 GAMMAS = [0.0, 0.5, 1.0, 2.0]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compiler():
-    try:
-        cpp.library()
-    except native.NoCompilerError as problem:
-        pytest.skip(str(problem))
+pytestmark = pytest.mark.usefixtures("cpp")
 
 
 def name(form):

@@ -269,6 +269,14 @@ def test_the_table_the_page_and_the_line_say_that_nothing_was_run(tmp_path: Path
         update(Progress(WORKLOAD, NOT_RUN, "searching", 1, 6, 1.5, 2, 9.0))
     assert NOT_RUN in line.getvalue()
     assert "2 failed" in line.getvalue() and "9 s left" in line.getvalue()
+    measured = io.StringIO()
+    with progress.shown(Console(file=measured, force_terminal=True, width=200)) as update:
+        update(Progress(WORKLOAD, "measured", "searching", 1, 6, 1.5, 2, None))
+    assert "best 1.50× · 2 failed · searching\n" in measured.getvalue()
+    piped = io.StringIO()
+    with progress.shown(Console(file=piped, width=200)) as update:
+        update(Progress(WORKLOAD, "measured", "searching", 1, 6, 1.5, 2, None))
+    assert not piped.getvalue()
 
 
 def test_candidates_of_a_compiler_that_does_not_serve_the_target_are_refused(tmp_path: Path) -> None:
