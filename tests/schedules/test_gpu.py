@@ -1,0 +1,203 @@
+"""The knobs of the GPUs' kernels: what is refused, on both sides of each limit; the defaults; what is searched.
+
+Form slots is in test_gpu_slots.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from schedules.base import Schedule, combinations
+from schedules.gpu import (
+    SCHEDULES,
+    AddressDecode,
+    AddressDecodeBackward,
+    DecodeHeads,
+    MemoryScan,
+    MemoryScanBackward,
+    MemoryStep,
+    shared,
+)  # fmt: skip
+from schedules.gpu.address import exchanges, straight_exchanges
+from schedules.kinds import kind
+from schedules.workload import AXES, Op, Workload, heads_of
+
+SIZES = {"N": 256, "T": 4096, "K": 8, "M": 1024, "D": 64, "R": 32768, "U": 5, "P": 4}
+
+
+def work(op: Op, dtype: Any = "bfloat16", **sizes: int) -> Workload:
+    return Workload(op=op, shape={axis: (SIZES | sizes)[axis] for axis in AXES[op]}, dtype=dtype)
+
+
+SCAN, BACK, STEP = work("memory_scan"), work("memory_scan_backward"), work("memory_step")
+ADDRESS, GRADIENT, HEADS = work("address_decode"), work("address_decode_backward"), work("decode_heads")
+
+
+def of_shared(**knobs: int) -> MemoryScan:
+    return MemoryScan(form="shared", **knobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "workload"),
+    [
+        (AddressDecode(threads=32), ADDRESS), (AddressDecode(threads=1024), ADDRESS),
+        (AddressDecode(unroll=0), work("address_decode", K=64)), (AddressDecode(unroll=2), ADDRESS),
+        (AddressDecodeBackward(), work("address_decode_backward", K=64)),
+        (MemoryStep(threads=32), STEP),
+        (DecodeHeads(threads=32), work("decode_heads", K=16)),
+        (MemoryScan(), work("memory_scan", K=16)), (MemoryScan(tile=128, threads=32), work("memory_scan", D=68)),
+        (MemoryScan(tile=128, threads=64), work("memory_scan", D=68)),
+        (MemoryScan(tile=64, threads=64), work("memory_scan", D=63)),
+        (MemoryScanBackward(checkpoint=1), BACK),
+        (of_shared(slot_lanes=8, chunk=8), SCAN),
+        (of_shared(channels=2, chunk=8, slot_lanes=8), work("memory_scan", D=66)),
+        (of_shared(slot_lanes=8, chunk=8), work("memory_scan", N=65535)),
+    ],
+)  # fmt: skip
+def test_the_last_that_can_be_built(schedule: Schedule, workload: Workload) -> None:
+    assert schedule.refusal(workload) is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "workload", "sentence"),
+    [
+        *((made(threads=n), workload, f"threads is {n}; it must be a power of two in 32..1024")
+          for made, workload in ((AddressDecode, ADDRESS), (AddressDecodeBackward, GRADIENT), (MemoryStep, STEP),
+                                 (DecodeHeads, HEADS), (MemoryScan, SCAN))
+          for n in (0, -32, 16, 48, 2048)),
+        (AddressDecode(unroll=3), ADDRESS, "unroll is 3; it must be 0, 1 or 2"),
+        (AddressDecode(unroll=2), work("address_decode", K=32),
+         "unroll 2 takes 990 exchanges in straight code; it must be at most 400"),
+        (AddressDecode(unroll=0), work("address_decode", K=65), "K is 65; a thread's registers hold 64 addresses"),
+        (AddressDecodeBackward(), work("address_decode_backward", K=65),
+         "K is 65; a thread's registers hold 64 addresses"),
+        (DecodeHeads(threads=32), work("decode_heads", K=17), "threads is 32; it must be at least 64"),
+        (MemoryScan(), work("memory_scan", K=17), "K is 17; form serial walks at most 16 slots a token"),
+        (MemoryScan(spans=0), SCAN, "spans is 0; it must be 1 or more"),
+        (MemoryScan(tile=96), SCAN, "tile is 96; it must be a power of two"),
+        (MemoryScan(tile=0), SCAN, "tile is 0; it must be a power of two"),
+        (MemoryScan(tile=32), SCAN,
+         "tile is 32, fewer channels than the 64 threads; a channel must be one thread's alone"),
+        (MemoryScan(tile=256, threads=32), SCAN,
+         "tile is 256; a thread has 4 channels at most, so that 32 have 128"),
+        (MemoryScan(tile=128), work("memory_scan", D=66),
+         "tile is 128, more channels than the 64 threads; D = 66 is no multiple of 4 for that"),
+        (MemoryScan(tile=128), SCAN, "tile is 128; half of it holds all D = 64 channels"),
+        (MemoryScan(piece=32), SCAN, "piece is 32, which form serial has no use for; it must stay 64"),
+        (MemoryScan(form="slots", spans=2), SCAN, "spans is 2, which form slots has no use for; it must stay 1"),
+        (of_shared(tile=32), SCAN, "tile is 32, which form shared has no use for; it must stay 64"),
+        (MemoryScanBackward(checkpoint=0), BACK, "checkpoint is 0; it must be 1 or more"),
+        (MemoryScanBackward(form="shared", heads=-1), BACK,
+         "heads is -1; it must be 0, for all, or how many heads' rows are kept at a time"),
+        (of_shared(slot_lanes=16), SCAN, "slot_lanes is 16; it must be a power of two up to 32 that divides K = 8"),
+        (of_shared(slot_lanes=3), SCAN, "slot_lanes is 3; it must be a power of two up to 32 that divides K = 8"),
+        (of_shared(channels=3), SCAN,
+         "channels is 3; it must be 1, 2 or 4, divide D = 64, and be 16 bytes of sums at most"),
+        (of_shared(channels=4), work("memory_scan", D=66),
+         "channels is 4; it must be 1, 2 or 4, divide D = 66, and be 16 bytes of sums at most"),
+        (of_shared(channels=4), work("memory_scan", "float64"),
+         "channels is 4; it must be 1, 2 or 4, divide D = 64, and be 16 bytes of sums at most"),
+        (of_shared(slot_lanes=8), work("memory_scan", N=65536),
+         "a launch has 65536 heads; form shared takes 65535 at most"),
+        (of_shared(slot_lanes=8, chunk=0), SCAN, "chunk is 0; it must be 1 or more"),
+        # Of 2 slots and 2 weights for each of K, and a tile of 128 channels: 160 numbers a token, 5 a thread.
+        (of_shared(chunk=20), SCAN, "a thread would hold 100 operands of a chunk of 20 tokens; 96 are the most"),
+        # 129 numbers of each of 1024 rows.
+        (of_shared(chunk=8), SCAN,
+         f"a program needs {1024 * 129 * 4 + 8 * 160 * 4} bytes of shared memory; the limit is 232448"),
+    ],
+)  # fmt: skip
+def test_the_first_that_cannot(schedule: Schedule, workload: Workload, sentence: str) -> None:
+    assert schedule.refusal(workload) == sentence
+
+
+def test_the_backward_of_form_shared_needs_more_than_its_forward() -> None:
+    small = work("memory_scan", M=256), work("memory_scan_backward", M=256)
+    knobs: dict[str, Any] = {"form": "shared", "slot_lanes": 4, "chunk": 16}
+    assert MemoryScan(**knobs).refusal(small[0]) is None
+    # 5 arrays by slot and one by both of 8 slots and 32 channels in bfloat16, 2 numbers a word.
+    held = 16 * (7 * 8 + 2 * 32 + 8 * 32 // 2) // 32
+    assert MemoryScanBackward(**knobs).refusal(small[1]) == (
+        f"a thread would hold {held} operands of a chunk of 16 tokens; 96 are the most"
+    )
+    assert MemoryScanBackward(**knobs | {"chunk": 8, "heads": 3}).refusal(small[1]) is None
+
+
+def test_the_sizes_of_form_shared() -> None:
+    knobs = of_shared(slot_lanes=4, channels=2)
+    assert shared.tile(knobs) == 16
+    assert [shared.tiles(work("memory_scan", D=d), knobs) for d in (16, 17, 64)] == [1, 2, 4]
+    assert [shared.word(work("memory_scan", dtype)) for dtype in ("bfloat16", "float32", "float64")] == [4, 4, 8]
+    kept = {dtype: shared.history_type(work("memory_scan", dtype)) for dtype in ("bfloat16", "float16", "float64")}
+    assert kept == {"bfloat16": "bfloat16", "float16": "float32", "float64": "float64"}
+    collisions = [shared.collisions(SCAN, of_shared(slot_lanes=lanes, channels=1)) for lanes in (1, 2, 32)]
+    assert collisions == [1.0, 1.5, 3.53]
+
+
+@pytest.mark.parametrize(
+    ("workload", "default"),
+    [
+        (ADDRESS, AddressDecode()), (work("address_decode", P=16, K=32), AddressDecode(unroll=0)),
+        (GRADIENT, AddressDecodeBackward()), (STEP, MemoryStep()),
+        (HEADS, DecodeHeads()), (work("decode_heads", K=33), DecodeHeads(threads=128, unroll=0)),
+        # A span reads and writes M, where the walk takes T · K: 4096 · 8 / 2048 is 16.
+        (SCAN, MemoryScan(spans=16)), (work("memory_scan", T=8192), MemoryScan(spans=16)),
+        (work("memory_scan", T=4095), MemoryScan(spans=8)), (work("memory_scan", T=1), MemoryScan(spans=1)),
+        # √(4096 · 1024 / 8) is 724, nearer to 2^9.5 above than below.
+        (BACK, MemoryScanBackward(spans=16, checkpoint=1024)),
+        (work("memory_scan_backward", T=1), MemoryScanBackward(checkpoint=16)),
+        (work("memory_scan", K=17), MemoryScan(form="slots")),
+        (work("memory_scan", K=17, D=257), MemoryScan(form="slots", threads=128)),
+        (work("memory_scan_backward", K=17, D=256), MemoryScanBackward(form="slots")),
+    ],
+)  # fmt: skip
+def test_defaults(workload: Workload, default: Schedule) -> None:
+    assert kind(workload.op, "h200").default(workload) == default
+    assert default.refusal(workload) is None
+
+
+@pytest.mark.parametrize(
+    ("sub_dim", "top_k", "unroll", "counted"),
+    [
+        # In loops each of 4 digits goes through 4 places, and each of 3 joins is a network of 12.
+        (4, 8, 0, (16, 36)),
+        # In straight code 4 digits sort in 6; of the second digit 4 prefixes survive, which start at places 1, 3, 5 and
+        # 7 from the end and would take 16, where the network takes 12; of the third 2 (3, 6), of the fourth 2 (1, 5).
+        (4, 8, 1, (6, 12 + 9 + 6)),
+        (2, 1, 1, (1, 0)),
+        (8, 2, 1, (1 + 6 * 2, 1)),
+    ],
+)
+def test_compare_and_exchanges_are_counted(sub_dim: int, top_k: int, unroll: int, counted: tuple[int, int]) -> None:
+    assert exchanges(sub_dim, top_k, unroll) == counted
+
+
+def test_straight_code_is_of_one_sub_vector_or_of_all() -> None:
+    sorting, joining = exchanges(4, 8, 1)
+    assert [straight_exchanges(ADDRESS, unroll) for unroll in (0, 1, 2)] == [
+        0, 2 * sorting + joining, 5 * sorting + 4 * joining,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", SCHEDULES)
+def test_defaults_can_be_built_whatever_the_sizes(op: Op) -> None:
+    for size, top_k in itertools.product((2, 3, 48, 1009), (1, 3, 33)):
+        workload = work(op, **dict.fromkeys("NTDRPM", size), K=top_k, U=2)
+        assert kind(op, "h200").default(workload).refusal(workload) is None, workload.name
+
+
+@pytest.mark.parametrize("op", ["memory_scan", "memory_scan_backward"])
+def test_every_form_has_schedules_and_each_knob_is_some_forms(op: Op) -> None:
+    scans = kind(op, "h200")
+    found = [scans(**knobs) for knobs in combinations(scans, scans.space(work(op, M=256)))]
+    refusals = {each: each.refusal(work(op, M=256)) or "" for each in found}
+    assert {each.form for each in found if not refusals[each]} == {"serial", "slots", "shared"}  # type: ignore[attr-defined]
+    assert not [each for each in found if "has no use for" in refusals[each]]
+    assert set(scans.space(work(op))) == set(scans.model_fields)
+
+
+def test_heads_are_16_where_they_may_be() -> None:
+    assert [heads_of(work("decode_heads", N=n)) for n in (16, 64, 24, 1)] == [16, 16, 24, 1]
