@@ -200,3 +200,6 @@ def _trace(statement: str, bases: dict[str, set[str]]) -> None:
         starts = re.findall(r"%\w+ = (%[\w#]+)", statement.partition("iter_args")[2])
         for i, start in enumerate(starts):
             bases[f"{name}#{i}" if len(starts) > 1 else name] = bases.get(start, set())
+    else:
+        # A name of one loop's body may mean something else in the next.
+        bases.pop(name, None)

@@ -113,7 +113,7 @@ def test_a_foreign_file_is_one_line_and_left_alone(ramnet: Command, tmp_path: Pa
 
 def test_without_tvm_it_says_what_to_install(ramnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(runtime, "_threads", 0)
+    monkeypatch.setattr(runtime, "_pool", runtime._Pool())
     runtime._ffi.cache_clear()
     status, out, err = ramnet()
     assert (status, out, len(err.strip().splitlines())) == (1, "", 1)
