@@ -42,6 +42,12 @@ DEFAULTS: dict[Op, Schedule] = {
 needs_nvcc = pytest.mark.skipif(nvcc.nvcc() is None, reason="no nvcc: pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
 
 
+@cache
+def source_for(op: Op, target: str) -> cuda.Source:
+    """CUDA C of the 340m model's op on its usual schedule."""
+    return cuda.generate(workload(op), gpu_of(target), DEFAULTS[op])
+
+
 def text_of(work: Workload, schedule: Schedule) -> str:
     """CUDA C for an H100."""
     return cuda.generate(work, gpu_of("h100"), schedule).text
@@ -97,11 +103,11 @@ def test_a_check_of_barriers_sees_that_one_is_gone(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_steps_and_a_backward_synchronise() -> None:
-    step = body_of(text_of(workload("memory_step"), MemoryStep(compiler="tir")), "memory_step")
+    step = body_of(source_for("memory_step", "h100").text, "memory_step")
     assert barriers(step) == [(WHOLE, 0), (WHOLE, 0)]
-    heads = body_of(text_of(workload("decode_heads"), DecodeHeads(compiler="tir")), "decode_heads")
+    heads = body_of(source_for("decode_heads", "h100").text, "decode_heads")
     assert barriers(heads) == [(WHOLE, 0)] * 4  # logits, addresses, and the step's
-    text = text_of(workload("memory_scan_backward"), BACKWARD)
+    text = source_for("memory_scan_backward", "h100").text
     kernels_of = {part.split("_kernel(")[0].split()[-1]: part for part in text.split('extern "C" __global__')[1:]}
     each = {name: barriers(part) for name, part in kernels_of.items() if "{" in part}
     assert each["reads"] == each["writes"] == []
@@ -110,7 +116,7 @@ def test_what_steps_and_a_backward_synchronise() -> None:
 
 
 def test_loads_for_later_stay_between_their_barriers() -> None:
-    scan, step = (text_of(workload(op), DEFAULTS[op]) for op in ("memory_scan", "memory_step"))
+    scan, step = (source_for(op, "h100").text for op in ("memory_scan", "memory_step"))
     assert "__restrict__" in step and "__restrict__" not in scan
 
 
@@ -120,7 +126,7 @@ def test_shared_memory_is_what_the_schedules_say() -> None:
         ("memory_scan_backward", BACKWARD, {"forth": FORTH, "back": BACK, "reads": None, "writes": None}),
     ):
         work = workload(op)  # type: ignore[arg-type]
-        for name, found in cuda.generate(work, gpu_of("h100"), schedule).shared.items():
+        for name, found in source_for(op, "h100").shared.items():  # type: ignore[arg-type]
             needed = shared_bytes(work, schedule, expected[name]) if expected[name] else 0
             assert needed <= found <= needed + 15 * 64, name
 
@@ -153,11 +159,6 @@ def test_schedules_that_cannot_be_built_are_refused(schedule: Schedule, work: Wo
         cuda.generate(work, gpu_of("h100"), schedule)
 
 
-@cache
-def source_for(op: Op, target: str) -> cuda.Source:
-    return cuda.generate(workload(op), gpu_of(target), DEFAULTS[op])
-
-
 @pytest.mark.parametrize("target", TARGETS)
 def test_cuda_c_of_every_op_for_every_architecture(target: str) -> None:
     for op, schedule in DEFAULTS.items():
@@ -187,12 +188,17 @@ def test_binaries_spill_nothing(target: str) -> None:
 
 @needs_nvcc
 def test_a_launch_is_compiled_with_its_work() -> None:
-    launches = cuda.compiled(workload("memory_scan_backward"), "a100", DEFAULTS["memory_scan_backward"])
-    assert [launch.name for launch in launches] == ["forth", "reads", "back", "writes"]
-    assert [launch.work.programs for launch in launches] == [256 * 4, 256, 256 * 4, 256]
-    parts = cuda.compiled(workload("memory_scan_backward"), "a100", BACKWARD.model_copy(update={"heads": 100}))
-    assert [launch.work.programs for launch in parts if launch.name == "forth"] == [400, 400, 224]
-    assert all(launch.resources.registers > 0 for launch in launches)
+    (scan,) = cuda.compiled(workload("memory_scan"), "a100", SCAN)
+    assert (scan.name, scan.work.programs) == ("memory_scan", 256 * 4)
+    launches = cuda.compiled(workload("memory_scan_backward"), "a100", BACKWARD.model_copy(update={"heads": 100}))
+    programs = [(launch.name, launch.work.programs) for launch in launches]
+    part = ["forth", "reads", "back", "writes"]
+    assert programs == [
+        *zip(part, (400, 100, 400, 100)),
+        *zip(part, (400, 100, 400, 100)),
+        *zip(part, (224, 56, 224, 56)),
+    ]
+    assert all(launch.resources.registers > 0 for launch in (scan, *launches))
 
 
 @needs_nvcc

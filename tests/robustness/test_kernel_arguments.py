@@ -50,12 +50,17 @@ def placed(how: str, tensor: Tensor) -> Tensor:
 
 PLACES = st.sampled_from(["first", "last", "strided", "offset", "own"])
 IN_PLACE = st.sampled_from(["first", "last", "offset"])
-DTYPES = st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16])
 EDGES = st.sampled_from(["first", "last"])
-# Sizes that are compiled in come from few, those that are not from many.
-ADDRESSES = st.sampled_from([(5, 4, 8), (2, 3, 4), (1, 7, 7), (3, 2, 1)])
-MEMORIES = st.sampled_from([(4, 16, 24), (1, 5, 7), (3, 3, 1), (8, 64, 33)])
-GAMMAS = st.sampled_from([0.0, 0.5, 1.0])
+# What is compiled in comes from few, what is not from many. (U, P, K, type) and (K, M, D, type, γ):
+ADDRESSES = st.sampled_from([
+    (5, 4, 8, torch.float32), (2, 3, 4, torch.float64), (1, 7, 7, torch.bfloat16), (3, 2, 1, torch.float16),
+    (2, 3, 4, torch.float32), (5, 4, 8, torch.bfloat16),
+])  # fmt: skip
+MEMORIES = st.sampled_from([
+    (4, 16, 24, torch.float32, 1.0), (1, 5, 7, torch.float32, 0.5), (3, 3, 1, torch.float64, 1.0),
+    (8, 64, 33, torch.float32, 0.0), (4, 16, 24, torch.bfloat16, 0.5), (8, 64, 33, torch.float16, 1.0),
+    (1, 5, 7, torch.bfloat16, 0.0),
+])  # fmt: skip
 
 
 def close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> None:
@@ -73,8 +78,8 @@ def on_kernels(threads: int, mode: str, edge: Edge, call: Callable[[], Any]) -> 
 @settings(max_examples=EXAMPLES)
 @given(st.data())
 def test_address_decode_and_its_gradient(data: st.DataObject) -> None:
-    order, sub_dim, top_k = data.draw(ADDRESSES)
-    dtype, rows, threads = data.draw(DTYPES), data.draw(st.integers(0, 70)), data.draw(st.integers(1, 3))
+    order, sub_dim, top_k, dtype = data.draw(ADDRESSES)
+    rows, threads = data.draw(st.integers(0, 70)), data.draw(st.integers(1, 3))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
     logits = placed(data.draw(PLACES), 2 * torch.randn(rows, order, sub_dim, generator=generator).to(dtype))
     mode, edge = data.draw(st.sampled_from(sorted(MODES))), data.draw(EDGES)
@@ -89,8 +94,7 @@ def test_address_decode_and_its_gradient(data: st.DataObject) -> None:
 @settings(max_examples=EXAMPLES)
 @given(st.data())
 def test_memory_scan_and_its_gradient(data: st.DataObject) -> None:
-    top_k, num_slots, dim = data.draw(MEMORIES)
-    dtype, gamma = data.draw(DTYPES), data.draw(GAMMAS)
+    top_k, num_slots, dim, dtype, gamma = data.draw(MEMORIES)
     batch, heads, tokens = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)), data.draw(st.integers(0, 70)))
     state = torch.promote_types(dtype, torch.float32)
     inputs = scan_inputs(batch, heads, tokens, top_k, num_slots, dim, dtype=dtype, state_dtype=state)
@@ -109,8 +113,7 @@ def test_memory_scan_and_its_gradient(data: st.DataObject) -> None:
 @settings(max_examples=EXAMPLES)
 @given(st.data())
 def test_memory_step(data: st.DataObject) -> None:
-    top_k, num_slots, dim = data.draw(MEMORIES)
-    dtype, gamma = data.draw(DTYPES), data.draw(GAMMAS)
+    top_k, num_slots, dim, dtype, gamma = data.draw(MEMORIES)
     batch, heads = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     state = torch.promote_types(dtype, torch.float32)
     inputs = step_inputs(scan_inputs(batch, heads, 1, top_k, num_slots, dim, dtype=dtype, state_dtype=state), 0)
@@ -132,7 +135,7 @@ def test_a_slot_out_of_range_is_refused_and_nothing_is_written(data: st.DataObje
     def draw(strategy: Any, otherwise: Any) -> Any:
         return otherwise if data is None else data.draw(strategy)
 
-    top_k, num_slots, dim = draw(MEMORIES, (4, 16, 24))
+    top_k, num_slots, dim, _, gamma = draw(MEMORIES, (4, 16, 24, torch.float32, 1.0))
     tokens, threads = draw(st.integers(1, 200), 130), draw(st.integers(1, 3), 2)
     inputs = {name: guarded(x, "last") for name, x in scan_inputs(2, 2, tokens, top_k, num_slots, dim).items()}
     which = draw(st.sampled_from(["write_slots", "read_slots"]), "read_slots")
@@ -140,7 +143,7 @@ def test_a_slot_out_of_range_is_refused_and_nothing_is_written(data: st.DataObje
     slot = draw(st.sampled_from([-1, num_slots, -(2**31), 2**31 - 1]), -1)
     kept = inputs[which].view(-1)[place].item()
     inputs[which].view(-1)[place] = slot
-    gamma, given = 1.0, cotangents(inputs)
+    given = cotangents(inputs)
     for call in (
         lambda: ops.memory_scan(*inputs.values(), decay_power=gamma),
         lambda: torch.ops.ramnet.memory_scan_backward(*given, *inputs.values(), gamma, 1e-6, 0.01, kernels="cpu"),
