@@ -280,11 +280,15 @@ class RamNetForCausalLM(nn.Module):
             model = cls(config)
         if config.tie_embeddings and "embedding.weight" in tensors:
             tensors["head.weight"] = tensors["embedding.weight"]
-        try:
-            model.load_state_dict(tensors, assign=True)
-        except RuntimeError as error:
-            problem = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise ValueError(f"{path} does not fit its config.json: {problem}") from None
+        needed, given = ({name: list(x.shape) for name, x in some.items()} for some in (model.state_dict(), tensors))
+        unfit = sorted(name for name in needed | given if needed.get(name) != given.get(name))
+        if unfit:
+            name, others = unfit[0], f"; {len(unfit) - 1} others do not fit either" if unfit[1:] else ""
+            raise ValueError(
+                f"{path} does not fit its config.json: {name} is {given.get(name, 'missing')};"
+                f" it must be {needed.get(name, 'absent')}{others}"
+            )
+        model.load_state_dict(tensors, assign=True)
         if config.tie_embeddings:
             model.head.weight = model.embedding.weight
         return model

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import random
-import resource
+import re
 import shutil
 import signal
 import tempfile
@@ -30,24 +30,8 @@ BYTES = 1 << 30
 # What ``ramnet.cli.main`` makes a line of.
 SENTENCES = (ValueError, TypeError, OSError, RuntimeError, ImportError, click.ClickException)
 NUMBERS = (
-    0,
-    1,
-    -1,
-    2,
-    3,
-    255,
-    2**20,
-    2**31,
-    -(2**31),
-    2**63,
-    10**30,
-    0.5,
-    -0.0,
-    1e-300,
-    1e300,
-    float("inf"),
-    float("nan"),
-)
+    0, 1, -1, 2, 3, 255, 2**20, 2**31, -(2**31), 2**63, 10**30, 0.5, -0.0, 1e-300, 1e300, math.inf, math.nan,
+)  # fmt: skip
 OTHERS = (None, True, "", "x", "\u0000", "é" * 300, [], [1], {}, {"x": 1}, [[[]]])
 
 
@@ -104,6 +88,18 @@ def mutate_file(path: Path, chance: random.Random) -> None:
         path.write_bytes(mutate_bytes(data, chance))
 
 
+def _memory(line: str) -> int:
+    """Bytes of this process's memory now (VmRSS) or at its peak (VmHWM), of Linux."""
+    (found,) = re.findall(rf"^{line}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
+    return int(found) << 10
+
+
+def _begin_of_peak() -> int:
+    """Forget the peak so far; the bytes now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
 @contextmanager
 def held() -> Iterator[None]:
     """Within the block, what must hold of any use of an input."""
@@ -114,7 +110,7 @@ def held() -> Iterator[None]:
     before = [(number, signal.signal(number, late)) for number in (signal.SIGPROF, signal.SIGALRM)]
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.alarm(60 * SECONDS)  # of a machine that may be busy, for what waits and computes nothing
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before_bytes = _begin_of_peak()
     try:
         yield
     except SENTENCES as error:
@@ -126,7 +122,7 @@ def held() -> Iterator[None]:
         signal.alarm(0)
         for number, handler in before:
             signal.signal(number, handler)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most) * 1024
+    grown = _memory("VmHWM") - before_bytes
     if grown > BYTES:
         raise UnfitError(f"it took {grown >> 20} MB")
 
