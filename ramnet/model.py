@@ -131,7 +131,10 @@ class GatedConvBlock(nn.Module):
         h = self.norm(x)
         tokens = x.shape[1]
         seen = torch.cat([recent.to(h.dtype), h], dim=1)  # [B, kernel − 1 + T, C]
-        conv = sum(tap * seen[:, i : i + tokens] for i, tap in enumerate(self.taps))
+        if tokens == 1:  # two operations take 7 µs where the dozen below take 45
+            conv = (self.taps * seen).sum(1, keepdim=True)
+        else:
+            conv = sum(tap * seen[:, i : i + tokens] for i, tap in enumerate(self.taps))
         # A copy, or the state would hold the whole sequence's memory.
         recent = seen[:, tokens:].to(recent.dtype, copy=True, memory_format=torch.contiguous_format)
         return x + h + conv * self.gate(h), recent
