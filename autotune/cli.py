@@ -119,7 +119,7 @@ def tune(
 def _cpu_work(modelled: bool) -> tuple[Callable[[], Any], str | None]:
     """What a worker does for this processor, and its name: the tuner's own."""
     from autotune.worker import measurer
-    from lowering import runtime
+    from lowering.cpu import runtime
 
     if modelled:
         raise ValueError("--model is for GPUs; the processor is here and is measured")

@@ -14,7 +14,7 @@ from autotune.heads import EAGER
 from autotune.measure import Clock, Timing, interleaved
 from autotune.measurer import check
 from autotune.problems import Problem, checked
-from lowering.gpu import GpuKernels
+from lowering.gpu.backend import GpuKernels
 from schedules.base import Schedule
 from schedules.workload import Workload
 

@@ -20,7 +20,7 @@ def decode_heads(
     projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int,
     sub_dim: int, top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float,
 ) -> Tensor:  # fmt: skip
-    """Shapes as in ``lowering.gpu.GpuKernels.decode_heads``; ``memory`` and ``mass`` are updated in place."""
+    """Shapes as in ``lowering.gpu.backend.GpuKernels.decode_heads``; ``memory`` and ``mass`` are updated in place."""
     batch, heads, slots, dim = memory.shape
     address, values = projected.split([2 * heads * order * sub_dim, heads * dim], dim=-1)
     logits = address.view(batch, 2, heads, order, sub_dim)

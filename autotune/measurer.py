@@ -11,7 +11,7 @@ import torch
 from autotune.bench.run import keep_freed_memory
 from autotune.measure import Timing, interleaved
 from autotune.problems import TOLERANCE, OneKernel, Problem, checked
-from lowering.kernels import Kernel, lower
+from lowering.cpu.build import Kernel, lower
 from ramnet.ops import reference
 from schedules.base import Schedule
 from schedules.workload import Workload

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autotune import time_model
-from lowering.offline import compile_for
+from lowering.gpu.offline import compile_for
+from lowering.gpu.resources import Compiled
 from lowering.targets import gpu_of
-from lowering.work import Compiled
 from schedules.base import Schedule
 from schedules.records import Launch
 from schedules.workload import Workload

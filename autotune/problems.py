@@ -12,8 +12,8 @@ from torch import Tensor
 
 from autotune import heads
 from autotune.heads import EAGER
-from lowering.cpu import CpuKernels
-from lowering.kernels import Kernel
+from lowering.cpu.backend import CpuKernels
+from lowering.cpu.build import Kernel
 from ramnet.ops import reference
 from schedules.workload import Workload, heads_of
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.study import Study
 from autotune.worker import FailedError
-from lowering import kernels
+from lowering.cpu import build as kernels
 from schedules.base import Schedule
 from schedules.kinds import kind
 from schedules.records import How, Record

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import click
 
-from lowering.offline import NoCompilerError, compile_for
+from lowering.gpu.offline import NoCompilerError, compile_for
+from lowering.gpu.resources import Compiled
 from lowering.targets import TARGETS
-from lowering.work import Compiled
 from ramnet.cli import main
 from ramnet.config import RamNetConfig
 from schedules import records

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from autotune.journal import open_journal
 from autotune.trials import NOT_MEASURED, refuse_damaged
-from lowering.compilers import unserved
+from lowering.gpu.compilers import unserved
 from lowering.targets import find
 from ramnet.files import locked
 from schedules.base import Schedule, combinations

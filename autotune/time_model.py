@@ -24,8 +24,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lowering.gpu.resources import Compiled, Resources, Work
 from lowering.targets import Gpu
-from lowering.work import Compiled, Resources, Work
 
 # Latencies in cycles of an L2 hit, a DRAM access and shared memory: assumed, in the round numbers that microbenchmarks
 # of NVIDIA's GPUs since the A100 tell. AMD's are assumed to be as long.

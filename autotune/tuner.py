@@ -15,7 +15,8 @@ from autotune.modelled import ModelledSearch, model_digest
 from autotune.modeller import Models
 from autotune.search import Budget, Progress, Result
 from autotune.study import Sampler, Study
-from lowering import kernels, targets
+from lowering import targets
+from lowering.cpu import build as kernels
 from ramnet.files import require_writable
 from schedules import records
 from schedules.base import Schedule

@@ -15,8 +15,8 @@ The way down, from what is called to what runs::
     targets, work           the machines; what a launch does, and what its binary needs
 """
 
-from lowering.compiled import compile
-from lowering.kernels import Kernel, lower
+from lowering.compile import compile
+from lowering.cpu.build import Kernel, lower
 from lowering.targets import TARGETS, Target, find
 from lowering.use import use
 

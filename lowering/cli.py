@@ -47,7 +47,7 @@ def _possible(target: Target, is_here: bool) -> tuple[str, str, str]:
         return can, can, "no: it is measured"
     able = "Triton"
     if "tir" in target.compilers and has_tvm:
-        from lowering.nvcc import nvcc
+        from lowering.gpu.cuda.nvcc import nvcc
 
         able += ", TIR" if nvcc() else ", TIR to CUDA C"
     can = "yes" if has_triton else _NO_TRITON

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
-from lowering.cpu import CpuKernels
+from lowering.cpu.backend import CpuKernels
 from lowering.targets import Target, find, here
 from ramnet.ops import register_backend, using
 
 if TYPE_CHECKING:
-    from lowering.gpu import GpuKernels
+    from lowering.gpu.backend import GpuKernels
 
 
 @cache
@@ -78,7 +78,7 @@ def _gpu_kernels(target: Target, tuned: bool, check: bool) -> GpuKernels:
         )
     if importlib.util.find_spec("triton") is None:
         raise ImportError("the GPU kernels need triton, which is not installed: pip install 'ramnet[gpu]'")
-    from lowering.gpu import GpuKernels
+    from lowering.gpu.backend import GpuKernels
 
     if present is not None and present.name != target.name:
         warnings.warn(

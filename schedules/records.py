@@ -36,7 +36,7 @@ class Time(BaseModel):
 
 
 class Launch(BaseModel):
-    """What the binary of one launch of a schedule needs: see ``lowering.work.Resources``."""
+    """What the binary of one launch of a schedule needs: see ``lowering.gpu.resources.Resources``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

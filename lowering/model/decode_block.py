@@ -1,4 +1,4 @@
-"""Blocks that decode one token on a CPU in one call of a kernel each (``lowering/tir/decode_layer.py``)."""
+"""Blocks that decode one token on a CPU in one call of a kernel each (``lowering/cpu/decode_layer.py``)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A linear layer that reads its weight once, and fast, when a CPU has one token to decode.
 
-torch's product of one row reaches 16 GB/s on two cores whose memory gives 36; the kernel of ``lowering/tir/project.py``
+torch's product of one row reaches 16 GB/s on two cores whose memory gives 36; the kernel of ``lowering/cpu/project.py``
 reaches 32.
 """
 

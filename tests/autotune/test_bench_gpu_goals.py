@@ -17,8 +17,8 @@ from autotune.bench.gpu.goals import DECODED, PLACED, TRAINED, goals
 from autotune.bench.gpu.run import NO_FLA
 from autotune.bench.run import TUNED, Row, Run, Table
 from autotune.correlation import Correlation
-from lowering.offline import NoCompilerError
-from lowering.work import Compiled, Resources, Work
+from lowering.gpu.offline import NoCompilerError
+from lowering.gpu.resources import Compiled, Resources, Work
 from ramnet import RamNetConfig
 from schedules.gpu import SCHEDULES
 from schedules.of_model import of_model

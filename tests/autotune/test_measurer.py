@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autotune.measurer import Measurer, WrongResultError
-from lowering.kernels import Kernel
+from lowering.cpu.build import Kernel
 from ramnet.ops import reference
 from schedules.base import Schedule
 from schedules.cpu import AddressDecodeBackward

@@ -9,8 +9,8 @@ import pytest
 from autotune import time_model, time_model_cpu
 from autotune.time_model import RejectedError, check, estimate, explain, resident, seconds
 from autotune.time_model_cpu import Machine
+from lowering.gpu.resources import Compiled, Resources, Work
 from lowering.targets import TARGETS, gpu_of
-from lowering.work import Compiled, Resources, Work
 from schedules.cpu import SCHEDULES, AddressDecode, MemoryScan, MemoryScanBackward
 from schedules.workload import Workload
 

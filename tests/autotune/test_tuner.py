@@ -18,7 +18,8 @@ from autotune.measured import is_faster
 from autotune.search import Budget, Progress, Result
 from autotune.tuner import nearest, tune
 from autotune.worker import FailedError, Worker
-from lowering import kernels, targets
+from lowering import targets
+from lowering.cpu import build as kernels
 from schedules import records
 from schedules.base import Schedule
 from schedules.cpu import AddressDecodeBackward

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autotune.worker import Worker
-from lowering import runtime
+from lowering.cpu import runtime
 from ramnet.config import RamNetConfig
 from schedules import records
 from tests.autotune.conftest import Command

@@ -17,7 +17,7 @@ from autotune.modeller import Modelled, Modeller
 from autotune.search import Budget, Progress, Result
 from autotune.tuner import tune
 from autotune.worker import FailedError, Worker
-from lowering.work import Compiled, Resources, Work
+from lowering.gpu.resources import Compiled, Resources, Work
 from schedules import records
 from schedules.base import Schedule
 from schedules.gpu import MemoryStep
@@ -166,7 +166,7 @@ def modeller() -> Modeller:
 
 
 def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: "nvcc")  # so that TIR is tried on any machine
+    monkeypatch.setattr("lowering.gpu.cuda.nvcc.nvcc", lambda: "nvcc")  # so that TIR is tried on any machine
     with Worker(1, makes=modeller) as worker:
         (result,) = run(tmp_path, worker)
     assert result.is_default
@@ -181,7 +181,7 @@ def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path, m
 
 
 def test_without_a_compiler_its_candidates_fail_and_the_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lowering.offline import NoCompilerError, compile_for
+    from lowering.gpu.offline import NoCompilerError, compile_for
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(NoCompilerError, match=r"TVM, which is not installed: pip install 'ramnet\[tvm\]'") as found:
@@ -289,7 +289,7 @@ def test_candidates_of_a_compiler_that_does_not_serve_the_target_are_refused(tmp
 def test_without_tvm_candidates_of_tir_are_refused_and_the_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowering.offline.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("lowering.gpu.offline.importlib.util.find_spec", lambda name: None)
     models = Synthetic(lambda schedule: 1e-5)
     (result,) = run(tmp_path, models)
     assert {schedule.compiler for schedule in models.tried} == {"triton"}  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autotune.bench.gpu.scan import untuned
-from lowering.gpu import GpuKernels
+from lowering.gpu.backend import GpuKernels
 from ramnet.ops import reference
 from schedules.base import Schedule
 from schedules.workload import Workload

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowering import cache, kernels
+from lowering import cache
+from lowering.cpu import build as kernels
 from ramnet.ops import reference
 from schedules.cpu import AddressDecode
 from schedules.workload import Workload
@@ -183,7 +184,7 @@ def test_a_full_disk_costs_the_cache_alone(size: int, place: Path, tmp_path: Pat
 
 
 def test_without_a_linker_kernels_work_but_are_not_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowering.kernels.shutil.which", lambda _: None)
+    monkeypatch.setattr("lowering.cpu.build.shutil.which", lambda _: None)
     decodes_with_a_notice("no C++ compiler is there to link with")
     assert names(place) == ["kernels"]
 
@@ -203,11 +204,11 @@ cache.keep("x.so", lambda aside: (aside.write_text("half"), os.kill(os.getpid(),
 
 
 FIRST_RESULT = """
-import json, sys, torch, lowering, lowering.kernels, ramnet
+import json, sys, torch, lowering, lowering.cpu.build, ramnet
 logits = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0))
 with lowering.use("cpu"):
     slots, weights = ramnet.ops.address_decode(logits, 3)
-compiled = [kernel.compiled_now for kernel in lowering.kernels._loaded.values()]
+compiled = [kernel.compiled_now for kernel in lowering.cpu.build._loaded.values()]
 print(json.dumps({"compiled": compiled, "tvm": "tvm" in sys.modules, "sum": float(weights.sum())}))
 """
 

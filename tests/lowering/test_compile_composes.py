@@ -220,7 +220,7 @@ def test_a_hook_on_every_module_is_heard(model: RamNetForCausalLM, fast: RamNetF
 def test_hooks_that_are_gone_leave_the_kernels_in_use(
     model: RamNetForCausalLM, fast: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lowering.cpu import CpuKernels
+    from lowering.cpu.backend import CpuKernels
 
     layers: list[int] = []
     run = CpuKernels.decode_layer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lowering
-from lowering.cpu import CpuKernels
+from lowering.cpu.backend import CpuKernels
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 from schedules.cpu import DecodeLayer
 from schedules.workload import Workload

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lowering import driver
-from lowering.driver import Binary
+from lowering.gpu.cuda import driver
+from lowering.gpu.cuda.driver import Binary
 
 FUNCTIONS = {
     "scale": {

@@ -17,8 +17,8 @@ from tests.samples import DIFFERENTIABLE, cotangents, relative_rmse, scan_inputs
 
 tvm = pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
-from lowering.cpu import CpuKernels  # noqa: E402 - after the check for tvm
-from lowering.kernels import cache_key, lower  # noqa: E402
+from lowering.cpu.backend import CpuKernels  # noqa: E402 - after the check for tvm
+from lowering.cpu.build import cache_key, lower  # noqa: E402
 
 CONSTANTS = {"decay_power": 0.5, "eps": 1e-6, "proxy_eps": 0.01}
 
@@ -168,7 +168,7 @@ def test_key_depends_on_what_is_compiled_in_and_on_nothing_else() -> None:
 
 
 def test_kernels_follow_torchs_thread_count() -> None:
-    from lowering import runtime
+    from lowering.cpu import runtime
 
     threads = tvm.get_global_func("runtime.NumThreads")
     before = torch.get_num_threads()
@@ -184,7 +184,7 @@ def test_kernels_follow_torchs_thread_count() -> None:
 
 def test_modules_can_be_saved_as_json() -> None:
     """apache-tvm-ffi 0.1.15 crashes here; the pinned version does not."""
-    from lowering.tir import memory_step
+    from lowering.cpu import memory_step
 
     work = workload("memory_step", N=1, K=2, M=4, D=4)
     text = tvm.ir.save_json(memory_step.module(work, MemoryStep.default(work)))
@@ -195,5 +195,5 @@ def test_another_length_takes_the_kernel_that_is_there(monkeypatch: pytest.Monke
     kernels = CpuKernels()
     for tokens in (3, 5):
         kernels.memory_scan(*scan_inputs(1, 2, tokens, 2, 8, 8).values(), 1.0, 1e-6, 0.01)
-    monkeypatch.setattr("lowering.kernels._load_or_build", None)
+    monkeypatch.setattr("lowering.cpu.build._load_or_build", None)
     kernels.memory_scan(*scan_inputs(1, 2, 9, 2, 8, 8).values(), 1.0, 1e-6, 0.01)

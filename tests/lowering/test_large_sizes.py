@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowering.tir.programs import template
+from lowering.cpu.templates import TEMPLATES
+from lowering.gpu.tir.programs import template
 from ramnet import ops
 from ramnet.ops import reference
 from schedules import gpu
@@ -82,7 +83,7 @@ def narrow_accesses(module: Any, target: Any) -> set[str]:
 @pytest.mark.parametrize("op", SCHEDULES)
 def test_cpu_kernels_count_in_64_bits(op: Op) -> None:
     work = Workload(op=op, shape=SHAPES[op], constants=CONSTANTS)
-    module = importlib.import_module(f"lowering.tir.{op}").module(work, SCHEDULES[op].default(work))
+    module = TEMPLATES[op](work, SCHEDULES[op].default(work))
     assert narrow_accesses(module, tvm.target.Target({"kind": "llvm"})) <= {"at"}  # the position, one number
 
 
@@ -134,8 +135,8 @@ def test_a_step_on_a_large_memory_is_right_on_the_cpu() -> None:
 
 def walked(op: str, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """A plan's results without its copies of the whole state, which is 0 as fresh memory is."""
-    from lowering.gpu import plan
-    from lowering.triton.copying import copy_elements
+    from lowering.gpu.kernels import plan
+    from lowering.gpu.triton.copying import copy_elements
 
     made = plan(op, schedule, *arguments)
     for launch in made.launches:
@@ -148,7 +149,7 @@ def walked(op: str, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
 
 @interpreted
 def test_a_step_on_a_large_memory_is_right_on_the_gpus_kernels() -> None:
-    from lowering.gpu import plan
+    from lowering.gpu.kernels import plan
 
     def step(*arguments: Tensor) -> Tensor:
         schedule = MemoryStep(compiler="triton", threads=64)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import lowering
-from lowering.cpu import CpuKernels
-from lowering.gpu import GpuKernels
-from lowering.kernels import lower
+from lowering.cpu.backend import CpuKernels
+from lowering.cpu.build import lower
+from lowering.gpu.backend import GpuKernels
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState, ops
 from ramnet.ops import reference
 from schedules.cpu import AddressDecode

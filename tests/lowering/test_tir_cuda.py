@@ -23,10 +23,12 @@ from tests.lowering.of_340m import workload
 
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")
 
-from lowering import cuda, gpu_tir, nvcc
+from lowering.gpu.cuda import generate as cuda
+from lowering.gpu.cuda import nvcc
+from lowering.gpu.tir import run as gpu_tir
+from lowering.gpu.tir import threads as threads_module
+from lowering.gpu.tir.programs import programs
 from lowering.targets import gpu_of
-from lowering.tir import threads as threads_module
-from lowering.tir.programs import programs
 
 # One of each architecture, A100, A10, L4, H100, B200.
 TARGETS = ("a100", "a10", "l4", "h100", "b200")

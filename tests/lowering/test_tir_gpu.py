@@ -25,8 +25,8 @@ from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, 
 
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")
 
-from lowering import gpu_tir
-from lowering.gpu import GpuKernels
+from lowering.gpu.backend import GpuKernels
+from lowering.gpu.tir import run as gpu_tir
 
 
 def kernels(**given: Schedule) -> GpuKernels:

@@ -31,7 +31,7 @@ class ForValgrind:
     def _built_for_valgrind(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import torch
 
-        monkeypatch.setattr("lowering.kernels.processor", lambda: PROCESSOR)
+        monkeypatch.setattr("lowering.cpu.build.processor", lambda: PROCESSOR)
         monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
 
 

@@ -15,7 +15,7 @@ from autotune.bench.gpu.others import CUDNN, FLASH, GLA, GLA_HEADS, GLA_KEY, GLA
 from autotune.bench.gpu.run import TOLERANCE, GpuRun, Make
 from autotune.bench.inputs import ScanInputs
 from autotune.bench.run import FLOOR, TUNED, Candidate, Table, check
-from lowering.gpu import GpuKernels
+from lowering.gpu.backend import GpuKernels
 from ramnet import ops
 from ramnet.ops import reference
 from schedules.base import Schedule, combinations

@@ -4,7 +4,7 @@ A process either interprets kernels or compiles them, so compiling happens in on
 the tests. Arguments are what ``plan`` takes; of tensors only shape and type matter::
 
     inputs = [torch.zeros(2, 7, 8, dtype=torch.int32), …]
-    for binary in compile_plan("lowering.triton.memory_scan", inputs, MemoryScan(), "sm_90"):
+    for binary in compile_plan("lowering.gpu.memory_scan.serial.forward", inputs, MemoryScan(), "sm_90"):
         assert binary.resources.spilled == 0, binary.name
         assert "bar.sync" not in binary.asm["ptx"]
 """
@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lowering.gpu.plan import Plan
+from lowering.gpu.triton.binary import Binary, compile_launch
 from lowering.targets import TARGETS, Gpu
-from lowering.triton.binary import Binary, compile_launch
-from lowering.triton.launch import Plan
 
 # Those of the table of targets, but for Orin's sm_87.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")

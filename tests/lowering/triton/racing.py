@@ -1,4 +1,4 @@
-"""Kernels that race, for the tests of ``lowering.triton.ordering``: planned in the process that compiles."""
+"""Kernels that race, for the tests of ``lowering.gpu.races``: planned in the process that compiles."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowering.triton import memory_scan_mass, memory_scan_mass_backward
-from lowering.triton.launch import Launch, Plan
-from lowering.work import Work
+from lowering.gpu.memory_scan.serial import mass as memory_scan_mass
+from lowering.gpu.memory_scan.serial import mass_backward as memory_scan_mass_backward
+from lowering.gpu.plan import Launch, Plan
+from lowering.gpu.resources import Work
 
 BARRIER = "tl.debug_barrier()"
 

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowering.triton.launch import Launch, Plan
-from lowering.work import Work
+from lowering.gpu.plan import Launch, Plan
+from lowering.gpu.resources import Work
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowering.triton import address_decode, address_decode_backward
+from lowering.gpu.address_decode import triton as address_decode
+from lowering.gpu.address_decode import triton_backward as address_decode_backward
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
 from schedules.workload import Workload
 from tests.brute_force import product_softmax
@@ -124,9 +125,9 @@ def test_compiled_for_the_papers_sizes_it_spills_nothing(arch: str) -> None:
     workload = Workload(op="address_decode", shape={"R": 4096, "U": 5, "P": 4, "K": 8}, dtype="bfloat16")
     schedule = AddressDecode.default(workload)
     assert schedule.unroll == 1 and schedule.refusal(workload) is None
-    forward = compile_plan("lowering.triton.address_decode", [logits, 8], schedule, arch)
+    forward = compile_plan("lowering.gpu.address_decode.triton", [logits, 8], schedule, arch)
     backward = compile_plan(
-        "lowering.triton.address_decode_backward", [weights, logits, slots, weights], AddressDecodeBackward(), arch
+        "lowering.gpu.address_decode.triton_backward", [weights, logits, slots, weights], AddressDecodeBackward(), arch
     )
     for binary in forward + backward:
         assert binary.resources.spilled == binary.resources.local == 0, binary.name

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowering.nvcc import spilled_bytes
+from lowering.gpu.cuda.nvcc import spilled_bytes
+from lowering.gpu.resources import Resources
+from lowering.gpu.triton.binary import amd_resources, compile_launch, resource_usage
 from lowering.targets import gpu_of
-from lowering.triton.binary import amd_resources, compile_launch, resource_usage
-from lowering.work import Resources
 from tests.lowering.triton.compiled import compile_plan
 
 KERNELS, INPUTS = "tests.lowering.triton.spilling", [torch.zeros(1 << 15)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowering.triton import decode_heads, ordering
+from lowering.gpu import races as ordering
+from lowering.gpu.decode_heads import triton as decode_heads
 from schedules.gpu.step import DecodeHeads
 from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, expected, random_inputs
 from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
@@ -74,7 +75,7 @@ def test_it_is_one_launch_that_reads_the_position_from_the_device() -> None:
 def test_compiled_it_spills_nothing_and_threads_meet_at_barriers(arch: str) -> None:
     inputs = random_inputs(Sizes(1, 2, 5, 4, 8, 64), torch.bfloat16, torch.float32)
     given = [*inputs.values(), 5, 4, 8, 1, 1.0, 1.0, 1e-6]
-    (binary,) = compile_plan("lowering.triton.decode_heads", given, DecodeHeads(), arch)
+    (binary,) = compile_plan("lowering.gpu.decode_heads.triton", given, DecodeHeads(), arch)
     assert binary.resources.spilled == binary.resources.local == 0
     for state in ("memory", "mass"):
         ordering.check_ordered(binary.asm["ttgir"], state)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowering.triton import memory_scan
-from lowering.triton.ordering import check_barriers_kept, check_ordered, check_thread_owned
+from lowering.gpu.memory_scan.serial import forward as memory_scan
+from lowering.gpu.races import check_barriers_kept, check_ordered, check_thread_owned
 from schedules.gpu.scan import MemoryScan
 from schedules.workload import Workload
 from tests import brute_force
@@ -108,7 +108,9 @@ def test_the_mass_walked_in_spans(device: str, warp: int, tokens: int, spans: in
 def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) -> None:
     inputs = scan_inputs(1, 1, 7, 8, 1024, 64, dtype=torch.bfloat16, state_dtype=torch.float32)
     arguments = [*(x.flatten(0, 1) for x in inputs.values()), 1.0, EPS]
-    binaries = {x.name: x for x in compile_plan("lowering.triton.memory_scan", arguments, MemoryScan(spans=4), arch)}
+    binaries = {
+        x.name: x for x in compile_plan("lowering.gpu.memory_scan.serial.forward", arguments, MemoryScan(spans=4), arch)
+    }
     assert set(binaries) == {"copy_elements", "open_spans", "sum_mass", "join_spans", "walk_mass", "scan_rows"}
     for name, binary in binaries.items():
         assert (binary.resources.spilled, binary.resources.shared) == (0, 0), name

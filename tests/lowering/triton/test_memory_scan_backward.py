@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowering.triton import memory_scan_backward
-from lowering.triton.ordering import check_barriers_kept, check_ordered, check_thread_owned
+from lowering.gpu.memory_scan.serial import backward as memory_scan_backward
+from lowering.gpu.races import check_barriers_kept, check_ordered, check_thread_owned
 from schedules.gpu.scan import MemoryScanBackward
 from schedules.workload import Workload
 from tests import brute_force
@@ -102,7 +102,7 @@ def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) 
     inputs = scan_inputs(1, 1, 7, 8, 1024, 64, dtype=torch.bfloat16, state_dtype=torch.float32)
     arguments = [x.flatten(0, 1) for x in (*cotangents(inputs), *inputs.values())]
     compiled = compile_plan(
-        "lowering.triton.memory_scan_backward", [*arguments, 1.0, EPS, PROXY_EPS], MemoryScanBackward(spans=4), arch
+        "lowering.gpu.memory_scan.serial.backward", [*arguments, 1.0, EPS, PROXY_EPS], MemoryScanBackward(spans=4), arch
     )
     binaries = {x.name: x for x in compiled}
     assert set(binaries) == {

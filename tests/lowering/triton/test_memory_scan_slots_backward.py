@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowering.triton import memory_scan_slots_backward, ordering
-from lowering.triton.launch import Plan
+from lowering.gpu import races as ordering
+from lowering.gpu.memory_scan.slots import backward as memory_scan_slots_backward
+from lowering.gpu.plan import Plan
 from schedules.gpu.scan import MemoryScanBackward
 from tests import brute_force
 from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
@@ -92,7 +93,7 @@ def test_work_counts_what_the_launches_do() -> None:
 def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: str) -> None:
     given, knobs = arguments(4), MemoryScanBackward(form="slots")
     launches = memory_scan_slots_backward.plan(*given, knobs).launches
-    binaries = compile_plan("lowering.triton.memory_scan_slots_backward", given, knobs, arch)
+    binaries = compile_plan("lowering.gpu.memory_scan.slots.backward", given, knobs, arch)
     for launch, binary in zip(launches, binaries, strict=True):
         assert binary.resources.spilled == 0, binary.name
         tensors = [name for name, x in launch.arguments.items() if isinstance(x, Tensor)]

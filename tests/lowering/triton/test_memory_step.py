@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowering.triton import memory_step, ordering
+from lowering.gpu import races as ordering
+from lowering.gpu.memory_step import triton as memory_step
 from schedules.gpu.step import MemoryStep
 from tests import brute_force
 from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
@@ -106,7 +107,7 @@ def arguments(heads: int, top_k: int, num_slots: int, width: int) -> list[object
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_it_spills_nothing_and_threads_meet_at_barriers(arch: str) -> None:
     for given in (arguments(2, 8, 1024, 64), arguments(1, 5, 9, 600)):
-        for binary in compile_plan("lowering.triton.memory_step", given, MemoryStep(), arch):
+        for binary in compile_plan("lowering.gpu.memory_step.triton", given, MemoryStep(), arch):
             if given[4].shape[-1] == 64:
                 assert binary.resources.spilled == binary.resources.local == 0
             for state in STATE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowering.triton.slot_order import DIGIT_BITS, OrderScratch, order, passes
+from lowering.gpu.memory_scan.slots.order import DIGIT_BITS, OrderScratch, order, passes
 
 # (N, T, K, M): one access, one slot, several chunks, passes of unlike widths, M past 2^20.
 SIZES = [(1, 1, 1, 2), (2, 7, 1, 1), (3, 63, 3, 5), (2, 33, 8, 1000), (1, 40, 4, 4**10 + 1)]

@@ -1,0 +1,253 @@
+"""address_decode in TIR: a branch-free top-K of the product softmax, each lane of a vector a row of logits.
+
+A beam of the K best prefixes, sorted, meets one sub-vector at a time. The digits of the sub-vector are sorted first;
+the beam shifted by its j-th best digit is a sorted list of which at most K/(j + 1) can survive, and lists are joined
+by the bitonic rule: the larger of a_i and b_(K−1−i) for each i, then log2 K rounds of compare and exchange.
+
+A sub-vector's largest logit is subtracted before anything rounds, so a score is a log-probability relative to the best
+prefix's, which is 0. A row with a NaN gets weights of NaN, and slots that are distinct and in range all the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+import tvm.tirx as tir
+from tvm.script import tirx as T
+from tvm.script.ir_builder import tirx as builder
+
+from lowering import emit
+from lowering.emit import Emit
+from schedules.cpu import AddressDecode
+from schedules.workload import Workload
+
+# Below every sum of clamped scores, so that a place of the beam not yet taken never wins over a real prefix.
+_NOTHING, _LOWEST = -3e38, -1e30
+
+
+def module(workload: Workload, schedule: AddressDecode) -> Any:
+    """The IRModule of the kernel.
+
+    Parameters: logits [R, U, P]; slots int32 [R, K], weights [R, K]. R is taken at run time and is at least
+    ``lanes``: the last vector starts early and repeats rows rather than run over the end.
+    """
+    U, P, K = (workload.shape[axis] for axis in "UPK")
+    dtype, lanes = workload.dtype, schedule.lanes
+
+    @T.prim_func(s_tir=True)
+    def address_decode(logits: T.handle, slots: T.handle, weights: T.handle):
+        T.func_attr({"global_symbol": "address_decode", "tir.noalias": True})
+        rows = T.int64()
+        X = emit.argument(logits, (rows, U, P), dtype)
+        S = emit.argument(slots, (rows, K), "int32")
+        W = emit.argument(weights, (rows, K), dtype)
+        for b in T.serial((rows + lanes - 1) // lanes):
+            with T.sblock("decode"):
+                vb = T.axis.spatial((rows + lanes - 1) // lanes, b)
+                T.reads(X[0:rows, 0:U, 0:P])
+                T.writes(S[0:rows, 0:K], W[0:rows, 0:K])
+                first = T.sblock_alloc_buffer((1,), "int32")
+                first[0] = T.min(vb * lanes, rows - lanes)
+                Decoder(workload, lanes, schedule.unroll).emit(first[0], X, S, W)
+
+    plan = tvm.s_tir.Schedule(address_decode)
+    if schedule.parallel:
+        plan.parallel(*plan.get_loops(plan.get_sblock("decode")))
+    return plan.mod
+
+
+class _Pairs:
+    """``count`` vectors of scores, each with a vector of int32 labels that moves along with it.
+
+    In straight code each vector is a buffer of its own, which LLVM keeps in a register; in loops they are rows of one.
+    """
+
+    def __init__(self, count: int, lanes: int, dtype: str, straight: bool, scope: str) -> None:
+        self.count, self.lanes, self.straight = count, lanes, straight
+        shape, copies = ((lanes,), count) if straight else ((count, lanes), 1)
+        self._scores = [T.sblock_alloc_buffer(shape, dtype, scope=scope) for _ in range(copies)]
+        self._labels = [T.sblock_alloc_buffer(shape, "int32", scope=scope) for _ in range(copies)]
+
+    def score(self, i: Any, lane: Any) -> Any:
+        return self._scores[i][lane] if self.straight else self._scores[0][i, lane]
+
+    def label(self, i: Any, lane: Any) -> Any:
+        return self._labels[i][lane] if self.straight else self._labels[0][i, lane]
+
+    def set(self, i: Any, score: Emit, label: Emit) -> None:
+        """Label first: it may be chosen by the score that is about to change."""
+        if self.straight:
+            emit.lanes(self.lanes, (self._labels[i], [], label), (self._scores[i], [], score))
+        else:
+            emit.lanes(self.lanes, (self._labels[0], [i], label), (self._scores[0], [i], score))
+
+
+class Decoder:
+    """Emits the decoding of one vector of ``lanes`` rows, on a GPU one; ``scope`` is that of what a row keeps."""
+
+    def __init__(self, workload: Workload, lanes: int, unroll: int, scope: str = "global") -> None:
+        self.order, self.sub_dim, self.top_k = (workload.shape[axis] for axis in "UPK")
+        self.dtype, self.lanes, self.unroll = emit.sum_type(workload.dtype), lanes, unroll
+        self.width = 1 << (self.top_k - 1).bit_length()  # K rounded up to a power of two, for the bitonic rule
+        self.ranks = min(self.sub_dim, self.top_k)
+        self.straight = unroll > 0
+
+        def pairs(count: int, straight: bool = self.straight) -> _Pairs:
+            return _Pairs(count, lanes, self.dtype, straight, scope)
+
+        self.logits, self.digits = pairs(self.sub_dim), pairs(self.ranks)
+        self.beam, self.joined = pairs(self.width), pairs(self.width)
+        self.one, self.spare = pairs(1, True), pairs(1, True)
+        # norm = Π_u total, total = Σ_p e^(logit − max)
+        self.norm, self.total, self.largest = (
+            T.sblock_alloc_buffer((lanes,), self.dtype, scope=scope) for _ in range(3)
+        )
+        self.step = T.sblock_alloc_buffer((1,), "int32", scope=scope)  # P^u
+
+    def emit(self, first: Any, X: Any, S: Any, W: Any) -> None:
+        """Logits of the rows from ``first`` to their slots and weights."""
+        emit.lanes(self.lanes, (self.norm, [], self.number(1)))
+        self.loop(0, self.width, lambda i: self.beam.set(i, self.number(_NOTHING), self.whole(0)))
+        self.beam.set(0, self.number(0), self.whole(0))
+        emit.store(self.step, [0], emit.constant(1, "int32"))
+        prefixes = 1
+        if self.unroll == 2:
+            for u in range(self.order):
+                self.level(first, X, u, prefixes)
+                prefixes = min(self.width, prefixes * self.sub_dim)
+        else:
+            self.level(first, X, 0, 1)
+            if self.order > 1:
+                with builder.serial(1, self.order) as u:
+                    self.level(first, X, u, self.width)
+
+        def put(k: Any) -> None:
+            with builder.vectorized(0, self.lanes) as lane:
+                emit.store(S, [first + lane, k], self.beam.label(k, lane))
+                weight = emit.exp(self.beam.score(k, lane), self.dtype) / self.norm[lane]
+                emit.store(W, [first + lane, k], weight.astype(W.dtype))
+
+        self.loop(0, self.top_k, put)
+
+    def level(self, first: Any, X: Any, u: Any, prefixes: int) -> None:
+        """Extend the beam, of which ``prefixes`` places are taken, by sub-vector ``u``."""
+
+        self.load(first, X, u)
+        self.sort_digits()
+        self.loop(0, self.width, lambda i: self.extend(self.joined, i, i, 0))
+
+        def join(j: Any) -> None:
+            survivors = min(self.top_k // (j + 1), prefixes) if self.straight else self.top_k // (j + 1)
+
+            def keep(i: Any) -> None:
+                self.extend(self.one, 0, i, j)
+                self.keep_larger(self.width - 1 - i)
+
+            self.loop(0, survivors, keep)
+            self.sort_joined()
+
+        self.loop(1, self.ranks, join)
+        self.loop(
+            0,
+            self.width,
+            lambda i: self.beam.set(
+                i, lambda lane: self.joined.score(i, lane), lambda lane: self.joined.label(i, lane)
+            ),
+        )
+        emit.store(self.step, [0], self.step[0] * emit.constant(self.sub_dim, "int32"))
+
+    def load(self, first: Any, X: Any, u: Any) -> None:
+        """The sub-vector's logits relative to the largest, clamped; ``norm`` gains their Σ_p e^(logit − max)."""
+        largest, total = self.largest, self.total
+
+        def read(p: Any) -> None:
+            self.logits.set(p, lambda lane: X[first + lane, u, p].astype(self.dtype), self.whole(p))
+            emit.lanes(self.lanes, (largest, [], lambda lane: tir.max(largest[lane], self.logits.score(p, lane))))
+
+        def relate(p: Any) -> None:
+            def above(lane: Any) -> Any:
+                return self.logits.score(p, lane) - largest[lane]
+
+            emit.lanes(self.lanes, (total, [], lambda lane: total[lane] + emit.exp(above(lane), self.dtype)))
+            lowest = emit.constant(_LOWEST, self.dtype)
+            self.logits.set(p, lambda lane: tir.max(above(lane), lowest), self.whole(p))
+
+        emit.lanes(self.lanes, (largest, [], self.number(-math.inf)), (total, [], self.number(0)))
+        self.loop(0, self.sub_dim, read)
+        self.loop(0, self.sub_dim, relate)
+        emit.lanes(self.lanes, (self.norm, [], lambda lane: self.norm[lane] * total[lane]))
+
+    def sort_digits(self) -> None:
+        """Insert the P logits one by one in ``digits``, descending; what falls off its end is dropped."""
+        self.loop(0, self.ranks, lambda j: self.digits.set(j, self.number(_NOTHING), self.whole(0)))
+
+        def insert(p: Any) -> None:
+            self.one.set(0, lambda lane: self.logits.score(p, lane), lambda lane: self.logits.label(p, lane))
+            places = min(p + 1, self.ranks) if self.straight else self.ranks
+            self.loop(0, places, lambda j: self.exchange(self.digits, j, self.one, 0))
+
+        self.loop(0, self.sub_dim, insert)
+
+    def extend(self, out: _Pairs, o: Any, i: Any, j: Any) -> None:
+        """Prefix ``i`` of the beam with digit ``j``: scores add, the slot gains digit·P^u."""
+        out.set(
+            o,
+            lambda lane: self.beam.score(i, lane) + self.digits.score(j, lane),
+            lambda lane: self.beam.label(i, lane) + self.digits.label(j, lane) * self.step[0],
+        )
+
+    def keep_larger(self, i: Any) -> None:
+        """``joined[i]`` becomes the larger of itself and ``one``."""
+        x, y = self.joined, self.one
+        x.set(
+            i,
+            lambda lane: tir.max(x.score(i, lane), y.score(0, lane)),
+            lambda lane: tir.Select(y.score(0, lane) > x.score(i, lane), y.label(0, lane), x.label(i, lane)),
+        )
+
+    def exchange(self, x: _Pairs, i: Any, y: _Pairs, j: Any) -> None:
+        """The larger to ``x[i]``, the smaller to ``y[j]``."""
+        old = self.spare
+        old.set(0, lambda lane: x.score(i, lane), lambda lane: x.label(i, lane))
+        x.set(
+            i,
+            lambda lane: tir.max(old.score(0, lane), y.score(j, lane)),
+            lambda lane: tir.Select(y.score(j, lane) > old.score(0, lane), y.label(j, lane), old.label(0, lane)),
+        )
+        y.set(
+            j,
+            lambda lane: tir.min(old.score(0, lane), y.score(j, lane)),
+            lambda lane: tir.Select(y.score(j, lane) > old.score(0, lane), old.label(0, lane), y.label(j, lane)),
+        )
+
+    def sort_joined(self) -> None:
+        """Sort the bitonic sequence ``joined``, descending."""
+
+        def rounds(r: Any) -> None:
+            stride = self.width >> (r + 1)
+
+            def compare(c: Any) -> None:
+                i = c // stride * (2 * stride) + c % stride
+                self.exchange(self.joined, i, self.joined, i + stride)
+
+            self.loop(0, self.width // 2, compare)
+
+        self.loop(0, self.width.bit_length() - 1, rounds)
+
+    def loop(self, start: int, stop: Any, body: Callable[[Any], None]) -> None:
+        """``body`` for start..stop−1, in straight code or in a loop."""
+        if self.straight:
+            for i in range(start, stop):
+                body(i)
+        else:
+            with builder.serial(0, stop - start) as i:
+                body(i + start)
+
+    def number(self, value: float) -> Emit:
+        return lambda _: emit.constant(value, self.dtype)
+
+    def whole(self, value: Any) -> Emit:
+        return lambda _: emit.constant(value, "int32") if isinstance(value, int) else value

@@ -1,0 +1,200 @@
+"""The ops on TVM kernels for the CPU: tensors in, the right kernel for their sizes, tensors out.
+
+Kernels compute in float32, or in float64 where an input is float64; other types are converted on the way in and out.
+A kernel refuses slots out of range before it touches memory for them; which one it was is found out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowering.cpu import runtime
+from lowering.cpu.build import lower
+from lowering.targets import cpu_name
+from ramnet.ops import checks, reference
+from schedules import records
+from schedules.cpu import SCHEDULES
+from schedules.workload import Op, Workload
+
+
+class CpuKernels:
+    """A backend of ``ramnet.ops``.
+
+    Args:
+        tuned: take the records' schedules, else the defaults.
+        check: also look whether slots are distinct and logits are numbers, as the reference always does.
+    """
+
+    def __init__(self, tuned: bool = True, check: bool = False) -> None:
+        runtime.match_threads()
+        self.tuned, self.check = tuned, check
+        self._kernels: dict[tuple[Any, ...], Any] = {}
+
+    def kernel(self, op: Op, sizes: tuple[int, ...], dtype: torch.dtype, **constants: float) -> Any:
+        """The compiled function for an op at these sizes, in the order of ``schedules.workload.AXES``."""
+        runtime.match_threads()
+        key = (op, sizes, dtype, *constants.values())
+        if key not in self._kernels:
+            workload = Workload.of(op, sizes, dtype, constants)
+            if self.tuned:
+                schedule = records.choose(workload, "cpu", cpu_name()).schedule
+            else:
+                schedule = SCHEDULES[op].default(workload)
+            self._kernels[key] = lower(workload, "cpu", schedule)
+        return self._kernels[key]
+
+    def address_decode(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        if self.check:
+            checks.logits_are_numbers(logits)
+        order, sub_dim = logits.shape[-2:]
+        rows = _ready(logits, reference.sum_type(logits)).view(-1, order, sub_dim)
+        kernel = self.kernel("address_decode", (rows.shape[0], order, sub_dim, top_k), rows.dtype)
+        rows, count = _at_least(rows, kernel.schedule.lanes)
+        slots = torch.empty(rows.shape[0], top_k, dtype=torch.int32)
+        weights = torch.empty(rows.shape[0], top_k, dtype=rows.dtype)
+        if count:
+            kernel.function(rows, slots, weights)
+        shape = (*logits.shape[:-2], top_k)
+        return slots[:count].view(shape), weights[:count].view(shape).to(logits.dtype)
+
+    def address_decode_backward(self, grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
+        order, sub_dim = logits.shape[-2:]
+        top_k = slots.shape[-1]
+        dtype = reference.sum_type(logits)
+        rows = _ready(logits, dtype).view(-1, order, sub_dim)
+        kernel = self.kernel("address_decode_backward", (rows.shape[0], order, sub_dim, top_k), dtype)
+        lanes = kernel.schedule.lanes
+        rows, count = _at_least(rows, lanes)
+        others = (_ready(grad_weights, dtype), _ready(slots, dtype), _ready(weights, dtype))
+        grad_w, s, w = (_at_least(x.view(-1, top_k), lanes)[0] for x in others)
+        grad = torch.empty_like(rows)
+        if count:
+            kernel.function(grad_w, rows, s, w, grad)
+        return grad[:count].view(logits.shape).to(logits.dtype)
+
+    def memory_scan(
+        self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
+        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self._check_slots(write_slots, read_slots, memory)
+        if values.numel() == 0:
+            return torch.empty(values.shape, dtype=values.dtype), memory.clone(), mass.clone()
+        dtype = reference.sum_type(values, write_weights, memory)
+        inputs = [_heads_first(x, dtype) for x in
+                  (write_slots, write_weights, read_slots, read_weights, values, memory, mass)]  # fmt: skip
+        sizes = (*inputs[0].shape, *memory.shape[2:])
+        kernel = self.kernel("memory_scan", sizes, dtype, decay_power=decay_power, eps=eps)
+        outputs = [torch.empty_like(x) for x in inputs[4:]]
+        _run(kernel.function, (*inputs, *outputs), write_slots, read_slots, memory.shape[2])
+        output, new_memory, new_mass = (
+            x.view(like.shape).to(like.dtype) for x, like in zip(outputs, (values, memory, mass), strict=True)
+        )
+        return output, new_memory, new_mass
+
+    def memory_scan_backward(
+        self, grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor,
+        write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
+        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        differentiable = (write_weights, read_weights, values, memory, mass)
+        if values.numel() == 0:
+            w, r, v = (torch.zeros(x.shape, dtype=x.dtype) for x in differentiable[:3])
+            return w, r, v, grad_memory.clone(), grad_mass.clone()
+        dtype = reference.sum_type(values, write_weights, memory)
+        inputs = [_heads_first(x, dtype) for x in
+                  (grad_output, grad_memory, grad_mass, write_slots, write_weights, read_slots, read_weights,
+                   values, memory, mass)]  # fmt: skip
+        sizes = (*inputs[3].shape, *memory.shape[2:])
+        constants = {"decay_power": decay_power, "eps": eps, "proxy_eps": proxy_eps}
+        kernel = self.kernel("memory_scan_backward", sizes, dtype, **constants)
+        outputs = [torch.empty_like(inputs[i]) for i in (4, 6, 7, 8, 9)]
+        _run(kernel.function, (*inputs, *outputs), write_slots, read_slots, memory.shape[2])
+        grad_w, grad_r, grad_v, grad_s, grad_z = (
+            x.view(like.shape).to(like.dtype) for x, like in zip(outputs, differentiable, strict=True)
+        )
+        return grad_w, grad_r, grad_v, grad_s, grad_z
+
+    def memory_step(
+        self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
+        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        self._check_slots(write_slots, read_slots, memory)
+        dtype = reference.sum_type(values, write_weights, memory)
+        if memory.dtype != dtype:
+            # Half-precision state: the reference converts only the rows it touches.
+            return reference.memory_step(
+                write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps
+            )
+        batch, heads, top_k = write_slots.shape
+        kernel = self.kernel("memory_step", (batch * heads, top_k, *memory.shape[2:]), dtype,
+                             decay_power=decay_power, eps=eps)  # fmt: skip
+        tensors = (write_slots, write_weights, read_slots, read_weights, values)
+        write_slots, write_weights, read_slots, read_weights, ready = (_ready(x, dtype) for x in tensors)
+        output = torch.empty_like(ready)
+        if output.numel():
+            arguments = (write_slots, write_weights, read_slots, read_weights, ready, memory, mass, output)
+            _run(kernel.function, arguments, write_slots, read_slots, memory.shape[2])
+        return output.to(values.dtype)
+
+    def project(self, x: Tensor, weight: Tensor) -> Tensor:
+        """W x for one row x [..., I] and weight [O, I], both float32."""
+        kernel = self.kernel("project", tuple(weight.shape), x.dtype)
+        output = x.new_empty(*x.shape[:-1], weight.shape[0])
+        kernel.function(weight, x.contiguous().view(-1), output.view(-1))
+        return output
+
+    def decode_layer(
+        self, x: Tensor, position: Tensor, tensors: tuple[Tensor, ...], sizes: tuple[int, ...],
+        constants: dict[str, float],
+    ) -> Tensor:  # fmt: skip
+        """A layer on one token x [1, 1, C]; ``tensors`` are the kernel's from memory on, all float32 and contiguous."""
+        kernel = self.kernel("decode_layer", sizes, x.dtype, **constants)
+        output = torch.empty_like(x)
+        kernel.function(x.view(-1), position, *tensors, output.view(-1))
+        return output
+
+    def _check_slots(self, write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> None:
+        if self.check:
+            checks.slots_are_valid("write_slots", write_slots, memory.shape[2])
+            checks.slots_are_valid("read_slots", read_slots, memory.shape[2])
+
+
+def backend() -> CpuKernels:
+    """The tuned kernels: the entry point of ``ramnet.backends``."""
+    return CpuKernels()
+
+
+def _run(
+    kernel: Callable[..., None], arguments: Sequence[Tensor], write_slots: Tensor, read_slots: Tensor, num_slots: int
+) -> None:
+    """Run a kernel on slots; its refusal of one out of range becomes a ValueError that names it."""
+    try:
+        kernel(*arguments)
+    except RuntimeError:
+        checks.slots_in_range("write_slots", write_slots, num_slots)
+        checks.slots_in_range("read_slots", read_slots, num_slots)
+        raise
+
+
+def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous, and of the type that the kernel takes where it is floating; slots are int32 already."""
+    if tensor.dtype != dtype and tensor.dtype.is_floating_point:
+        tensor = tensor.to(dtype)
+    return tensor.contiguous()
+
+
+def _heads_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, H, …] to [N, …], ready for a kernel."""
+    return _ready(tensor, dtype).flatten(0, 1)
+
+
+def _at_least(rows: Tensor, lanes: int) -> tuple[Tensor, int]:
+    """``rows``, padded to one vector of lanes where there are fewer, and how many are real."""
+    count = rows.shape[0]
+    if 0 < count < lanes:
+        rows = torch.cat([rows, rows[:1].expand(lanes - count, *rows.shape[1:])])
+    return rows, count

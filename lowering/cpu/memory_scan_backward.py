@@ -1,0 +1,198 @@
+"""memory_scan_backward in TIR: the tokens forward once more with a history, then back through it.
+
+Nothing is kept from the forward pass but its inputs. A head's history (the row that each write replaced) lives in
+scratch, a tile of channels at a time, so it stays near the core: T·K·tile values a thread, whatever B·H and D are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm.script import tirx as T
+from tvm.script.ir_builder import tirx as builder
+
+from lowering import emit
+from schedules.cpu import MemoryScanBackward
+from schedules.workload import Workload
+
+
+def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
+    """The IRModule of the kernel.
+
+    Parameters: grad_output [N, T, D], grad_memory [N, M, D], grad_mass [N, M], then the inputs of memory_scan, then
+    the gradients of write_weights, read_weights [N, T, K], values [N, T, D], memory [N, M, D], mass [N, M].
+    N and T are taken at run time. RuntimeError (``emit.OUT_OF_RANGE``) for a slot outside 0..M-1.
+    """
+    K, M, D = (workload.shape[axis] for axis in "KMD")
+    dtype, tile = workload.dtype, schedule.tile
+
+    @T.prim_func(s_tir=True)
+    def memory_scan_backward(
+        grad_output: T.handle, grad_memory: T.handle, grad_mass: T.handle,
+        write_slots: T.handle, write_weights: T.handle, read_slots: T.handle, read_weights: T.handle,
+        values: T.handle, memory: T.handle, mass: T.handle,
+        grad_write_weights: T.handle, grad_read_weights: T.handle, grad_values: T.handle,
+        grad_first_memory: T.handle, grad_first_mass: T.handle,
+    ):  # fmt: skip
+        T.func_attr({"global_symbol": "memory_scan_backward", "tir.noalias": True})
+        N = T.int64()
+        L = T.int64()
+        dO = emit.argument(grad_output, (N, L, D), dtype)
+        dS1 = emit.argument(grad_memory, (N, M, D), dtype)
+        dZ1 = emit.argument(grad_mass, (N, M), dtype)
+        WS = emit.argument(write_slots, (N, L, K), "int32")
+        W = emit.argument(write_weights, (N, L, K), dtype)
+        RS = emit.argument(read_slots, (N, L, K), "int32")
+        R = emit.argument(read_weights, (N, L, K), dtype)
+        V = emit.argument(values, (N, L, D), dtype)
+        S0 = emit.argument(memory, (N, M, D), dtype)
+        Z0 = emit.argument(mass, (N, M), dtype)
+        dW = emit.argument(grad_write_weights, (N, L, K), dtype)
+        dR = emit.argument(grad_read_weights, (N, L, K), dtype)
+        dV = emit.argument(grad_values, (N, L, D), dtype)
+        dS = emit.argument(grad_first_memory, (N, M, D), dtype)
+        dZ = emit.argument(grad_first_mass, (N, M), dtype)
+        outside = T.sblock_alloc_buffer((N,), "int32")  # whether some of a head's slots are out of range
+        emit.clear(outside, N)
+        for n in T.parallel(N):
+            with T.sblock("scan"):
+                vn = T.axis.spatial(N, n)
+                T.reads(
+                    dO[vn, 0:L, 0:D], dS1[vn, 0:M, 0:D], dZ1[vn, 0:M], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K],
+                    RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], V[vn, 0:L, 0:D], S0[vn, 0:M, 0:D], Z0[vn, 0:M],
+                )  # fmt: skip
+                T.writes(
+                    dW[vn, 0:L, 0:K], dR[vn, 0:L, 0:K], dV[vn, 0:L, 0:D], dS[vn, 0:M, 0:D], dZ[vn, 0:M], outside[vn]
+                )
+                z = T.sblock_alloc_buffer((M,), dtype)
+                decays = T.sblock_alloc_buffer((L, K), dtype)
+                slopes = T.sblock_alloc_buffer((L, K), dtype)
+                inverses = T.sblock_alloc_buffer((L, K), dtype)  # 1 / (z + ε) at each read
+                masses = T.sblock_alloc_buffer((L, K), dtype)  # z before each write
+                state = T.sblock_alloc_buffer((T.int64(M), tile), dtype)
+                history = T.sblock_alloc_buffer((L, K, tile), dtype)  # the row before each write
+                product = T.sblock_alloc_buffer((tile,), dtype)
+                if _in_range(workload, vn, L, WS, RS):
+                    for i in T.serial(M):
+                        z[i] = Z0[vn, i]
+                        dZ[vn, i] = dZ1[vn, i]
+                    for t in T.serial(L):
+                        _mass_forward(workload, schedule, vn, t, WS, W, RS, z, decays, slopes, inverses, masses, dW, dR)
+                    for q in T.serial(D // tile):
+                        for i in T.serial(M):
+                            for d in T.vectorized(tile):
+                                state[i, d] = S0[vn, i, q * tile + d]
+                                dS[vn, i, q * tile + d] = dS1[vn, i, q * tile + d]
+                        for t in T.serial(L):
+                            _state_forward(workload, schedule, vn, t, q * tile, WS, W, V, decays, state, history)
+                        for i in T.serial(L):
+                            _state_backward(workload, schedule, vn, L - 1 - i, q * tile, WS, W, RS, R, V, dO, decays,
+                                            slopes, inverses, state, history, product, dW, dR, dV, dS)  # fmt: skip
+                    for i in T.serial(L):
+                        _mass_backward(workload, schedule, vn, L - 1 - i, WS, RS, R, decays, slopes, inverses, masses,
+                                       dW, dR, dZ)  # fmt: skip
+                else:
+                    outside[vn] = 1
+        emit.refuse_any(outside, N)
+
+    return tvm.IRModule({"memory_scan_backward": memory_scan_backward})
+
+
+def _in_range(workload: Workload, n: Any, tokens: Any, WS: Any, RS: Any) -> Any:
+    """Whether a head's slots are."""
+    K, M = workload.shape["K"], workload.shape["M"]
+    return emit.slots_in_range((WS, RS), tokens, K, M, lambda t: [n, t])
+
+
+def _mass_forward(workload: Workload, schedule: MemoryScanBackward, n: Any, t: Any, WS: Any, W: Any, RS: Any, z: Any,
+                  decays: Any, slopes: Any, inverses: Any, masses: Any, dW: Any, dR: Any) -> None:  # fmt: skip
+    """One token forward in z, keeping what the way back needs; the gradients of the weights start at 0."""
+    K, dtype, constants = workload.shape["K"], workload.dtype, workload.constants
+    zero = emit.constant(0.0, dtype)
+
+    def write(k: Any) -> None:
+        slot, weight = WS[n, t, k], W[n, t, k]
+        emit.store(decays, [t, k], emit.decay(weight, constants["decay_power"], dtype))
+        slope = emit.decay_slope(weight, constants["decay_power"], constants["proxy_eps"], dtype)
+        emit.store(slopes, [t, k], slope)
+        emit.store(masses, [t, k], z[slot])
+        emit.store(z, [slot], decays[t, k] * masses[t, k] + weight)
+        emit.store(dW, [n, t, k], zero)
+
+    def read(k: Any) -> None:
+        total = z[RS[n, t, k]] + emit.constant(constants["eps"], dtype)
+        emit.store(inverses, [t, k], emit.constant(1.0, dtype) / total)
+        emit.store(dR, [n, t, k], zero)
+
+    emit.each_slot(K, schedule.unroll, write)
+    emit.each_slot(K, schedule.unroll, read)
+
+
+def _state_forward(workload: Workload, schedule: MemoryScanBackward, n: Any, t: Any, start: Any, WS: Any, W: Any,
+                   V: Any, decays: Any, state: Any, history: Any) -> None:  # fmt: skip
+    """One token forward on one tile of channels: keep the row, then write it."""
+
+    def write(k: Any) -> None:
+        slot = WS[n, t, k]
+        with builder.vectorized(0, schedule.tile) as lane:
+            emit.store(history, [t, k, lane], state[slot, lane])
+            emit.store(state, [slot, lane], decays[t, k] * history[t, k, lane] + W[n, t, k] * V[n, t, start + lane])
+
+    emit.each_slot(workload.shape["K"], schedule.unroll, write)
+
+
+def _state_backward(workload: Workload, schedule: MemoryScanBackward, n: Any, t: Any, start: Any, WS: Any, W: Any,
+                    RS: Any, R: Any, V: Any, dO: Any, decays: Any, slopes: Any, inverses: Any, state: Any,
+                    history: Any, product: Any, dW: Any, dR: Any, dV: Any, dS: Any) -> None:  # fmt: skip
+    """One token back on one tile of channels; dW and dR gather this tile's dot products."""
+    K, tile = workload.shape["K"], schedule.tile
+
+    def read(k: Any) -> None:
+        slot = RS[n, t, k]
+        emit.lanes(tile, (product, [], lambda lane: state[slot, lane] * dO[n, t, start + lane]))
+        emit.store(dR, [n, t, k], dR[n, t, k] + emit.horizontal_sum(product, tile))
+        factor = R[n, t, k] * inverses[t, k]
+        emit.tiles(dS, [n, slot], start, tile, lambda d: dS[n, slot, d] + factor * dO[n, t, d])
+
+    def write(k: Any) -> None:
+        slot = WS[n, t, k]
+        # dS·v is the weight's own share and dS·row the decay's: one sum serves both.
+        emit.lanes(
+            tile,
+            (product, [], lambda lane: dS[n, slot, start + lane]
+                * (V[n, t, start + lane] + slopes[t, k] * history[t, k, lane])),
+        )  # fmt: skip
+        emit.store(dW, [n, t, k], dW[n, t, k] + emit.horizontal_sum(product, tile))
+        emit.tiles(dS, [n, slot], start, tile, lambda d: decays[t, k] * dS[n, slot, d])
+        emit.lanes(tile, (state, [slot], lambda lane: history[t, k, lane]))
+
+    emit.each_slot(K, schedule.unroll, read)
+    emit.sum_slots(
+        K,
+        schedule.unroll,
+        lambda k: lambda d: W[n, t, k] * dS[n, WS[n, t, k], d],
+        lambda value: emit.tiles(dV, [n, t], start, tile, value),
+        lambda d: dV[n, t, d],
+    )
+    emit.each_slot(K, schedule.unroll, write)
+
+
+def _mass_backward(workload: Workload, schedule: MemoryScanBackward, n: Any, t: Any, WS: Any, RS: Any, R: Any,
+                   decays: Any, slopes: Any, inverses: Any, masses: Any, dW: Any, dR: Any,
+                   dZ: Any) -> None:  # fmt: skip
+    """One token back in z: from the dot products to the gradients of the weights."""
+
+    def read(k: Any) -> None:
+        slot = RS[n, t, k]
+        emit.store(dR, [n, t, k], dR[n, t, k] * inverses[t, k])
+        emit.store(dZ, [n, slot], dZ[n, slot] - dR[n, t, k] * R[n, t, k] * inverses[t, k])
+
+    def write(k: Any) -> None:
+        slot = WS[n, t, k]
+        through_mass = emit.constant(1.0, workload.dtype) + slopes[t, k] * masses[t, k]
+        emit.store(dW, [n, t, k], dW[n, t, k] + dZ[n, slot] * through_mass)
+        emit.store(dZ, [n, slot], decays[t, k] * dZ[n, slot])
+
+    emit.each_slot(workload.shape["K"], schedule.unroll, read)
+    emit.each_slot(workload.shape["K"], schedule.unroll, write)

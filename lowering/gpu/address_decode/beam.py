@@ -1,0 +1,159 @@
+"""The K best addresses of a product softmax (paper, steps 2 and 3); it runs inside kernels, a thread a row.
+
+A beam of the K best prefixes meets one sub-vector at a time. The digits of the sub-vector are sorted; the beam shifted
+by its j-th best digit is a sorted list of which at most K/(j + 1) can survive. Lists are joined by the bitonic rule
+or, where few can survive, entry by entry. A prefix's score is its log-probability relative to the best one's, so the
+best always has 0. A row with a NaN gets weights of NaN, and slots that are distinct and in range all the same.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lowering.gpu.triton.ranked import columns, insert, keep_larger, sort_bitonic
+
+# Stands for -inf and NaN among logits: a prefix that holds it must still win over NOTHING, a place of the beam not yet
+# taken.
+_LOWEST = tl.constexpr(-1e30)
+_NOTHING = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def best_addresses(
+    rows, scale, U: tl.constexpr, P: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr, ROUNDS: tl.constexpr,
+    UNROLL: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Scores and slots of the 2^ROUNDS ≥ K best prefixes, descending, and Π_u Σ_p e^(logit − max); tensors [COUNT].
+
+    Args:
+        rows: pointers to logits [U, P], [COUNT]. scale: factors of the rows' logits, [COUNT], or None.
+        UNROLL: what is straight code: 0 nothing, 1 the work on one sub-vector, 2 that on all of them.
+    """
+    RANKS: tl.constexpr = min(P, K)
+    scores, slots, norm = _digits(rows, scale, P, RANKS, COUNT, UNROLL > 0, ACC)
+    for _ in tl.static_range(RANKS, 1 << ROUNDS):
+        scores, slots = scores + (tl.full((COUNT,), _NOTHING, ACC),), slots + (tl.zeros((COUNT,), tl.int32),)
+    step = tl.full((), P, tl.int32)
+    if UNROLL == 2:
+        for u in tl.static_range(1, U):
+            scores, slots, total = _extend(
+                scores, slots, rows + u * P, scale, step, P, K, min(K, P**u), COUNT, ROUNDS, True, ACC
+            )
+            norm *= total
+            step *= P
+    else:
+        for u in range(1, U):
+            scores, slots, total = _extend(
+                scores, slots, rows + u * P, scale, step, P, K, K, COUNT, ROUNDS, UNROLL == 1, ACC
+            )
+            norm *= total
+            step *= P
+    return scores, slots, norm
+
+
+@triton.jit
+def _digits(
+    rows, scale, P: tl.constexpr, RANKS: tl.constexpr, COUNT: tl.constexpr, STRAIGHT: tl.constexpr, ACC: tl.constexpr
+):
+    """The RANKS best logits of a sub-vector relative to the largest, their digits, and Σ_p e^(logit − max)."""
+    total = tl.zeros((COUNT,), ACC)
+    scores, digits = (), ()
+    if STRAIGHT:
+        logits = load_logits(rows, scale, P, COUNT, ACC)
+        largest = logits[0]
+        for p in tl.static_range(1, P):
+            largest = tl.maximum(largest, logits[p])
+        for p in tl.static_range(P):
+            above = logits[p] - largest
+            total += share(above)
+            above = tl.where(above > _LOWEST, above, _LOWEST)
+            scores, digits = insert(scores, digits, above, tl.full((COUNT,), p, tl.int32), 0, RANKS)
+    else:
+        largest = tl.full((COUNT,), _NOTHING, ACC)
+        for p in range(P):
+            largest = tl.maximum(largest, _scaled(tl.load(rows + p), scale, ACC))
+        for _ in tl.static_range(RANKS):
+            scores, digits = scores + (tl.full((COUNT,), _NOTHING, ACC),), digits + (tl.zeros((COUNT,), tl.int32),)
+        for p in range(P):
+            above = _scaled(tl.load(rows + p), scale, ACC) - largest
+            total += share(above)
+            above = tl.where(above > _LOWEST, above, _LOWEST)
+            scores, digits = insert(scores, digits, above, tl.zeros((COUNT,), tl.int32) + p, 0, RANKS)
+    return scores, digits, total
+
+
+@triton.jit
+def share(above):
+    """e^above of a logit relative to the largest: NaN where that is no number ≤ 0, as by a NaN, a +inf or only -inf."""
+    return tl.where(above <= 0, tl.exp(above), float("nan"))
+
+
+@triton.jit
+def load_logits(rows, scale, P: tl.constexpr, COUNT: tl.constexpr, ACC: tl.constexpr):
+    """A sub-vector's logits as a tuple."""
+    logits = ()
+    if scale is None and P & (P - 1) == 0:
+        # A thread's row at once.
+        found = columns(tl.load(rows[:, None] + tl.arange(0, P)[None, :]), COUNT, (P - 1).bit_length())
+        for p in tl.static_range(P):
+            logits = logits + (found[p].to(ACC),)
+    else:
+        for p in tl.static_range(P):
+            logits = logits + (_scaled(tl.load(rows + p), scale, ACC),)
+    return logits
+
+
+@triton.jit
+def _scaled(logit, scale, ACC: tl.constexpr):
+    if scale is None:
+        return logit.to(ACC)
+    else:
+        return logit.to(ACC) * scale
+
+
+@triton.jit
+def _extend(
+    scores, slots, rows, scale, step, P: tl.constexpr, K: tl.constexpr, PREFIXES: tl.constexpr, COUNT: tl.constexpr,
+    ROUNDS: tl.constexpr, STRAIGHT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Extend the beam, of which PREFIXES places are taken, by the sub-vector at ``rows``; ``step`` is P^u."""
+    RANKS: tl.constexpr = min(P, K)
+    digit_scores, digits, total = _digits(rows, scale, P, RANKS, COUNT, STRAIGHT, ACC)
+    # The best digit's score is 0.
+    joined_scores, joined_slots = scores, ()
+    for i in tl.static_range(len(slots)):
+        joined_slots = joined_slots + (slots[i] + digits[0] * step,)
+    if STRAIGHT:
+        for j in tl.static_range(1, RANKS):
+            joined_scores, joined_slots = _join(
+                joined_scores, joined_slots, scores, slots, digit_scores[j], digits[j] * step, j,
+                min(K // (j + 1), PREFIXES), K, ROUNDS,
+            )  # fmt: skip
+    elif RANKS > 1:
+        for _ in range(1, RANKS):
+            # A register has no number at run time: the next digit comes to the front instead.
+            digit_scores, digits = digit_scores[1:] + (digit_scores[0],), digits[1:] + (digits[0],)
+            joined_scores, joined_slots = keep_larger(
+                joined_scores, joined_slots, scores, slots, digit_scores[0], digits[0] * step, K // 2
+            )
+            joined_scores, joined_slots = sort_bitonic(joined_scores, joined_slots, ROUNDS)
+    return joined_scores, joined_slots, total
+
+
+@triton.jit
+def _join(
+    scores, slots, prefixes, prefix_slots, score, slot, J: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr,
+    ROUNDS: tl.constexpr,
+):  # fmt: skip
+    """Join the list with the COUNT best prefixes extended by the digit of rank J, the way that takes less work.
+
+    (i + 1)·(J + 1) − 1 are certainly before prefix i: those of both ranks at most these.
+    """
+    if COUNT * (K + 1) - (J + 1) * COUNT * (COUNT + 1) // 2 < ROUNDS << ROUNDS >> 1:
+        for i in tl.static_range(COUNT):
+            scores, slots = insert(scores, slots, prefixes[i] + score, prefix_slots[i] + slot, (i + 1) * (J + 1) - 1, K)
+    else:
+        scores, slots = keep_larger(scores, slots, prefixes, prefix_slots, score, slot, COUNT)
+        scores, slots = sort_bitonic(scores, slots, ROUNDS)
+    return scores, slots

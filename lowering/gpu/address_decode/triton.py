@@ -1,0 +1,64 @@
+"""address_decode: a thread finds the K best addresses of a row of logits, all in its registers."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lowering.gpu.address_decode.beam import best_addresses
+from lowering.gpu.plan import Launch, Plan
+from lowering.gpu.resources import Work
+from lowering.gpu.triton.ranked import side_by_side
+from lowering.gpu.triton.types import in_triton
+from ramnet.ops.reference import sum_type
+from schedules.gpu.address import AddressDecode, exchanges
+
+
+@triton.jit(do_not_specialize=["R"])
+def address_decode(
+    logits, slots, weights, R, U: tl.constexpr, P: tl.constexpr, K: tl.constexpr, ROUNDS: tl.constexpr,
+    UNROLL: tl.constexpr, THREADS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Logits [R, U, P] to slots and weights [R, K]; threads beyond the last row repeat it and store nothing."""
+    row = tl.program_id(0).to(tl.int64) * THREADS + tl.arange(0, THREADS)
+    scores, found, norm = best_addresses(
+        logits + tl.minimum(row, R - 1) * (U * P), None, U, P, K, THREADS, ROUNDS, UNROLL, ACC
+    )
+    norm = 1 / norm
+    shares = ()
+    for k in tl.static_range(1 << ROUNDS):
+        shares = shares + (tl.exp(scores[k]) * norm,)
+    place = tl.arange(0, 1 << ROUNDS)[None, :]
+    at = row[:, None] * K + place
+    inside = (row < R)[:, None] & (place < K)
+    tl.store(slots + at, side_by_side(found, THREADS, ROUNDS), mask=inside)
+    tl.store(weights + at, side_by_side(shares, THREADS, ROUNDS).to(weights.dtype.element_ty), mask=inside)
+
+
+def plan(rows: Tensor, top_k: int, schedule: AddressDecode) -> Plan:
+    """Slots int32 [R, K] and weights [R, K] of the type of the logits ``rows`` [R, U, P], weights descending."""
+    count, order, sub_dim = rows.shape
+    slots = rows.new_empty((count, top_k), dtype=torch.int32)
+    weights = rows.new_empty((count, top_k))
+    programs = triton.cdiv(count, schedule.threads)
+    arguments = {
+        "logits": rows, "slots": slots, "weights": weights, "R": count, "U": order, "P": sub_dim, "K": top_k,
+        "ROUNDS": (top_k - 1).bit_length(), "UNROLL": schedule.unroll, "THREADS": schedule.threads,
+        "ACC": in_triton(sum_type(rows)),
+    }  # fmt: skip
+    moved = rows.nbytes + slots.nbytes + weights.nbytes
+    work = Work(
+        programs=programs, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
+        operations=count * operations(order, sub_dim, top_k, schedule.unroll),
+        # A loop asks for a sub-vector's logits when their turn comes, straight code for all of them first.
+        steps=1 if schedule.unroll == 2 else order,
+    )  # fmt: skip
+    return Plan((Launch(address_decode, (programs,), arguments, schedule.threads, work),), (slots, weights))
+
+
+def operations(order: int, sub_dim: int, top_k: int, unroll: int) -> int:
+    """Instructions of a row: 5 an exchange (a comparison, two selections of scores and two of labels), 6 a logit."""
+    sorting, joining = exchanges(sub_dim, top_k, unroll)
+    return 5 * (order * sorting + (order - 1) * joining) + 6 * order * sub_dim + 3 * top_k

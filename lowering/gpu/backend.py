@@ -1,0 +1,167 @@
+"""The ops on GPU kernels: tensors in, the schedule of the records for their sizes, tensors out.
+
+Sums are float32, or float64 where an input is. Inputs may have any floating type; nothing is converted on the way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowering.gpu.compilers import unserved
+from lowering.gpu.kernels import plan
+from lowering.gpu.tir import run as tir
+from lowering.targets import gpu_of
+from ramnet.ops import checks
+from schedules import records
+from schedules.base import Schedule
+from schedules.gpu import SCHEDULES
+from schedules.workload import Op, Workload
+
+
+class GpuKernels:
+    """A backend of ``ramnet.ops``.
+
+    Args:
+        target: whose records are used.
+        tuned: take the records' schedules where this machine has their compilers, else the defaults.
+        check: also look whether slots are distinct and logits are numbers; it waits for the device.
+        given: schedules that go before both, by op.
+
+    ``warp``, the threads that run in step, are those of the target where no other GPU is told of.
+    """
+
+    def __init__(
+        self, target: str, tuned: bool = True, check: bool = False, given: dict[str, Schedule] | None = None
+    ) -> None:
+        self.target, self.tuned, self.check, self.given = target, tuned, check, given or {}
+        self.warp = gpu_of(target).warp
+        self._schedules: dict[tuple[Any, ...], Schedule] = {}
+
+    def schedule(self, op: Op, sizes: tuple[int, ...], dtype: torch.dtype, **constants: float) -> Schedule:
+        """For an op at these sizes, in the order of ``schedules.workload.AXES``."""
+        if op in self.given:
+            return self.given[op]
+        key = (op, sizes, dtype, *constants.values())
+        if key not in self._schedules:
+            workload = Workload.of(op, sizes, dtype, constants)
+            if self.tuned:
+                # A record may name a compiler that is not on this machine.
+                choice = records.choose(workload, self.target, self.target, lambda s: unserved(s, self.target))
+                self._schedules[key] = choice.schedule
+            else:
+                self._schedules[key] = SCHEDULES[op].default(workload)
+        return self._schedules[key]
+
+    def address_decode(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        if self.check:
+            checks.logits_are_numbers(logits)
+        rows = logits.contiguous().flatten(0, -3) if logits.dim() > 2 else logits.contiguous().unsqueeze(0)
+        schedule = self.schedule("address_decode", (*rows.shape, top_k), logits.dtype)
+        slots, weights = self._run("address_decode", schedule, rows, top_k)
+        shape = (*logits.shape[:-2], top_k)
+        return slots.view(shape), weights.view(shape)
+
+    def address_decode_backward(self, grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
+        order, sub_dim = logits.shape[-2:]
+        top_k = slots.shape[-1]
+        rows = logits.contiguous().view(-1, order, sub_dim)
+        others = (x.contiguous().view(-1, top_k) for x in (slots, weights))
+        schedule = self.schedule("address_decode_backward", (*rows.shape, top_k), logits.dtype)
+        grads = grad_weights.contiguous().view(-1, top_k)
+        (grad,) = self._run("address_decode_backward", schedule, grads, rows, *others)
+        return grad.view(logits.shape)
+
+    def memory_scan(
+        self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
+        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self._check_slots(write_slots, read_slots, memory)
+        if values.numel() == 0:
+            return torch.empty_like(values), memory.clone(), mass.clone()
+        inputs = [_heads_first(x) for x in
+                  (write_slots, write_weights, read_slots, read_weights, values, memory, mass)]  # fmt: skip
+        sizes = (*inputs[0].shape, *memory.shape[2:])
+        schedule = self.schedule("memory_scan", sizes, values.dtype, decay_power=decay_power, eps=eps)
+        outputs = self._run("memory_scan", schedule, *inputs, decay_power, eps)
+        output, new_memory, new_mass = (
+            x.view(like.shape) for x, like in zip(outputs, (values, memory, mass), strict=True)
+        )
+        return output, new_memory, new_mass
+
+    def memory_scan_backward(
+        self, grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor,
+        write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
+        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        differentiable = (write_weights, read_weights, values, memory, mass)
+        if values.numel() == 0:
+            w, r, v = (torch.zeros_like(x) for x in differentiable[:3])
+            return w, r, v, grad_memory.clone(), grad_mass.clone()
+        inputs = [_heads_first(x) for x in
+                  (grad_output, grad_memory, grad_mass, write_slots, write_weights, read_slots, read_weights,
+                   values, memory, mass)]  # fmt: skip
+        sizes = (*inputs[3].shape, *memory.shape[2:])
+        constants = {"decay_power": decay_power, "eps": eps, "proxy_eps": proxy_eps}
+        schedule = self.schedule("memory_scan_backward", sizes, values.dtype, **constants)
+        outputs = self._run("memory_scan_backward", schedule, *inputs, *constants.values())
+        grad_w, grad_r, grad_v, grad_s, grad_z = (
+            x.view(like.shape) for x, like in zip(outputs, differentiable, strict=True)
+        )
+        return grad_w, grad_r, grad_v, grad_s, grad_z
+
+    def memory_step(
+        self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
+        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        self._check_slots(write_slots, read_slots, memory)
+        inputs = [_heads_first(x) for x in (write_slots, write_weights, read_slots, read_weights, values)]
+        state = (memory.view(-1, *memory.shape[2:]), mass.view(-1, mass.shape[2]))
+        sizes = (*inputs[0].shape, *memory.shape[2:])
+        schedule = self.schedule("memory_step", sizes, values.dtype, decay_power=decay_power, eps=eps)
+        (output,) = self._run("memory_step", schedule, *inputs, *state, decay_power, eps)
+        return output.view(values.shape)
+
+    def decode_heads(
+        self, projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int,
+        sub_dim: int, top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        """One token of a RAM-Net mixer between its two projections, updating ``memory`` and ``mass`` in place.
+
+        Args:
+            projected: x W for W_q, W_k and W_v side by side, [B, 2·H·U·P + H·D], contiguous.
+            log_scale: α of W_q and of W_k, [2, H]. position: int64 scalar on the device.
+            memory, mass: [B, H, M, D] and [B, H, M], contiguous. cape_heads: heads 0 to this one shift by CAPE.
+
+        Returns:
+            [B, H·D], what W_o takes, of the type of ``projected``.
+        """
+        batch, heads, slots, dim = memory.shape
+        sizes = (batch * heads, order, sub_dim, top_k, slots, dim)
+        constants = {"decay_power": decay_power, "eps": eps}
+        schedule = self.schedule("decode_heads", sizes, projected.dtype, **constants)
+        (output,) = self._run(
+            "decode_heads", schedule, projected, log_scale, position, memory, mass, order, sub_dim, top_k, cape_heads,
+            temperature, decay_power, eps,
+        )  # fmt: skip
+        return output
+
+    def _run(self, op: Op, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        """An op's results, by the compiler that its schedule names."""
+        if schedule.compiler == "tir":
+            return tir.run(op, schedule, self.target, *arguments)
+        return plan(op, schedule, *arguments).run(self.warp)
+
+    def _check_slots(self, write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> None:
+        for name, slots in (("write_slots", write_slots), ("read_slots", read_slots)):
+            if self.check:
+                checks.slots_are_valid(name, slots, memory.shape[2])
+            elif not slots.is_cuda:  # Triton's interpreter; on a GPU ``ramnet.ops`` has queued the check
+                checks.slots_in_range(name, slots, memory.shape[2])
+
+
+def _heads_first(tensor: Tensor) -> Tensor:
+    """[B, H, …] to [N, …], contiguous."""
+    return tensor.contiguous().flatten(0, 1)

@@ -1,0 +1,24 @@
+"""Which compilers of GPU kernels can be used on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from lowering.gpu.cuda import nvcc
+from lowering.targets import find, gpu_of
+
+
+def unserved(schedule: Any, target: str) -> str | None:
+    """Why a schedule cannot be compiled for ``target`` here whatever the workload, in a sentence; None where it can."""
+    wanted, served = schedule.compiler, find(target).compilers
+    if wanted not in served:
+        return f"{wanted} does not compile for {target}, which {' and '.join(served)} serves"
+    if wanted == "tir" and importlib.util.find_spec("tvm") is None:
+        return "TIR's kernels need TVM, which is not installed: pip install 'ramnet[tvm]'"
+    if wanted == "tir" and nvcc.nvcc() is None:
+        return nvcc.MISSING
+    warp = gpu_of(target).warp
+    if schedule.threads % warp:
+        return f"threads is {schedule.threads}; {target} runs them {warp} at a time"
+    return None

@@ -1,0 +1,99 @@
+"""TIR templates to CUDA C for GPUs that need not be there, and what their binaries need."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lowering.gpu.cuda.nvcc import compile_cuda, resources
+from lowering.gpu.resources import Compiled
+from lowering.gpu.tir.programs import programs, template
+from lowering.gpu.tir.threads import ORDERED
+from lowering.targets import Gpu, gpu_of
+from schedules.gpu.shared import refuse_bytes
+from schedules.workload import Workload
+
+# Barriers are the template's own: TVM's would stand at every access through an index that it cannot know. Its buffers
+# are of the size that they need. Common terms are nvcc's to find: TVM would make some of them parameters of the kernel.
+_LEFT_OUT = ("s_tir.ThreadSync", "s_tir.CompactBufferAllocation", "tirx.CommonSubexprElim")
+
+
+class SharedMemoryError(ValueError):
+    """A program needs more shared memory than the target has."""
+
+    status = "shared_memory"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The kernels of a workload as CUDA C.
+
+    Attributes:
+        arguments: by function, its tensors in the template's order: a name, and the shape with run-time sizes by name.
+        shared: by function, bytes of dynamic shared memory.
+    """
+
+    text: str
+    arguments: dict[str, list[list[Any]]]
+    shared: dict[str, int]
+
+    def parameters(self, name: str) -> list[str]:
+        """The kernel's parameters in order: a tensor's name with ``_ptr``, or the name of a run-time size."""
+        found = re.search(rf"\b{name}_kernel\(([^)]*)\)", self.text)
+        if found is None:
+            raise ValueError(f"the CUDA C has no kernel {name}_kernel")
+        return [parameter.split()[-1] for parameter in found[1].split(",")]
+
+
+def build(module: Any, target: Any, left_out: Sequence[str] = ()) -> Any:
+    """TVM's executable of a template, without some passes more; for CUDA or for the CPU."""
+    import tvm
+
+    with tvm.transform.PassContext(disabled_pass=[*_LEFT_OUT, *left_out]):
+        return tvm.compile(module, target=target)
+
+
+def generate(workload: Workload, gpu: Gpu, schedule: Any, state: str = "float32") -> Source:
+    """CUDA C for a GPU; ``state`` is the type of memory and mass.
+
+    Raises:
+        ValueError: for a schedule that is refused.
+        SharedMemoryError: with the bytes and the limit, where it needs more shared memory than a program has there.
+        ImportError: without TVM.
+    """
+    schedule.require(workload)
+    import tvm
+
+    module = template(workload, schedule, True, state)
+    shared = {name.name_hint: int(function.attrs["shared_bytes"]) for name, function in module.functions.items()}
+    refused = refuse_bytes(max(shared.values()), gpu.shared_block)
+    if refused is not None:
+        raise SharedMemoryError(f"{workload.op} on {gpu.arch}: {refused}")
+    kind = {"kind": "cuda", "arch": gpu.arch, "max_shared_memory_per_block": gpu.shared_block}
+    text = build(module, tvm.target.Target(kind, host={"kind": "llvm"})).mod.imports[0].inspect_source()
+    if any(ORDERED in function.attrs for function in module.functions.values()):
+        text = text.replace(" __restrict__", "")
+    arguments = {name.name_hint: _arguments(function) for name, function in module.functions.items()}
+    return Source(text, arguments, shared)
+
+
+def compiled(workload: Workload, target: str, schedule: Any) -> list[Compiled]:
+    """Each launch of ``workload`` on ``target`` under ``schedule``, compiled by nvcc, in the order of their running.
+
+    Errors as in ``generate``; NoNvccError without nvcc; RuntimeError, with nvcc's words, where it fails.
+    """
+    gpu = gpu_of(target)
+    source = generate(workload, gpu, schedule)
+    _, told = compile_cuda(source.text, gpu.arch)
+    found = resources(told, source.shared)
+    return [Compiled(p.name, p.work, found[p.name]) for p in programs(workload, schedule)]
+
+
+def _arguments(function: Any) -> list[list[Any]]:
+    """A function's tensors in order."""
+    return [
+        [str(tensor.name), [int(d) if hasattr(d, "value") else str(d.name) for d in tensor.shape]]
+        for tensor in function.params
+    ]

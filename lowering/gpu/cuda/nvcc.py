@@ -1,0 +1,91 @@
+"""CUDA C to binaries by nvcc, wherever it is installed, and what ptxas says that they need."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from lowering.gpu.resources import Resources
+
+MISSING = "binaries of TIR's kernels need nvcc, which is not installed: pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
+
+
+class NoNvccError(ValueError):
+    """nvcc is not installed, so that CUDA C can be had but no binary."""
+
+    status = "no_compiler"
+
+
+def compile_cuda(text: str, arch: str) -> tuple[bytes, str]:
+    """The cubin of CUDA C for ``arch``, and what ptxas told of it. Products and sums are fused, and denormal numbers
+    are 0, without which a quotient takes three instructions more; no other fast math.
+
+    NoNvccError without nvcc; RuntimeError, with nvcc's words, where it fails.
+    """
+    program = nvcc()
+    if program is None:
+        raise NoNvccError(MISSING)
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
+        source.write_text(text, encoding="utf-8")
+        command = [
+            program,
+            "-cubin",
+            "-w",
+            "-ftz=true",
+            f"-arch={arch}",
+            "-Xptxas",
+            "-v",
+            "-o",
+            str(cubin),
+            str(source),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"nvcc failed for {arch}: {done.stderr.strip()}")
+        return cubin.read_bytes(), done.stdout + done.stderr
+
+
+@cache
+def nvcc() -> str | None:
+    """Path of nvcc: on PATH, of CUDA_HOME, or of the package nvidia-cuda-nvcc; None where there is none."""
+    found = shutil.which("nvcc")
+    if found:
+        return found
+    folders = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
+    package = importlib.util.find_spec("nvidia")
+    for place in package.submodule_search_locations or [] if package else []:
+        folders += sorted(Path(place).glob("cu[0-9]*"), reverse=True)
+    return next((str(folder / "bin" / "nvcc") for folder in folders if (folder / "bin" / "nvcc").is_file()), None)
+
+
+def resources(told: str, shared: dict[str, int]) -> dict[str, Resources]:
+    """By function, what ``ptxas -v`` told of each kernel, with its dynamic shared memory."""
+    found = {}
+    for part in told.split("Compiling entry function '")[1:]:
+        name = part.split("'")[0].removesuffix("_kernel")
+
+        def number(pattern: str, text: str = part) -> int:
+            match = re.search(pattern, text)
+            return int(match[1]) if match else 0
+
+        found[name] = Resources(
+            registers=number(r"Used (\d+) registers"), spilled=spilled_bytes(part),
+            local=number(r"(\d+) bytes stack frame"), shared=shared[name] + number(r"(\d+) bytes smem"),
+        )  # fmt: skip
+    return found
+
+
+def spilled_bytes(told: str) -> int:
+    """Bytes that the instructions which ``ptxas -v`` calls spills store or load, whichever are more; of all functions.
+
+    The frame that ``cuobjdump`` calls STACK holds spilled registers and arrays that the program itself indexes.
+    """
+    found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told)
+    return sum(max(int(stores), int(loads)) for stores, loads in found)

@@ -1,0 +1,32 @@
+"""Which Triton kernels compute an op in which form of its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lowering.gpu.address_decode import triton as address_decode
+from lowering.gpu.address_decode import triton_backward as address_decode_backward
+from lowering.gpu.decode_heads import triton as decode_heads
+from lowering.gpu.memory_scan.serial import backward as serial_backward
+from lowering.gpu.memory_scan.serial import forward as serial_forward
+from lowering.gpu.memory_scan.slots import backward as slots_backward
+from lowering.gpu.memory_scan.slots import forward as slots_forward
+from lowering.gpu.memory_step import triton as memory_step
+from lowering.gpu.plan import Plan
+
+_PLANS: dict[tuple[str, str], Callable[..., Plan]] = {
+    ("address_decode", ""): address_decode.plan,
+    ("address_decode_backward", ""): address_decode_backward.plan,
+    ("memory_scan", "serial"): serial_forward.plan,
+    ("memory_scan", "slots"): slots_forward.plan,
+    ("memory_scan_backward", "serial"): serial_backward.plan,
+    ("memory_scan_backward", "slots"): slots_backward.plan,
+    ("memory_step", ""): memory_step.plan,
+    ("decode_heads", ""): decode_heads.plan,
+}
+
+
+def plan(op: str, schedule: Any, *arguments: Any) -> Plan:
+    """The launches of an op under a schedule of Triton's."""
+    return _PLANS[op, getattr(schedule, "form", "")](*arguments, schedule)

@@ -1,0 +1,106 @@
+"""Backward of memory_scan, serial in time (paper, steps 5 to 7).
+
+The tokens run forward once more, from copies of the state ``checkpoint`` tokens apart, keeping the rows that writes
+replace; then back. No decay, which may be 0, is ever inverted.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from lowering.gpu.memory_scan.serial import mass as memory_scan_mass
+from lowering.gpu.memory_scan.serial import mass_backward as memory_scan_mass_backward
+from lowering.gpu.memory_scan.serial import mass_spans
+from lowering.gpu.memory_scan.serial.forward import row_threads
+from lowering.gpu.memory_scan.serial.rows_backward import scan_rows_backward
+from lowering.gpu.plan import Launch, Plan
+from lowering.gpu.resources import Work
+from lowering.gpu.triton.copying import copy
+from lowering.gpu.triton.types import in_triton
+from ramnet.ops.reference import sum_type
+from schedules.gpu.scan import MemoryScanBackward
+
+
+def plan(
+    grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor, write_slots: Tensor, write_weights: Tensor,
+    read_slots: Tensor, read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor, decay_power: float,
+    eps: float, proxy_eps: float, schedule: MemoryScanBackward,
+) -> Plan:  # fmt: skip
+    """Gradients of write_weights, read_weights, values, memory and mass, each of the type of what it belongs to.
+
+    Args:
+        grad_output: [N, T, D]. grad_memory, grad_mass: of the state after the last token, [N, M, D] and [N, M].
+        write_slots, write_weights, read_slots, read_weights: [N, T, K], slots int32. values: [N, T, D].
+        memory, mass: the state before the first token, [N, M, D] and [N, M].
+    """
+    heads, tokens, top_k = write_slots.shape
+    acc = sum_type(values, write_weights, memory)
+    grads = [torch.empty_like(x) for x in (write_weights, read_weights, values, memory, mass)]
+    grad_weights, grad_read_weights, grad_values, grad_first_memory, grad_first_mass = grads
+    # The walk back sums in ``acc``: where the state is of that type, it walks in the results' own place.
+    grad_state = grad_first_memory if memory.dtype == acc else torch.empty_like(memory, dtype=acc)
+    spans = mass_spans.number(tokens, schedule.spans)
+    z, grad_z = (mass.new_empty((spans, *mass.shape), dtype=acc) for _ in range(2))
+    mass_walk, factors, inverses, replaced = memory_scan_mass.forward(
+        write_slots, write_weights, read_slots, read_weights, z, decay_power, eps, keep=True
+    )
+    kept = min(schedule.checkpoint, tokens)
+    states = memory.new_empty((triton.cdiv(tokens, kept), *memory.shape), dtype=acc)
+    history = memory.new_empty((heads, kept, top_k, memory.shape[2]), dtype=acc)
+    tiles = triton.cdiv(memory.shape[2], schedule.tile)
+    along_reads, along_writes = (memory.new_empty((heads, tiles, tokens, top_k), dtype=acc) for _ in range(2))
+    launches = [
+        copy(mass, z[0]),
+        *mass_walk,
+        copy(memory, states[0]),
+        copy(grad_memory, grad_state),
+        _rows(grad_output, write_slots, write_weights, read_slots, factors, values, states, history, grad_state,
+              grad_values, along_reads, along_writes, decay_power, proxy_eps, schedule),
+        copy(grad_mass, grad_z[-1]),
+        *memory_scan_mass_backward.backward(
+            along_reads, along_writes, write_slots, write_weights, read_slots, factors, inverses, replaced, grad_z,
+            grad_weights, grad_read_weights, decay_power, proxy_eps,
+        ),
+        copy(grad_z[0], grad_first_mass),
+    ]  # fmt: skip
+    if grad_state is not grad_first_memory:
+        launches.append(copy(grad_state, grad_first_memory))
+    return Plan(tuple(launches), tuple(grads))
+
+
+def _rows(
+    grad_output: Tensor, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, factors: Tensor,
+    values: Tensor, states: Tensor, history: Tensor, grad_state: Tensor, grad_values: Tensor, along_reads: Tensor,
+    along_writes: Tensor, decay_power: float, proxy_eps: float, schedule: MemoryScanBackward,
+) -> Launch:  # fmt: skip
+    copies, heads, slots, width = states.shape
+    tiles, tokens, top_k = along_reads.shape[1:]
+    kept = history.shape[1]
+    threads = row_threads(schedule, states.dtype)
+    arguments = {
+        "grad_output": grad_output, "write_slots": write_slots, "write_weights": write_weights,
+        "read_slots": read_slots, "factors": factors, "values": values, "states": states, "history": history,
+        "grad_state": grad_state, "grad_values": grad_values, "along_reads": along_reads,
+        "along_writes": along_writes, "T": tokens, "CHECKPOINT": kept, "M": slots, "K": top_k,
+        "ROUNDS": (top_k - 1).bit_length(), "D": width, "TILE": schedule.tile, "POWER": decay_power,
+        "PROXY_EPS": proxy_eps, "ACC": in_triton(states.dtype),
+    }  # fmt: skip
+    twice = (copies - 1) * kept / tokens  # the part of the tokens that runs forward twice
+    operands = sum(x.nbytes for x in (write_slots, write_weights, read_slots, factors))
+    channels = 2 * values.nbytes + grad_output.nbytes + grad_values.nbytes
+    along = along_reads.nbytes + along_writes.nbytes
+    accesses = write_slots.numel() * width
+    # A write loads and stores its row, and once more to keep it; its gradient, and a read's, are loaded and stored.
+    rows = (2 * twice + 9) * accesses * states.element_size() + 2 * (copies - 1) * states[0].nbytes
+    # Of the two sums over channels, as compiled: a program of one NVIDIA warp sums without shared memory.
+    exchange = threads > 32
+    work = Work(
+        programs=heads * tiles, threads=threads,
+        dram_bytes=operands + channels + along + states.nbytes + 2 * grad_state.nbytes,
+        cache_bytes=(2 + twice) * tiles * operands + channels + along + rows,
+        operations=(12 + 3 * twice) * accesses, steps=tokens, trips=3 + twice + (copies - 1) * slots / 8 / tokens,
+        shared_trips=4 if exchange else 2, barriers=10 if exchange else 2, reused_bytes=2 * grad_state.nbytes,
+    )  # fmt: skip
+    return Launch(scan_rows_backward, (heads, tiles), arguments, threads, work)

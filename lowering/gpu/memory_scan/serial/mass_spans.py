@@ -1,0 +1,88 @@
+"""The mass of a long sequence by spans of tokens that are walked side by side.
+
+Over a span every slot's mass, and on the way back its gradient, goes from z to gain · z + sum. Programs find the pairs
+of all spans at once, a short walk from span to span gives each its first mass, and then all spans are walked at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lowering.gpu.plan import Launch
+from lowering.gpu.resources import Work
+
+# An element a thread.
+BLOCK = THREADS = 128
+
+
+@triton.jit(do_not_specialize=["SIZE"])
+def open_spans(gains, sums, SIZE, BLOCK: tl.constexpr):
+    """The pair of a span without tokens."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(gains + at, tl.full((BLOCK,), 1, gains.dtype.element_ty), mask=at < SIZE)
+    tl.store(sums + at, tl.full((BLOCK,), 0, sums.dtype.element_ty), mask=at < SIZE)
+
+
+@triton.jit(do_not_specialize=["SIZE", "SPANS"])
+def join_spans(mass, gains, sums, SIZE, SPANS, BLOCK: tl.constexpr, REVERSE: tl.constexpr):
+    """mass [SPANS, SIZE]: from that which enters the first span (REVERSE: the last), those which enter the others.
+
+    No element is both stored and loaded, so threads need not wait for one another.
+    """
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < SIZE
+    step = SIZE
+    if REVERSE:
+        at += (SPANS - 1).to(tl.int64) * SIZE
+        step = -SIZE
+    z = tl.load(mass + at, mask=inside)
+    for _ in range(SPANS - 1):
+        z = tl.load(gains + at, mask=inside) * z + tl.load(sums + at, mask=inside)
+        at += step
+        tl.store(mass + at, z, mask=inside)
+
+
+def first_masses(
+    kernel: Any, arguments: Mapping[str, Any], mass: Tensor, threads: int, work: Work, reverse: bool
+) -> list[Launch]:
+    """The launches that give each span of mass [S, N, M] its first one; none where there is one span.
+
+    ``kernel`` finds the pairs of all spans, the "gains" and "sums" beside its ``arguments``.
+    """
+    if mass.shape[0] == 1:
+        return []
+    gains, sums = torch.empty_like(mass), torch.empty_like(mass)
+    pairs = Launch(kernel, (mass.shape[1], mass.shape[0]), {**arguments, "gains": gains, "sums": sums}, threads, work)
+    return [opened(gains, sums), pairs, joined(mass, gains, sums, reverse)]
+
+
+def number(tokens: int, wanted: int) -> int:
+    """Spans of one length, but for the last, that hold all tokens: ``wanted``, or fewer so that none is empty."""
+    return triton.cdiv(tokens, triton.cdiv(tokens, min(wanted, tokens)))
+
+
+def opened(gains: Tensor, sums: Tensor) -> Launch:
+    """Fill both [S, N, M]."""
+    programs = triton.cdiv(gains.numel(), BLOCK)
+    arguments = {"gains": gains, "sums": sums, "SIZE": gains.numel(), "BLOCK": BLOCK}
+    moved = gains.nbytes + sums.nbytes
+    work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, operations=gains.numel())
+    return Launch(open_spans, (programs,), arguments, THREADS, work)
+
+
+def joined(mass: Tensor, gains: Tensor, sums: Tensor, reverse: bool) -> Launch:
+    """Fill mass [S, N, M] but for its first [N, M], or its last with ``reverse``."""
+    spans = mass.shape[0]
+    size = mass[0].numel()
+    programs = triton.cdiv(size, BLOCK)
+    arguments = {"mass": mass, "gains": gains, "sums": sums, "SIZE": size, "SPANS": spans, "BLOCK": BLOCK,
+                 "REVERSE": reverse}  # fmt: skip
+    moved = 3 * mass.nbytes
+    work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, operations=2 * mass.numel(), steps=spans)
+    return Launch(join_spans, (programs,), arguments, THREADS, work)

@@ -1,0 +1,218 @@
+"""memory_scan_backward in TIR for GPUs, of form "shared": forth, the gradients at reads, back, and those at writes.
+
+Every walk gives its tile's share of the dot products of a token's rows, which are summed in the order of the tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm.script import tirx as T
+
+from lowering import emit
+from lowering.gpu.memory_scan.shared.recompute import Forth
+from lowering.gpu.memory_scan.shared.reverse import Back
+from lowering.gpu.memory_scan.shared.walk import Walk
+from lowering.gpu.memory_scan.shared.writes import Writes
+from lowering.gpu.tir.threads import Threads
+from schedules.gpu.scan import MemoryScanBackward
+from schedules.gpu.shared import SUM_THREADS, THREADS, history_type, tile, tiles
+from schedules.workload import Workload
+
+
+def module(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str = "float32",
+           backwards: bool = False) -> Any:  # fmt: skip
+    """The IRModule of four kernels that run one after another.
+
+    Arrays by tokens are [N, T, K], and what stays between the kernels [N, T', K], T' being T rounded up to whole
+    chunks, the shares of G tiles [N, G, T', K], in the type of sums:
+
+    - ``forth``: grad_output [N, T, D], write_slots, write_weights, read_slots, values [N, T, D], memory [N, M, D], mass
+      [N, M]; gives history [N, T', K, G · tile], the rows before each write, read_parts, old_masses and inverses.
+    - ``reads``: read_parts, read_weights, inverses; gives grad_read_weights and pushes, of the mass.
+    - ``back``: grad_output, grad_memory [N, M, D], grad_mass [N, M], all addresses, values, history, old_masses,
+      inverses, pushes; gives grad_values, write_parts, and the gradients of the first memory and mass.
+    - ``writes``: write_parts; gives grad_write_weights.
+    """
+    return tvm.IRModule(
+        {
+            "forth": _forth(workload, schedule, cuda, state, backwards),
+            "reads": _reads(workload, schedule, cuda, backwards),
+            "back": _back(workload, schedule, cuda, state, backwards),
+            "writes": _writes(workload, schedule, cuda, backwards),
+        }
+    )
+
+
+def _forth(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, backwards: bool) -> Any:
+    K, M, D = (workload.shape[axis] for axis in "KMD")
+    dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), tiles(workload, schedule)
+    threads, kept, width = Threads(THREADS, cuda, backwards), history_type(workload), count * tile(schedule)
+
+    @T.prim_func(s_tir=True)
+    def forth(
+        grad_output: T.handle, write_slots: T.handle, write_weights: T.handle, read_slots: T.handle,
+        values: T.handle, memory: T.handle, mass: T.handle,
+        history: T.handle, read_parts: T.handle, old_masses: T.handle, inverses: T.handle,
+    ):  # fmt: skip
+        T.func_attr({"global_symbol": "forth", "tir.noalias": True})
+        N = T.int64()
+        L = T.int64()
+        LP = T.int64()
+        dO = emit.argument(grad_output, (N, L, D), dtype)
+        WS = emit.argument(write_slots, (N, L, K), "int32")
+        W = emit.argument(write_weights, (N, L, K), dtype)
+        RS = emit.argument(read_slots, (N, L, K), "int32")
+        V = emit.argument(values, (N, L, D), dtype)
+        S0 = emit.argument(memory, (N, M, D), state)
+        Z0 = emit.argument(mass, (N, M), state)
+        H = emit.argument(history, (N, LP, K, width), kept)
+        PR = emit.argument(read_parts, (N, count, LP, K), sums)
+        Z = emit.argument(old_masses, (N, LP, K), sums)
+        I = emit.argument(inverses, (N, LP, K), sums)
+        for n in T.thread_binding(N, thread="blockIdx.y") if cuda else T.parallel(N):
+            for g in T.thread_binding(count, thread="blockIdx.x") if cuda else T.serial(count):
+                with T.sblock("forth"):
+                    vn, vg = T.axis.remap("SS", [n, g])
+                    T.reads(dO[vn, 0:L, 0:D], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], V[vn, 0:L, 0:D],
+                            S0[vn, 0:M, 0:D], Z0[vn, 0:M])  # fmt: skip
+                    T.writes(H[vn, 0:LP, 0:K, 0:width], PR[vn, vg, 0:LP, 0:K], Z[vn, 0:LP, 0:K], I[vn, 0:LP, 0:K])
+                    _walk_forth(Walk(workload, schedule, threads, vn, vg, L), WS, W, V, RS, dO, (H, PR, Z, I)).emit(
+                        S0, Z0
+                    )
+
+    return threads.bound(forth, ordered=True)
+
+
+def _walk_forth(walk: Walk, WS: Any, W: Any, V: Any, RS: Any, dO: Any, outputs: tuple[Any, ...]) -> Forth:
+    return Forth(walk, Writes(walk, WS, W, V), RS, dO, outputs)
+
+
+def _back(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, backwards: bool) -> Any:
+    K, M, D = (workload.shape[axis] for axis in "KMD")
+    dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), tiles(workload, schedule)
+    threads, kept, width = Threads(THREADS, cuda, backwards), history_type(workload), count * tile(schedule)
+
+    @T.prim_func(s_tir=True)
+    def back(
+        grad_output: T.handle, grad_memory: T.handle, grad_mass: T.handle, write_slots: T.handle,
+        write_weights: T.handle, read_slots: T.handle, read_weights: T.handle, values: T.handle, history: T.handle,
+        old_masses: T.handle, inverses: T.handle, pushes: T.handle,
+        grad_values: T.handle, write_parts: T.handle, grad_first_memory: T.handle, grad_first_mass: T.handle,
+    ):  # fmt: skip
+        T.func_attr({"global_symbol": "back", "tir.noalias": True})
+        N = T.int64()
+        L = T.int64()
+        LP = T.int64()
+        dO = emit.argument(grad_output, (N, L, D), dtype)
+        dS1 = emit.argument(grad_memory, (N, M, D), state)
+        dZ1 = emit.argument(grad_mass, (N, M), state)
+        WS = emit.argument(write_slots, (N, L, K), "int32")
+        W = emit.argument(write_weights, (N, L, K), dtype)
+        RS = emit.argument(read_slots, (N, L, K), "int32")
+        R = emit.argument(read_weights, (N, L, K), dtype)
+        V = emit.argument(values, (N, L, D), dtype)
+        H = emit.argument(history, (N, LP, K, width), kept)
+        Z = emit.argument(old_masses, (N, LP, K), sums)
+        I = emit.argument(inverses, (N, LP, K), sums)
+        P = emit.argument(pushes, (N, LP, K), sums)
+        dV = emit.argument(grad_values, (N, L, D), dtype)
+        PW = emit.argument(write_parts, (N, count, LP, K), sums)
+        dS = emit.argument(grad_first_memory, (N, M, D), state)
+        dZ = emit.argument(grad_first_mass, (N, M), state)
+        for n in T.thread_binding(N, thread="blockIdx.y") if cuda else T.parallel(N):
+            for g in T.thread_binding(count, thread="blockIdx.x") if cuda else T.serial(count):
+                with T.sblock("back"):
+                    vn, vg = T.axis.remap("SS", [n, g])
+                    T.reads(dO[vn, 0:L, 0:D], dS1[vn, 0:M, 0:D], dZ1[vn, 0:M], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K],
+                            RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], V[vn, 0:L, 0:D], H[vn, 0:LP, 0:K, 0:width],
+                            Z[vn, 0:LP, 0:K], I[vn, 0:LP, 0:K], P[vn, 0:LP, 0:K])  # fmt: skip
+                    T.writes(dV[vn, 0:L, 0:D], PW[vn, vg, 0:LP, 0:K], dS[vn, 0:M, 0:D], dZ[vn, 0:M])
+                    Back(
+                        Walk(workload, schedule, threads, vn, vg, L), (WS, W, Z, RS, R, I, P), (dO, V), H, PW, dV
+                    ).emit(dS1, dZ1, dS, dZ)
+
+    return threads.bound(back, ordered=True)
+
+
+def _reads(workload: Workload, schedule: MemoryScanBackward, cuda: bool, backwards: bool) -> Any:
+    K, dtype, sums, count = (
+        workload.shape["K"],
+        workload.dtype,
+        emit.sum_type(workload.dtype),
+        tiles(workload, schedule),
+    )
+    threads = Threads(SUM_THREADS, cuda, backwards)
+
+    @T.prim_func(s_tir=True)
+    def reads(
+        read_parts: T.handle, read_weights: T.handle, inverses: T.handle, grad_read_weights: T.handle, pushes: T.handle
+    ):
+        T.func_attr({"global_symbol": "reads", "tir.noalias": True})
+        N = T.int64()
+        L = T.int64()
+        LP = T.int64()
+        PR = emit.argument(read_parts, (N, count, LP, K), sums)
+        R = emit.argument(read_weights, (N, L, K), dtype)
+        I = emit.argument(inverses, (N, LP, K), sums)
+        dR = emit.argument(grad_read_weights, (N, L, K), dtype)
+        P = emit.argument(pushes, (N, LP, K), sums)
+        for n in T.thread_binding(N, thread="blockIdx.x") if cuda else T.parallel(N):
+            with T.sblock("reads"):
+                vn = T.axis.spatial(N, n)
+                T.reads(PR[vn, 0:count, 0:LP, 0:K], R[vn, 0:L, 0:K], I[vn, 0:LP, 0:K])
+                T.writes(dR[vn, 0:L, 0:K], P[vn, 0:LP, 0:K])
+                _each_sum(threads, vn, L, PR, lambda at, dot: _read(at, dot, R, I, dR, P))
+
+    return threads.bound(reads)
+
+
+def _read(at: list[Any], dot: Any, R: Any, I: Any, dR: Any, P: Any) -> None:
+    inverse = I[tuple(at)]
+    emit.store(dR, at, (dot * inverse).astype(str(dR.dtype)))
+    emit.store(P, at, dot * inverse * R[tuple(at)].astype(str(P.dtype)) * inverse)
+
+
+def _writes(workload: Workload, schedule: MemoryScanBackward, cuda: bool, backwards: bool) -> Any:
+    K, dtype, sums, count = (
+        workload.shape["K"],
+        workload.dtype,
+        emit.sum_type(workload.dtype),
+        tiles(workload, schedule),
+    )
+    threads = Threads(SUM_THREADS, cuda, backwards)
+
+    @T.prim_func(s_tir=True)
+    def writes(write_parts: T.handle, grad_write_weights: T.handle):
+        T.func_attr({"global_symbol": "writes", "tir.noalias": True})
+        N = T.int64()
+        L = T.int64()
+        LP = T.int64()
+        PW = emit.argument(write_parts, (N, count, LP, K), sums)
+        dW = emit.argument(grad_write_weights, (N, L, K), dtype)
+        for n in T.thread_binding(N, thread="blockIdx.x") if cuda else T.parallel(N):
+            with T.sblock("writes"):
+                vn = T.axis.spatial(N, n)
+                T.reads(PW[vn, 0:count, 0:LP, 0:K])
+                T.writes(dW[vn, 0:L, 0:K])
+                _each_sum(threads, vn, L, PW, lambda at, dot: emit.store(dW, at, dot.astype(dtype)))
+
+    return threads.bound(writes)
+
+
+def _each_sum(threads: Threads, n: Any, tokens: Any, parts: Any, give: Callable[[list[Any], Any], None]) -> None:
+    """``give([n, t, k], sum)`` of the tiles' shares of head ``n``."""
+    count, K = int(parts.shape[1]), int(parts.shape[3])
+
+    def one(e: Any) -> None:
+        t, k = e // K, e % K
+        total = emit.registers(threads.cuda, 1, str(parts.dtype))
+        emit.store(total, [0], parts[n, 0, t, k])
+        for g in range(1, count):
+            emit.store(total, [0], total[0] + parts[n, g, t, k])
+        give([n, t, k], total[0])
+
+    with threads.program():
+        threads.spread(tokens * K, one)

@@ -1,0 +1,114 @@
+"""memory_scan in TIR for GPUs, of form "shared": a warp walks through a head's tokens, its state in shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+import tvm.tirx as tir
+from tvm.script import tirx as T
+from tvm.script.ir_builder import tirx as builder
+
+from lowering import emit
+from lowering.gpu.memory_scan.shared.walk import Walk
+from lowering.gpu.memory_scan.shared.writes import Writes
+from lowering.gpu.tir.threads import Threads
+from schedules.gpu.scan import MemoryScan
+from schedules.gpu.shared import THREADS, tiles
+from schedules.workload import Workload
+
+
+def module(
+    workload: Workload, schedule: MemoryScan, cuda: bool, state: str = "float32", backwards: bool = False
+) -> Any:
+    """The IRModule of the kernel, with its programs bound to blocks of a GPU or run in parallel on a CPU.
+
+    Parameters: write_slots, write_weights, read_slots, read_weights [N, T, K], values [N, T, D], memory [N, M, D],
+    mass [N, M]; output [N, T, D], new memory, new mass. N and T are taken at run time; memory and mass have the type
+    ``state``.
+    """
+    K, M, D = (workload.shape[axis] for axis in "KMD")
+    dtype, count = workload.dtype, tiles(workload, schedule)
+    threads = Threads(THREADS, cuda, backwards)
+
+    @T.prim_func(s_tir=True)
+    def memory_scan(
+        write_slots: T.handle, write_weights: T.handle, read_slots: T.handle, read_weights: T.handle,
+        values: T.handle, memory: T.handle, mass: T.handle,
+        output: T.handle, new_memory: T.handle, new_mass: T.handle,
+    ):  # fmt: skip
+        T.func_attr({"global_symbol": "memory_scan", "tir.noalias": True})
+        N = T.int64()
+        L = T.int64()
+        WS = emit.argument(write_slots, (N, L, K), "int32")
+        W = emit.argument(write_weights, (N, L, K), dtype)
+        RS = emit.argument(read_slots, (N, L, K), "int32")
+        R = emit.argument(read_weights, (N, L, K), dtype)
+        V = emit.argument(values, (N, L, D), dtype)
+        S0 = emit.argument(memory, (N, M, D), state)
+        Z0 = emit.argument(mass, (N, M), state)
+        O = emit.argument(output, (N, L, D), dtype)
+        S = emit.argument(new_memory, (N, M, D), state)
+        Z = emit.argument(new_mass, (N, M), state)
+        for n in T.thread_binding(N, thread="blockIdx.y") if cuda else T.parallel(N):
+            for g in T.thread_binding(count, thread="blockIdx.x") if cuda else T.serial(count):
+                with T.sblock("scan"):
+                    vn, vg = T.axis.remap("SS", [n, g])
+                    T.reads(WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], V[vn, 0:L, 0:D],
+                            S0[vn, 0:M, 0:D], Z0[vn, 0:M])  # fmt: skip
+                    T.writes(O[vn, 0:L, 0:D], S[vn, 0:M, 0:D], Z[vn, 0:M])
+                    _program(Walk(workload, schedule, threads, vn, vg, L), (WS, W, RS, R, V), O).emit(S0, Z0, S, Z)
+
+    return tvm.IRModule({"memory_scan": threads.bound(memory_scan, ordered=True)})
+
+
+def _program(walk: Walk, inputs: tuple[Any, ...], O: Any) -> _Tokens:
+    WS, W, RS, R, V = inputs
+    return _Tokens(walk, Writes(walk, WS, W, V), RS, R, O)
+
+
+class _Tokens:
+    """Emits the walk."""
+
+    def __init__(self, walk: Walk, writes: Writes, RS: Any, R: Any, O: Any) -> None:
+        self.walk, self.writes, self.output = walk, writes, O
+        self.slots, self.weights = walk.by_slot(RS, R)
+        self.totals = walk.threads.private(walk.straight * walk.channels, walk.sums)
+
+    def emit(self, S0: Any, Z0: Any, S: Any, Z: Any) -> None:
+        walk = self.walk
+        with walk.threads.program():
+            walk.fill(S0, Z0)
+            walk.go([(self.writes.operands, self.writes.work()), ((self.slots, self.weights), self.read)], self.give)
+            walk.give_rows(S)
+            with builder.If(walk.g == 0), builder.Then():
+                walk.give_mass(Z)
+
+    def read(self, thread: Any, turn: int, t: Any, ahead: Callable[[], None]) -> None:
+        """The thread's part of a token's output: its slots' rows, each by its weight over the slot's mass."""
+        walk, each = self.walk, range(self.walk.width)
+        eps = emit.constant(walk.constants["eps"], walk.sums)
+        slots = [self.slots.get(thread, turn, j) for j in each]
+        rows, masses = [walk.row(thread, slot) for slot in slots], walk.masses(slots)
+        factors = emit.registers(walk.threads.cuda, walk.width, walk.sums)
+        ahead()
+        for j in each:
+            weight = self.weights.get(thread, turn, j)
+            emit.store(factors, [j], walk.threads.quotient(weight, masses[j] + eps, walk.sums))
+        for c in range(walk.channels):
+            total = factors[0] * rows[0][c]
+            for j in each[1:]:
+                total = total + factors[j] * rows[j][c]
+            self.totals.store(thread, turn * walk.channels + c, total)
+
+    def give(self, first: Any) -> None:
+        """The lanes' sums of the tokens from ``first`` to the output."""
+        walk = self.walk
+
+        def store(thread: Any, place: Any, size: int, value: Callable[[int], Any]) -> None:
+            t, d = first + place // walk.channels, walk.channel(thread) + place % walk.channels
+            with builder.If(tir.all(t < walk.tokens, d < walk.D)), builder.Then():
+                emit.put(walk.threads.cuda, self.output, [walk.n, t, d], size, value)
+
+        walk.fold(self.totals, walk.straight * walk.channels, walk.lane_strides, walk.channels, store)

@@ -1,0 +1,116 @@
+"""Arrays by tokens on their way from global memory to the threads of a walk (``shared_walk``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm.tirx as tir
+from tvm.script import tirx as T
+
+from lowering import emit
+
+
+class Operand:
+    """A chunk of an array's tokens in shared memory, in the type of sums; slots as they are.
+
+    A thread works on its slots' numbers, on its channels', or on its channels in each of its slots; these last ones
+    stay as they lie in memory until they are used, since there are many.
+
+    The next chunk is on its way in registers, two numbers of 16 bits in a word: to take a word apart would be to wait
+    for it.
+
+    Args:
+        walk: a ``shared_walk.Walk``.
+        buffer: [N, T, ...], then K where ``by_slot`` and channels where ``by_channel``.
+    """
+
+    def __init__(self, walk: Any, buffer: Any, by_slot: bool, by_channel: bool) -> None:
+        self.walk, self.threads, self.dtype = walk, walk.threads, str(buffer.dtype)
+        self.by_slot, self.by_channel, self.raw = by_slot, by_channel, by_slot and by_channel
+        self.slots = self.dtype == "int32"
+        # Numbers of a token, of a thread's move, and of a thread's work.
+        self.row = (walk.K if by_slot else 1) * (walk.tile if by_channel else 1)
+        self.moved = walk.channels if by_channel else 1
+        self.runs: int = walk.width if self.raw else 1
+        self.run: int = walk.channels if by_channel else walk.width
+        self.packed = 2 if self.dtype in ("bfloat16", "float16") and self.moved % 2 == 0 else 1
+        self.buffer = buffer
+        if self.packed > 1:
+            shape = (*buffer.shape[:-1], buffer.shape[-1] // self.packed)
+            self.buffer = T.decl_buffer(shape, "uint32", data=buffer.data)
+        word = str(self.buffer.dtype)
+        self.items, self.words = walk.chunk * self.row // self.moved, self.moved // self.packed
+        self.coming = self.threads.private(-(-self.items // self.threads.count) * self.words, word)
+        kind = word if self.raw or self.slots else walk.sums
+        self.dense = self.packed if self.raw else 1  # numbers in one of kind
+        self.here = self.threads.shared((walk.chunk, self.row // self.dense), kind)
+        self.held = self.threads.private(2 * self.runs * self.run // self.dense, kind)
+
+    def ask(self, c: Any, whole: bool) -> None:
+        """Chunk ``c``, ``whole`` or as far as it has tokens: of others, numbers are 0 and slots each their own k."""
+        walk = self.walk
+
+        def item(e: Any, thread: Any, turn: int) -> None:
+            i, first = self._place(e)
+            t, channel = c * walk.chunk + i, walk.g * walk.tile + first % walk.tile
+            # Read in any case, at a place that there is: a branch at each number would be most of the code.
+            at = [walk.n, t if whole else tir.min(t, walk.tokens - 1)]
+            if self.by_slot:
+                at.append(first // walk.tile if self.by_channel else first)
+            if self.by_channel:
+                last = self.buffer.shape[-1] - self.words
+                at.append(tir.min(channel // self.packed, last) if walk.D % walk.tile else channel // self.packed)
+            place = self.coming.at(thread, turn * self.words)
+            emit.copy(self.coming.buffer, place, self.buffer, at, self.words)
+            for word in range(0 if whole else self.words):
+                nothing = first if self.slots else emit.constant(0, self.coming.dtype)
+                number = self.coming.load(thread, turn * self.words + word)
+                self.coming.store(thread, turn * self.words + word, tir.Select(t < walk.tokens, number, nothing))
+
+        self.threads.share(self.items, item)
+
+    def put(self) -> None:
+        """What was asked for, into shared memory, channels past the last one as 0."""
+        walk = self.walk
+
+        def item(e: Any, thread: Any, turn: int) -> None:
+            def word(j: int) -> Any:
+                number = self.coming.load(thread, turn * self.words + j)
+                if not self.by_channel or walk.D % walk.tile == 0:
+                    return number
+                return tir.Select(inside, number, emit.constant(0, self.coming.dtype))
+
+            i, first = self._place(e)
+            count = self.words if self.raw else self.moved
+            inside = walk.g * walk.tile + first % walk.tile < walk.D
+            emit.put(self.threads.cuda, self.here, [i, first // self.dense], count,
+                     word if self.raw else lambda j: self._number(word(j // self.packed), j % self.packed))  # fmt: skip
+
+        self.threads.share(self.items, item)
+
+    def fetch(self, thread: Any, i: Any, turn: int) -> None:
+        """The thread's numbers of the chunk's ``i``-th token, into the registers of this turn, of two."""
+        for j in range(self.runs):
+            slot, column = self.walk.slot(thread, j), self.walk.column(thread)
+            first = slot * self.walk.tile + column if self.raw else column if self.by_channel else slot
+            place = self.held.at(thread, (turn % 2 * self.runs + j) * self.run // self.dense)
+            emit.copy(self.held.buffer, place, self.here, [i, first // self.dense], self.run // self.dense)
+
+    def get(self, thread: Any, turn: int, j: int) -> Any:
+        """The ``j``-th of them."""
+        place = turn % 2 * self.runs * self.run + j
+        held = self.held.load(thread, place // self.dense)
+        return self._number(held, place % self.dense).astype(self.walk.sums) if self.raw else held
+
+    def _place(self, e: Any) -> tuple[Any, Any]:
+        """Of what a thread moves as the ``e``-th: the token, and the first number in its row."""
+        each = self.row // self.moved
+        return e // each, e % each * self.moved
+
+    def _number(self, word: Any, half: int) -> Any:
+        if self.packed == 1:
+            return word
+        if self.dtype == "bfloat16":
+            high = word & emit.constant(0xFFFF0000, "uint32") if half else word << emit.constant(16, "uint32")
+            return tir.reinterpret("float32", high)
+        return tir.reinterpret(self.dtype, (word >> emit.constant(16 * half, "uint32")).astype("uint16"))

@@ -1,0 +1,220 @@
+"""What the scans of form "shared" have in common: a warp that walks through a head's tokens, rows in shared memory.
+
+Thread (lane, group) works on the channels of its group in K / lanes of a token's slots. Within a phase no thread meets
+another's numbers, since a token's slots are distinct; between the phases stands the barrier of a warp. A chunk of
+operands is in shared memory, the next one on its way; a thread fetches a token's operands one token ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm.script.ir_builder import tirx as builder
+
+from lowering import emit
+from lowering.gpu.memory_scan.shared.operand import Operand
+from lowering.gpu.tir.threads import Private, Threads
+from schedules.base import largest_divisor
+from schedules.gpu.shared import STRAIGHT, Knobs, tile
+from schedules.workload import Workload
+
+# (thread, turn, t, ahead): a thread's work on token t in this turn; it calls ``ahead`` between its loads and stores.
+Work = Callable[[Any, int, Any, Callable[[], None]], None]
+
+
+class Walk:
+    """Emits the parts of one program: head ``n``, the ``g``-th tile of channels, ``tokens`` long.
+
+    ``rows`` [M, tile] is the state, or its gradient, and ``mass`` [M] the mass, or its gradient.
+    """
+
+    def __init__(self, workload: Workload, schedule: Knobs, threads: Threads, n: Any, g: Any, tokens: Any) -> None:
+        self.K, self.M, self.D = (workload.shape[axis] for axis in "KMD")
+        self.tile, self.channels, self.chunk = tile(schedule), schedule.channels, schedule.chunk
+        self.groups, self.width = self.tile // self.channels, self.K // schedule.slot_lanes
+        self.straight = largest_divisor(self.chunk, STRAIGHT)
+        self.constants, self.dtype, self.sums = workload.constants, workload.dtype, emit.sum_type(workload.dtype)
+        self.threads, self.n, self.g, self.tokens = threads, n, g, tokens.astype("int32")
+        self.chunks = (self.tokens + self.chunk - 1) // self.chunk
+        # Bits of a thread's number that tell its lane, and its group.
+        bits = [1 << bit for bit in range(threads.count.bit_length() - 1)]
+        self.lane_strides = [bit for bit in bits if bit >= self.groups]
+        self.group_strides = [bit for bit in bits if bit < self.groups]
+        self.rows = threads.shared((self.M, self.tile), self.sums)
+        self.mass = threads.shared((self.M,), self.sums)
+
+    def by_slot(self, *buffers: Any) -> list[Operand]:
+        """Operands [N, T, K]."""
+        return [Operand(self, buffer, True, False) for buffer in buffers]
+
+    def by_channel(self, *buffers: Any) -> list[Operand]:
+        """Operands [N, T, D]."""
+        return [Operand(self, buffer, False, True) for buffer in buffers]
+
+    def by_both(self, buffer: Any) -> Operand:
+        """An operand [N, T, K, channels of all tiles]."""
+        return Operand(self, buffer, True, True)
+
+    def slot(self, thread: Any, j: int) -> Any:
+        """k of the thread's j-th slot."""
+        return thread // self.groups * self.width + j
+
+    def column(self, thread: Any) -> Any:
+        """The thread's first channel in the tile."""
+        return thread % self.groups * self.channels
+
+    def channel(self, thread: Any) -> Any:
+        """The thread's first channel in the head."""
+        return self.g * self.tile + self.column(thread)
+
+    def first_group(self, thread: Any) -> Any:
+        """Of the threads that share a slot, one."""
+        return thread % self.groups == 0
+
+    def go(self, phases: Sequence[tuple[Sequence[Operand], Work]], give: Callable[[Any], None],
+           backwards: bool = False) -> None:  # fmt: skip
+        """Through all tokens in ``phases``, each with its operands; ``give(t)`` after those in straight code, from t.
+
+        Turn i of the straight code is its i-th token, or backwards the i-th from its end.
+        """
+        operands = [operand for mine, _ in phases for operand in mine]
+        parts = self.chunk // self.straight
+
+        def ask(step: Any) -> None:
+            c = self.chunks - 1 - step if backwards else step
+            with builder.If(step < self.chunks), builder.Then(), builder.If((c + 1) * self.chunk <= self.tokens):
+                with builder.Then():
+                    for operand in operands:
+                        operand.ask(c, whole=True)
+                with builder.Else():
+                    for operand in operands:
+                        operand.ask(c, whole=False)
+
+        def put() -> None:
+            self.threads.barrier()
+            for operand in operands:
+                operand.put()
+            self.threads.barrier()
+
+        ask(emit.constant(0, "int32"))
+        put()
+        with builder.serial(0, self.chunks) as step:
+            c = self.chunks - 1 - step if backwards else step
+            ask(step + 1)
+            with builder.serial(0, parts) as part:
+                first = (parts - 1 - part if backwards else part) * self.straight
+                self._straight(phases, c, first, backwards)
+                give(c * self.chunk + first)
+            put()
+
+    def _straight(self, phases: Sequence[tuple[Sequence[Operand], Work]], c: Any, first: Any, backwards: bool) -> None:
+        def token(turn: int) -> Any:
+            return first + (self.straight - 1 - turn if backwards else turn)
+
+        def fetch(thread: Any, turn: int, operands: Sequence[Operand]) -> None:
+            for operand in operands if turn < self.straight else ():
+                operand.fetch(thread, token(turn), turn)
+
+        for operands, _ in phases:
+            self.threads.each(lambda thread, mine=operands: fetch(thread, 0, mine))  # type: ignore[misc]
+        for turn in range(self.straight):
+            for operands, work in phases:
+
+                def mine(thread: Any, turn: int = turn, work: Work = work, operands: Any = operands) -> None:
+                    work(thread, turn, c * self.chunk + token(turn), lambda: fetch(thread, turn + 1, operands))
+
+                self.threads.each(mine)
+                self.threads.barrier()
+
+    def row(self, thread: Any, slot: Any) -> Any:
+        """The thread's channels of a slot's row, in registers."""
+        held = emit.registers(self.threads.cuda, self.channels, self.sums)
+        emit.copy(held, [0], self.rows, [slot, self.column(thread)], self.channels)
+        return held
+
+    def put_row(self, thread: Any, slot: Any, value: Callable[[int], Any]) -> None:
+        """The thread's channels of a slot's row."""
+        emit.put(self.threads.cuda, self.rows, [slot, self.column(thread)], self.channels, value)
+
+    def masses(self, slots: Sequence[Any]) -> Any:
+        """Those of the thread's slots, in registers."""
+        held = emit.registers(self.threads.cuda, self.width, self.sums)
+        for j, slot in enumerate(slots):
+            emit.store(held, [j], self.mass[slot])
+        return held
+
+    def decays(self, weights: Sequence[Any]) -> Any:
+        """(1 − w)^γ of the thread's weights, in registers."""
+        held = emit.registers(self.threads.cuda, self.width, self.sums)
+        for j, weight in enumerate(weights):
+            emit.store(held, [j], emit.decay(weight, self.constants["decay_power"], self.sums))
+        return held
+
+    def fold(self, values: Private, count: int, strides: Sequence[int], together: int,
+             store: Callable[[Any, Any, int, Callable[[int], Any]], None]) -> None:  # fmt: skip
+        """``store(thread, place, size, value)`` sums of ``count`` values over the threads that differ in ``strides``.
+
+        ``size`` of them at a time, from the ``place``-th, never across a multiple of ``together``: ``value(i)`` is the
+        i-th of these.
+        """
+        folded = self.threads.fold(values, count, strides)
+        size = math.gcd(folded.count, together)
+
+        def mine(thread: Any) -> None:
+            for start in range(0, folded.count, size):
+
+                def value(i: int, start: int = start) -> Any:
+                    return values.load(thread, start + i)
+
+                with builder.If(folded.leads(thread)), builder.Then():
+                    store(thread, folded.first(thread) + start, size, value)
+
+        self.threads.each(mine)
+
+    def fill(self, rows: Any, mass: Any) -> None:
+        """Rows [N, M, D] and mass [N, M] into shared memory; channels past the last one are 0."""
+
+        def load(item: Any, held: Any, at: list[Any]) -> None:
+            _, there = self._places(item)
+            if self.D % self.tile == 0:
+                emit.copy(held, at, rows, there, self.channels)
+                return
+            with builder.If(there[-1] < self.D):
+                with builder.Then():
+                    emit.copy(held, at, rows, there, self.channels)
+                with builder.Else():
+                    for c in range(self.channels):
+                        emit.store(held, [*at[:-1], at[-1] + c], emit.constant(0, str(rows.dtype)))
+
+        def put(item: Any, held: Any, at: list[Any]) -> None:
+            here, _ = self._places(item)
+            emit.put(self.threads.cuda, self.rows, here, self.channels, lambda c: held[(*at[:-1], at[-1] + c)])
+
+        self.threads.carry(self.M * self.groups, self.channels, str(rows.dtype), load, put)
+        self.threads.carry(
+            self.M, 1, str(mass.dtype), lambda m, held, at: emit.store(held, at, mass[self.n, m]),
+            lambda m, held, at: emit.store(self.mass, [m], held[tuple(at)].astype(self.sums)),
+        )  # fmt: skip
+
+    def give_rows(self, rows: Any) -> None:
+        """The same from shared memory."""
+
+        def put(item: Any) -> None:
+            here, there = self._places(item)
+            held = emit.registers(self.threads.cuda, self.channels, self.sums)
+            with builder.If(there[-1] < self.D), builder.Then():
+                emit.copy(held, [0], self.rows, here, self.channels)
+                emit.put(self.threads.cuda, rows, there, self.channels, lambda c: held[c])
+
+        self.threads.spread(self.M * self.groups, put)
+
+    def give_mass(self, mass: Any) -> None:
+        """Likewise."""
+        self.threads.spread(self.M, lambda m: emit.store(mass, [self.n, m], self.mass[m].astype(str(mass.dtype))))
+
+    def _places(self, item: Any) -> tuple[list[Any], list[Any]]:
+        """Of a group's channels of a row: where they are here, and in [N, M, D]."""
+        slot, column = item // self.groups, item % self.groups * self.channels
+        return [slot, column], [self.n, slot, self.g * self.tile + column]

@@ -1,0 +1,87 @@
+"""The mass in the backward of the scan over slots, and the gradients of weights, which need it: a thread a piece."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lowering.gpu.memory_scan.slots.pieces import access
+
+
+@triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
+def mass_reads(
+    told, enters, leaves, decays, weights, products, mass_terms, grad_mass, grad_read, gains, mass_sums,
+    T, M, pieces, all_pieces,
+    K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Forward through each piece. From products ⟨∂o, row⟩ of reads: the gradients of read weights, and in the place of
+    their mass_terms what they add to the mass's gradient; gains and mass_sums are the piece's way back."""
+    piece = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    alive = piece < all_pieces
+    head = (piece // pieces).to(tl.int64)
+    gain = tl.full([BLOCK], 1, ACC)
+    y = tl.zeros([BLOCK], ACC)
+    grad_mass += head * M
+    grad_read += head * T * K
+    at = piece.to(tl.int64) * PIECE
+    for _ in range(0, PIECE // BATCH):
+        loaded = ()
+        for j in tl.static_range(BATCH):
+            _, reads, _, place = access(told + at + j, alive, K)
+            enter = tl.load(enters + at + j, mask=alive, other=-1)
+            leave = tl.load(leaves + at + j, mask=alive, other=-1)
+            factor = tl.load(decays + at + j, mask=alive, other=1.0)
+            weight = tl.load(weights + at + j, mask=alive, other=0.0)
+            inverse = tl.load(mass_terms + at + j, mask=reads, other=0.0)
+            product = tl.load(products + at + j, mask=reads, other=0.0)
+            loaded += ((reads, place, enter, leave, factor, weight, inverse, product),)
+        for j in tl.static_range(BATCH):
+            reads, place, enter, leave, factor, weight, inverse, product = loaded[j]
+            enters_here, leaves_here = enter >= 0, leave >= 0
+            push = tl.where(reads, -product * weight * inverse, 0.0)
+            tl.store(mass_terms + at + j, push, mask=reads)
+            tl.store(grad_read + place, (product * inverse).to(grad_read.dtype.element_ty), mask=reads)
+            last = tl.load(grad_mass + leave, mask=leaves_here, other=0.0).to(ACC)
+            gain = tl.where(enters_here, 0.0, gain) * factor
+            y += tl.where(gain == 0, 0.0, gain * (push + last))
+            gain = tl.where(leaves_here, 0.0, gain)
+        at += BATCH
+    tl.store(gains + piece, gain, mask=alive)
+    tl.store(mass_sums + piece, y, mask=alive)
+
+
+@triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
+def mass_writes(
+    told, enters, leaves, decays, products, mass_terms, masses, grad_mass, grad_write, new_grad_mass,
+    T, M, pieces, all_pieces,
+    K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Back through each piece from the mass's gradient behind it: from products ⟨G, ∂row/∂w⟩ of writes the gradients
+    of write weights, and those of the initial mass."""
+    piece = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    alive = piece < all_pieces
+    head = (piece // pieces).to(tl.int64)
+    y = tl.load(masses + piece, mask=alive, other=0.0)
+    grad_mass += head * M
+    new_grad_mass += head * M
+    grad_write += head * T * K
+    at = piece.to(tl.int64) * PIECE + (PIECE - 1)
+    for _ in range(0, PIECE // BATCH):
+        loaded = ()
+        for j in tl.static_range(BATCH):
+            writes, reads, _, place = access(told + at - j, alive, K)
+            enter = tl.load(enters + at - j, mask=alive, other=-1)
+            leave = tl.load(leaves + at - j, mask=alive, other=-1)
+            factor = tl.load(decays + at - j, mask=alive, other=1.0)
+            term = tl.load(mass_terms + at - j, mask=alive, other=0.0)
+            product = tl.load(products + at - j, mask=writes, other=0.0)
+            loaded += ((writes, reads, place, enter, leave, factor, term, product),)
+        for j in tl.static_range(BATCH):
+            writes, reads, place, enter, leave, factor, term, product = loaded[j]
+            enters_here, leaves_here = enter >= 0, leave >= 0
+            last = tl.load(grad_mass + leave, mask=leaves_here, other=0.0).to(ACC)
+            y = tl.where(leaves_here, last, y) + tl.where(reads, term, 0.0)
+            tl.store(grad_write + place, (product + y * term).to(grad_write.dtype.element_ty), mask=writes)
+            y = factor * y
+            tl.store(new_grad_mass + enter, y.to(new_grad_mass.dtype.element_ty), mask=enters_here)
+        at -= BATCH

@@ -1,0 +1,218 @@
+"""How sorted accesses are cut in pieces, and the launches that both scans over slots begin and end with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lowering.gpu.memory_scan.slots.masses import mass_pieces, mass_scan
+from lowering.gpu.memory_scan.slots.order import OrderScratch, order
+from lowering.gpu.memory_scan.slots.pieces import piece_carries, piece_sums, piece_terms, sum_accesses
+from lowering.gpu.plan import Launch
+from lowering.gpu.resources import Work
+from lowering.gpu.triton.types import in_triton
+from schedules.gpu.slots import BATCH
+
+_TERMS_BLOCK = 256
+_TERMS_THREADS = 128
+_CARRY_BATCH = 16
+_CARRY_THREADS = 64
+_SUM_THREADS = 128
+MASS_THREADS = 128  # pieces that a program on the mass walks through side by side
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The sizes of a group of heads, and how programs share out its pieces.
+
+    Attributes:
+        heads, tokens, top_k, num_slots, dim: N, T, K, M, D. acc: the type of sums.
+        piece: accesses of one. threads: of a program. channels: of a row that a thread holds.
+    """
+
+    heads: int
+    tokens: int
+    top_k: int
+    num_slots: int
+    dim: int
+    acc: torch.dtype
+    piece: int
+    threads: int
+    channels: int
+
+    @property
+    def accesses(self) -> int:
+        """Of a head."""
+        return 2 * self.tokens * self.top_k
+
+    @property
+    def pieces(self) -> int:
+        """Of a head."""
+        return triton.cdiv(self.accesses, self.piece)
+
+    @property
+    def padded(self) -> int:
+        """Accesses of a head with those that fill up its last piece."""
+        return self.pieces * self.piece
+
+    @property
+    def positions(self) -> int:
+        return self.heads * self.padded
+
+    @property
+    def d_pad(self) -> int:
+        return max(16, triton.next_power_of_2(self.dim))
+
+    @property
+    def rows(self) -> int:
+        """Pieces that a program walks through side by side."""
+        return max(1, self.threads * self.channels // self.d_pad)
+
+    @property
+    def programs(self) -> int:
+        return triton.cdiv(self.heads * self.pieces, self.rows)
+
+    @property
+    def acc_size(self) -> int:
+        return self.acc.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row per piece, in the type of sums."""
+        return self.heads * self.pieces * self.dim * self.acc_size
+
+    @property
+    def part_bytes(self) -> int:
+        """Of one row per write, or per read, in the type of sums."""
+        return self.heads * self.tokens * self.top_k * self.dim * self.acc_size
+
+    def constants(self) -> dict[str, Any]:
+        """What kernels that walk through pieces take besides tensors."""
+        return {
+            "T": self.tokens, "M": self.num_slots, "pieces": self.pieces, "all_pieces": self.heads * self.pieces,
+            "K": self.top_k, "D": self.dim, "D_PAD": self.d_pad, "ROWS": self.rows, "PIECE": self.piece,
+            "BATCH": BATCH, "ACC": in_triton(self.acc),
+        }  # fmt: skip
+
+    def row_traffic(self, rows: Tensor) -> int:
+        """Bytes of one row of ``rows`` for each write, or for each read."""
+        return self.heads * self.tokens * self.top_k * self.dim * rows.element_size()
+
+    def state_traffic(self, memory: Tensor) -> int:
+        """Bytes of the rows that slots have before their first access, or after their last."""
+        touched = min(self.num_slots, self.accesses)
+        return self.heads * touched * self.dim * memory.element_size()
+
+
+class Scratch:
+    """What the launches of one group of heads leave for those after them; every group uses the same.
+
+    Of N heads, padded to whole pieces: told, enters, leaves (int32), decays, weights and, for the ``backward``, slopes
+    and mass_terms; of N·pieces pieces: gains, mass_sums, masses, and row_sums and rows with D channels; of N·T·K reads
+    (writes, in the backward): parts with D channels.
+    """
+
+    def __init__(self, walk: Walk, slots: Tensor, backward: bool) -> None:
+        def empty(*shape: int, dtype: torch.dtype = walk.acc) -> Tensor:
+            return slots.new_empty(shape, dtype=dtype)
+
+        self.order = OrderScratch.of(slots, walk.heads, walk.num_slots)
+        self.told, self.enters, self.leaves = (empty(walk.positions, dtype=torch.int32) for _ in range(3))
+        self.decays, self.weights = empty(walk.positions), empty(walk.positions)
+        self.slopes, self.mass_terms = (empty(walk.positions if backward else 0) for _ in range(2))
+        pieces = walk.heads * walk.pieces
+        self.gains, self.mass_sums, self.masses = empty(pieces), empty(pieces), empty(pieces)
+        self.row_sums, self.rows = empty(pieces, walk.dim), empty(pieces, walk.dim)
+        self.parts = empty(walk.heads * walk.tokens * walk.top_k, walk.dim)
+
+    def named(self, *names: str) -> dict[str, Tensor]:
+        """Tensors by the names that kernels have for them."""
+        return {name: getattr(self, name) for name in names}
+
+
+def enter_pieces(
+    walk: Walk, scratch: Scratch, inputs: Sequence[Tensor], decay_power: float, eps: float,
+    new_mass: Tensor | None = None, proxy_eps: float | None = None,
+) -> list[Launch]:  # fmt: skip
+    """Sort, find the row before each piece, and turn the weight r of each read into r/(z + ε).
+
+    ``inputs`` are write_slots, write_weights, read_slots, read_weights, values, memory and mass of the group's heads.
+    Also the final mass into ``new_mass`` or, with ``proxy_eps``, slopes and mass_terms.
+    """
+    write_slots, write_weights, read_slots, read_weights, values, memory, mass = inputs
+    launches, slots, events = order(write_slots, read_slots, walk.num_slots, scratch.order)
+    blocks = walk.heads * triton.cdiv(walk.padded, _TERMS_BLOCK)
+    named = scratch.named("told", "enters", "leaves", "decays", "weights", "slopes")
+    slope = proxy_eps is not None
+    constants = walk.constants() | {"EPS": eps, "BLOCK": MASS_THREADS, "BACKWARD": slope}
+    kept = (12 + (3 if slope else 2) * walk.acc_size) * walk.positions
+    listed = 8 * walk.heads * walk.accesses
+    drawn = 2 * write_weights.numel() * write_weights.element_size()
+    launches.append(Launch(
+        piece_terms, (blocks,),
+        {"slots": slots, "events": events, "write_weights": write_weights, "read_weights": read_weights, **named,
+         "accesses": walk.accesses, "padded": walk.padded, "K": walk.top_k, "POWER": decay_power,
+         "PROXY_EPS": proxy_eps or 0.0, "SLOPE": slope, "BLOCK": _TERMS_BLOCK, "ACC": in_triton(walk.acc)},
+        _TERMS_THREADS,
+        # A weight that is gathered costs a sector of 32 bytes.
+        Work(blocks, _TERMS_THREADS, listed + drawn + kept, 2 * listed + 32 * walk.heads * walk.accesses + kept,
+             60 * walk.positions, trips=2),
+    ))  # fmt: skip
+    coefficients = (8 + 2 * walk.acc_size) * walk.positions
+    blocks = triton.cdiv(walk.heads * walk.pieces, MASS_THREADS)
+    tensors = {**vars(scratch), "mass": mass, "new_mass": mass if new_mass is None else new_mass}
+
+    def on_mass(kernel: Any, moved: float, operations: float) -> Launch:
+        known = {**tensors, **constants}
+        work = Work(blocks, MASS_THREADS, moved, moved, operations * walk.positions, steps=walk.piece / BATCH, trips=2)
+        return Launch(kernel, (blocks,), {name: known[name] for name in kernel.arg_names}, MASS_THREADS, work)
+
+    launches.append(on_mass(mass_pieces, coefficients, 30))
+    state = walk.state_traffic(memory)
+    values_once = values.numel() * values.element_size()
+    launches.append(Launch(
+        piece_sums, (walk.programs,),
+        {**scratch.named("told", "enters", "decays", "weights", "row_sums"),
+         "values": values, "memory": memory, **walk.constants()},
+        walk.threads,
+        Work(walk.programs, walk.threads, coefficients + values_once + state + walk.row_bytes,
+             coefficients + walk.row_traffic(values) + state + walk.row_bytes, 14 * walk.positions * walk.d_pad,
+             steps=walk.piece / BATCH, trips=2),
+    ))  # fmt: skip
+    launches.append(carries(walk, scratch, reverse=False))
+    changed = (4 + (3 if slope else 1) * walk.acc_size) * walk.positions
+    launches.append(on_mass(mass_scan, coefficients + changed, 40))
+    return launches
+
+
+def carries(walk: Walk, scratch: Scratch, reverse: bool) -> Launch:
+    """Join the sums of pieces: the row and mass before each, or with ``reverse`` their gradients behind each."""
+    moved = 2 * walk.row_bytes + 3 * walk.heads * walk.pieces * walk.acc_size
+    return Launch(
+        piece_carries, (walk.heads,),
+        {**scratch.named("gains", "row_sums", "mass_sums", "rows", "masses"), "pieces": walk.pieces,
+         "D": walk.dim, "D_PAD": walk.d_pad, "REVERSE": reverse, "BATCH": _CARRY_BATCH, "ACC": in_triton(walk.acc)},
+        _CARRY_THREADS,
+        Work(walk.heads, _CARRY_THREADS, moved, moved, 10 * walk.heads * walk.pieces * walk.d_pad,
+             steps=triton.cdiv(walk.pieces, _CARRY_BATCH)),
+    )  # fmt: skip
+
+
+def sum_parts(walk: Walk, parts: Tensor, out: Tensor) -> Launch:
+    """out [N, T, D] = Σ_k parts [N·T·K, D]."""
+    tokens = walk.heads * walk.tokens
+    rows = max(1, _SUM_THREADS * walk.channels // walk.d_pad)
+    moved = walk.part_bytes + out.numel() * out.element_size()
+    programs = triton.cdiv(tokens, rows)
+    return Launch(
+        sum_accesses, (programs,),
+        {"parts": parts, "out": out, "tokens": tokens, "K": walk.top_k, "D": walk.dim, "D_PAD": walk.d_pad,
+         "ROWS": rows, "ACC": in_triton(walk.acc)},
+        _SUM_THREADS,
+        Work(programs, _SUM_THREADS, moved, moved, 6 * tokens * walk.top_k * walk.d_pad),
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""A workload compiled for a GPU that need not be there, by the compiler that its schedule names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowering.gpu.compilers import unserved
+from lowering.gpu.kernels import plan
+from lowering.gpu.resources import Compiled
+from lowering.targets import gpu_of
+from lowering.use import interpreted
+from schedules.gpu import SCHEDULES
+from schedules.workload import Workload, heads_of
+
+
+class NoCompilerError(ValueError):
+    """A schedule names a compiler that does not serve the target, or is not installed."""
+
+    status = "no_compiler"
+
+
+def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled]:
+    """Each launch of ``workload`` on ``target`` under ``schedule``, really compiled, in the order of their running.
+
+    Raises:
+        ValueError: for a target without a GPU, and a schedule that its own rule refuses for the workload.
+        NoCompilerError: where the schedule's compiler does not serve the target, or is not installed.
+        RuntimeError: in a process that interprets Triton's kernels. The compilers' own errors pass through.
+    """
+    gpu = gpu_of(target)
+    schedule.require(workload)
+    missing = unserved(schedule, target)
+    if missing is not None:
+        raise NoCompilerError(missing)
+    if schedule.compiler == "tir":
+        from lowering.gpu.cuda.generate import compiled
+
+        return compiled(workload, target, schedule)
+    if interpreted():
+        raise RuntimeError("TRITON_INTERPRET is set in this process; kernels are compiled in one without it")
+    from lowering.gpu.triton.binary import compile_launch
+
+    launches = plan(workload.op, schedule, *arguments(workload)).launches
+    return [Compiled(launch.name, launch.work, compile_launch(launch, gpu).resources) for launch in launches]
+
+
+def arguments(workload: Workload) -> tuple[Any, ...]:
+    """What ``GpuKernels`` hands to an op's ``plan``, its tensors on the meta device; the state is in sums' type."""
+    if workload.op not in SCHEDULES:
+        raise ValueError(f"{workload.op} has no kernel for a GPU; there are those of {', '.join(sorted(SCHEDULES))}")
+    values = getattr(torch, workload.dtype)
+    sums = torch.float64 if values == torch.float64 else torch.float32
+    shape = workload.shape
+    K = shape["K"]
+    constants = tuple(workload.constants.get(name, 0.0) for name in ("decay_power", "eps"))
+
+    def empty(*sizes: int, dtype: torch.dtype = values) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device="meta")
+
+    if workload.op.startswith("address_decode"):
+        R, U, P = shape["R"], shape["U"], shape["P"]
+        logits = empty(R, U, P)
+        if workload.op == "address_decode":
+            return logits, K
+        return empty(R, K), logits, empty(R, K, dtype=torch.int32), empty(R, K)
+    N, M, D = shape["N"], shape["M"], shape["D"]
+    state = empty(N, M, D, dtype=sums), empty(N, M, dtype=sums)
+    if workload.op == "decode_heads":
+        U, P = shape["U"], shape["P"]
+        H = heads_of(workload)
+        projected = empty(N // H, 2 * H * U * P + H * D)
+        scale, position = empty(2, H), empty(dtype=torch.int64)
+        state = tuple(x.view(N // H, H, *x.shape[1:]) for x in state)
+        return projected, scale, position, *state, U, P, K, H // 2, 1.0, *constants
+    rows = (N, shape["T"]) if "T" in shape else (N,)
+    addresses = empty(*rows, K, dtype=torch.int32), empty(*rows, K)
+    inputs = (*addresses, *addresses, empty(*rows, D), *state)
+    if workload.op == "memory_scan_backward":
+        return empty(*rows, D), *state, *inputs, *constants, workload.constants.get("proxy_eps", 0.0)
+    return *inputs, *constants

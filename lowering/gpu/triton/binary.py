@@ -1,0 +1,112 @@
+"""A launch compiled for a GPU that need not be there, and what its binary says that it needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowering.gpu.cuda.nvcc import spilled_bytes
+from lowering.gpu.plan import Launch
+from lowering.gpu.resources import Resources
+from lowering.targets import Gpu
+
+
+@dataclass(frozen=True)
+class Binary:
+    """``asm``: texts of the stages by name, "ttgir" and "ptx" or "amdgcn" among them."""
+
+    name: str
+    asm: dict[str, str]
+    resources: Resources
+
+
+def compile_launch(launch: Launch, gpu: Gpu) -> Binary:
+    """Compile for ``gpu`` what ``launch.run`` would run there; its tensors may be on the meta device.
+
+    Raises:
+        ValueError: for a program smaller than a warp.
+        RuntimeError: in a process that interprets kernels. Triton's own errors pass through.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    if not hasattr(launch.kernel, "cache_key"):
+        raise RuntimeError(
+            f"{launch.name} is interpreted, and cannot be compiled, in a process where TRITON_INTERPRET was set"
+        )
+    if launch.threads < gpu.warp or launch.threads % gpu.warp:
+        raise ValueError(
+            f"{launch.name} has programs of {launch.threads} threads; {gpu.arch} needs a multiple of {gpu.warp}"
+        )
+    arch: Any = gpu.arch if gpu.backend == "hip" else int(gpu.arch.removeprefix("sm_"))
+    source, threads = launch.source()
+    options = {"num_warps": threads // gpu.warp}
+    compiled = triton.compile(source, target=GPUTarget(gpu.backend, arch, gpu.warp), options=options)
+    texts = {stage: text for stage, text in compiled.asm.items() if isinstance(text, str)}
+    if gpu.backend == "hip":
+        resources = amd_resources(texts["amdgcn"])
+    else:
+        found = cubin_resources(compiled.asm["cubin"], _tool("cuobjdump"))[compiled.metadata.name]
+        frame = found["STACK"] + found["LOCAL"]
+        spilled = _spilled(texts["ptx"], arch) if frame else 0
+        resources = Resources(found["REG"], spilled, frame, compiled.metadata.shared)
+    return Binary(launch.name, texts, resources)
+
+
+def cubin_resources(cubin: bytes, cuobjdump: str) -> dict[str, dict[str, int]]:
+    """By function, what a cubin of any compiler needs: "REG" of a thread; bytes: "STACK", "LOCAL", "SHARED", …."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        told = subprocess.run([cuobjdump, "-res-usage", str(path)], check=True, capture_output=True, text=True)
+    return resource_usage(told.stdout + told.stderr)
+
+
+def resource_usage(told: str) -> dict[str, dict[str, int]]:
+    """By function, the numbers that ``cuobjdump -res-usage`` told."""
+    usage = re.findall(r"Function (\S+?):\s+(REG:.*)", told)
+    return {name: {key: int(n) for key, n in re.findall(r"(\w+)(?:\[\d+\])?:(\d+)", line)} for name, line in usage}
+
+
+def amd_resources(amdgcn: str) -> Resources:
+    """Of the one kernel in a text of AMD's assembler, from its metadata."""
+
+    def field(name: str) -> int:
+        found = re.search(rf"^\s*\.{name}:\s+(\d+)", amdgcn, re.MULTILINE)
+        if found is None:
+            raise ValueError(f"the compiled kernel does not say its {name}")
+        return int(found[1])
+
+    return Resources(
+        registers=field("vgpr_count"), spilled=4 * field("vgpr_spill_count"),
+        local=field("private_segment_fixed_size"), shared=field("group_segment_fixed_size"),
+    )  # fmt: skip
+
+
+def _spilled(ptx: str, capability: int) -> int:
+    import triton
+
+    suffix = "a" if capability >= 90 else ""
+    # The register allocator's level that Triton gives to ptxas 13.
+    level = ["--regAllocOptLevel=2"] if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7) else []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx, encoding="utf-8")
+        command = [
+            _tool("ptxas_blackwell" if capability >= 100 else "ptxas"), "-v", "-lineinfo", *level,
+            f"--gpu-name=sm_{capability}{suffix}", str(path), "-o", os.devnull,
+        ]  # fmt: skip
+        told = subprocess.run(command, check=True, capture_output=True, text=True)
+    return spilled_bytes(told.stdout + told.stderr)
+
+
+def _tool(name: str) -> str:
+    """Path of a program of Triton's wheel."""
+    import triton
+
+    return str(getattr(triton.knobs.nvidia, name).path)

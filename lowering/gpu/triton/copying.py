@@ -1,0 +1,33 @@
+"""A tensor copied into another of its shape, and perhaps another type, as a launch."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lowering.gpu.plan import Launch
+from lowering.gpu.resources import Work
+
+BLOCK = 2048
+THREADS = 256
+
+
+@triton.jit(do_not_specialize=["BLOCKS", "REST"])
+def copy_elements(source, target, BLOCKS, REST, BLOCK: tl.constexpr):
+    """BLOCKS whole blocks and REST further elements; a size that may pass 2^31 is not a kernel's argument."""
+    block = tl.program_id(0)
+    lane = tl.arange(0, BLOCK)
+    at = block.to(tl.int64) * BLOCK + lane
+    inside = (block < BLOCKS) | (lane < REST)
+    tl.store(target + at, tl.load(source + at, mask=inside), mask=inside)
+
+
+def copy(source: Tensor, target: Tensor) -> Launch:
+    """``target`` = ``source``, rounded to the type of ``target``; both contiguous, of one shape."""
+    blocks, rest = divmod(source.numel(), BLOCK)
+    programs = blocks + (rest > 0)
+    moved = source.numel() * (source.element_size() + target.element_size())
+    arguments = {"source": source, "target": target, "BLOCKS": blocks, "REST": rest, "BLOCK": BLOCK}
+    work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, operations=source.numel())
+    return Launch(copy_elements, (programs,), arguments, THREADS, work)
