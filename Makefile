@@ -56,10 +56,11 @@ gpu: test-gpu  ## On the GPU that TARGET names: test, bench, tune for BUDGET sec
 	$(RAMNET) tune --target $(TARGET) --budget $(BUDGET) --output runs/gpu/tune
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/after
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy and the directions of imports
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' --no-cache
 
 CHECKPOINT ?= runs/text
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from autotune.bench import eager
+from autotune import eager
 from autotune.cuda_clock import CudaClock, captured
 from autotune.heads import EAGER
 from autotune.measure import Clock, Timing, interleaved

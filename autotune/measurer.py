@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from autotune.bench.run import keep_freed_memory
+from autotune.freed_memory import keep_freed_memory
 from autotune.measure import Timing, interleaved
 from autotune.problems import TOLERANCE, OneKernel, Problem, checked
 from lowering.cpu.build import Kernel, lower

@@ -14,9 +14,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from autotune.bench.report import duration
 from autotune.search import Result
 from autotune.study import Study
+from autotune.units import duration
 from ramnet.files import write_text_atomic
 from schedules.workload import DYNAMIC_AXES
 

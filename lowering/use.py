@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from lowering.cpu.backend import CpuKernels
+from lowering.gpu.compilers import interpreted
 from lowering.targets import Target, find, here
 from ramnet.ops import register_backend, using
 
@@ -53,11 +53,6 @@ def use(target: str = "cpu", *, tuned: bool = True, check: bool = False) -> Iter
     """
     with using(backend_name(target, tuned, check)):
         yield
-
-
-def interpreted() -> bool:
-    """Whether Triton's kernels run on the CPU, one program after another, as TRITON_INTERPRET=1 asks."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def gpu_backend() -> GpuKernels:

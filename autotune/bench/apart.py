@@ -13,7 +13,8 @@ import sys
 from dataclasses import asdict
 
 from autotune.bench import model
-from autotune.bench.run import Row, Run, Table, keep_freed_memory
+from autotune.bench.run import Row, Run, Table
+from autotune.freed_memory import keep_freed_memory
 
 # "340m" on two cores takes 1.16 to 1.18 times its floor so, and 1.30 with 1000
 # spins; with none 1.24 to 1.31, timed by single tokens. Chosen after these were seen.

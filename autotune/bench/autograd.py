@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from autotune.bench.eager import CHUNK, Trace, flat_slots, time_first, time_last
+from autotune.eager import CHUNK, Trace, flat_slots, time_first, time_last
 
 
 def scan_sorted(

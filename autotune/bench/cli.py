@@ -73,7 +73,7 @@ def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tu
 
 def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None) -> Iterator[Report]:
     from autotune.bench import everything
-    from autotune.bench.run import keep_freed_memory
+    from autotune.freed_memory import keep_freed_memory
 
     if not run.kernels:
         run.on_step("no kernels")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune import native
-from autotune.bench import autograd, cpp, decode, eager, step
+from autotune import eager, native
+from autotune.bench import autograd, cpp, decode, step
 from autotune.bench.inputs import ScanInputs, decode_logits, scan_inputs
 from autotune.bench.run import FLOOR, TUNED, Candidate, Run, Table, check, within
 from autotune.bench.step import Steps

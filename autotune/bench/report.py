@@ -16,6 +16,7 @@ from rich.text import Text
 
 from autotune.bench.goals import Goal
 from autotune.bench.run import Row, Table
+from autotune.units import duration, three_digits
 from ramnet.files import write_text_atomic, written_aside
 
 
@@ -56,7 +57,7 @@ GOAL_COLUMNS = ("what", "goal", "measured", "± IQR", "met", "note")
 
 def row_cells(row: Row, base: str) -> tuple[str, ...]:
     """A row as text, in the order of ``ROW_COLUMNS``."""
-    ratio = "1" if row.form == base else f"{_digits(row.ratio)}×"
+    ratio = "1" if row.form == base else f"{three_digits(row.ratio)}×"
     return (
         row.form, duration(row.seconds), f"{row.spread:.0%}", ratio, f"{row.ratio_spread:.0%}",
         str(row.rounds), str(row.runs),
@@ -65,7 +66,7 @@ def row_cells(row: Row, base: str) -> tuple[str, ...]:
 
 def goal_cells(goal: Goal) -> tuple[str, ...]:
     """A goal as text, in the order of ``GOAL_COLUMNS``."""
-    measured = "" if goal.measured is None else _digits(goal.measured)
+    measured = "" if goal.measured is None else three_digits(goal.measured)
     met = {True: "yes", False: "no", None: "not measured"}[goal.met]
     spread = "" if goal.spread is None else f"{goal.spread:.0%}"
     return goal.name, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, spread, met, goal.note
@@ -161,16 +162,3 @@ def save(report: Report, directory: Path) -> list[Path]:
     with written_aside(picture) as aside:
         figure.savefig(aside, dpi=120)
     return [*paths, picture]
-
-
-def duration(seconds: float) -> str:
-    """Three digits and an SI unit."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * factor >= 1:
-            return f"{_digits(seconds * factor)} {unit}"
-    return f"{_digits(seconds * 1e9)} ns"
-
-
-def _digits(number: float) -> str:
-    """Three significant digits without an exponent."""
-    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"

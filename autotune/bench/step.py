@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune.bench.eager import flat_slots
 from autotune.bench.inputs import ScanInputs
+from autotune.eager import flat_slots
 
 
 def by_slots(

@@ -44,7 +44,7 @@ def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
     """The kernel of ``workload`` for ``target`` under ``schedule``, from memory, from disk, or compiled now.
 
     ValueError for an unknown target, or a schedule that its own rule refuses for this workload; for a GPU's schedule
-    the errors of ``lowering.gpu.tir.run.binary``.
+    the errors of ``lowering.gpu.tir.binary``.
     """
     schedule.require(workload)
     key = cache_key(workload, target, schedule)

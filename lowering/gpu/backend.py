@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowering.gpu import tir
 from lowering.gpu.compilers import unserved
 from lowering.gpu.kernels import plan
-from lowering.gpu.tir import run as tir
 from lowering.targets import gpu_of
 from ramnet.ops import checks
 from schedules import records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Any
 
 from lowering.gpu.cuda import nvcc
@@ -22,3 +23,8 @@ def unserved(schedule: Any, target: str) -> str | None:
     if schedule.threads % warp:
         return f"threads is {schedule.threads}; {target} runs them {warp} at a time"
     return None
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run on the CPU, one program after another, as TRITON_INTERPRET=1 asks."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowering.gpu.compilers import unserved
+from lowering.gpu.compilers import interpreted, unserved
 from lowering.gpu.kernels import plan
 from lowering.gpu.resources import Compiled
 from lowering.targets import gpu_of
-from lowering.use import interpreted
 from schedules.gpu import SCHEDULES
 from schedules.workload import Workload, heads_of
 
@@ -41,7 +40,7 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
         return compiled(workload, target, schedule)
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET is set in this process; kernels are compiled in one without it")
-    from lowering.gpu.triton.binary import compile_launch
+    from lowering.gpu.triton_compiler import compile_launch
 
     launches = plan(workload.op, schedule, *arguments(workload)).launches
     return [Compiled(launch.name, launch.work, compile_launch(launch, gpu).resources) for launch in launches]

@@ -1,8 +1,8 @@
-"""A launch of a Triton kernel as a value: run where there is a GPU, compiled for one where there is none."""
+"""Launches as values: run where there is a GPU, compiled for one where there is none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,19 @@ _TYPES = {
 }  # fmt: skip
 # Allocations, and rows of them that kernels are given, start at multiples of this many bytes.
 ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Program:
+    """A launch of a TIR template's function of that name.
+
+    ``grid``: along each axis a number of blocks, or a run-time size by name and how much of it a block takes.
+    """
+
+    name: str
+    grid: Sequence[int | tuple[str, int]]
+    threads: int
+    work: Work
 
 
 @dataclass(frozen=True)

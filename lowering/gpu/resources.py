@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Work:
-    """Counted from the sizes, beside the kernel: by its own module, or by ``lowering.gpu.tir.programs``.
+    """Counted from the sizes, beside the kernel: by its own module, or by ``lowering.gpu.templates``.
 
     Attributes:
         programs: thread blocks in all. threads: of each.

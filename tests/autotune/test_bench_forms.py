@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from autotune.bench import autograd, cpp, decode, eager, step
+from autotune import eager
+from autotune.bench import autograd, cpp, decode, step
 from autotune.bench.inputs import decode_logits, scan_inputs
 from autotune.bench.run import check
 from ramnet import ops

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.bench import autograd, eager
+from autotune import eager
+from autotune.bench import autograd
 from autotune.cuda_clock import CudaClock
 from autotune.gpu_measurer import Eager, GpuMeasurer
 from autotune.heads import EAGER, apart

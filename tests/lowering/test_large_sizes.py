@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowering.cpu.templates import TEMPLATES
-from lowering.gpu.tir.programs import template
+from lowering.gpu.templates import template
 from ramnet import ops
 from ramnet.ops import reference
 from schedules import gpu

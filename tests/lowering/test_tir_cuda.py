@@ -23,11 +23,11 @@ from tests.lowering.of_340m import workload
 
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")
 
+from lowering.gpu import threads as threads_module
+from lowering.gpu import tir
 from lowering.gpu.cuda import generate as cuda
 from lowering.gpu.cuda import nvcc
-from lowering.gpu.tir import run as gpu_tir
-from lowering.gpu.tir import threads as threads_module
-from lowering.gpu.tir.programs import programs
+from lowering.gpu.templates import programs
 from lowering.targets import gpu_of
 
 # One of each architecture, A100, A10, L4, H100, B200.
@@ -95,10 +95,10 @@ def test_a_check_of_barriers_sees_that_one_is_gone(monkeypatch: pytest.MonkeyPat
     found = len(barriers(text_of(work, SCAN)))
     real, calls = threads_module.Threads.barrier, []
 
-    def all_but_one(self: Any, warp: bool = False) -> None:
-        calls.append(warp)
+    def all_but_one(self: Any) -> None:
+        calls.append(self)
         if len(calls) != 5:
-            real(self, warp)
+            real(self)
 
     monkeypatch.setattr(threads_module.Threads, "barrier", all_but_one)
     assert len(barriers(text_of(work, SCAN))) == found - 1, "TVM put a barrier of its own"
@@ -202,8 +202,8 @@ def test_a_launch_is_compiled_with_its_work() -> None:
 def test_a_binary_is_cached_with_what_a_launch_needs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAMNET_CACHE", str(tmp_path))
     work, schedule = workload("memory_step"), MemoryStep(compiler="tir")
-    first, compiled_now = gpu_tir.binary(work, "a100", schedule)
-    again, compiled_again = gpu_tir.binary(work, "a100", schedule)
+    first, compiled_now = tir.binary(work, "a100", schedule)
+    again, compiled_again = tir.binary(work, "a100", schedule)
     assert (compiled_now, compiled_again) == (True, False)
     assert again.cubin == first.cubin and again.functions == first.functions
     tensors = [torch.empty(3, 8, dtype=torch.int32), torch.empty(3, 8), *[torch.empty(3, 8)] * 2, torch.empty(3, 64)]

@@ -25,8 +25,8 @@ from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, 
 
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")
 
+from lowering.gpu import tir
 from lowering.gpu.backend import GpuKernels
-from lowering.gpu.tir import run as gpu_tir
 
 
 def kernels(**given: Schedule) -> GpuKernels:
@@ -114,13 +114,13 @@ def test_a_layers_token_in_one_launch(cape_heads: int, position: int, unroll: in
 
 
 def both_ways(op: Op, schedule: Schedule, tensors: list[Tensor], outputs: list[Tensor]) -> list[list[Tensor]]:
-    """An op's one function with its threads' loops forwards and backwards."""
+    """An op's one function with its loops over threads forwards and in reverse."""
     slots, dim = tensors[5].shape[1:]
     work = workload(op, "float32", K=tensors[0].shape[-1], M=slots, D=dim)
     results = []
-    for backwards in (False, True):
+    for reverse in (False, True):
         mine = [x.clone() for x in (*tensors, *outputs)]
-        gpu_tir.on_cpu(work, schedule, backwards=backwards)(op, *mine)
+        tir.on_cpu(work, schedule, reverse_threads=reverse)(op, *mine)
         results.append(mine)
     return results
 
@@ -128,13 +128,13 @@ def both_ways(op: Op, schedule: Schedule, tensors: list[Tensor], outputs: list[T
 def test_no_thread_of_a_phase_needs_another() -> None:
     tensors = [x.flatten(0, 1) for x in scan_inputs(1, 2, 19, 6, 20, 24, access="hot", seed=6).values()]
     schedule = MemoryScan(form="shared", slot_lanes=2, channels=1, chunk=8)
-    forwards, backwards = both_ways("memory_scan", schedule, tensors, [torch.zeros_like(x) for x in tensors[4:]])
-    assert all(torch.equal(x, y) for x, y in zip(forwards, backwards, strict=True))
+    forwards, reverse = both_ways("memory_scan", schedule, tensors, [torch.zeros_like(x) for x in tensors[4:]])
+    assert all(torch.equal(x, y) for x, y in zip(forwards, reverse, strict=True))
     step = [x.flatten(0, 1) for x in step_inputs(scan_inputs(1, 2, 1, 6, 20, 24, seed=7), 0).values()]
-    forwards, backwards = both_ways(
+    forwards, reverse = both_ways(
         "memory_step", MemoryStep(compiler="tir", threads=32), step, [torch.zeros_like(step[4])]
     )
-    assert all(torch.equal(x, y) for x, y in zip(forwards, backwards, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(forwards, reverse, strict=True))
 
 
 def test_no_thread_of_a_backward_phase_needs_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,9 +142,9 @@ def test_no_thread_of_a_backward_phase_needs_another(monkeypatch: pytest.MonkeyP
     grads = [torch.ones_like(tensors[name]) for name in ("values", "memory", "mass")]
     ops = kernels(memory_scan_backward=MemoryScanBackward(form="shared", slot_lanes=2, channels=1, chunk=8))
     found = []
-    on_cpu = gpu_tir.on_cpu
-    for backwards in (False, True):
-        monkeypatch.setattr(gpu_tir, "_ready", {})
-        monkeypatch.setattr(gpu_tir, "on_cpu", lambda *a, way=backwards: on_cpu(*a, way))
+    on_cpu = tir.on_cpu
+    for reverse in (False, True):
+        monkeypatch.setattr(tir, "_ready", {})
+        monkeypatch.setattr(tir, "on_cpu", lambda *a, way=reverse: on_cpu(*a, way))
         found.append(ops.memory_scan_backward(*grads, *tensors.values(), 0.5, 1e-6, 0.01))
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune.bench import autograd, eager
+from autotune import eager
+from autotune.bench import autograd
 from autotune.bench.gpu.others import CUDNN, FLASH, GLA, GLA_HEADS, GLA_KEY, GLA_VALUE, Sizes, attention, chunk_gla
 from autotune.bench.gpu.run import TOLERANCE, GpuRun, Make
 from autotune.bench.inputs import ScanInputs

@@ -11,16 +11,21 @@ from tvm.script.ir_builder import tirx as builder
 from lowering import emit
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.address_decode_backward import differentiate
-from lowering.gpu.tir.threads import Threads
+from lowering.gpu.threads import Threads
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
 from schedules.workload import Workload
 
 
-def decode(workload: Workload, schedule: AddressDecode, cuda: bool, backwards: bool = False) -> Any:
-    """The IRModule of address_decode: logits [R, U, P]; slots int32 [R, K], weights [R, K]. R is taken at run time."""
+def decode(
+    workload: Workload, schedule: AddressDecode, cuda: bool, state: str = "float32", reverse_threads: bool = False
+) -> Any:
+    """The IRModule of address_decode: logits [R, U, P]; slots int32 [R, K], weights [R, K]. R is taken at run time.
+
+    ``state`` is not used: there is none.
+    """
     U, P, K = (workload.shape[axis] for axis in "UPK")
     dtype, size = workload.dtype, schedule.threads
-    threads = Threads(size, cuda, backwards)
+    threads = Threads(size, cuda, reverse_threads)
 
     @T.prim_func(s_tir=True)
     def address_decode(logits: T.handle, slots: T.handle, weights: T.handle):
@@ -43,13 +48,21 @@ def decode(workload: Workload, schedule: AddressDecode, cuda: bool, backwards: b
     return tvm.IRModule({"address_decode": threads.bound(address_decode)})
 
 
-def differentiate_rows(workload: Workload, schedule: AddressDecodeBackward, cuda: bool, backwards: bool = False) -> Any:
+def differentiate_rows(
+    workload: Workload,
+    schedule: AddressDecodeBackward,
+    cuda: bool,
+    state: str = "float32",
+    reverse_threads: bool = False,
+) -> Any:  # fmt: skip
     """The IRModule of address_decode_backward: grad_weights [R, K], logits [R, U, P], slots int32 [R, K], weights
     [R, K]; grad_logits [R, U, P]. R is taken at run time.
+
+    ``state`` is not used: there is none.
     """
     U, P, K = (workload.shape[axis] for axis in "UPK")
     dtype, size = workload.dtype, schedule.threads
-    threads = Threads(size, cuda, backwards)
+    threads = Threads(size, cuda, reverse_threads)
 
     @T.prim_func(s_tir=True)
     def address_decode_backward(

@@ -8,12 +8,12 @@ import triton.language as tl
 from torch import Tensor
 
 from lowering.gpu.address_decode.beam import best_addresses
+from lowering.gpu.address_decode.work import decode
 from lowering.gpu.plan import Launch, Plan
-from lowering.gpu.resources import Work
 from lowering.gpu.triton.ranked import side_by_side
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
-from schedules.gpu.address import AddressDecode, exchanges
+from schedules.gpu.address import AddressDecode
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -48,17 +48,5 @@ def plan(rows: Tensor, top_k: int, schedule: AddressDecode) -> Plan:
         "ROUNDS": (top_k - 1).bit_length(), "UNROLL": schedule.unroll, "THREADS": schedule.threads,
         "ACC": in_triton(sum_type(rows)),
     }  # fmt: skip
-    moved = rows.nbytes + slots.nbytes + weights.nbytes
-    work = Work(
-        programs=programs, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
-        operations=count * operations(order, sub_dim, top_k, schedule.unroll),
-        # A loop asks for a sub-vector's logits when their turn comes, straight code for all of them first.
-        steps=1 if schedule.unroll == 2 else order,
-    )  # fmt: skip
+    work = decode(count, order, sub_dim, top_k, rows.element_size(), schedule)
     return Plan((Launch(address_decode, (programs,), arguments, schedule.threads, work),), (slots, weights))
-
-
-def operations(order: int, sub_dim: int, top_k: int, unroll: int) -> int:
-    """Instructions of a row: 5 an exchange (a comparison, two selections of scores and two of labels), 6 a logit."""
-    sorting, joining = exchanges(sub_dim, top_k, unroll)
-    return 5 * (order * sorting + (order - 1) * joining) + 6 * order * sub_dim + 3 * top_k

@@ -7,8 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lowering.gpu.address_decode.beam import load_logits
+from lowering.gpu.address_decode.work import backward
 from lowering.gpu.plan import Launch, Plan
-from lowering.gpu.resources import Work
 from lowering.gpu.triton.ranked import columns, side_by_side
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
@@ -112,11 +112,6 @@ def plan(grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor, s
         "STRAIGHT": sub_dim <= _STRAIGHT, "THREADS": schedule.threads,
         "ACC": in_triton(sum_type(grad_weights, logits, weights)),
     }  # fmt: skip
-    moved = sum(x.nbytes for x in (grad_weights, logits, slots, weights, grad_logits))
-    work = Work(
-        programs=programs, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
-        # A logit takes 10 of its own and 3 an address (a digit compared, a share selected, a sum); a digit takes 5.
-        operations=count * order * (sub_dim * (10 + 3 * top_k) + 5 * top_k), steps=order,
-    )  # fmt: skip
+    work = backward(count, order, sub_dim, top_k, logits.element_size(), schedule)
     launch = Launch(address_decode_backward, (programs,), arguments, schedule.threads, work)
     return Plan((launch,), (grad_logits,))

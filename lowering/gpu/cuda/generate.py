@@ -9,8 +9,8 @@ from typing import Any
 
 from lowering.gpu.cuda.nvcc import compile_cuda, resources
 from lowering.gpu.resources import Compiled
-from lowering.gpu.tir.programs import programs, template
-from lowering.gpu.tir.threads import ORDERED
+from lowering.gpu.templates import programs, template
+from lowering.gpu.threads import ORDERED
 from lowering.targets import Gpu, gpu_of
 from schedules.gpu.shared import refuse_bytes
 from schedules.workload import Workload

@@ -11,13 +11,13 @@ from tvm.script import tirx as T
 from lowering import emit
 from lowering.cpu.address_decode import Decoder
 from lowering.gpu.memory_step.tir import token
-from lowering.gpu.tir.threads import Threads
+from lowering.gpu.threads import Threads
 from schedules.gpu.step import DecodeHeads
 from schedules.workload import Workload
 
 
 def module(
-    workload: Workload, schedule: DecodeHeads, cuda: bool, state: str = "float32", backwards: bool = False
+    workload: Workload, schedule: DecodeHeads, cuda: bool, state: str = "float32", reverse_threads: bool = False
 ) -> Any:
     """The IRModule of the kernel (paper, steps 1 to 6).
 
@@ -27,7 +27,7 @@ def module(
     ``cape_heads``, none: heads 0 to that one shift their addresses by the position.
     """
     M, D, dtype = workload.shape["M"], workload.shape["D"], workload.dtype
-    threads = Threads(schedule.threads, cuda, backwards)
+    threads = Threads(schedule.threads, cuda, reverse_threads)
 
     @T.prim_func(s_tir=True)
     def decode_heads(

@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowering.gpu.address_decode import triton as address_decode
 from lowering.gpu.address_decode.beam import best_addresses
+from lowering.gpu.decode_heads.work import address_operations, operand_bytes
 from lowering.gpu.memory_step import triton as memory_step
 from lowering.gpu.memory_step.triton import step_head
+from lowering.gpu.memory_step.work import operations, state_bytes
 from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.types import in_triton
@@ -73,13 +74,13 @@ def plan(
         "ACC": in_triton(sum_type(projected, memory)),
     }  # fmt: skip
     programs = batch * heads
-    moved = projected.nbytes + output.nbytes + memory_step.state_bytes(memory.flatten(0, 1), top_k)
+    moved = operand_bytes(programs, order, sub_dim, width, projected.element_size())
+    moved += state_bytes(programs, top_k, width, memory.element_size())
     # Every thread finds the addresses of the query or of the key.
-    lanes = programs * schedule.threads
+    addresses = address_operations(schedule.threads, order, sub_dim, top_k, schedule.unroll)
     work = Work(
         programs=programs, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
-        operations=lanes * address_decode.operations(order, sub_dim, top_k, schedule.unroll)
-        + programs * memory_step.operations(top_k, width),
+        operations=programs * (addresses + operations(top_k, width) + memory_step.comparisons(top_k)),
         # The state, and before it the logits: sub-vector by sub-vector in a loop, all at once in straight code.
         trips=1 + (1 if schedule.unroll == 2 else order), barriers=2,
     )  # fmt: skip

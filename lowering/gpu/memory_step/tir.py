@@ -11,13 +11,13 @@ from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
 from lowering.emit import Emit
-from lowering.gpu.tir.threads import Threads
+from lowering.gpu.threads import Threads
 from schedules.gpu.step import MemoryStep
 from schedules.workload import Workload
 
 
 def module(
-    workload: Workload, schedule: MemoryStep, cuda: bool, state: str = "float32", backwards: bool = False
+    workload: Workload, schedule: MemoryStep, cuda: bool, state: str = "float32", reverse_threads: bool = False
 ) -> Any:
     """The IRModule of the kernel.
 
@@ -26,7 +26,7 @@ def module(
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype = workload.dtype
-    threads = Threads(schedule.threads, cuda, backwards)
+    threads = Threads(schedule.threads, cuda, reverse_threads)
 
     @T.prim_func(s_tir=True)
     def memory_step(

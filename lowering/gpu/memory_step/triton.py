@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lowering.gpu.memory_step.work import operand_bytes, operations, state_bytes
 from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.arithmetic import decay
@@ -101,11 +102,11 @@ def plan(
         "K": top_k, "D": width, "W": triton.next_power_of_2(top_k), "TILE": tile(top_k, width, schedule.threads),
         "POWER": decay_power, "EPS": eps, "ACC": in_triton(sum_type(values, write_weights, memory)),
     }  # fmt: skip
-    operands = (write_slots, write_weights, read_slots, read_weights, values, output)
-    moved = sum(x.nbytes for x in operands) + state_bytes(memory, top_k)
+    moved = operand_bytes(heads, top_k, width, values.element_size())
+    moved += state_bytes(heads, top_k, width, memory.element_size())
     work = Work(
         programs=heads, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
-        operations=heads * operations(top_k, width), trips=2, barriers=2,
+        operations=heads * (operations(top_k, width) + comparisons(top_k)), trips=2, barriers=2,
     )  # fmt: skip
     return Plan((Launch(memory_step, (heads,), arguments, schedule.threads, work),), (output,))
 
@@ -116,12 +117,6 @@ def tile(top_k: int, width: int, threads: int) -> int:
     return min(triton.next_power_of_2(width), held)
 
 
-def state_bytes(memory: Tensor, top_k: int) -> int:
-    """Of rows and masses in one token, all heads: those written are loaded and stored, those read are loaded."""
-    heads, _, width = memory.shape
-    return 3 * heads * top_k * (width + 1) * memory.element_size()
-
-
-def operations(top_k: int, width: int) -> int:
-    """Of one head: 7 a channel of the K rows written and read, 6 a pair of the slots that are compared."""
-    return 7 * top_k * width + 6 * top_k * top_k
+def comparisons(top_k: int) -> int:
+    """Instructions of one head: 6 for each slot written and slot read that are compared."""
+    return 6 * top_k * top_k

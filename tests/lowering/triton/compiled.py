@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lowering.gpu.plan import Plan
-from lowering.gpu.triton.binary import Binary, compile_launch
+from lowering.gpu.triton_compiler import Binary, compile_launch
 from lowering.targets import TARGETS, Gpu
 
 # Those of the table of targets, but for Orin's sm_87.

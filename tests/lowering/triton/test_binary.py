@@ -7,7 +7,7 @@ import torch
 
 from lowering.gpu.cuda.nvcc import spilled_bytes
 from lowering.gpu.resources import Resources
-from lowering.gpu.triton.binary import amd_resources, compile_launch, resource_usage
+from lowering.gpu.triton_compiler import amd_resources, compile_launch, resource_usage
 from lowering.targets import gpu_of
 from tests.lowering.triton.compiled import compile_plan
 

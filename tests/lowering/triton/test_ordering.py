@@ -11,7 +11,7 @@ import torch
 from lowering.gpu.memory_scan.serial import mass as memory_scan_mass
 from lowering.gpu.memory_scan.serial import mass_backward as memory_scan_mass_backward
 from lowering.gpu.races import RaceError, check_barriers_kept, check_ordered, check_thread_owned
-from lowering.gpu.triton.binary import Binary
+from lowering.gpu.triton_compiler import Binary
 from schedules.gpu.scan import MemoryScan, MemoryScanBackward
 from tests.lowering.triton import racing
 from tests.lowering.triton.compiled import compile_plan

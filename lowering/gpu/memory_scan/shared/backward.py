@@ -16,14 +16,14 @@ from lowering.gpu.memory_scan.shared.recompute import Forth
 from lowering.gpu.memory_scan.shared.reverse import Back
 from lowering.gpu.memory_scan.shared.walk import Walk
 from lowering.gpu.memory_scan.shared.writes import Writes
-from lowering.gpu.tir.threads import Threads
+from lowering.gpu.threads import Threads
 from schedules.gpu.scan import MemoryScanBackward
 from schedules.gpu.shared import SUM_THREADS, THREADS, history_type, tile, tiles
 from schedules.workload import Workload
 
 
 def module(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str = "float32",
-           backwards: bool = False) -> Any:  # fmt: skip
+           reverse_threads: bool = False) -> Any:  # fmt: skip
     """The IRModule of four kernels that run one after another.
 
     Arrays by tokens are [N, T, K], and what stays between the kernels [N, T', K], T' being T rounded up to whole
@@ -38,18 +38,18 @@ def module(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: 
     """
     return tvm.IRModule(
         {
-            "forth": _forth(workload, schedule, cuda, state, backwards),
-            "reads": _reads(workload, schedule, cuda, backwards),
-            "back": _back(workload, schedule, cuda, state, backwards),
-            "writes": _writes(workload, schedule, cuda, backwards),
+            "forth": _forth(workload, schedule, cuda, state, reverse_threads),
+            "reads": _reads(workload, schedule, cuda, reverse_threads),
+            "back": _back(workload, schedule, cuda, state, reverse_threads),
+            "writes": _writes(workload, schedule, cuda, reverse_threads),
         }
     )
 
 
-def _forth(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, backwards: bool) -> Any:
+def _forth(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), tiles(workload, schedule)
-    threads, kept, width = Threads(THREADS, cuda, backwards), history_type(workload), count * tile(schedule)
+    threads, kept, width = Threads(THREADS, cuda, reverse_threads), history_type(workload), count * tile(schedule)
 
     @T.prim_func(s_tir=True)
     def forth(
@@ -90,10 +90,10 @@ def _walk_forth(walk: Walk, WS: Any, W: Any, V: Any, RS: Any, dO: Any, outputs: 
     return Forth(walk, Writes(walk, WS, W, V), RS, dO, outputs)
 
 
-def _back(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, backwards: bool) -> Any:
+def _back(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), tiles(workload, schedule)
-    threads, kept, width = Threads(THREADS, cuda, backwards), history_type(workload), count * tile(schedule)
+    threads, kept, width = Threads(THREADS, cuda, reverse_threads), history_type(workload), count * tile(schedule)
 
     @T.prim_func(s_tir=True)
     def back(
@@ -137,14 +137,14 @@ def _back(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: s
     return threads.bound(back, ordered=True)
 
 
-def _reads(workload: Workload, schedule: MemoryScanBackward, cuda: bool, backwards: bool) -> Any:
+def _reads(workload: Workload, schedule: MemoryScanBackward, cuda: bool, reverse_threads: bool) -> Any:
     K, dtype, sums, count = (
         workload.shape["K"],
         workload.dtype,
         emit.sum_type(workload.dtype),
         tiles(workload, schedule),
     )
-    threads = Threads(SUM_THREADS, cuda, backwards)
+    threads = Threads(SUM_THREADS, cuda, reverse_threads)
 
     @T.prim_func(s_tir=True)
     def reads(
@@ -175,14 +175,14 @@ def _read(at: list[Any], dot: Any, R: Any, I: Any, dR: Any, P: Any) -> None:
     emit.store(P, at, dot * inverse * R[tuple(at)].astype(str(P.dtype)) * inverse)
 
 
-def _writes(workload: Workload, schedule: MemoryScanBackward, cuda: bool, backwards: bool) -> Any:
+def _writes(workload: Workload, schedule: MemoryScanBackward, cuda: bool, reverse_threads: bool) -> Any:
     K, dtype, sums, count = (
         workload.shape["K"],
         workload.dtype,
         emit.sum_type(workload.dtype),
         tiles(workload, schedule),
     )
-    threads = Threads(SUM_THREADS, cuda, backwards)
+    threads = Threads(SUM_THREADS, cuda, reverse_threads)
 
     @T.prim_func(s_tir=True)
     def writes(write_parts: T.handle, grad_write_weights: T.handle):

@@ -13,14 +13,14 @@ from tvm.script.ir_builder import tirx as builder
 from lowering import emit
 from lowering.gpu.memory_scan.shared.walk import Walk
 from lowering.gpu.memory_scan.shared.writes import Writes
-from lowering.gpu.tir.threads import Threads
+from lowering.gpu.threads import Threads
 from schedules.gpu.scan import MemoryScan
 from schedules.gpu.shared import THREADS, tiles
 from schedules.workload import Workload
 
 
 def module(
-    workload: Workload, schedule: MemoryScan, cuda: bool, state: str = "float32", backwards: bool = False
+    workload: Workload, schedule: MemoryScan, cuda: bool, state: str = "float32", reverse_threads: bool = False
 ) -> Any:
     """The IRModule of the kernel, with its programs bound to blocks of a GPU or run in parallel on a CPU.
 
@@ -30,7 +30,7 @@ def module(
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype, count = workload.dtype, tiles(workload, schedule)
-    threads = Threads(THREADS, cuda, backwards)
+    threads = Threads(THREADS, cuda, reverse_threads)
 
     @T.prim_func(s_tir=True)
     def memory_scan(

@@ -54,7 +54,7 @@ class Back:
             reads.append(self.pushes)
             writes.append(self.old_masses)
         phases = [(reads, partial(self.read, with_mass=with_mass)), (writes, partial(self.write, with_mass=with_mass))]
-        self.walk.go(phases, self.give, backwards=True)
+        self.walk.go(phases, self.give, reverse_time=True)
 
     def read(self, thread: Any, turn: int, t: Any, ahead: Callable[[], None], with_mass: bool) -> None:
         """The output's gradient to the rows that the token read."""

@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
 from lowering.gpu.memory_scan.shared.operand import Operand
-from lowering.gpu.tir.threads import Private, Threads
+from lowering.gpu.threads import Private, Threads
 from schedules.base import largest_divisor
 from schedules.gpu.shared import STRAIGHT, Knobs, tile
 from schedules.workload import Workload
@@ -74,16 +74,16 @@ class Walk:
         return thread % self.groups == 0
 
     def go(self, phases: Sequence[tuple[Sequence[Operand], Work]], give: Callable[[Any], None],
-           backwards: bool = False) -> None:  # fmt: skip
+           reverse_time: bool = False) -> None:  # fmt: skip
         """Through all tokens in ``phases``, each with its operands; ``give(t)`` after those in straight code, from t.
 
-        Turn i of the straight code is its i-th token, or backwards the i-th from its end.
+        Turn i of the straight code is its i-th token, or in reverse time the i-th from its end.
         """
         operands = [operand for mine, _ in phases for operand in mine]
         parts = self.chunk // self.straight
 
         def ask(step: Any) -> None:
-            c = self.chunks - 1 - step if backwards else step
+            c = self.chunks - 1 - step if reverse_time else step
             with builder.If(step < self.chunks), builder.Then(), builder.If((c + 1) * self.chunk <= self.tokens):
                 with builder.Then():
                     for operand in operands:
@@ -101,17 +101,19 @@ class Walk:
         ask(emit.constant(0, "int32"))
         put()
         with builder.serial(0, self.chunks) as step:
-            c = self.chunks - 1 - step if backwards else step
+            c = self.chunks - 1 - step if reverse_time else step
             ask(step + 1)
             with builder.serial(0, parts) as part:
-                first = (parts - 1 - part if backwards else part) * self.straight
-                self._straight(phases, c, first, backwards)
+                first = (parts - 1 - part if reverse_time else part) * self.straight
+                self._straight(phases, c, first, reverse_time)
                 give(c * self.chunk + first)
             put()
 
-    def _straight(self, phases: Sequence[tuple[Sequence[Operand], Work]], c: Any, first: Any, backwards: bool) -> None:
+    def _straight(
+        self, phases: Sequence[tuple[Sequence[Operand], Work]], c: Any, first: Any, reverse_time: bool
+    ) -> None:
         def token(turn: int) -> Any:
-            return first + (self.straight - 1 - turn if backwards else turn)
+            return first + (self.straight - 1 - turn if reverse_time else turn)
 
         def fetch(thread: Any, turn: int, operands: Sequence[Operand]) -> None:
             for operand in operands if turn < self.straight else ():

@@ -1,6 +1,6 @@
 """The ops on TIR kernels for GPUs: outputs and scratch are allocated here, and the launches of a template queued.
 
-On tensors of the CPU the very templates run as loops (``lowering.gpu.tir.threads``), so that they can be tested there.
+On tensors of the CPU the very templates run as loops (``lowering.gpu.threads``), so that they can be tested there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def binary(workload: Workload, target: str, schedule: Schedule, state: str = "fl
         return Binary.read(path), False
     from lowering.gpu.cuda.generate import generate
     from lowering.gpu.cuda.nvcc import compile_cuda
-    from lowering.gpu.tir.programs import programs
+    from lowering.gpu.templates import programs
 
     source = generate(workload, gpu, schedule, state)
     cubin, _ = compile_cuda(source.text, gpu.arch)
@@ -70,15 +70,15 @@ def binary(workload: Workload, target: str, schedule: Schedule, state: str = "fl
     return made, True
 
 
-def on_cpu(workload: Workload, schedule: Schedule, state: str = "float32", backwards: bool = False) -> Run:
-    """The same templates as loops over programs and threads, which ``backwards`` walks from the last to the first."""
+def on_cpu(workload: Workload, schedule: Schedule, state: str = "float32", reverse_threads: bool = False) -> Run:
+    """The same templates as loops over programs and over threads, from the last one to the first if asked."""
     import tvm
 
     from lowering.gpu.cuda.generate import build
-    from lowering.gpu.tir.programs import template
+    from lowering.gpu.templates import template
 
     schedule.require(workload)
-    module = template(workload, schedule, False, state, backwards)
+    module = template(workload, schedule, False, state, reverse_threads)
     # What makes code fast takes half of the time that a build does.
     fast = ("s_tir.HoistIfThenElse", "s_tir.InsertHoistIfThenElse", "tirx.RemoveNoOp")
     functions = build(module, tvm.target.Target({"kind": "llvm", "opt-level": 0}), fast)

@@ -34,11 +34,11 @@ class Threads:
 
     Args:
         cuda: bound to threadIdx.x, else loops.
-        backwards: the CPU's loops go from the last thread to the first; results that differ betray a race in a phase.
+        reverse: the CPU's loops go from the last thread to the first; results that differ betray a race in a phase.
     """
 
-    def __init__(self, count: int, cuda: bool, backwards: bool = False) -> None:
-        self.count, self.cuda, self.backwards = count, cuda, backwards
+    def __init__(self, count: int, cuda: bool, reverse: bool = False) -> None:
+        self.count, self.cuda, self.reverse = count, cuda, reverse
         self.shared_bytes = 0
         self._here: Any = None
         self._order: Any = None
@@ -47,7 +47,7 @@ class Threads:
     def program(self) -> Iterator[None]:
         """Phases are emitted within this block."""
         if not self.cuda:
-            if self.backwards:
+            if self.reverse:
                 # From memory: written as count − 1 − i in indices, TVM's simplifier goes astray.
                 self._order = T.sblock_alloc_buffer((self.count,), "int32")
                 with builder.serial(0, self.count) as i:
@@ -64,7 +64,7 @@ class Threads:
             body(self._here)
             return
         with builder.serial(0, self.count) as thread:
-            body(self._order[thread] if self.backwards else thread)
+            body(self._order[thread] if self.reverse else thread)
 
     def share(self, count: int, body: Callable[[Any, Any, int], None]) -> None:
         """``body(item, thread, turn)`` for ``count`` items dealt out to the threads in turns, in straight code."""
@@ -169,10 +169,10 @@ class Threads:
             return tir.call_extern(dtype, "__fmaf_rn" if dtype == "float32" else "__fma_rn", a, b, c)
         return a * b + c
 
-    def barrier(self, warp: bool = False) -> None:
-        """What threads wrote before it, others may read after it; ``warp``: only threads of one warp exchange data."""
+    def barrier(self) -> None:
+        """What threads wrote before it, others may read after it."""
         if self.cuda:
-            builder.evaluate(synchronise(warp or self.count <= WARP))
+            builder.evaluate(synchronise(self.count <= WARP))
 
     def shared(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A buffer that all threads of the program use."""
@@ -234,8 +234,3 @@ def synchronise(warp: bool) -> Any:
     if warp:
         return tir.call_extern("int32", "__syncwarp")
     return tir.call_intrin("int32", "tirx.tvm_storage_sync", "shared")
-
-
-def chosen(condition: Any, value: Any, otherwise: Any) -> Any:
-    """``value`` where the condition holds; it is not evaluated elsewhere."""
-    return tir.if_then_else(condition, value, otherwise)

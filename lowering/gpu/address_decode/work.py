@@ -1,0 +1,46 @@
+"""What the kernels of addresses do, whichever compiler made them: a thread works on a row of logits of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lowering.gpu.plan import Program
+from lowering.gpu.resources import Work
+from schedules.gpu.address import AddressDecode, AddressDecodeBackward, exchanges
+from schedules.gpu.shared import BYTES
+from schedules.workload import Workload
+
+
+def decode(rows: int, order: int, sub_dim: int, top_k: int, size: int, schedule: AddressDecode) -> Work:
+    """Of address_decode on ``rows`` of U = ``order`` sub-vectors of P = ``sub_dim`` logits of ``size`` bytes."""
+    moved = rows * (order * sub_dim * size + top_k * (4 + size))
+    return Work(
+        programs=-(-rows // schedule.threads), threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
+        operations=rows * decode_operations(order, sub_dim, top_k, schedule.unroll),
+        # A loop asks for a sub-vector's logits when their turn comes, straight code for all of them first.
+        steps=1 if schedule.unroll == 2 else order,
+    )  # fmt: skip
+
+
+def decode_operations(order: int, sub_dim: int, top_k: int, unroll: int) -> int:
+    """Instructions of a row: 5 an exchange (a comparison, two selections of scores and two of labels), 6 a logit."""
+    sorting, joining = exchanges(sub_dim, top_k, unroll)
+    return 5 * (order * sorting + (order - 1) * joining) + 6 * order * sub_dim + 3 * top_k
+
+
+def backward(rows: int, order: int, sub_dim: int, top_k: int, size: int, schedule: AddressDecodeBackward) -> Work:
+    """Of address_decode_backward on the same."""
+    moved = rows * (2 * order * sub_dim * size + top_k * (4 + 2 * size))
+    return Work(
+        programs=-(-rows // schedule.threads), threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
+        # A logit takes 10 of its own and 3 an address (a digit compared, a share selected, a sum); a digit takes 5.
+        operations=rows * order * (sub_dim * (10 + 3 * top_k) + 5 * top_k), steps=order,
+    )  # fmt: skip
+
+
+def programs(workload: Workload, schedule: Any) -> tuple[Program, ...]:
+    """The launch of TIR's kernel, of address_decode or its backward."""
+    R, U, P, K = (workload.shape[axis] for axis in "RUPK")
+    count = decode if workload.op == "address_decode" else backward
+    work = count(R, U, P, K, BYTES[workload.dtype], schedule)
+    return (Program(workload.op, (("rows", schedule.threads),), schedule.threads, work),)
