@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from autotune.journal import open_journal
 from autotune.trials import NOT_MEASURED, refuse_damaged
-from lowering.gpu.compilers import unserved
+from lowering.gpu.compilers import why_unsupported
 from lowering.targets import find
 from ramnet.files import locked
 from schedules.base import Schedule, combinations
@@ -229,7 +229,7 @@ def refused(schedule: Schedule, workload: Workload, target: str) -> str | None:
     """Why a schedule cannot be built, in one sentence: its own rule, or no compiler of the kind for a GPU."""
     if find(target).gpu is None:
         return schedule.refusal(workload)
-    return schedule.refusal(workload) or unserved(schedule, target)
+    return schedule.refusal(workload) or why_unsupported(schedule, target)
 
 
 class Summary(NamedTuple):

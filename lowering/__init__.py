@@ -1,18 +1,16 @@
-"""From ops to kernels: ``lowering.use`` runs them, ``lowering.compile`` puts a model on them, ``lowering.lower``
-makes one.
+"""From ops to kernels: ``lowering.use`` runs the ops on kernels, ``lowering.compile`` puts a model on them, and
+``lowering.lower`` builds one kernel for a CPU.
 
-The way down, from what is called to what runs::
+What is where::
 
-    use, compiled           ops on kernels; a model on kernels, and its other parts on torch.compile
-    cpu                     the ops on a CPU's kernels
-    gpu                     the ops on a GPU's kernels: Triton's, or through gpu_tir those of TIR
-    kernels, offline        a workload to a kernel that runs here; to binaries for a GPU that need not be here
-    model                   what a model's tokens take: on a CPU a layer in a kernel, and the head's product; on a GPU a
-                            kernel of all heads, and a CUDA graph of all launches
-    tir, triton             the kernels
-    cuda, nvcc, driver      TIR to CUDA C, CUDA C to a binary, and its launch
-    runtime                 TVM's part of running a CPU's kernels
-    targets, work           the machines; what a launch does, and what its binary needs
+    use, compile        ops on kernels within a block; a model on kernels, its other parts through torch.compile
+    targets, cache      the machines; compiled kernels on disk
+    model/              what lowering.compile runs in place of a model's blocks and head
+    cpu/                backend (tensors in, tensors out), build, runtime, and one TIR template per op
+    gpu/                backend, plan (launches as values), offline (compiling without a GPU), races, resources,
+                        and one folder per op: triton.py, tir.py, work.py; the scan has a folder per form
+    gpu/cuda/           TIR to CUDA C to a binary, and its launch
+    emit                loops and expressions that all TIR templates share
 """
 
 from lowering.compile import compile

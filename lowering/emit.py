@@ -15,7 +15,7 @@ import tvm.tirx as tir
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
-# What a kernel says that was given a slot outside 0..M-1.
+# The error of a kernel that was given a slot outside 0..M-1.
 OUT_OF_RANGE = "a slot is out of range"
 
 Expression = Any

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowering.gpu import tir
-from lowering.gpu.compilers import unserved
+from lowering.gpu.compilers import why_unsupported
 from lowering.gpu.kernels import plan
 from lowering.targets import gpu_of
 from ramnet.ops import checks
@@ -30,7 +30,7 @@ class GpuKernels:
         check: also look whether slots are distinct and logits are numbers; it waits for the device.
         given: schedules that go before both, by op.
 
-    ``warp``, the threads that run in step, are those of the target where no other GPU is told of.
+    ``warp`` is the number of threads in a warp: the target's, unless it is set to that of the GPU that is here.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class GpuKernels:
         if key not in self._schedules:
             workload = Workload.of(op, sizes, dtype, constants)
             if self.tuned:
-                # A record may name a compiler that is not on this machine.
-                choice = records.choose(workload, self.target, self.target, lambda s: unserved(s, self.target))
+                # Skip a record whose compiler is not installed here.
+                choice = records.choose(workload, self.target, self.target, lambda s: why_unsupported(s, self.target))
                 self._schedules[key] = choice.schedule
             else:
                 self._schedules[key] = SCHEDULES[op].default(workload)
@@ -158,7 +158,7 @@ class GpuKernels:
         for name, slots in (("write_slots", write_slots), ("read_slots", read_slots)):
             if self.check:
                 checks.slots_are_valid(name, slots, memory.shape[2])
-            elif not slots.is_cuda:  # Triton's interpreter; on a GPU ``ramnet.ops`` has queued the check
+            elif not slots.is_cuda:  # Triton's interpreter; on a GPU ``ramnet.ops`` has already queued the check
                 checks.slots_in_range(name, slots, memory.shape[2])
 
 

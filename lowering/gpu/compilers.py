@@ -10,7 +10,7 @@ from lowering.gpu.cuda import nvcc
 from lowering.targets import find, gpu_of
 
 
-def unserved(schedule: Any, target: str) -> str | None:
+def why_unsupported(schedule: Any, target: str) -> str | None:
     """Why a schedule cannot be compiled for ``target`` here whatever the workload, in a sentence; None where it can."""
     wanted, served = schedule.compiler, find(target).compilers
     if wanted not in served:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowering.gpu.compilers import interpreted, unserved
+from lowering.gpu.compilers import interpreted, why_unsupported
 from lowering.gpu.kernels import plan
 from lowering.gpu.resources import Compiled
 from lowering.targets import gpu_of
@@ -31,7 +31,7 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
     """
     gpu = gpu_of(target)
     schedule.require(workload)
-    missing = unserved(schedule, target)
+    missing = why_unsupported(schedule, target)
     if missing is not None:
         raise NoCompilerError(missing)
     if schedule.compiler == "tir":

@@ -15,7 +15,7 @@ _TYPES = {
     torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
     torch.int64: "*i64", torch.int32: "*i32",
 }  # fmt: skip
-# Allocations, and rows of them that kernels are given, start at multiples of this many bytes.
+# Tensors that are passed to kernels start at multiples of this many bytes.
 ALIGNMENT = 16
 
 

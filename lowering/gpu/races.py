@@ -24,7 +24,7 @@ _ACCESS = re.compile(r"\b(?:tt|amdg|amdgpu)\.(buffer_)?(load|store|atomic\w*)\b"
 _BARRIER = re.compile(r"^(ttg|gpu)\.barrier\b|^ttg\.local_barrier\b")
 _LAYOUT = re.compile(r"^(#\w+) = #ttg\.blocked<\{sizePerThread = \[(.*?)\], threadsPerWarp = \[(.*?)\], "
                      r"warpsPerCTA = \[(.*?)\],")  # fmt: skip
-# Operations whose result points where their first operand does, but for an offset.
+# Operations whose result points into the same memory as their first operand.
 _KEEPS_BASE = ("tt.addptr", "tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.bitcast",
                "ttg.convert_layout")  # fmt: skip
 
@@ -156,7 +156,7 @@ def _parse(ttgir: str, argument: str) -> _Block:
             stack[-1].body.append("barrier")
         elif access is not None:
             operands = re.findall(r"%[\w#]+", statement[access.end() :])
-            # A buffer's store names what it stores before the base and its offsets.
+            # A buffer store lists the stored value before the base pointer and the offsets.
             pointer = next((x for x in operands if bases.get(x)), None)
             if pointer is not None:
                 kind_of = "load" if access[2] == "load" else "store"

@@ -22,11 +22,11 @@ from tvm.script.ir_builder import tirx as builder
 from lowering import emit
 
 WARP = 32
-# Attribute of a function whose loads stay between the barriers where they were written: without it nvcc moves those
-# that are for a later turn of a loop to its end, where they are waited for.
+# Attribute of a function whose loads must stay between the barriers where they are written. Without it nvcc moves
+# prefetches to the end of the loop, where the next iteration then waits for them.
 ORDERED = "ordered"
-_ALIGNMENT = 64  # bytes, of a buffer in shared memory
-_CARRIED = 16  # loads of a thread under way at a time, where it carries many items
+_ALIGNMENT = 64  # bytes; buffers in shared memory start at multiples of it
+_CARRIED = 16  # loads that a thread has in flight when it copies many items
 
 
 class Threads:
@@ -48,7 +48,7 @@ class Threads:
         """Phases are emitted within this block."""
         if not self.cuda:
             if self.reverse:
-                # From memory: written as count − 1 − i in indices, TVM's simplifier goes astray.
+                # The order is read from memory: TVM's simplifier rewrites count − 1 − i in indices wrongly.
                 self._order = T.sblock_alloc_buffer((self.count,), "int32")
                 with builder.serial(0, self.count) as i:
                     builder.buffer_store(self._order, self.count - 1 - i, [i])
@@ -114,7 +114,7 @@ class Threads:
         with builder.serial(0, -(-count // each)) as turn:
             for step in (load, put):
                 self.each(lambda thread, step=step: items(step, turn, thread))  # type: ignore[misc]
-                # Without it, compilers would let loads wait until their numbers are stored.
+                # The barrier keeps the compiler from moving each load down to its store.
                 self.barrier()
 
     def fold(self, values: Private, count: int, strides: Sequence[int]) -> Folded:

@@ -20,7 +20,7 @@ from schedules.base import Schedule
 from schedules.gpu import shared
 from schedules.workload import Op, Workload
 
-# Queues a function of a template on the tensors that it names, in its order.
+# Launches one function of a template on tensors, in the order of its parameters.
 Run = Callable[..., None]
 
 _ready: dict[tuple[Any, ...], Run] = {}
@@ -79,7 +79,7 @@ def on_cpu(workload: Workload, schedule: Schedule, state: str = "float32", rever
 
     schedule.require(workload)
     module = template(workload, schedule, False, state, reverse_threads)
-    # What makes code fast takes half of the time that a build does.
+    # These passes only make the code faster, and take half of the build time.
     fast = ("s_tir.HoistIfThenElse", "s_tir.InsertHoistIfThenElse", "tirx.RemoveNoOp")
     functions = build(module, tvm.target.Target({"kind": "llvm", "opt-level": 0}), fast)
     return lambda name, *tensors: functions[name](*tensors)
@@ -172,9 +172,9 @@ def _memory_scan_backward(
         WS, W, RS, R = write_slots[mine], write_weights[mine].to(dtype), read_slots[mine], read_weights[mine].to(dtype)
         V, S0, Z0 = values[mine].to(dtype), memory[mine].to(state), mass[mine].to(state)
         dW, dR, dV, dS, dZ = (x[mine] for x in (*grads, *firsts))
-        run("forth", dO, WS, W, RS, V, S0, Z0, kept_rows, read_parts, old, inverses)
+        run("recompute", dO, WS, W, RS, V, S0, Z0, kept_rows, read_parts, old, inverses)
         run("reads", read_parts, R, inverses, dR, pushes)
-        run("back", dO, dS1, dZ1, WS, W, RS, R, V, kept_rows, old, inverses, pushes, dV, write_parts, dS, dZ)
+        run("reverse", dO, dS1, dZ1, WS, W, RS, R, V, kept_rows, old, inverses, pushes, dV, write_parts, dS, dZ)
         run("writes", write_parts, dW)
     outputs = (*grads, *firsts)
     inputs = (write_weights, read_weights, values, memory, mass)

@@ -63,13 +63,13 @@ def cubin_resources(cubin: bytes, cuobjdump: str) -> dict[str, dict[str, int]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        told = subprocess.run([cuobjdump, "-res-usage", str(path)], check=True, capture_output=True, text=True)
-    return resource_usage(told.stdout + told.stderr)
+        printed = subprocess.run([cuobjdump, "-res-usage", str(path)], check=True, capture_output=True, text=True)
+    return resource_usage(printed.stdout + printed.stderr)
 
 
-def resource_usage(told: str) -> dict[str, dict[str, int]]:
-    """By function, the numbers that ``cuobjdump -res-usage`` told."""
-    usage = re.findall(r"Function (\S+?):\s+(REG:.*)", told)
+def resource_usage(printed: str) -> dict[str, dict[str, int]]:
+    """By function, the numbers that ``cuobjdump -res-usage`` printed."""
+    usage = re.findall(r"Function (\S+?):\s+(REG:.*)", printed)
     return {name: {key: int(n) for key, n in re.findall(r"(\w+)(?:\[\d+\])?:(\d+)", line)} for name, line in usage}
 
 
@@ -92,7 +92,7 @@ def _spilled(ptx: str, capability: int) -> int:
     import triton
 
     suffix = "a" if capability >= 90 else ""
-    # The register allocator's level that Triton gives to ptxas 13.
+    # The register allocation level that Triton passes to ptxas 13.
     level = ["--regAllocOptLevel=2"] if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7) else []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
@@ -101,8 +101,8 @@ def _spilled(ptx: str, capability: int) -> int:
             _tool("ptxas_blackwell" if capability >= 100 else "ptxas"), "-v", "-lineinfo", *level,
             f"--gpu-name=sm_{capability}{suffix}", str(path), "-o", os.devnull,
         ]  # fmt: skip
-        told = subprocess.run(command, check=True, capture_output=True, text=True)
-    return spilled_bytes(told.stdout + told.stderr)
+        printed = subprocess.run(command, check=True, capture_output=True, text=True)
+    return spilled_bytes(printed.stdout + printed.stderr)
 
 
 def _tool(name: str) -> str:

@@ -119,8 +119,8 @@ class MemoryScanBackward(_Scan):
         return super().refusal(workload)
 
     def refuse_shared(self, workload: Workload) -> str | None:
-        refused = refuse_heads(self.heads) or shared.refuse(workload, self, shared.FORTH)
-        return refused or shared.refuse(workload, self, shared.BACK)
+        refused = refuse_heads(self.heads) or shared.refuse(workload, self, shared.RECOMPUTE)
+        return refused or shared.refuse(workload, self, shared.REVERSE)
 
 
 def _threads_for_a_row(workload: Workload, channels: int) -> int:

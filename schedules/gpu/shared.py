@@ -79,7 +79,7 @@ class Operands:
     by_both: int = 0
 
 
-FORWARD, FORTH, BACK = Operands(2, 2, 1), Operands(2, 1, 2), Operands(2, 5, 2, 1)
+FORWARD, RECOMPUTE, REVERSE = Operands(2, 2, 1), Operands(2, 1, 2), Operands(2, 5, 2, 1)
 
 
 def shared_bytes(workload: Workload, knobs: Knobs, of: Operands) -> int:

@@ -16,7 +16,7 @@ import torch
 from schedules.base import Schedule
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
 from schedules.gpu.scan import MemoryScan, MemoryScanBackward
-from schedules.gpu.shared import BACK, FORTH, FORWARD, STRAIGHT, shared_bytes
+from schedules.gpu.shared import FORWARD, RECOMPUTE, REVERSE, STRAIGHT, shared_bytes
 from schedules.gpu.step import DecodeHeads, MemoryStep
 from schedules.workload import Op, Workload
 from tests.lowering.of_340m import workload
@@ -114,7 +114,7 @@ def test_what_steps_and_a_backward_synchronise() -> None:
     each = {name: barriers(part) for name, part in kernels_of.items() if "{" in part}
     assert each["reads"] == each["writes"] == []
     # With the mass and without it.
-    assert each["forth"] == each["back"] == FILL + 2 * (FIRST + [(kind, 2) for kind in TOKENS] + NEXT)
+    assert each["recompute"] == each["reverse"] == FILL + 2 * (FIRST + [(kind, 2) for kind in TOKENS] + NEXT)
 
 
 def test_loads_for_later_stay_between_their_barriers() -> None:
@@ -125,7 +125,7 @@ def test_loads_for_later_stay_between_their_barriers() -> None:
 def test_shared_memory_is_what_the_schedules_say() -> None:
     for op, schedule, expected in (
         ("memory_scan", SCAN, {"memory_scan": FORWARD}),
-        ("memory_scan_backward", BACKWARD, {"forth": FORTH, "back": BACK, "reads": None, "writes": None}),
+        ("memory_scan_backward", BACKWARD, {"recompute": RECOMPUTE, "reverse": REVERSE, "reads": None, "writes": None}),
     ):
         work = workload(op)  # type: ignore[arg-type]
         for name, found in source_for(op, "h100").shared.items():  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def test_a_launch_is_compiled_with_its_work() -> None:
     (scan,) = cuda.compiled(workload("memory_scan"), "a100", SCAN)
     assert (scan.name, scan.work.programs) == ("memory_scan", 256 * 4)
     launches = cuda.compiled(workload("memory_scan_backward"), "a100", BACKWARD.model_copy(update={"heads": 100}))
-    assert [launch.name for launch in launches] == ["forth", "reads", "back", "writes"] * 3
+    assert [launch.name for launch in launches] == ["recompute", "reads", "reverse", "writes"] * 3
     assert [launch.work.programs for launch in launches] == [400, 100] * 4 + [224, 56] * 2
     assert all(launch.resources.registers > 0 for launch in (scan, *launches))
 

@@ -23,7 +23,7 @@ def test_the_defaults_serve_the_papers_sizes_and_any_number_of_slots(op: Op) -> 
 
 
 @pytest.mark.parametrize(
-    ("knobs", "sizes", "told"),
+    ("knobs", "sizes", "packed"),
     [
         ({"piece": 20}, {}, "piece is 20"),
         ({"piece": 0}, {}, "piece is 0"),
@@ -36,7 +36,7 @@ def test_the_defaults_serve_the_papers_sizes_and_any_number_of_slots(op: Op) -> 
         ({}, {"M": 2**25}, "rows have 2147483648 numbers"),
     ],
 )
-def test_refusals_name_the_value(knobs: dict[str, int], sizes: dict[str, int], told: str) -> None:
+def test_refusals_name_the_value(knobs: dict[str, int], sizes: dict[str, int], packed: str) -> None:
     for op in ("memory_scan", "memory_scan_backward"):
         sentence = refusal(knobs, op, **sizes)
-        assert sentence is not None and told in sentence
+        assert sentence is not None and packed in sentence

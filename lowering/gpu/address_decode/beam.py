@@ -13,8 +13,8 @@ import triton.language as tl
 
 from lowering.gpu.triton.ranked import columns, insert, keep_larger, sort_bitonic
 
-# Stands for -inf and NaN among logits: a prefix that holds it must still win over NOTHING, a place of the beam not yet
-# taken.
+# Replaces -inf and NaN among logits. A prefix that contains it must still rank above NOTHING, an empty place in the
+# beam.
 _LOWEST = tl.constexpr(-1e30)
 _NOTHING = tl.constexpr(float("-inf"))
 
@@ -94,7 +94,7 @@ def load_logits(rows, scale, P: tl.constexpr, COUNT: tl.constexpr, ACC: tl.const
     """A sub-vector's logits as a tuple."""
     logits = ()
     if scale is None and P & (P - 1) == 0:
-        # A thread's row at once.
+        # Load a thread's whole row.
         found = columns(tl.load(rows[:, None] + tl.arange(0, P)[None, :]), COUNT, (P - 1).bit_length())
         for p in tl.static_range(P):
             logits = logits + (found[p].to(ACC),)
@@ -132,7 +132,7 @@ def _extend(
             )  # fmt: skip
     elif RANKS > 1:
         for _ in range(1, RANKS):
-            # A register has no number at run time: the next digit comes to the front instead.
+            # Registers cannot be indexed at run time, so the next digit is moved to the front.
             digit_scores, digits = digit_scores[1:] + (digit_scores[0],), digits[1:] + (digits[0],)
             joined_scores, joined_slots = keep_larger(
                 joined_scores, joined_slots, scores, slots, digit_scores[0], digits[0] * step, K // 2

@@ -14,7 +14,7 @@ from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
 from schedules.gpu.address import AddressDecodeBackward
 
-# Logits of a sub-vector up to which a thread holds them and their gradients in registers.
+# A thread holds a sub-vector of up to this many logits, and their gradients, in registers.
 _STRAIGHT = 8
 
 

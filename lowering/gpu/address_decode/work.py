@@ -17,7 +17,7 @@ def decode(rows: int, order: int, sub_dim: int, top_k: int, size: int, schedule:
     return Work(
         programs=-(-rows // schedule.threads), threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
         operations=rows * decode_operations(order, sub_dim, top_k, schedule.unroll),
-        # A loop asks for a sub-vector's logits when their turn comes, straight code for all of them first.
+        # A loop loads the logits one sub-vector after another; straight code loads all of them first.
         steps=1 if schedule.unroll == 2 else order,
     )  # fmt: skip
 
@@ -33,7 +33,7 @@ def backward(rows: int, order: int, sub_dim: int, top_k: int, size: int, schedul
     moved = rows * (2 * order * sub_dim * size + top_k * (4 + 2 * size))
     return Work(
         programs=-(-rows // schedule.threads), threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
-        # A logit takes 10 of its own and 3 an address (a digit compared, a share selected, a sum); a digit takes 5.
+        # A logit takes 10 instructions, and 3 for each address: a comparison, a selection and a sum. A digit takes 5.
         operations=rows * order * (sub_dim * (10 + 3 * top_k) + 5 * top_k), steps=order,
     )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""TIR kernels as CUDA C, compiled by nvcc and launched through the CUDA driver."""

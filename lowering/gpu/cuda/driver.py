@@ -99,7 +99,7 @@ def _enter_context() -> None:
     context = ctypes.c_void_p()
     _check(_driver().cuCtxGetCurrent(ctypes.byref(context)))
     if not context:
-        # Torch's tensors are in the primary one, which it holds to the end.
+        # torch's tensors belong to the primary context, which torch keeps until the process ends.
         _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), torch.cuda.current_device()))
         _check(_driver().cuCtxSetCurrent(context))
 

@@ -15,8 +15,8 @@ from lowering.targets import Gpu, gpu_of
 from schedules.gpu.shared import refuse_bytes
 from schedules.workload import Workload
 
-# Barriers are the template's own: TVM's would stand at every access through an index that it cannot know. Its buffers
-# are of the size that they need. Common terms are nvcc's to find: TVM would make some of them parameters of the kernel.
+# The template places its own barriers: TVM would add one at every access whose index it cannot analyse. Its buffers
+# have their final size. nvcc eliminates common subexpressions: TVM would turn some of them into kernel parameters.
 _LEFT_OUT = ("s_tir.ThreadSync", "s_tir.CompactBufferAllocation", "tirx.CommonSubexprElim")
 
 
@@ -86,8 +86,8 @@ def compiled(workload: Workload, target: str, schedule: Any) -> list[Compiled]:
     """
     gpu = gpu_of(target)
     source = generate(workload, gpu, schedule)
-    _, told = compile_cuda(source.text, gpu.arch)
-    found = resources(told, source.shared)
+    _, printed = compile_cuda(source.text, gpu.arch)
+    found = resources(printed, source.shared)
     return [Compiled(p.name, p.work, found[p.name]) for p in programs(workload, schedule)]
 
 

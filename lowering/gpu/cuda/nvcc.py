@@ -23,7 +23,7 @@ class NoNvccError(ValueError):
 
 
 def compile_cuda(text: str, arch: str) -> tuple[bytes, str]:
-    """The cubin of CUDA C for ``arch``, and what ptxas told of it. Products and sums are fused, and denormal numbers
+    """The cubin of CUDA C for ``arch``, and what ptxas printed. Products and sums are fused, and denormal numbers
     are 0, without which a quotient takes three instructions more; no other fast math.
 
     NoNvccError without nvcc; RuntimeError, with nvcc's words, where it fails.
@@ -65,10 +65,10 @@ def nvcc() -> str | None:
     return next((str(folder / "bin" / "nvcc") for folder in folders if (folder / "bin" / "nvcc").is_file()), None)
 
 
-def resources(told: str, shared: dict[str, int]) -> dict[str, Resources]:
-    """By function, what ``ptxas -v`` told of each kernel, with its dynamic shared memory."""
+def resources(printed: str, shared: dict[str, int]) -> dict[str, Resources]:
+    """By function, what ``ptxas -v`` printed of each kernel, with its dynamic shared memory."""
     found = {}
-    for part in told.split("Compiling entry function '")[1:]:
+    for part in printed.split("Compiling entry function '")[1:]:
         name = part.split("'")[0].removesuffix("_kernel")
 
         def number(pattern: str, text: str = part) -> int:
@@ -82,10 +82,10 @@ def resources(told: str, shared: dict[str, int]) -> dict[str, Resources]:
     return found
 
 
-def spilled_bytes(told: str) -> int:
+def spilled_bytes(printed: str) -> int:
     """Bytes that the instructions which ``ptxas -v`` calls spills store or load, whichever are more; of all functions.
 
     The frame that ``cuobjdump`` calls STACK holds spilled registers and arrays that the program itself indexes.
     """
-    found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told)
+    found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", printed)
     return sum(max(int(stores), int(loads)) for stores, loads in found)

@@ -1,0 +1,1 @@
+"""The token of a layer between its two projections in one launch."""

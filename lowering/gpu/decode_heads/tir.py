@@ -61,7 +61,7 @@ def _head(workload: Workload, schedule: DecodeHeads, threads: Threads, at: tuple
     U, P, K, D = (workload.shape[axis] for axis in "UPKD")
     (b, h, heads), X = at, inputs[0]
     sums = emit.sum_type(workload.dtype)
-    # Row 0 is the query's, which reads, row 1 the key's, which writes.
+    # Row 0 holds the query's addresses, which are read; row 1 the key's, which are written.
     logits, slots, weights = (
         threads.shared(shape, kind) for shape, kind in (((2, U, P), sums), ((2, K), "int32"), ((2, K), sums))
     )

@@ -33,7 +33,7 @@ def decode_heads(
     n = tl.program_id(0).to(tl.int64)
     head = n % H
     token = projected + n // H * (2 * H * U * P + H * D)
-    # Thread 2k + side finds all K addresses of the query (side 0), which reads, or the key, which writes; it keeps one.
+    # Thread 2k + side finds all K addresses of the query (side 0, reads) or the key (side 1, writes) and keeps one.
     lane = tl.arange(0, 2 * W)
     side, place = lane % 2, lane // 2
     scale = tl.exp(tl.load(log_scale + side * H + head).to(ACC)) / TEMPERATURE
@@ -45,7 +45,7 @@ def decode_heads(
         score, slot = tl.where(place == k, scores[k], score), tl.where(place == k, slots[k], slot)
     weight = tl.exp(score) / norm
     if CAPE_HEADS > 0:
-        # (slot − position) mod M, whatever the position's sign.
+        # (slot − position) mod M, for a negative position too.
         shift = (tl.load(position) % M + M) % M
         slot -= tl.where(head < CAPE_HEADS, shift, 0).to(tl.int32)
         slot = tl.where(slot < 0, slot + M, slot)
@@ -81,7 +81,7 @@ def plan(
     work = Work(
         programs=programs, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
         operations=programs * (addresses + operations(top_k, width) + memory_step.comparisons(top_k)),
-        # The state, and before it the logits: sub-vector by sub-vector in a loop, all at once in straight code.
+        # One trip for the state. Straight code loads all logits in one trip before it, a loop in one per sub-vector.
         trips=1 + (1 if schedule.unroll == 2 else order), barriers=2,
     )  # fmt: skip
     return Plan((Launch(decode_heads, (programs,), arguments, schedule.threads, work),), (output,))

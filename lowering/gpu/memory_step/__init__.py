@@ -1,0 +1,1 @@
+"""One token of the scan, its state updated in place."""

@@ -18,7 +18,7 @@ from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
 from schedules.gpu.step import MemoryStep
 
-# Numbers of a thread in a tile of rows; it holds two tiles at a time.
+# Numbers that a thread holds of one tile of rows; it holds two tiles.
 _HELD = 32
 
 
@@ -35,7 +35,7 @@ def step_head(
         values, memory, mass, output: pointers to the head's [D], [M, D], [M] and [D].
     """
     same = read_slots[:, None] == write_slots[None, :]  # [W, W]
-    # A read is fresh where this token writes its slot, else stale.
+    # A read is fresh if this token writes the same slot, else stale.
     fresh = tl.max(same.to(tl.int32), 1) > 0
     written, stale = write_slots >= 0, (read_slots >= 0) & (fresh == 0)
     write_rows, read_rows = write_slots.to(tl.int64) * D, read_slots.to(tl.int64) * D
@@ -58,7 +58,7 @@ def step_head(
         tl.debug_barrier()
         rows = (kept[:, None] * rows + write_weights[:, None] * value).to(memory.dtype.element_ty)
         tl.store(write_at, rows, mask=may_write)
-        # Selected, not multiplied by 0: a row that is not read may hold an infinity.
+        # Unread rows are selected away, not multiplied by 0: they may hold an infinity.
         seen = tl.where(fresh_factors[:, None] != 0, fresh_factors[:, None] * rows.to(ACC), 0)
         found = tl.sum(seen + factors[:, None] * old_rows, 0)
         tl.store(output + channel, found.to(output.dtype.element_ty), mask=inside)

@@ -39,7 +39,7 @@ def plan(
     acc = sum_type(values, write_weights, memory)
     grads = [torch.empty_like(x) for x in (write_weights, read_weights, values, memory, mass)]
     grad_weights, grad_read_weights, grad_values, grad_first_memory, grad_first_mass = grads
-    # The walk back sums in ``acc``: where the state is of that type, it walks in the results' own place.
+    # The reverse walk accumulates in ``acc``; where that is the state's type, it updates the result tensors directly.
     grad_state = grad_first_memory if memory.dtype == acc else torch.empty_like(memory, dtype=acc)
     spans = mass_spans.number(tokens, schedule.spans)
     z, grad_z = (mass.new_empty((spans, *mass.shape), dtype=acc) for _ in range(2))
@@ -87,14 +87,14 @@ def _rows(
         "ROUNDS": (top_k - 1).bit_length(), "D": width, "TILE": schedule.tile, "POWER": decay_power,
         "PROXY_EPS": proxy_eps, "ACC": in_triton(states.dtype),
     }  # fmt: skip
-    twice = (copies - 1) * kept / tokens  # the part of the tokens that runs forward twice
+    twice = (copies - 1) * kept / tokens  # fraction of the tokens whose forward is run twice
     operands = sum(x.nbytes for x in (write_slots, write_weights, read_slots, factors))
     channels = 2 * values.nbytes + grad_output.nbytes + grad_values.nbytes
     along = along_reads.nbytes + along_writes.nbytes
     accesses = write_slots.numel() * width
-    # A write loads and stores its row, and once more to keep it; its gradient, and a read's, are loaded and stored.
+    # A write loads and stores its row and stores a copy of it; gradients of writes and reads are loaded and stored.
     rows = (2 * twice + 9) * accesses * states.element_size() + 2 * (copies - 1) * states[0].nbytes
-    # Of the two sums over channels, as compiled: a program of one NVIDIA warp sums without shared memory.
+    # The two sums over channels as compiled: one NVIDIA warp sums them without shared memory.
     exchange = threads > 32
     work = Work(
         programs=heads * tiles, threads=threads,

@@ -78,7 +78,7 @@ def plan(
     """
     acc = sum_type(values, write_weights, memory)
     output, new_memory, new_mass = torch.empty_like(values), torch.empty_like(memory), torch.empty_like(mass)
-    # The walk sums in ``acc``: where the state is of that type, it walks in the results' own place.
+    # The walk accumulates in ``acc``; where that is the state's type, it updates the result tensors directly.
     state = new_memory if memory.dtype == acc else torch.empty_like(memory, dtype=acc)
     spans = mass_spans.number(write_slots.shape[1], schedule.spans)
     z = new_mass.unsqueeze(0) if mass.dtype == acc and spans == 1 else mass.new_empty((spans, *mass.shape), dtype=acc)
@@ -111,7 +111,7 @@ def _rows(
     }  # fmt: skip
     operands = sum(x.nbytes for x in (write_slots, write_weights, read_slots, factors))
     channels = values.nbytes + output.nbytes
-    accesses = 3 * write_slots.numel() * width  # a row is loaded and stored by a write, and loaded by a read
+    accesses = 3 * write_slots.numel() * width  # a write loads and stores a row, a read loads one
     work = Work(
         programs=heads * tiles, threads=threads,
         dram_bytes=operands + channels + 2 * state.nbytes,

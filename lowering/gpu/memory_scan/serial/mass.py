@@ -18,7 +18,7 @@ from lowering.gpu.resources import Work
 from lowering.gpu.triton.arithmetic import decay
 from lowering.gpu.triton.types import in_triton
 
-# A thread for each of the K slots of a token, and a whole number of warps; K is at most this.
+# Each of a token's K slots has a thread; K is at most this, a whole number of warps.
 LANES = 64
 
 
@@ -47,7 +47,7 @@ def walk_mass(
     held = tl.load(z + write_slot, mask=inside, other=0)
     tl.debug_barrier()
     for t in range(start, stop):
-        # Operands of the tokens to come are on their way while this one waits for the mass.
+        # Operands of the next tokens are prefetched while this token waits for the mass.
         one = tl.minimum(stop - 1 - t, 1)
         two = tl.minimum(stop - 1 - t, 2)
         far_write_slot = tl.load(write_slots + at + two * K, mask=inside, other=0)

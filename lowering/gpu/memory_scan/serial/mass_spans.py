@@ -17,7 +17,7 @@ from torch import Tensor
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Work
 
-# An element a thread.
+# Each thread works on one element.
 BLOCK = THREADS = 128
 
 

@@ -97,7 +97,7 @@ def _forward(
     value = load_inside(values + value_at, inside)
     held = load_rows(rows, write_slot, D, inside)
     for t in range(start, stop):
-        # As in the forward scan, operands are asked for before their turn.
+        # Operands are prefetched, as in the forward scan.
         one = tl.minimum(stop - 1 - t, 1)
         two = tl.minimum(stop - 1 - t, 2)
         far_write_slot = load_each(write_slots + at + two * K, K)

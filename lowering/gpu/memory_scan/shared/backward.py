@@ -12,8 +12,8 @@ import tvm
 from tvm.script import tirx as T
 
 from lowering import emit
-from lowering.gpu.memory_scan.shared.recompute import Forth
-from lowering.gpu.memory_scan.shared.reverse import Back
+from lowering.gpu.memory_scan.shared.recompute import Recompute
+from lowering.gpu.memory_scan.shared.reverse import Reverse
 from lowering.gpu.memory_scan.shared.walk import Walk
 from lowering.gpu.memory_scan.shared.writes import Writes
 from lowering.gpu.threads import Threads
@@ -29,35 +29,35 @@ def module(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: 
     Arrays by tokens are [N, T, K], and what stays between the kernels [N, T', K], T' being T rounded up to whole
     chunks, the shares of G tiles [N, G, T', K], in the type of sums:
 
-    - ``forth``: grad_output [N, T, D], write_slots, write_weights, read_slots, values [N, T, D], memory [N, M, D], mass
-      [N, M]; gives history [N, T', K, G · tile], the rows before each write, read_parts, old_masses and inverses.
+    - ``recompute``: grad_output [N, T, D], write_slots, write_weights, read_slots, values [N, T, D], memory [N, M, D],
+      mass [N, M]; gives history [N, T', K, G · tile], the rows before each write, read_parts, old_masses and inverses.
     - ``reads``: read_parts, read_weights, inverses; gives grad_read_weights and pushes, of the mass.
-    - ``back``: grad_output, grad_memory [N, M, D], grad_mass [N, M], all addresses, values, history, old_masses,
+    - ``reverse``: grad_output, grad_memory [N, M, D], grad_mass [N, M], all addresses, values, history, old_masses,
       inverses, pushes; gives grad_values, write_parts, and the gradients of the first memory and mass.
     - ``writes``: write_parts; gives grad_write_weights.
     """
     return tvm.IRModule(
         {
-            "forth": _forth(workload, schedule, cuda, state, reverse_threads),
+            "recompute": _recompute(workload, schedule, cuda, state, reverse_threads),
             "reads": _reads(workload, schedule, cuda, reverse_threads),
-            "back": _back(workload, schedule, cuda, state, reverse_threads),
+            "reverse": _reverse(workload, schedule, cuda, state, reverse_threads),
             "writes": _writes(workload, schedule, cuda, reverse_threads),
         }
     )
 
 
-def _forth(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
+def _recompute(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), tiles(workload, schedule)
     threads, kept, width = Threads(THREADS, cuda, reverse_threads), history_type(workload), count * tile(schedule)
 
     @T.prim_func(s_tir=True)
-    def forth(
+    def recompute(
         grad_output: T.handle, write_slots: T.handle, write_weights: T.handle, read_slots: T.handle,
         values: T.handle, memory: T.handle, mass: T.handle,
         history: T.handle, read_parts: T.handle, old_masses: T.handle, inverses: T.handle,
     ):  # fmt: skip
-        T.func_attr({"global_symbol": "forth", "tir.noalias": True})
+        T.func_attr({"global_symbol": "recompute", "tir.noalias": True})
         N = T.int64()
         L = T.int64()
         LP = T.int64()
@@ -74,35 +74,35 @@ def _forth(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: 
         I = emit.argument(inverses, (N, LP, K), sums)
         for n in T.thread_binding(N, thread="blockIdx.y") if cuda else T.parallel(N):
             for g in T.thread_binding(count, thread="blockIdx.x") if cuda else T.serial(count):
-                with T.sblock("forth"):
+                with T.sblock("recompute"):
                     vn, vg = T.axis.remap("SS", [n, g])
                     T.reads(dO[vn, 0:L, 0:D], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], V[vn, 0:L, 0:D],
                             S0[vn, 0:M, 0:D], Z0[vn, 0:M])  # fmt: skip
                     T.writes(H[vn, 0:LP, 0:K, 0:width], PR[vn, vg, 0:LP, 0:K], Z[vn, 0:LP, 0:K], I[vn, 0:LP, 0:K])
-                    _walk_forth(Walk(workload, schedule, threads, vn, vg, L), WS, W, V, RS, dO, (H, PR, Z, I)).emit(
+                    _recompute_walk(Walk(workload, schedule, threads, vn, vg, L), WS, W, V, RS, dO, (H, PR, Z, I)).emit(
                         S0, Z0
                     )
 
-    return threads.bound(forth, ordered=True)
+    return threads.bound(recompute, ordered=True)
 
 
-def _walk_forth(walk: Walk, WS: Any, W: Any, V: Any, RS: Any, dO: Any, outputs: tuple[Any, ...]) -> Forth:
-    return Forth(walk, Writes(walk, WS, W, V), RS, dO, outputs)
+def _recompute_walk(walk: Walk, WS: Any, W: Any, V: Any, RS: Any, dO: Any, outputs: tuple[Any, ...]) -> Recompute:
+    return Recompute(walk, Writes(walk, WS, W, V), RS, dO, outputs)
 
 
-def _back(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
+def _reverse(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), tiles(workload, schedule)
     threads, kept, width = Threads(THREADS, cuda, reverse_threads), history_type(workload), count * tile(schedule)
 
     @T.prim_func(s_tir=True)
-    def back(
+    def reverse(
         grad_output: T.handle, grad_memory: T.handle, grad_mass: T.handle, write_slots: T.handle,
         write_weights: T.handle, read_slots: T.handle, read_weights: T.handle, values: T.handle, history: T.handle,
         old_masses: T.handle, inverses: T.handle, pushes: T.handle,
         grad_values: T.handle, write_parts: T.handle, grad_first_memory: T.handle, grad_first_mass: T.handle,
     ):  # fmt: skip
-        T.func_attr({"global_symbol": "back", "tir.noalias": True})
+        T.func_attr({"global_symbol": "reverse", "tir.noalias": True})
         N = T.int64()
         L = T.int64()
         LP = T.int64()
@@ -124,17 +124,17 @@ def _back(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: s
         dZ = emit.argument(grad_first_mass, (N, M), state)
         for n in T.thread_binding(N, thread="blockIdx.y") if cuda else T.parallel(N):
             for g in T.thread_binding(count, thread="blockIdx.x") if cuda else T.serial(count):
-                with T.sblock("back"):
+                with T.sblock("reverse"):
                     vn, vg = T.axis.remap("SS", [n, g])
                     T.reads(dO[vn, 0:L, 0:D], dS1[vn, 0:M, 0:D], dZ1[vn, 0:M], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K],
                             RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], V[vn, 0:L, 0:D], H[vn, 0:LP, 0:K, 0:width],
                             Z[vn, 0:LP, 0:K], I[vn, 0:LP, 0:K], P[vn, 0:LP, 0:K])  # fmt: skip
                     T.writes(dV[vn, 0:L, 0:D], PW[vn, vg, 0:LP, 0:K], dS[vn, 0:M, 0:D], dZ[vn, 0:M])
-                    Back(
+                    Reverse(
                         Walk(workload, schedule, threads, vn, vg, L), (WS, W, Z, RS, R, I, P), (dO, V), H, PW, dV
                     ).emit(dS1, dZ1, dS, dZ)
 
-    return threads.bound(back, ordered=True)
+    return threads.bound(reverse, ordered=True)
 
 
 def _reads(workload: Workload, schedule: MemoryScanBackward, cuda: bool, reverse_threads: bool) -> Any:

@@ -16,8 +16,7 @@ class Operand:
     A thread works on its slots' numbers, on its channels', or on its channels in each of its slots; these last ones
     stay as they lie in memory until they are used, since there are many.
 
-    The next chunk is on its way in registers, two numbers of 16 bits in a word: to take a word apart would be to wait
-    for it.
+    The next chunk is prefetched into registers. bfloat16 pairs stay packed there, because unpacking stalls on the load.
 
     Args:
         walk: a ``shared_walk.Walk``.
@@ -28,7 +27,7 @@ class Operand:
         self.walk, self.threads, self.dtype = walk, walk.threads, str(buffer.dtype)
         self.by_slot, self.by_channel, self.raw = by_slot, by_channel, by_slot and by_channel
         self.slots = self.dtype == "int32"
-        # Numbers of a token, of a thread's move, and of a thread's work.
+        # How many numbers a token has, a thread loads at once, and a thread computes with.
         self.row = (walk.K if by_slot else 1) * (walk.tile if by_channel else 1)
         self.moved = walk.channels if by_channel else 1
         self.runs: int = walk.width if self.raw else 1
@@ -42,7 +41,7 @@ class Operand:
         self.items, self.words = walk.chunk * self.row // self.moved, self.moved // self.packed
         self.coming = self.threads.private(-(-self.items // self.threads.count) * self.words, word)
         kind = word if self.raw or self.slots else walk.sums
-        self.dense = self.packed if self.raw else 1  # numbers in one of kind
+        self.dense = self.packed if self.raw else 1  # numbers per element of the buffer
         self.here = self.threads.shared((walk.chunk, self.row // self.dense), kind)
         self.held = self.threads.private(2 * self.runs * self.run // self.dense, kind)
 
@@ -53,7 +52,7 @@ class Operand:
         def item(e: Any, thread: Any, turn: int) -> None:
             i, first = self._place(e)
             t, channel = c * walk.chunk + i, walk.g * walk.tile + first % walk.tile
-            # Read in any case, at a place that there is: a branch at each number would be most of the code.
+            # The index is clamped so that the load needs no branch: branches would be most of the code.
             at = [walk.n, t if whole else tir.min(t, walk.tokens - 1)]
             if self.by_slot:
                 at.append(first // walk.tile if self.by_channel else first)

@@ -17,7 +17,7 @@ from lowering.gpu.memory_scan.shared.walk import Walk
 from lowering.gpu.memory_scan.shared.writes import Writes
 
 
-class Forth:
+class Recompute:
     """Emits one program. ``outputs``: history, the tile's dot products, masses before writes, inverses at reads."""
 
     def __init__(self, walk: Walk, writes: Writes, RS: Any, dO: Any, outputs: tuple[Any, ...]) -> None:

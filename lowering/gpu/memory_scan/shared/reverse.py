@@ -16,7 +16,7 @@ from lowering import emit
 from lowering.gpu.memory_scan.shared.walk import Walk
 
 
-class Back:
+class Reverse:
     """Emits one program.
 
     Args:
@@ -86,7 +86,7 @@ class Back:
         for j in each:
             emit.store(slopes, [j], emit.decay_slope(weights[j], gamma, proxy_eps, walk.sums))
             for c in range(walk.channels):
-                # dS·v is the weight's own share and dS·row the decay's: one sum serves both.
+                # The weight's gradient is dS·v from the write and dS·row from the decay; both are one dot product.
                 row = self.history.get(thread, turn, j * walk.channels + c)
                 term = grads[j][c] * (self.values.get(thread, turn, c) + slopes[j] * row)
                 emit.store(dot, [0], term if c == 0 else dot[0] + term)

@@ -20,7 +20,7 @@ from schedules.base import largest_divisor
 from schedules.gpu.shared import STRAIGHT, Knobs, tile
 from schedules.workload import Workload
 
-# (thread, turn, t, ahead): a thread's work on token t in this turn; it calls ``ahead`` between its loads and stores.
+# Called as (thread, turn, t, ahead): a thread's work on token t. It calls ``ahead``, which prefetches, after its loads.
 Work = Callable[[Any, int, Any, Callable[[], None]], None]
 
 
@@ -38,7 +38,7 @@ class Walk:
         self.constants, self.dtype, self.sums = workload.constants, workload.dtype, emit.sum_type(workload.dtype)
         self.threads, self.n, self.g, self.tokens = threads, n, g, tokens.astype("int32")
         self.chunks = (self.tokens + self.chunk - 1) // self.chunk
-        # Bits of a thread's number that tell its lane, and its group.
+        # The bits of a thread's index that select its lane and its group.
         bits = [1 << bit for bit in range(threads.count.bit_length() - 1)]
         self.lane_strides = [bit for bit in bits if bit >= self.groups]
         self.group_strides = [bit for bit in bits if bit < self.groups]

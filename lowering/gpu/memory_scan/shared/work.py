@@ -25,9 +25,9 @@ def programs_backward(workload: Workload, schedule: Any) -> tuple[Program, ...]:
     for first in range(0, N, group):
         heads = min(group, N - first)
         made += [
-            _walk("forth", workload, schedule, heads),
+            _walk("recompute", workload, schedule, heads),
             _sum("reads", workload, schedule, heads),
-            _walk("back", workload, schedule, heads),
+            _walk("reverse", workload, schedule, heads),
             _sum("writes", workload, schedule, heads),
         ]
     return tuple(made)
@@ -53,8 +53,8 @@ class _Walked:
 
 _WALKS = {
     "memory_scan": _Walked(shared.FORWARD, 0, 1, False, 3, (3, 5, 3)),
-    "forth": _Walked(shared.FORTH, 1, 0, True, 3, (4, 5, 0)),
-    "back": _Walked(shared.BACK, 1, 1, True, 4, (6, 6, 3)),
+    "recompute": _Walked(shared.RECOMPUTE, 1, 0, True, 3, (4, 5, 0)),
+    "reverse": _Walked(shared.REVERSE, 1, 1, True, 4, (6, 6, 3)),
 }
 
 
@@ -69,7 +69,7 @@ def _walk(name: str, workload: Workload, schedule: Any, heads: int) -> Program:
     state = 2 * heads * M * (D + 1) * sums
     moved = heads * T * (by_slot + by_channel + kept) + state
     again = heads * T * (by_slot * count + by_channel + kept) + state
-    # A warp's access takes a turn for each LINE bytes, and more where narrow rows meet in banks.
+    # A warp's access to shared memory takes one cycle for each LINE bytes, and more where narrow rows share banks.
     rows = walk.rows * K * tile * sums * shared.collisions(workload, schedule)
     turns = of.slots + of.by_slot + of.by_channel + 3
     of_row, of_slot, of_channel = walk.steps
@@ -78,7 +78,7 @@ def _walk(name: str, workload: Workload, schedule: Any, heads: int) -> Program:
         programs, THREADS, moved, again, float(programs * T * THREADS * steps), steps=T, trips=0, shared_trips=2,
         shared_bytes=float(programs * T * (rows + turns * shared.LINE)),
     )  # fmt: skip
-    # A head's tiles run side by side, so that they find its addresses in the L2 cache.
+    # The tiles of a head run at the same time, so that its addresses are read from DRAM once and then from L2.
     return Program(name, (count, ("N", 1)), THREADS, work)
 
 

@@ -10,7 +10,8 @@ from tvm.script.ir_builder import tirx as builder
 from lowering import emit
 from lowering.gpu.memory_scan.shared.walk import Walk, Work
 
-# (thread, t, j, row, mass): sees what the write to the thread's j-th slot of token t replaces, row(c) by channel.
+# Called as (thread, t, j, row, mass) with what the write to the thread's j-th slot of token t replaces; row(c) is
+# channel c.
 Keep = Callable[[Any, Any, int, Callable[[int], Any], Any], None]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowering.gpu.memory_scan.slots.masses_backward import mass_reads, mass_writes
 from lowering.gpu.memory_scan.slots.pieces import access, load_row, point, store_row
-from lowering.gpu.memory_scan.slots.walk import MASS_THREADS, Scratch, Walk, carries, enter_pieces, sum_parts
+from lowering.gpu.memory_scan.slots.walk import MASS_THREADS, Scratch, Walk, carries, prepare_pieces, sum_parts
 from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
@@ -28,7 +28,7 @@ from schedules.gpu.slots import BATCH
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
 def slot_reads(
-    told, enters, leaves, decays, weights, values, memory, rows, grad_output, grad_memory, products, kept_rows,
+    packed, starts, ends, decays, weights, values, memory, rows, grad_output, grad_memory, products, kept_rows,
     row_sums, T, M, pieces, all_pieces,
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     BATCH: tl.constexpr, ACC: tl.constexpr,
@@ -49,29 +49,29 @@ def slot_reads(
     for batch in range(0, PIECE // BATCH):
         loaded = ()
         for j in tl.static_range(BATCH):
-            writes, reads, token, _ = access(told + at + j, alive, K)
-            enter = tl.load(enters + at + j, mask=alive, other=-1)
-            leave = tl.load(leaves + at + j, mask=alive, other=-1)
+            writes, reads, token, _ = access(packed + at + j, alive, K)
+            start = tl.load(starts + at + j, mask=alive, other=-1)
+            end = tl.load(ends + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
             weight = tl.load(weights + at + j, mask=alive, other=0.0)
-            # A write's value, or the gradient of the output that a read went into.
+            # The value of a write, or the gradient of the output for a read.
             row = load_row(value_rows, token, writes, D, D_PAD, ACC) + load_row(grad_rows, token, reads, D, D_PAD, ACC)
             written, read = tl.where(writes, weight, 0.0), tl.where(reads, weight, 0.0)
-            loaded += ((written, read, enter, leave, factor, row),)
+            loaded += ((written, read, start, end, factor, row),)
         store_row(kept, piece * 0 + batch, alive, x, D, D_PAD)
         found = tl.zeros([ROWS, D_PAD], ACC)
         for j in tl.static_range(BATCH):
-            written, read, enter, leave, factor, row = loaded[j]
-            enters_here, leaves_here = enter >= 0, leave >= 0
-            first = load_row(memory_rows, enter, enters_here, D, D_PAD, ACC)
-            x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + written[:, None] * row
+            written, read, start, end, factor, row = loaded[j]
+            begins, stops = start >= 0, end >= 0
+            first = load_row(memory_rows, start, begins, D, D_PAD, ACC)
+            x = factor[:, None] * tl.where(start[:, None] >= 0, first, x) + written[:, None] * row
             found = tl.where(lane[None, :] == j, tl.sum(x * row, 1)[:, None], found)
-            last = load_row(last_rows, leave, leaves_here, D, D_PAD, ACC)
-            gain = tl.where(enters_here, 0.0, gain) * factor
+            last = load_row(last_rows, end, stops, D, D_PAD, ACC)
+            gain = tl.where(begins, 0.0, gain) * factor
             pulled = read[:, None] * row + last
             y += tl.where(gain[:, None] == 0, 0.0, gain[:, None] * pulled)
-            gain = tl.where(leaves_here, 0.0, gain)
-        # A batch's products leave in the lanes of its row.
+            gain = tl.where(stops, 0.0, gain)
+        # Lane i stores the i-th product of the batch.
         to = products + at[:, None] + lane[None, :]
         tl.store(to, found, mask=alive[:, None] & (lane < BATCH)[None, :])
         at += BATCH
@@ -80,7 +80,7 @@ def slot_reads(
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
 def slot_writes(
-    told, enters, leaves, decays, weights, slopes, values, memory, rows, grad_output, grad_memory, products, kept_rows,
+    packed, starts, ends, decays, weights, slopes, values, memory, rows, grad_output, grad_memory, products, kept_rows,
     parts, new_grad_memory, T, M, pieces, all_pieces,
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     BATCH: tl.constexpr, ACC: tl.constexpr,
@@ -101,30 +101,30 @@ def slot_writes(
         x = load_row(kept, piece * 0 - batch, alive, D, D_PAD, ACC)
         loaded = ()
         for j in tl.static_range(BATCH):
-            writes, reads, token, place = access(told + at + j, alive, K)
-            enter = tl.load(enters + at + j, mask=alive, other=-1)
+            writes, reads, token, place = access(packed + at + j, alive, K)
+            start = tl.load(starts + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
             weight = tl.load(weights + at + j, mask=alive, other=0.0)
             slope = tl.load(slopes + at + j, mask=writes, other=0.0)
             row = load_row(value_rows, token, writes, D, D_PAD, ACC) + load_row(grad_rows, token, reads, D, D_PAD, ACC)
-            first = load_row(memory_rows, enter, enter >= 0, D, D_PAD, ACC)
-            x = tl.where((enter >= 0)[:, None], first, x)
-            # ∂row/∂w of a write; what a read adds to G.
+            first = load_row(memory_rows, start, start >= 0, D, D_PAD, ACC)
+            x = tl.where((start >= 0)[:, None], first, x)
+            # For a write ∂row/∂w; for a read what it adds to the state's gradient.
             scaled = tl.where(writes[:, None], row + slope[:, None] * x, weight[:, None] * row)
             x = factor[:, None] * x + tl.where(writes, weight, 0.0)[:, None] * row
             place = tl.where(writes, place, -1)
-            loaded += ((place, enter, factor, weight, scaled),)
+            loaded += ((place, start, factor, weight, scaled),)
         found = tl.zeros([ROWS, D_PAD], ACC)
         for i in tl.static_range(BATCH):
-            place, enter, factor, weight, scaled = loaded[BATCH - 1 - i]
-            leave = tl.load(leaves + at + (BATCH - 1 - i), mask=alive, other=-1)
-            last = load_row(last_rows, leave, leave >= 0, D, D_PAD, ACC)
-            y = tl.where((leave >= 0)[:, None], last, y) + tl.where(place[:, None] < 0, scaled, 0.0)
+            place, start, factor, weight, scaled = loaded[BATCH - 1 - i]
+            end = tl.load(ends + at + (BATCH - 1 - i), mask=alive, other=-1)
+            last = load_row(last_rows, end, end >= 0, D, D_PAD, ACC)
+            y = tl.where((end >= 0)[:, None], last, y) + tl.where(place[:, None] < 0, scaled, 0.0)
             found = tl.where(lane[None, :] == BATCH - 1 - i, tl.sum(y * scaled, 1)[:, None], found)
             store_row(part_rows, place, place >= 0, weight[:, None] * y, D, D_PAD)
             y = factor[:, None] * y
-            store_row(new_rows, enter, enter >= 0, y, D, D_PAD)
-        # A batch's products leave in the lanes of its row.
+            store_row(new_rows, start, start >= 0, y, D, D_PAD)
+        # Lane i stores the i-th product of the batch.
         to = products + at[:, None] + lane[None, :]
         tl.store(to, found, mask=alive[:, None] & (lane < BATCH)[None, :])
         at -= BATCH
@@ -155,7 +155,7 @@ def plan(
             len(inputs[0]), tokens, top_k, num_slots, dim, acc, schedule.piece, schedule.threads, schedule.channels
         )
         scratch = scratch or _Scratch(walk, write_slots)
-        launches += enter_pieces(walk, scratch, inputs, decay_power, eps, proxy_eps=proxy_eps)
+        launches += prepare_pieces(walk, scratch, inputs, decay_power, eps, proxy_eps=proxy_eps)
         launches += _way_back(walk, scratch, inputs[4:], given, [x[some] for x in outputs])
     return Plan(tuple(launches), tuple(outputs))
 
@@ -192,7 +192,7 @@ def _way_back(
     reads = (12 + 3 * size) * walk.positions + kept + 2 * state + 2 * walk.row_bytes
     writes = (12 + 4 * size) * walk.positions + kept + 3 * state + walk.row_bytes + walk.part_bytes
     weights = grad_read.numel() * grad_read.element_size()
-    # A gradient of a weight that is scattered costs a sector of 32 bytes.
+    # A scattered gradient of a weight costs a whole sector of 32 bytes.
     sectors = 32 * grad_read.numel()
     mass_back, mass_there = (12 + 3 * size) * walk.positions, (12 + 5 * size) * walk.positions
     blocks = triton.cdiv(walk.heads * walk.pieces, MASS_THREADS)

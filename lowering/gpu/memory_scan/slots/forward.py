@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lowering.gpu.memory_scan.slots.pieces import access, load_row, point, store_row
-from lowering.gpu.memory_scan.slots.walk import Scratch, Walk, enter_pieces, sum_parts
+from lowering.gpu.memory_scan.slots.walk import Scratch, Walk, prepare_pieces, sum_parts
 from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
@@ -18,7 +18,7 @@ from schedules.gpu.slots import BATCH
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
 def slot_scan(
-    told, enters, leaves, decays, weights, values, memory, rows, parts, new_memory, T, M, pieces, all_pieces,
+    packed, starts, ends, decays, weights, values, memory, rows, parts, new_memory, T, M, pieces, all_pieces,
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -31,23 +31,23 @@ def slot_scan(
     memory_rows, new_rows = point(memory, head * M, D, D_PAD), point(new_memory, head * M, D, D_PAD)
     at = piece.to(tl.int64) * PIECE
     for _ in range(0, PIECE // BATCH):
-        # Loads of a batch come before its stores, which nothing can overtake.
+        # All loads of a batch are issued before its stores, because no load can pass a store.
         loaded = ()
         for j in tl.static_range(BATCH):
-            writes, reads, token, place = access(told + at + j, alive, K)
-            enter = tl.load(enters + at + j, mask=alive, other=-1)
-            leave = tl.load(leaves + at + j, mask=alive, other=-1)
+            writes, reads, token, place = access(packed + at + j, alive, K)
+            start = tl.load(starts + at + j, mask=alive, other=-1)
+            end = tl.load(ends + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
             weight = tl.load(weights + at + j, mask=alive, other=0.0)
             term = tl.where(writes, weight, 0.0)[:, None] * load_row(value_rows, token, writes, D, D_PAD, ACC)
             place = tl.where(reads, place, -1)
-            loaded += ((place, enter, leave, factor, weight, term),)
+            loaded += ((place, start, end, factor, weight, term),)
         for j in tl.static_range(BATCH):
-            place, enter, leave, factor, weight, term = loaded[j]
-            first = load_row(memory_rows, enter, enter >= 0, D, D_PAD, ACC)
-            x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + term
+            place, start, end, factor, weight, term = loaded[j]
+            first = load_row(memory_rows, start, start >= 0, D, D_PAD, ACC)
+            x = factor[:, None] * tl.where(start[:, None] >= 0, first, x) + term
             store_row(part_rows, place, place >= 0, weight[:, None] * x, D, D_PAD)
-            store_row(new_rows, leave, leave >= 0, x, D, D_PAD)
+            store_row(new_rows, end, end >= 0, x, D, D_PAD)
         at += BATCH
 
 
@@ -73,7 +73,7 @@ def plan(
             len(inputs[0]), tokens, top_k, num_slots, dim, acc, schedule.piece, schedule.threads, schedule.channels
         )
         scratch = scratch or Scratch(walk, write_slots, backward=False)
-        launches += enter_pieces(walk, scratch, inputs, decay_power, eps, new_mass=new_mass[some])
+        launches += prepare_pieces(walk, scratch, inputs, decay_power, eps, new_mass=new_mass[some])
         launches.append(_scan(walk, scratch, inputs[4], inputs[5], new_memory[some]))
         launches.append(sum_parts(walk, scratch.parts, output[some]))
     return Plan(tuple(launches), (output, new_memory, new_mass))
@@ -81,7 +81,7 @@ def plan(
 
 def _scan(walk: Walk, scratch: Scratch, values: Tensor, memory: Tensor, new_memory: Tensor) -> Launch:
     arguments = {
-        **scratch.named("told", "enters", "leaves", "decays", "weights", "rows", "parts"),
+        **scratch.named("packed", "starts", "ends", "decays", "weights", "rows", "parts"),
         "values": values, "memory": memory, "new_memory": new_memory, **walk.constants(),
     }  # fmt: skip
     coefficients = (12 + 2 * walk.acc_size) * walk.positions

@@ -10,7 +10,7 @@ from lowering.gpu.memory_scan.slots.pieces import access
 
 @triton.jit(do_not_specialize=["M", "pieces", "all_pieces"])
 def mass_pieces(
-    told, enters, decays, weights, mass, gains, mass_sums, M, pieces, all_pieces,
+    packed, starts, decays, weights, mass, gains, mass_sums, M, pieces, all_pieces,
     K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The mass behind a piece is gain · that before it + sum; gains and mass_sums [N, pieces]."""
@@ -22,13 +22,13 @@ def mass_pieces(
     at = piece.to(tl.int64) * PIECE
     for _ in range(0, PIECE // BATCH):
         for j in tl.static_range(BATCH):
-            writes, _, _, _ = access(told + at + j, alive, K)
-            enter = tl.load(enters + at + j, mask=alive, other=-1)
+            writes, _, _, _ = access(packed + at + j, alive, K)
+            start = tl.load(starts + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
             weight = tl.load(weights + at + j, mask=writes, other=0.0)
-            first = tl.load(mass + enter, mask=enter >= 0, other=0.0).to(ACC)
-            gain = tl.where(enter >= 0, 0.0, gain) * factor
-            z = factor * tl.where(enter >= 0, first, z) + weight
+            first = tl.load(mass + start, mask=start >= 0, other=0.0).to(ACC)
+            gain = tl.where(start >= 0, 0.0, gain) * factor
+            z = factor * tl.where(start >= 0, first, z) + weight
         at += BATCH
     tl.store(gains + piece, gain, mask=alive)
     tl.store(mass_sums + piece, z, mask=alive)
@@ -36,7 +36,7 @@ def mass_pieces(
 
 @triton.jit(do_not_specialize=["M", "pieces", "all_pieces"])
 def mass_scan(
-    told, enters, leaves, decays, weights, slopes, mass, masses, new_mass, mass_terms, M, pieces, all_pieces,
+    packed, starts, ends, decays, weights, slopes, mass, masses, new_mass, mass_terms, M, pieces, all_pieces,
     K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr,
     BLOCK: tl.constexpr, BACKWARD: tl.constexpr,
 ):  # fmt: skip
@@ -50,19 +50,19 @@ def mass_scan(
     z = tl.load(masses + piece, mask=alive, other=0.0)
     at = piece.to(tl.int64) * PIECE
     for _ in range(0, PIECE // BATCH):
-        # Loads of a batch come before its stores, which nothing can overtake.
+        # All loads of a batch are issued before its stores, because no load can pass a store.
         loaded = ()
         for j in tl.static_range(BATCH):
-            _, reads, _, _ = access(told + at + j, alive, K)
-            enter = tl.load(enters + at + j, mask=alive, other=-1)
-            leave = tl.load(leaves + at + j, mask=alive, other=-1)
+            _, reads, _, _ = access(packed + at + j, alive, K)
+            start = tl.load(starts + at + j, mask=alive, other=-1)
+            end = tl.load(ends + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
             weight = tl.load(weights + at + j, mask=alive, other=0.0)
             slope = tl.load(slopes + at + j, mask=alive, other=0.0) if BACKWARD else weight * 0
-            loaded += ((reads, enter, leave, factor, weight, slope),)
+            loaded += ((reads, start, end, factor, weight, slope),)
         for j in tl.static_range(BATCH):
-            reads, enter, leave, factor, weight, slope = loaded[j]
-            z = tl.where(enter >= 0, tl.load(mass + enter, mask=enter >= 0, other=0.0).to(ACC), z)
+            reads, start, end, factor, weight, slope = loaded[j]
+            z = tl.where(start >= 0, tl.load(mass + start, mask=start >= 0, other=0.0).to(ACC), z)
             of_weight = 1 + slope * z
             z = factor * z + tl.where(reads, 0.0, weight)
             inverse = 1 / (z + EPS)
@@ -70,5 +70,5 @@ def mass_scan(
             if BACKWARD:
                 tl.store(mass_terms + at + j, tl.where(reads, inverse, of_weight), mask=alive)
             else:
-                tl.store(new_mass + leave, z.to(new_mass.dtype.element_ty), mask=leave >= 0)
+                tl.store(new_mass + end, z.to(new_mass.dtype.element_ty), mask=end >= 0)
         at += BATCH

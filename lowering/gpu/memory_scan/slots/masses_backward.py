@@ -10,7 +10,7 @@ from lowering.gpu.memory_scan.slots.pieces import access
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
 def mass_reads(
-    told, enters, leaves, decays, weights, products, mass_terms, grad_mass, grad_read, gains, mass_sums,
+    packed, starts, ends, decays, weights, products, mass_terms, grad_mass, grad_read, gains, mass_sums,
     T, M, pieces, all_pieces,
     K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -27,24 +27,24 @@ def mass_reads(
     for _ in range(0, PIECE // BATCH):
         loaded = ()
         for j in tl.static_range(BATCH):
-            _, reads, _, place = access(told + at + j, alive, K)
-            enter = tl.load(enters + at + j, mask=alive, other=-1)
-            leave = tl.load(leaves + at + j, mask=alive, other=-1)
+            _, reads, _, place = access(packed + at + j, alive, K)
+            start = tl.load(starts + at + j, mask=alive, other=-1)
+            end = tl.load(ends + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
             weight = tl.load(weights + at + j, mask=alive, other=0.0)
             inverse = tl.load(mass_terms + at + j, mask=reads, other=0.0)
             product = tl.load(products + at + j, mask=reads, other=0.0)
-            loaded += ((reads, place, enter, leave, factor, weight, inverse, product),)
+            loaded += ((reads, place, start, end, factor, weight, inverse, product),)
         for j in tl.static_range(BATCH):
-            reads, place, enter, leave, factor, weight, inverse, product = loaded[j]
-            enters_here, leaves_here = enter >= 0, leave >= 0
+            reads, place, start, end, factor, weight, inverse, product = loaded[j]
+            begins, stops = start >= 0, end >= 0
             push = tl.where(reads, -product * weight * inverse, 0.0)
             tl.store(mass_terms + at + j, push, mask=reads)
             tl.store(grad_read + place, (product * inverse).to(grad_read.dtype.element_ty), mask=reads)
-            last = tl.load(grad_mass + leave, mask=leaves_here, other=0.0).to(ACC)
-            gain = tl.where(enters_here, 0.0, gain) * factor
+            last = tl.load(grad_mass + end, mask=stops, other=0.0).to(ACC)
+            gain = tl.where(begins, 0.0, gain) * factor
             y += tl.where(gain == 0, 0.0, gain * (push + last))
-            gain = tl.where(leaves_here, 0.0, gain)
+            gain = tl.where(stops, 0.0, gain)
         at += BATCH
     tl.store(gains + piece, gain, mask=alive)
     tl.store(mass_sums + piece, y, mask=alive)
@@ -52,7 +52,7 @@ def mass_reads(
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
 def mass_writes(
-    told, enters, leaves, decays, products, mass_terms, masses, grad_mass, grad_write, new_grad_mass,
+    packed, starts, ends, decays, products, mass_terms, masses, grad_mass, grad_write, new_grad_mass,
     T, M, pieces, all_pieces,
     K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -69,19 +69,19 @@ def mass_writes(
     for _ in range(0, PIECE // BATCH):
         loaded = ()
         for j in tl.static_range(BATCH):
-            writes, reads, _, place = access(told + at - j, alive, K)
-            enter = tl.load(enters + at - j, mask=alive, other=-1)
-            leave = tl.load(leaves + at - j, mask=alive, other=-1)
+            writes, reads, _, place = access(packed + at - j, alive, K)
+            start = tl.load(starts + at - j, mask=alive, other=-1)
+            end = tl.load(ends + at - j, mask=alive, other=-1)
             factor = tl.load(decays + at - j, mask=alive, other=1.0)
             term = tl.load(mass_terms + at - j, mask=alive, other=0.0)
             product = tl.load(products + at - j, mask=writes, other=0.0)
-            loaded += ((writes, reads, place, enter, leave, factor, term, product),)
+            loaded += ((writes, reads, place, start, end, factor, term, product),)
         for j in tl.static_range(BATCH):
-            writes, reads, place, enter, leave, factor, term, product = loaded[j]
-            enters_here, leaves_here = enter >= 0, leave >= 0
-            last = tl.load(grad_mass + leave, mask=leaves_here, other=0.0).to(ACC)
-            y = tl.where(leaves_here, last, y) + tl.where(reads, term, 0.0)
+            writes, reads, place, start, end, factor, term, product = loaded[j]
+            begins, stops = start >= 0, end >= 0
+            last = tl.load(grad_mass + end, mask=stops, other=0.0).to(ACC)
+            y = tl.where(stops, last, y) + tl.where(reads, term, 0.0)
             tl.store(grad_write + place, (product + y * term).to(grad_write.dtype.element_ty), mask=writes)
             y = factor * y
-            tl.store(new_grad_mass + enter, y.to(new_grad_mass.dtype.element_ty), mask=enters_here)
+            tl.store(new_grad_mass + start, y.to(new_grad_mass.dtype.element_ty), mask=begins)
         at -= BATCH

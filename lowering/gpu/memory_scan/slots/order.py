@@ -18,12 +18,12 @@ from torch import Tensor
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Work
 
-# Accesses that a program ranks, and the most bits of the slot number that a pass sorts by: it compares all of the
-# former with all values of the latter, in registers.
+# Accesses that a program ranks, and the most bits of the slot number that one radix pass sorts by. A program compares
+# every access with every digit value in registers.
 CHUNK = 128
 DIGIT_BITS = 5
 THREADS = 128
-_BLOCK = 1024  # entries of the table of counts that are summed side by side
+_BLOCK = 1024  # entries of the count table that one program sums
 
 
 @triton.jit
@@ -121,7 +121,7 @@ class OrderScratch:
 def order(
     write_slots: Tensor, read_slots: Tensor, num_slots: int, scratch: OrderScratch
 ) -> tuple[list[Launch], Tensor, Tensor]:
-    """The launches that sort the accesses of slots [N, T, K], and where they leave slots and events, [≥ N, 2·T·K]."""
+    """The launches that sort the accesses of slots [N, T, K], and where they put slots and events, [≥ N, 2·T·K]."""
     heads, tokens, top_k = write_slots.shape
     accesses = 2 * tokens * top_k
     chunks = triton.cdiv(accesses, CHUNK)
@@ -141,7 +141,7 @@ def order(
         offsets = Work(heads, THREADS, 2 * table, 2 * table, 3 * table, steps=blocks, barriers=4)
         entries = {"counts": scratch.counts, "offsets": scratch.offsets, "entries": chunks * 2**bits, "BLOCK": _BLOCK}
         launches.append(Launch(order_offsets, (heads,), entries, THREADS, offsets))
-        # A placed access writes 4 bytes of a sector of 32.
+        # A scattered access writes 4 bytes of a sector of 32.
         place = Work(heads * chunks, THREADS, 4 * listed + table, (2 + 8 + 8 + 8) * listed, 12 * compared, trips=2,
                      barriers=4)  # fmt: skip
         outputs = {"offsets": scratch.offsets, "placed_slots": placed[0], "placed_events": placed[1]}

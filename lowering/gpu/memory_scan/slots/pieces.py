@@ -19,7 +19,7 @@ from lowering.gpu.triton.arithmetic import decay, decay_slope
 
 @triton.jit(do_not_specialize=["accesses", "padded"])
 def piece_terms(
-    slots, events, write_weights, read_weights, told, enters, leaves, decays, weights, slopes, accesses, padded,
+    slots, events, write_weights, read_weights, packed, starts, ends, decays, weights, slopes, accesses, padded,
     K: tl.constexpr, POWER: tl.constexpr, PROXY_EPS: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
@@ -43,9 +43,9 @@ def piece_terms(
     read = tl.load(read_weights + of, mask=inside & (lane >= K), other=0.0).to(ACC)
     to = head * padded + position
     kept = position < padded
-    tl.store(told + to, tl.where(inside, 2 * place + (lane >= K).to(tl.int32), -1), mask=kept)
-    tl.store(enters + to, tl.where(slot != before, slot, -1), mask=kept)
-    tl.store(leaves + to, tl.where(slot != after, slot, -1), mask=kept)
+    tl.store(packed + to, tl.where(inside, 2 * place + (lane >= K).to(tl.int32), -1), mask=kept)
+    tl.store(starts + to, tl.where(slot != before, slot, -1), mask=kept)
+    tl.store(ends + to, tl.where(slot != after, slot, -1), mask=kept)
     tl.store(decays + to, tl.where(writes, decay(written, POWER), 1.0), mask=kept)
     tl.store(weights + to, written + read, mask=kept)
     if SLOPE:
@@ -53,10 +53,10 @@ def piece_terms(
 
 
 @triton.jit
-def access(told, alive, K: tl.constexpr):
-    """Of the accesses that ``told`` points to: whether they write, whether they read, their token, their place in the
+def access(packed, alive, K: tl.constexpr):
+    """Of the accesses that ``packed`` points to: whether they write, whether they read, their token, their place in the
     head's [T·K]."""
-    code = tl.load(told, mask=alive, other=-1)
+    code = tl.load(packed, mask=alive, other=-1)
     place = code >> 1
     token = (place.to(tl.uint32) // K).to(tl.int32)
     return (code >= 0) & ((code & 1) == 0), (code >= 0) & ((code & 1) == 1), token, place
@@ -91,7 +91,7 @@ def store_row(pointers, row, there, x, D: tl.constexpr, D_PAD: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
 def piece_sums(
-    told, enters, decays, weights, values, memory, row_sums, T, M, pieces, all_pieces,
+    packed, starts, decays, weights, values, memory, row_sums, T, M, pieces, all_pieces,
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -104,13 +104,13 @@ def piece_sums(
     value_rows, memory_rows = point(values, head * T, D, D_PAD), point(memory, head * M, D, D_PAD)
     for _ in range(0, PIECE // BATCH):
         for j in tl.static_range(BATCH):
-            writes, _, token, _ = access(told + at + j, alive, K)
-            enter = tl.load(enters + at + j, mask=alive, other=-1)
+            writes, _, token, _ = access(packed + at + j, alive, K)
+            start = tl.load(starts + at + j, mask=alive, other=-1)
             factor = tl.load(decays + at + j, mask=alive, other=1.0)
             weight = tl.load(weights + at + j, mask=writes, other=0.0)
             value = load_row(value_rows, token, writes, D, D_PAD, ACC)
-            first = load_row(memory_rows, enter, enter >= 0, D, D_PAD, ACC)
-            x = factor[:, None] * tl.where(enter[:, None] >= 0, first, x) + weight[:, None] * value
+            first = load_row(memory_rows, start, start >= 0, D, D_PAD, ACC)
+            x = factor[:, None] * tl.where(start[:, None] >= 0, first, x) + weight[:, None] * value
         at += BATCH
     store_row(point(row_sums, piece.to(tl.int64), D, D_PAD), piece * 0, alive, x, D, D_PAD)
 
@@ -142,7 +142,7 @@ def piece_carries(
             gain, mass_sum, row_sum = loaded[j]
             tl.store(rows + at * D + channel, x, mask=inside & (channel < D))
             tl.store(masses + at, z, mask=inside)
-            # Where another slot begins gain is 0, and what is before it, were it infinite, must not pass.
+            # At the first access of a slot the gain is 0. The row before it is selected away: 0 · inf would be NaN.
             x = tl.where(gain == 0, row_sum, gain * x + row_sum)
             z = tl.where(gain == 0, mass_sum, gain * z + mass_sum)
 

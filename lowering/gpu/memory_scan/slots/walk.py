@@ -23,7 +23,7 @@ _TERMS_THREADS = 128
 _CARRY_BATCH = 16
 _CARRY_THREADS = 64
 _SUM_THREADS = 128
-MASS_THREADS = 128  # pieces that a program on the mass walks through side by side
+MASS_THREADS = 128  # pieces whose mass one program computes, a thread each
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class Walk:
 
 
 class Scratch:
-    """What the launches of one group of heads leave for those after them; every group uses the same.
+    """What the launches of one group of heads write for the launches after them; all groups share it.
 
-    Of N heads, padded to whole pieces: told, enters, leaves (int32), decays, weights and, for the ``backward``, slopes
+    Of N heads, padded to whole pieces: packed, starts, ends (int32), decays, weights and, for the ``backward``, slopes
     and mass_terms; of N·pieces pieces: gains, mass_sums, masses, and row_sums and rows with D channels; of N·T·K reads
     (writes, in the backward): parts with D channels.
     """
@@ -122,7 +122,7 @@ class Scratch:
             return slots.new_empty(shape, dtype=dtype)
 
         self.order = OrderScratch.of(slots, walk.heads, walk.num_slots)
-        self.told, self.enters, self.leaves = (empty(walk.positions, dtype=torch.int32) for _ in range(3))
+        self.packed, self.starts, self.ends = (empty(walk.positions, dtype=torch.int32) for _ in range(3))
         self.decays, self.weights = empty(walk.positions), empty(walk.positions)
         self.slopes, self.mass_terms = (empty(walk.positions if backward else 0) for _ in range(2))
         pieces = walk.heads * walk.pieces
@@ -135,7 +135,7 @@ class Scratch:
         return {name: getattr(self, name) for name in names}
 
 
-def enter_pieces(
+def prepare_pieces(
     walk: Walk, scratch: Scratch, inputs: Sequence[Tensor], decay_power: float, eps: float,
     new_mass: Tensor | None = None, proxy_eps: float | None = None,
 ) -> list[Launch]:  # fmt: skip
@@ -147,7 +147,7 @@ def enter_pieces(
     write_slots, write_weights, read_slots, read_weights, values, memory, mass = inputs
     launches, slots, events = order(write_slots, read_slots, walk.num_slots, scratch.order)
     blocks = walk.heads * triton.cdiv(walk.padded, _TERMS_BLOCK)
-    named = scratch.named("told", "enters", "leaves", "decays", "weights", "slopes")
+    named = scratch.named("packed", "starts", "ends", "decays", "weights", "slopes")
     slope = proxy_eps is not None
     constants = walk.constants() | {"EPS": eps, "BLOCK": MASS_THREADS, "BACKWARD": slope}
     kept = (12 + (3 if slope else 2) * walk.acc_size) * walk.positions
@@ -159,7 +159,7 @@ def enter_pieces(
          "accesses": walk.accesses, "padded": walk.padded, "K": walk.top_k, "POWER": decay_power,
          "PROXY_EPS": proxy_eps or 0.0, "SLOPE": slope, "BLOCK": _TERMS_BLOCK, "ACC": in_triton(walk.acc)},
         _TERMS_THREADS,
-        # A weight that is gathered costs a sector of 32 bytes.
+        # A gathered weight costs a whole sector of 32 bytes.
         Work(blocks, _TERMS_THREADS, listed + drawn + kept, 2 * listed + 32 * walk.heads * walk.accesses + kept,
              60 * walk.positions, trips=2),
     ))  # fmt: skip
@@ -177,7 +177,7 @@ def enter_pieces(
     values_once = values.numel() * values.element_size()
     launches.append(Launch(
         piece_sums, (walk.programs,),
-        {**scratch.named("told", "enters", "decays", "weights", "row_sums"),
+        {**scratch.named("packed", "starts", "decays", "weights", "row_sums"),
          "values": values, "memory": memory, **walk.constants()},
         walk.threads,
         Work(walk.programs, walk.threads, coefficients + values_once + state + walk.row_bytes,
