@@ -21,6 +21,7 @@ from typing import Any
 from autotune.bandwidth import bandwidth, cache_sizes
 from lowering.targets import cpu_name
 from schedules import cpu
+from schedules.cpu.lanes import REGISTER_BYTES
 from schedules.workload import Workload
 
 # Cycles a second: assumed.
@@ -256,4 +257,4 @@ def _decode_backward(found: Counts, shape: dict[str, int], schedule: cpu.Address
 
 def _outside(found: Counts, rows: int, lanes: int) -> float:
     """How much longer statements on a buffer of ``rows`` by ``lanes`` take where it is not on the stack."""
-    return LOOPED if rows * lanes * found.size >= cpu.AddressDecode.REGISTER_BYTES else 1.0
+    return LOOPED if rows * lanes * found.size >= REGISTER_BYTES else 1.0

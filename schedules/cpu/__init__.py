@@ -1,0 +1,25 @@
+"""The knobs of each op's TIR kernel on a CPU: their values, their defaults and the rules that refuse some."""
+
+from __future__ import annotations
+
+from schedules.base import Schedule
+from schedules.cpu.address_decode import AddressDecode, AddressDecodeBackward
+from schedules.cpu.decode_layer import DecodeLayer
+from schedules.cpu.memory_scan import MemoryScan, MemoryScanBackward
+from schedules.cpu.memory_step import MemoryStep
+from schedules.cpu.project import Project
+
+__all__ = [
+    "SCHEDULES", "AddressDecode", "AddressDecodeBackward", "DecodeLayer", "MemoryScan", "MemoryScanBackward",
+    "MemoryStep", "Project",
+]  # fmt: skip
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "address_decode": AddressDecode,
+    "address_decode_backward": AddressDecodeBackward,
+    "memory_scan": MemoryScan,
+    "memory_scan_backward": MemoryScanBackward,
+    "memory_step": MemoryStep,
+    "project": Project,
+    "decode_layer": DecodeLayer,
+}
