@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowering import cache
 from lowering.cpu.build import fingerprint
-from lowering.gpu.cuda.driver import Binary
+from lowering.gpu.cuda.driver import Cubin
 from lowering.targets import find, gpu_of, here
 from schedules.base import Schedule
 from schedules.gpu import shared
@@ -40,7 +40,7 @@ def run(op: Op, schedule: Schedule, target: str, *arguments: Any) -> tuple[Tenso
     return _OPS[op](schedule, target, *arguments)
 
 
-def binary(workload: Workload, target: str, schedule: Schedule, state: str = "float32") -> tuple[Binary, bool]:
+def binary(workload: Workload, target: str, schedule: Schedule, state: str = "float32") -> tuple[Cubin, bool]:
     """The kernels of ``workload`` from disk, or compiled now; and whether they were compiled now.
 
     They are for the GPU of this machine where there is one, else for the target's. Errors as in
@@ -53,7 +53,7 @@ def binary(workload: Workload, target: str, schedule: Schedule, state: str = "fl
     name = f"{workload.op}-{gpu.arch}-{key}.cubin"
     path = cache.find(name)
     if path is not None:
-        return Binary.read(path), False
+        return Cubin.read(path), False
     from lowering.gpu.cuda.generate import generate
     from lowering.gpu.cuda.nvcc import compile_cuda
     from lowering.gpu.templates import programs
@@ -65,7 +65,7 @@ def binary(workload: Workload, target: str, schedule: Schedule, state: str = "fl
         grid = [list(x) if isinstance(x, tuple) else x for x in p.grid]
         functions[p.name] = {"arguments": source.arguments[p.name], "parameters": source.parameters(p.name),
                              "grid": grid, "threads": p.threads, "shared": source.shared[p.name]}  # fmt: skip
-    made = Binary(cubin, functions)
+    made = Cubin(cubin, functions)
     cache.keep(name, made.write)
     return made, True
 

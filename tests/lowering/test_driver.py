@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lowering.gpu.cuda import driver
-from lowering.gpu.cuda.driver import Binary
+from lowering.gpu.cuda.driver import Cubin
 
 FUNCTIONS = {
     "scale": {
@@ -52,7 +52,7 @@ def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
 
 def test_a_launch_has_its_grid_its_memory_and_its_parameters_in_the_kernels_order(listener: Listener) -> None:
     x, y = torch.zeros(5, 4), torch.zeros(5, 4)
-    Binary(b"cubin", FUNCTIONS).run("scale", x, y)
+    Cubin(b"cubin", FUNCTIONS).run("scale", x, y)
     assert listener.calls["cuModuleGetFunction"][2] == b"scale_kernel"
     assert listener.calls["cuFuncSetAttribute"][1:] == (8, 4096)
     _, *sizes, stream, _, _ = listener.calls["cuLaunchKernel"]
@@ -61,7 +61,7 @@ def test_a_launch_has_its_grid_its_memory_and_its_parameters_in_the_kernels_orde
 
 
 def test_a_thread_without_a_context_gets_the_devices_before_anything_is_loaded(listener: Listener) -> None:
-    binary = Binary(b"cubin", FUNCTIONS)
+    binary = Cubin(b"cubin", FUNCTIONS)
     binary.run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
     assert "cuCtxSetCurrent" not in listener.calls
     listener.context = 0
@@ -72,7 +72,7 @@ def test_a_thread_without_a_context_gets_the_devices_before_anything_is_loaded(l
 
 
 def test_nothing_is_launched_for_no_heads(listener: Listener) -> None:
-    Binary(b"cubin", FUNCTIONS).run("scale", torch.zeros(0, 4), torch.zeros(0, 4))
+    Cubin(b"cubin", FUNCTIONS).run("scale", torch.zeros(0, 4), torch.zeros(0, 4))
     assert listener.calls == {}
 
 
@@ -86,17 +86,17 @@ def test_nothing_is_launched_for_no_heads(listener: Listener) -> None:
 )
 def test_tensors_that_do_not_fit_are_refused(listener: Listener, tensors: tuple[Any, ...], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        Binary(b"cubin", FUNCTIONS).run("scale", *tensors)
+        Cubin(b"cubin", FUNCTIONS).run("scale", *tensors)
     assert "cuLaunchKernel" not in listener.calls
 
 
 def test_the_drivers_errors_are_not_swallowed(listener: Listener) -> None:
     listener.status = 209
     with pytest.raises(RuntimeError, match="209"):
-        Binary(b"cubin", FUNCTIONS).run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
+        Cubin(b"cubin", FUNCTIONS).run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
 
 
 def test_a_binary_is_read_as_it_was_written(tmp_path: Any) -> None:
-    Binary(b"\n\x00cubin\n", FUNCTIONS).write(tmp_path / "kernel")
-    again = Binary.read(tmp_path / "kernel")
+    Cubin(b"\n\x00cubin\n", FUNCTIONS).write(tmp_path / "kernel")
+    again = Cubin.read(tmp_path / "kernel")
     assert again.cubin == b"\n\x00cubin\n" and again.functions == FUNCTIONS

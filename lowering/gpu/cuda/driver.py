@@ -19,7 +19,7 @@ from torch import Tensor
 _MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
-class Binary:
+class Cubin:
     """A cubin with what a launch of each of its functions needs.
 
     Args:
@@ -33,7 +33,7 @@ class Binary:
         self._loaded: dict[tuple[int, str], ctypes.c_void_p] = {}
 
     @classmethod
-    def read(cls, path: Path) -> Binary:
+    def read(cls, path: Path) -> Cubin:
         """What ``write`` wrote."""
         head, _, cubin = path.read_bytes().partition(b"\n")
         return cls(cubin, json.loads(head))

@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 from lowering import emit
 from lowering.gpu.memory_scan.shared.recompute import Recompute
 from lowering.gpu.memory_scan.shared.reverse import Reverse
-from lowering.gpu.memory_scan.shared.walk import Walk
+from lowering.gpu.memory_scan.shared.walk import TokenWalk
 from lowering.gpu.memory_scan.shared.writes import Writes
 from lowering.gpu.threads import Threads
 from schedules.gpu.scan import MemoryScanBackward
@@ -79,14 +79,14 @@ def _recompute(workload: Workload, schedule: MemoryScanBackward, cuda: bool, sta
                     T.reads(dO[vn, 0:L, 0:D], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], V[vn, 0:L, 0:D],
                             S0[vn, 0:M, 0:D], Z0[vn, 0:M])  # fmt: skip
                     T.writes(H[vn, 0:LP, 0:K, 0:width], PR[vn, vg, 0:LP, 0:K], Z[vn, 0:LP, 0:K], I[vn, 0:LP, 0:K])
-                    _recompute_walk(Walk(workload, schedule, threads, vn, vg, L), WS, W, V, RS, dO, (H, PR, Z, I)).emit(
-                        S0, Z0
-                    )
+                    _recompute_walk(
+                        TokenWalk(workload, schedule, threads, vn, vg, L), WS, W, V, RS, dO, (H, PR, Z, I)
+                    ).emit(S0, Z0)
 
     return threads.bound(recompute, ordered=True)
 
 
-def _recompute_walk(walk: Walk, WS: Any, W: Any, V: Any, RS: Any, dO: Any, outputs: tuple[Any, ...]) -> Recompute:
+def _recompute_walk(walk: TokenWalk, WS: Any, W: Any, V: Any, RS: Any, dO: Any, outputs: tuple[Any, ...]) -> Recompute:
     return Recompute(walk, Writes(walk, WS, W, V), RS, dO, outputs)
 
 
@@ -131,7 +131,7 @@ def _reverse(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state
                             Z[vn, 0:LP, 0:K], I[vn, 0:LP, 0:K], P[vn, 0:LP, 0:K])  # fmt: skip
                     T.writes(dV[vn, 0:L, 0:D], PW[vn, vg, 0:LP, 0:K], dS[vn, 0:M, 0:D], dZ[vn, 0:M])
                     Reverse(
-                        Walk(workload, schedule, threads, vn, vg, L), (WS, W, Z, RS, R, I, P), (dO, V), H, PW, dV
+                        TokenWalk(workload, schedule, threads, vn, vg, L), (WS, W, Z, RS, R, I, P), (dO, V), H, PW, dV
                     ).emit(dS1, dZ1, dS, dZ)
 
     return threads.bound(reverse, ordered=True)

@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.gpu.memory_scan.shared.walk import Walk
+from lowering.gpu.memory_scan.shared.walk import TokenWalk
 from lowering.gpu.memory_scan.shared.writes import Writes
 from lowering.gpu.threads import Threads
 from schedules.gpu.scan import MemoryScan
@@ -58,12 +58,12 @@ def module(
                     T.reads(WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], V[vn, 0:L, 0:D],
                             S0[vn, 0:M, 0:D], Z0[vn, 0:M])  # fmt: skip
                     T.writes(O[vn, 0:L, 0:D], S[vn, 0:M, 0:D], Z[vn, 0:M])
-                    _program(Walk(workload, schedule, threads, vn, vg, L), (WS, W, RS, R, V), O).emit(S0, Z0, S, Z)
+                    _program(TokenWalk(workload, schedule, threads, vn, vg, L), (WS, W, RS, R, V), O).emit(S0, Z0, S, Z)
 
     return tvm.IRModule({"memory_scan": threads.bound(memory_scan, ordered=True)})
 
 
-def _program(walk: Walk, inputs: tuple[Any, ...], O: Any) -> _Tokens:
+def _program(walk: TokenWalk, inputs: tuple[Any, ...], O: Any) -> _Tokens:
     WS, W, RS, R, V = inputs
     return _Tokens(walk, Writes(walk, WS, W, V), RS, R, O)
 
@@ -71,7 +71,7 @@ def _program(walk: Walk, inputs: tuple[Any, ...], O: Any) -> _Tokens:
 class _Tokens:
     """Emits the walk."""
 
-    def __init__(self, walk: Walk, writes: Writes, RS: Any, R: Any, O: Any) -> None:
+    def __init__(self, walk: TokenWalk, writes: Writes, RS: Any, R: Any, O: Any) -> None:
         self.walk, self.writes, self.output = walk, writes, O
         self.slots, self.weights = walk.by_slot(RS, R)
         self.totals = walk.threads.private(walk.straight * walk.channels, walk.sums)

@@ -19,7 +19,7 @@ class Operand:
     The next chunk is prefetched into registers. bfloat16 pairs stay packed there, because unpacking stalls on the load.
 
     Args:
-        walk: a ``shared_walk.Walk``.
+        walk: a ``shared_walk.TokenWalk``.
         buffer: [N, T, ...], then K where ``by_slot`` and channels where ``by_channel``.
     """
 

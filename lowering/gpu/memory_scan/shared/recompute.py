@@ -13,14 +13,14 @@ from typing import Any
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.gpu.memory_scan.shared.walk import Walk
+from lowering.gpu.memory_scan.shared.walk import TokenWalk
 from lowering.gpu.memory_scan.shared.writes import Writes
 
 
 class Recompute:
     """Emits one program. ``outputs``: history, the tile's dot products, masses before writes, inverses at reads."""
 
-    def __init__(self, walk: Walk, writes: Writes, RS: Any, dO: Any, outputs: tuple[Any, ...]) -> None:
+    def __init__(self, walk: TokenWalk, writes: Writes, RS: Any, dO: Any, outputs: tuple[Any, ...]) -> None:
         self.walk, self.writes = walk, writes
         (self.slots,), (self.grads,) = walk.by_slot(RS), walk.by_channel(dO)
         self.history, self.parts, self.old_masses, self.inverses = outputs

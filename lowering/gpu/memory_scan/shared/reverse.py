@@ -13,7 +13,7 @@ import tvm.tirx as tir
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.gpu.memory_scan.shared.walk import Walk
+from lowering.gpu.memory_scan.shared.walk import TokenWalk
 
 
 class Reverse:
@@ -25,7 +25,7 @@ class Reverse:
         history: the rows before writes. parts, dV: where the dot products and the values' gradients go.
     """
 
-    def __init__(self, walk: Walk, by_slot: tuple[Any, ...], by_channel: tuple[Any, ...], history: Any, parts: Any,
+    def __init__(self, walk: TokenWalk, by_slot: tuple[Any, ...], by_channel: tuple[Any, ...], history: Any, parts: Any,
                  dV: Any) -> None:  # fmt: skip
         self.walk, self.parts, self.grad_values = walk, parts, dV
         (self.write_slots, self.weights, self.old_masses, self.read_slots, self.read_weights, self.inverses,

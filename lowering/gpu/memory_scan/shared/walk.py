@@ -21,10 +21,10 @@ from schedules.gpu.shared import STRAIGHT, Knobs, tile
 from schedules.workload import Workload
 
 # Called as (thread, turn, t, ahead): a thread's work on token t. It calls ``ahead``, which prefetches, after its loads.
-Work = Callable[[Any, int, Any, Callable[[], None]], None]
+TokenWork = Callable[[Any, int, Any, Callable[[], None]], None]
 
 
-class Walk:
+class TokenWalk:
     """Emits the parts of one program: head ``n``, the ``g``-th tile of channels, ``tokens`` long.
 
     ``rows`` [M, tile] is the state, or its gradient, and ``mass`` [M] the mass, or its gradient.
@@ -35,7 +35,7 @@ class Walk:
         self.tile, self.channels, self.chunk = tile(schedule), schedule.channels, schedule.chunk
         self.groups, self.width = self.tile // self.channels, self.K // schedule.slot_lanes
         self.straight = largest_divisor(self.chunk, STRAIGHT)
-        self.constants, self.dtype, self.sums = workload.constants, workload.dtype, emit.sum_type(workload.dtype)
+        self.constants, self.sums = workload.constants, emit.sum_type(workload.dtype)
         self.threads, self.n, self.g, self.tokens = threads, n, g, tokens.astype("int32")
         self.chunks = (self.tokens + self.chunk - 1) // self.chunk
         # The bits of a thread's index that select its lane and its group.
@@ -73,7 +73,7 @@ class Walk:
         """Of the threads that share a slot, one."""
         return thread % self.groups == 0
 
-    def go(self, phases: Sequence[tuple[Sequence[Operand], Work]], give: Callable[[Any], None],
+    def go(self, phases: Sequence[tuple[Sequence[Operand], TokenWork]], give: Callable[[Any], None],
            reverse_time: bool = False) -> None:  # fmt: skip
         """Through all tokens in ``phases``, each with its operands; ``give(t)`` after those in straight code, from t.
 
@@ -110,7 +110,7 @@ class Walk:
             put()
 
     def _straight(
-        self, phases: Sequence[tuple[Sequence[Operand], Work]], c: Any, first: Any, reverse_time: bool
+        self, phases: Sequence[tuple[Sequence[Operand], TokenWork]], c: Any, first: Any, reverse_time: bool
     ) -> None:
         def token(turn: int) -> Any:
             return first + (self.straight - 1 - turn if reverse_time else turn)
@@ -124,7 +124,7 @@ class Walk:
         for turn in range(self.straight):
             for operands, work in phases:
 
-                def mine(thread: Any, turn: int = turn, work: Work = work, operands: Any = operands) -> None:
+                def mine(thread: Any, turn: int = turn, work: TokenWork = work, operands: Any = operands) -> None:
                     work(thread, turn, c * self.chunk + token(turn), lambda: fetch(thread, turn + 1, operands))
 
                 self.threads.each(mine)

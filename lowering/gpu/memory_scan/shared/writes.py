@@ -8,7 +8,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.gpu.memory_scan.shared.walk import Walk, Work
+from lowering.gpu.memory_scan.shared.walk import TokenWalk, TokenWork
 
 # Called as (thread, t, j, row, mass) with what the write to the thread's j-th slot of token t replaces; row(c) is
 # channel c.
@@ -18,13 +18,13 @@ Keep = Callable[[Any, Any, int, Callable[[int], Any], Any], None]
 class Writes:
     """Emits it, to the rows and, ``with_mass``, to the mass of a walk."""
 
-    def __init__(self, walk: Walk, WS: Any, W: Any, V: Any) -> None:
+    def __init__(self, walk: TokenWalk, WS: Any, W: Any, V: Any) -> None:
         self.walk = walk
         self.slots, self.weights = walk.by_slot(WS, W)
         (self.values,) = walk.by_channel(V)
         self.operands = (self.slots, self.weights, self.values)
 
-    def work(self, with_mass: bool = True, keep: Keep | None = None) -> Work:
+    def work(self, with_mass: bool = True, keep: Keep | None = None) -> TokenWork:
         """The phase of a walk."""
         walk, each = self.walk, range(self.walk.width)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowering.gpu.memory_scan.slots.masses_backward import mass_reads, mass_writes
 from lowering.gpu.memory_scan.slots.pieces import access, load_row, point, store_row
-from lowering.gpu.memory_scan.slots.walk import MASS_THREADS, Scratch, Walk, carries, prepare_pieces, sum_parts
+from lowering.gpu.memory_scan.slots.walk import MASS_THREADS, Pieces, Scratch, carries, prepare_pieces, sum_parts
 from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
@@ -151,7 +151,7 @@ def plan(
         some = slice(first, first + group)
         inputs = [x[some] for x in (write_slots, write_weights, read_slots, read_weights, values, memory, mass)]
         given = [x[some] for x in (grad_output, grad_memory, grad_mass)]
-        walk = Walk(
+        walk = Pieces(
             len(inputs[0]), tokens, top_k, num_slots, dim, acc, schedule.piece, schedule.threads, schedule.channels
         )
         scratch = scratch or _Scratch(walk, write_slots)
@@ -163,14 +163,14 @@ def plan(
 class _Scratch(Scratch):
     """Also, of N heads padded to whole pieces: products; of their batches: kept_rows with D channels."""
 
-    def __init__(self, walk: Walk, slots: Tensor) -> None:
+    def __init__(self, walk: Pieces, slots: Tensor) -> None:
         super().__init__(walk, slots, backward=True)
         self.products = slots.new_empty(walk.positions, dtype=walk.acc)
         self.kept_rows = slots.new_empty(walk.positions // BATCH, walk.dim, dtype=walk.acc)
 
 
 def _way_back(
-    walk: Walk, scratch: _Scratch, inputs: Sequence[Tensor], given: Sequence[Tensor], outputs: Sequence[Tensor]
+    walk: Pieces, scratch: _Scratch, inputs: Sequence[Tensor], given: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> list[Launch]:
     """From the row before each piece, values and state, and the three gradients given, to those of a group's heads."""
     values, memory, _ = inputs

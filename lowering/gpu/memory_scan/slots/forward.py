@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lowering.gpu.memory_scan.slots.pieces import access, load_row, point, store_row
-from lowering.gpu.memory_scan.slots.walk import Scratch, Walk, prepare_pieces, sum_parts
+from lowering.gpu.memory_scan.slots.walk import Pieces, Scratch, prepare_pieces, sum_parts
 from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
@@ -69,7 +69,7 @@ def plan(
     for first in range(0, heads, group):
         some = slice(first, first + group)
         inputs = [x[some] for x in (write_slots, write_weights, read_slots, read_weights, values, memory, mass)]
-        walk = Walk(
+        walk = Pieces(
             len(inputs[0]), tokens, top_k, num_slots, dim, acc, schedule.piece, schedule.threads, schedule.channels
         )
         scratch = scratch or Scratch(walk, write_slots, backward=False)
@@ -79,7 +79,7 @@ def plan(
     return Plan(tuple(launches), (output, new_memory, new_mass))
 
 
-def _scan(walk: Walk, scratch: Scratch, values: Tensor, memory: Tensor, new_memory: Tensor) -> Launch:
+def _scan(walk: Pieces, scratch: Scratch, values: Tensor, memory: Tensor, new_memory: Tensor) -> Launch:
     arguments = {
         **scratch.named("packed", "starts", "ends", "decays", "weights", "rows", "parts"),
         "values": values, "memory": memory, "new_memory": new_memory, **walk.constants(),

@@ -27,7 +27,7 @@ MASS_THREADS = 128  # pieces whose mass one program computes, a thread each
 
 
 @dataclass(frozen=True)
-class Walk:
+class Pieces:
     """The sizes of a group of heads, and how programs share out its pieces.
 
     Attributes:
@@ -117,7 +117,7 @@ class Scratch:
     (writes, in the backward): parts with D channels.
     """
 
-    def __init__(self, walk: Walk, slots: Tensor, backward: bool) -> None:
+    def __init__(self, walk: Pieces, slots: Tensor, backward: bool) -> None:
         def empty(*shape: int, dtype: torch.dtype = walk.acc) -> Tensor:
             return slots.new_empty(shape, dtype=dtype)
 
@@ -136,7 +136,7 @@ class Scratch:
 
 
 def prepare_pieces(
-    walk: Walk, scratch: Scratch, inputs: Sequence[Tensor], decay_power: float, eps: float,
+    walk: Pieces, scratch: Scratch, inputs: Sequence[Tensor], decay_power: float, eps: float,
     new_mass: Tensor | None = None, proxy_eps: float | None = None,
 ) -> list[Launch]:  # fmt: skip
     """Sort, find the row before each piece, and turn the weight r of each read into r/(z + ε).
@@ -190,7 +190,7 @@ def prepare_pieces(
     return launches
 
 
-def carries(walk: Walk, scratch: Scratch, reverse: bool) -> Launch:
+def carries(walk: Pieces, scratch: Scratch, reverse: bool) -> Launch:
     """Join the sums of pieces: the row and mass before each, or with ``reverse`` their gradients behind each."""
     moved = 2 * walk.row_bytes + 3 * walk.heads * walk.pieces * walk.acc_size
     return Launch(
@@ -203,7 +203,7 @@ def carries(walk: Walk, scratch: Scratch, reverse: bool) -> Launch:
     )  # fmt: skip
 
 
-def sum_parts(walk: Walk, parts: Tensor, out: Tensor) -> Launch:
+def sum_parts(walk: Pieces, parts: Tensor, out: Tensor) -> Launch:
     """out [N, T, D] = Σ_k parts [N·T·K, D]."""
     tokens = walk.heads * walk.tokens
     rows = max(1, _SUM_THREADS * walk.channels // walk.d_pad)
