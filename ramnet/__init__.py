@@ -10,8 +10,9 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 from ramnet import ops
 from ramnet.config import RamNetConfig
+from ramnet.layer import RamLayer, RamLayerOutput
 from ramnet.model import RamNetForCausalLM, RamNetOutput
 from ramnet.state import RamState
 
-__all__ = ["RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "ops"]
+__all__ = ["RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "ops"]
 __version__ = "0.1.0"

@@ -42,17 +42,15 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class RamNetConfig(BaseModel):
-    """Hyper-parameters of a RAM-Net; immutable.
+class RamLayerConfig(BaseModel):
+    """Hyper-parameters of one RAM-Net layer; immutable.
 
-    Raises ValueError, one sentence that names the value, for anything that cannot be a model.
+    Raises ValueError, one sentence that names the value, for anything that cannot be a layer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    vocab_size: _Size = Field(description="number of token ids")
     hidden_size: _Size = Field(description="width of the residual stream")
-    num_layers: int = Field(gt=0, le=MOST_LAYERS, description="RAM-Net layers")
     num_heads: _Size = Field(description="H, heads of each layer")
     value_dim: _Size = Field(description="D, value width of each head")
     order: _Size = Field(description="U, sub-vectors in an address")
@@ -60,6 +58,41 @@ class RamNetConfig(BaseModel):
     top_k: _Size = Field(description="K, slots touched by a write and by a read")
     decay_power: float = Field(1.0, ge=0, le=1e6, description="γ of PDMA")
     temperature: float = Field(1.0, ge=1e-6, le=1e6, description="τ of the product softmax")
+    eps: _Epsilon = Field(1e-6, description="ε, added to the mass before a read divides by it")
+    proxy_eps: _Epsilon = Field(0.01, description="ε' of PDMA's proxy gradient")
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise ValueError(f"{type(self).__name__}: {one_line(error)}") from None
+
+    @model_validator(mode="after")
+    def _addresses_fit(self) -> Self:
+        if self.order > 30 or self.slots > 2**31 - 1:
+            raise ValueError(f"sub_dim**order is {self.sub_dim}**{self.order} slots; int32 numbers at most {2**31 - 1}")
+        if self.top_k > self.slots:
+            raise ValueError(
+                f"top_k is {self.top_k} but sub_dim**order has only {self.slots} slots; use top_k <= {self.slots}"
+            )
+        projected = 2 * self.num_heads * self.order * self.sub_dim + self.num_heads * self.value_dim
+        _check_numbers(self.hidden_size * projected, self.num_heads * self.slots * self.value_dim)
+        return self
+
+    @property
+    def slots(self) -> int:
+        """M = P^U, the slots of each head."""
+        return int(self.sub_dim**self.order)
+
+
+class RamNetConfig(RamLayerConfig):
+    """Hyper-parameters of a RAM-Net; immutable.
+
+    Raises ValueError, one sentence that names the value, for anything that cannot be a model.
+    """
+
+    vocab_size: _Size = Field(description="number of token ids")
+    num_layers: int = Field(gt=0, le=MOST_LAYERS, description="RAM-Net layers")
     cape_full_layers: int = Field(0, ge=0, description="first layers whose heads all use CAPE")
     cape_half_layers: int = Field(0, ge=0, description="next layers where half of the heads do")
     intermediate_size: int = Field(0, ge=0, lt=2**31, description="SwiGLU width; 0 leaves the FFN out")
@@ -69,40 +102,17 @@ class RamNetConfig(BaseModel):
     conv_kernel: int = Field(3, gt=0, le=MOST_LAYERS, description="taps of each gated short convolution")
     tie_embeddings: bool = Field(False, description="the output head shares the embedding's weights")
     embedding_std: float = Field(0.02, gt=0, le=1e6, description="standard deviation of the embedding at the start")
-    eps: _Epsilon = Field(1e-6, description="ε, added to the mass before a read divides by it")
-    proxy_eps: _Epsilon = Field(0.01, description="ε' of PDMA's proxy gradient")
     norm_eps: _Epsilon = Field(1e-5, description="ε of the LayerNorms")
 
-    def __init__(self, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            raise ValueError(f"RamNetConfig: {one_line(error)}") from None
-
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.order > 30 or self.slots > 2**31 - 1:
-            raise ValueError(f"sub_dim**order is {self.sub_dim}**{self.order} slots; int32 numbers at most {2**31 - 1}")
-        if self.top_k > self.slots:
-            raise ValueError(
-                f"top_k is {self.top_k} but sub_dim**order has only {self.slots} slots; use top_k <= {self.slots}"
-            )
+    def _layers_fit(self) -> Self:
         if self.cape_full_layers + self.cape_half_layers > self.num_layers:
             raise ValueError(
                 f"cape_full_layers + cape_half_layers is {self.cape_full_layers + self.cape_half_layers}"
                 f" but there are {self.num_layers} layers"
             )
-        address = 2 * self.num_heads * self.order * self.sub_dim
-        widest = max(self.vocab_size, address + self.num_heads * self.value_dim, 2 * self.intermediate_size)
-        numbers = max(self.hidden_size * widest, self.num_heads * self.slots * self.value_dim)
-        if numbers > MOST_NUMBERS:
-            raise ValueError(f"a weight or a layer's memory would hold {numbers} numbers; at most {MOST_NUMBERS}")
+        _check_numbers(self.hidden_size * max(self.vocab_size, 2 * self.intermediate_size))
         return self
-
-    @property
-    def slots(self) -> int:
-        """M = P^U, the slots of each head."""
-        return int(self.sub_dim**self.order)
 
     def cape_heads(self, layer: int) -> int:
         """How many heads of RAM-Net layer ``layer`` (from 0), counted from the first, use CAPE."""
@@ -133,6 +143,11 @@ class RamNetConfig(BaseModel):
     def to_json(self) -> str:
         """The text that ``save`` writes."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+def _check_numbers(*numbers: int) -> None:
+    if max(numbers) > MOST_NUMBERS:
+        raise ValueError(f"a weight or a layer's memory would hold {max(numbers)} numbers; at most {MOST_NUMBERS}")
 
 
 def one_line(error: ValidationError) -> str:

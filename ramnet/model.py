@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ramnet import ops
-from ramnet.config import RamNetConfig
+from ramnet.config import RamLayerConfig, RamNetConfig
 from ramnet.files import written_aside
 from ramnet.ids import check_range, check_type
+from ramnet.layer import RamLayer
 from ramnet.state import RamState, read_safetensors, write_safetensors
 
 WEIGHT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -24,60 +24,6 @@ class RamNetOutput(NamedTuple):
 
     logits: Tensor
     state: RamState
-
-
-class RamLayer(nn.Module):
-    """The RAM-Net mixer (paper, steps 1 to 8): [B, T, C] to [B, T, C]."""
-
-    def __init__(self, config: RamNetConfig, layer: int) -> None:
-        super().__init__()
-        self.config = config
-        self.address_width = config.num_heads * config.order * config.sub_dim
-        # W_q, W_k and W_v in one matrix: one product a token, and one pass over the weights in decoding.
-        self.query_key_value = nn.Linear(
-            config.hidden_size, 2 * self.address_width + config.num_heads * config.value_dim, bias=False
-        )
-        self.log_scale = nn.Parameter(torch.zeros(2, config.num_heads))  # α of W_q and of W_k
-        self.output = nn.Linear(config.num_heads * config.value_dim, config.hidden_size, bias=False)
-        self.cape_heads = config.cape_heads(layer)
-
-    def forward(
-        self, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        c = self.config
-        batch, tokens, _ = x.shape
-        address, value = self.query_key_value(x).split([2 * self.address_width, c.num_heads * c.value_dim], dim=-1)
-        scale = self.log_scale.exp() / c.temperature
-        logits = address.view(batch, tokens, 2, c.num_heads, c.order, c.sub_dim) * scale[..., None, None]
-        slots, weights = ops.address_decode(logits, c.top_k)  # [B, T, 2, H, K]
-        if self.cape_heads:
-            at = position + torch.arange(tokens, device=x.device).unsqueeze(-1)  # [T, 1]
-            uses_cape = torch.arange(c.num_heads, device=x.device) < self.cape_heads
-            slots = ops.cyclic_shift(slots, (at * uses_cape)[:, None, :, None], c.slots)
-        value = value.view(batch, tokens, c.num_heads, c.value_dim)
-        if in_place:
-            (read_slots, write_slots), (read_weights, write_weights) = slots[:, 0].unbind(1), weights[:, 0].unbind(1)
-            out = ops.memory_step(
-                write_slots,
-                write_weights,
-                read_slots,
-                read_weights,
-                value[:, 0],
-                memory,
-                mass,
-                c.decay_power,
-                c.eps,
-                in_range=True,
-            ).unsqueeze(1)  # [B, 1, H, D]
-        else:
-            read_slots, write_slots = slots.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, K]
-            read_weights, write_weights = weights.permute(2, 0, 3, 1, 4).unbind(0)
-            out, memory, mass = ops.memory_scan(
-                write_slots, write_weights, read_slots, read_weights, value.transpose(1, 2),
-                memory, mass, c.decay_power, c.eps, c.proxy_eps, in_range=True,
-            )  # fmt: skip
-            out = out.transpose(1, 2)  # [B, T, H, D]
-        return self.output(out.flatten(2)), memory, mass
 
 
 class SwiGLU(nn.Module):
@@ -98,8 +44,10 @@ class Block(nn.Module):
 
     def __init__(self, config: RamNetConfig, layer: int) -> None:
         super().__init__()
+        self.config = config
         self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.mixer = RamLayer(config, layer)
+        fields = {name: getattr(config, name) for name in RamLayerConfig.model_fields}
+        self.mixer = RamLayer(**fields, cape_heads=config.cape_heads(layer))
         self.has_ffn = config.intermediate_size > 0
         if self.has_ffn:
             self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
@@ -108,11 +56,13 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mixed, memory, mass = self.mixer(self.mixer_norm(x), memory, mass, position, in_place)
+        # The model counts the position of all its layers; in place, each would count it on.
+        state = RamState([memory], [mass], [], position.clone() if in_place else position)
+        mixed, state = self.mixer(self.mixer_norm(x), state, in_place=in_place)
         x = x + mixed
         if self.has_ffn:
             x = x + self.ffn(self.ffn_norm(x))
-        return x, memory, mass
+        return x, state.memory[0], state.mass[0]
 
 
 class GatedConvBlock(nn.Module):

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from ramnet.config import RamNetConfig
+from ramnet.config import RamLayerConfig, RamNetConfig
 from ramnet.files import written_aside
 
 # Axes of each tensor of a state; all but the position hold floating numbers.
 _RANKS = {"memory": 4, "mass": 3, "conv": 3, "position": 0}
 
 
+class Layer(Protocol):
+    """A ``ramnet.RamLayer``, of which the state concerns the configuration alone."""
+
+    config: RamLayerConfig
+
+
 @dataclass
 class RamState:
-    """The state of a model after ``position`` tokens.
+    """The state of a model, or of a list of ``RamLayer``, after ``position`` tokens.
 
     Attributes:
         memory: for each RAM-Net layer, S, [B, H, M, D].
@@ -35,21 +42,23 @@ class RamState:
     @classmethod
     def zeros(
         cls,
-        config: RamNetConfig,
+        layers: RamNetConfig | Sequence[Layer],
         batch_size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """The state before the first token: S = 0, z = 1/M (paper, step 5)."""
+        """The state before the first token: S = 0, z = 1/M (paper, step 5).
+
+        Args:
+            layers: the configuration of a model, or ``RamLayer`` modules in any number, of any sizes.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        heads = (batch_size, config.num_heads, config.slots)
-        layers, convs = range(config.num_layers), range(config.conv_layers)
-        recent = (batch_size, config.conv_kernel - 1, config.hidden_size)
+        memory, mass, conv = _shapes(layers, batch_size).values()
         return cls(
-            memory=[torch.zeros(*heads, config.value_dim, dtype=dtype, device=device) for _ in layers],
-            mass=[torch.full(heads, 1 / config.slots, dtype=dtype, device=device) for _ in layers],
-            conv=[torch.zeros(recent, dtype=dtype, device=device) for _ in convs],
+            memory=[torch.zeros(shape, dtype=dtype, device=device) for shape in memory],
+            mass=[torch.full(shape, 1 / shape[2], dtype=dtype, device=device) for shape in mass],
+            conv=[torch.zeros(shape, dtype=dtype, device=device) for shape in conv],
             position=torch.zeros((), dtype=torch.int64, device=device),
         )
 
@@ -106,8 +115,14 @@ class RamState:
                 raise ValueError(f"{path} is not a RAM-Net state: {name} is {tensor.dtype} {list(tensor.shape)}")
         return cls(memory, mass, layers["conv"], tensors["position"])
 
-    def check(self, config: RamNetConfig, batch_size: int, device: torch.device, in_place: bool = False) -> None:
-        """Refuse what is no state of ``config`` at ``batch_size`` on ``device``.
+    def check(
+        self,
+        layers: RamNetConfig | Sequence[Layer],
+        batch_size: int,
+        device: torch.device,
+        in_place: bool = False,
+    ) -> None:
+        """Refuse what is no state of ``layers`` (as in ``zeros``) at ``batch_size`` on ``device``.
 
         Args:
             in_place: the state is about to be updated in place, so every tensor must also be contiguous, without
@@ -117,16 +132,11 @@ class RamState:
             ValueError: for wrong sizes, shapes or devices, a negative position, or what cannot be updated.
             TypeError: for wrong types.
         """
-        heads = (batch_size, config.num_heads, config.slots)
-        expected = {
-            "memory": (self.memory, config.num_layers, (*heads, config.value_dim)),
-            "mass": (self.mass, config.num_layers, heads),
-            "conv": (self.conv, config.conv_layers, (batch_size, config.conv_kernel - 1, config.hidden_size)),
-        }
-        for name, (tensors, layers, shape) in expected.items():
-            if len(tensors) != layers:
-                raise ValueError(f"state.{name} has {len(tensors)} layers; this model has {layers}")
-            for i, tensor in enumerate(tensors):
+        for name, shapes in _shapes(layers, batch_size).items():
+            tensors: list[Tensor] = getattr(self, name)
+            if len(tensors) != len(shapes):
+                raise ValueError(f"state.{name} has {len(tensors)} layers; this model has {len(shapes)}")
+            for i, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
                 _check(f"state.{name}[{i}]", tensor, shape, device, in_place)
                 if not tensor.is_floating_point():
                     raise TypeError(f"state.{name}[{i}] is {tensor.dtype}; it must be a floating type")
@@ -140,6 +150,18 @@ class RamState:
             raise TypeError(f"state.position is {self.position.dtype}; it must be torch.int64")
         if _can_be_read(self.position) and int(self.position) < 0:
             raise ValueError(f"state.position is {int(self.position)}; it must be >= 0")
+
+
+def _shapes(layers: RamNetConfig | Sequence[Layer], batch_size: int) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes of memory, mass and conv, layer by layer."""
+    convs: list[tuple[int, ...]] = []
+    if isinstance(layers, RamNetConfig):
+        convs = [(batch_size, layers.conv_kernel - 1, layers.hidden_size)] * layers.conv_layers
+        configs: list[RamLayerConfig] = [layers] * layers.num_layers
+    else:
+        configs = [layer.config for layer in layers]
+    heads: list[tuple[int, ...]] = [(batch_size, c.num_heads, c.slots) for c in configs]
+    return {"memory": [(*h, c.value_dim) for h, c in zip(heads, configs, strict=True)], "mass": heads, "conv": convs}
 
 
 def _can_be_read(tensor: Tensor) -> bool:

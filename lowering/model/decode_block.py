@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lowering.model.untouched import has_global_hooks, is_plain, untouched, untouched_linear
-from ramnet.model import Block, RamLayer, SwiGLU
+from ramnet.layer import RamLayer
+from ramnet.model import Block, SwiGLU
 from ramnet.ops import registered
 
 
@@ -23,7 +24,7 @@ def decode(block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: 
     if weights is None or not all(is_plain(tensor, torch.float32) for tensor in (x, memory, mass, *weights)):
         return None
     mixer: Any = block._modules["mixer"]
-    c = mixer.config
+    c: Any = block.config
     sizes = (c.hidden_size, c.num_heads, c.order, c.sub_dim, c.top_k, c.slots, c.value_dim, c.intermediate_size)
     constants = {
         "decay_power": c.decay_power, "eps": c.eps, "temperature": c.temperature, "norm_eps": c.norm_eps,
@@ -41,10 +42,11 @@ def _weights(block: nn.Module) -> tuple[Any, ...] | None:
     mixer: Any = parts["mixer"]
     if not untouched(mixer, RamLayer):
         return None
-    eps = mixer.config.norm_eps
+    config: Any = block.config
+    eps = config.norm_eps
     project, output = (untouched_linear(mixer._modules[name]) for name in ("query_key_value", "output"))
     weights: tuple[Any, ...] = (*_norm(parts["mixer_norm"], eps), mixer._parameters["log_scale"], project, output)
-    if mixer.config.intermediate_size:
+    if config.intermediate_size:
         ffn: Any = parts["ffn"]
         if not untouched(ffn, SwiGLU):
             return None

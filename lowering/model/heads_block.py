@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lowering.model.untouched import untouched
-from ramnet.model import Block, RamLayer
+from ramnet.layer import RamLayer
+from ramnet.model import Block
 from ramnet.ops import registered
 
 # By schema, for the reason that ramnet/ops/library.py gives at memory_step.

@@ -108,9 +108,9 @@ def test_an_unknown_preset_lists_those_there_are() -> None:
         (b"", "Invalid JSON"),
         (b'{"vocab_size": 256', "Invalid JSON"),
         (b"[]", "Input should be an object"),
-        (b"{}", "vocab_size is missing"),
+        (b"{}", "hidden_size is missing"),
         (b'{"model_type": "llama", "vocab_size": 256}', "hidden_size is missing"),
-        (b'{"vocab_size": "' + b"x" * 10**6 + b'"}', "vocab_size = 'xxx"),
+        (b'{"hidden_size": "' + b"x" * 10**6 + b'"}', "hidden_size = 'xxx"),
         (b"\xff\xfe\x00", "byte 0 is not UTF-8"),
     ],
 )

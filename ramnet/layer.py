@@ -1,0 +1,137 @@
+"""The RAM-Net layer: what stands in the place of attention, in this project's model and in any other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ramnet import ops
+from ramnet.config import RamLayerConfig
+from ramnet.state import RamState
+
+
+class RamLayerOutput(NamedTuple):
+    """output [B, T, C], and the state after the last token."""
+
+    output: Tensor
+    state: RamState
+
+
+class RamLayer(nn.Module):
+    """The RAM-Net mixer (paper, steps 1 to 8), a causal map of sequences from [B, T, C] to [B, T, C].
+
+    It takes the place of an attention layer: norms and residual connections are left to the caller. Each of its
+    ``num_heads`` heads owns a memory of M = ``sub_dim ** order`` slots, of which a token writes ``top_k`` and reads
+    ``top_k``. The defaults are the paper's language model.
+
+    Args:
+        hidden_size: C, the width of input and output.
+        num_heads: H.
+        value_dim: D, the width of a slot; ``hidden_size // num_heads`` when None.
+        order: U, the sub-vectors of an address.
+        sub_dim: P, the digits of each.
+        top_k: K, from 1 to M.
+        cape_heads: how many heads, counted from the first, shift their addresses by the position (paper, step 4).
+        decay_power: γ of the memory's decay (paper, step 5).
+        temperature: τ of the product softmax (paper, step 2).
+        eps: ε, added to the mass before a read divides by it (paper, step 6).
+        proxy_eps: ε' of the decay's proxy gradient (paper, step 7).
+
+    Raises:
+        ValueError: for sizes that cannot be a layer, in one sentence that names the value.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        value_dim: int | None = None,
+        order: int = 5,
+        sub_dim: int = 4,
+        top_k: int = 8,
+        cape_heads: int = 0,
+        decay_power: float = 1.0,
+        temperature: float = 1.0,
+        eps: float = 1e-6,
+        proxy_eps: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if value_dim is None:
+            if num_heads < 1 or hidden_size % num_heads:
+                raise ValueError(f"hidden_size is {hidden_size}, no multiple of num_heads, {num_heads}: give value_dim")
+            value_dim = hidden_size // num_heads
+        self.config = config = RamLayerConfig(
+            hidden_size=hidden_size, num_heads=num_heads, value_dim=value_dim, order=order, sub_dim=sub_dim,
+            top_k=top_k, decay_power=decay_power, temperature=temperature, eps=eps, proxy_eps=proxy_eps,
+        )  # fmt: skip
+        if not 0 <= cape_heads <= num_heads:
+            raise ValueError(f"cape_heads is {cape_heads}; it must be in 0..{num_heads}, the number of heads")
+        self.cape_heads = cape_heads
+        self.address_width = config.num_heads * config.order * config.sub_dim
+        # W_q, W_k and W_v in one matrix: one product a token, and one pass over the weights in decoding.
+        self.query_key_value = nn.Linear(
+            config.hidden_size, 2 * self.address_width + config.num_heads * config.value_dim, bias=False
+        )
+        self.log_scale = nn.Parameter(torch.zeros(2, config.num_heads))  # α of W_q and of W_k
+        self.output = nn.Linear(config.num_heads * config.value_dim, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, state: RamState | None = None, *, in_place: bool = False) -> RamLayerOutput:
+        """Mix each token with those before it.
+
+        Args:
+            x: [B, T, C], of the type of the weights; T = 0 returns the state unchanged.
+            state: what came before, of this layer alone (``RamState.zeros([layer], B)``); a fresh one, in float32 or
+                wider, when None. It is left as it was unless ``in_place``.
+            in_place: for T = 1 without gradients, update ``state`` in place and return it, so that a token costs
+                O(K·D) whatever M is.
+
+        Returns:
+            ``output`` [B, T, C] and ``state``. Splitting a sequence over several calls changes nothing.
+
+        Raises:
+            ValueError: for an ``x`` that is not [B, T, C], ``in_place`` with T ≠ 1, or a state of another layer, batch
+                or device. A state that is refused is as it was: see ``RamState.check``.
+            TypeError: for types of a state that do not fit.
+        """
+        c = self.config
+        if x.dim() != 3 or x.shape[2] != c.hidden_size:
+            raise ValueError(f"x has shape {list(x.shape)}; it must be [B, T, {c.hidden_size}]")
+        batch, tokens, _ = x.shape
+        if in_place and tokens != 1:
+            raise ValueError(f"in_place takes one token at a time, not {tokens}")
+        if state is None:
+            # float32 whatever the weights are, or a long sequence would round at every write.
+            exact = torch.promote_types(self.log_scale.dtype, torch.float32)
+            state = RamState.zeros([self], batch, dtype=exact, device=x.device)
+        else:
+            state.check([self], batch, x.device, in_place)
+        address, value = self.query_key_value(x).split([2 * self.address_width, c.num_heads * c.value_dim], dim=-1)
+        scale = self.log_scale.exp() / c.temperature
+        logits = address.view(batch, tokens, 2, c.num_heads, c.order, c.sub_dim) * scale[..., None, None]
+        slots, weights = ops.address_decode(logits, c.top_k)  # [B, T, 2, H, K]
+        if self.cape_heads:
+            at = state.position + torch.arange(tokens, device=x.device).unsqueeze(-1)  # [T, 1]
+            uses_cape = torch.arange(c.num_heads, device=x.device) < self.cape_heads
+            slots = ops.cyclic_shift(slots, (at * uses_cape)[:, None, :, None], c.slots)
+        value = value.view(batch, tokens, c.num_heads, c.value_dim)
+        (memory,), (mass,) = state.memory, state.mass
+        if in_place:
+            (read_slots, write_slots), (read_weights, write_weights) = slots[:, 0].unbind(1), weights[:, 0].unbind(1)
+            out = ops.memory_step(
+                write_slots, write_weights, read_slots, read_weights, value[:, 0], memory, mass, c.decay_power, c.eps,
+                in_range=True,
+            ).unsqueeze(1)  # fmt: skip  # [B, 1, H, D]
+            state.position.add_(tokens)
+        else:
+            read_slots, write_slots = slots.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, K]
+            read_weights, write_weights = weights.permute(2, 0, 3, 1, 4).unbind(0)
+            out, memory, mass = ops.memory_scan(
+                write_slots, write_weights, read_slots, read_weights, value.transpose(1, 2),
+                memory, mass, c.decay_power, c.eps, c.proxy_eps, in_range=True,
+            )  # fmt: skip
+            out = out.transpose(1, 2)  # [B, T, H, D]
+            state = RamState([memory], [mass], [], state.position + tokens)
+        return RamLayerOutput(self.output(out.flatten(2)), state)
