@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from ramnet import ops
 from ramnet.config import RamLayerConfig
@@ -17,6 +18,10 @@ class RamLayerOutput(NamedTuple):
 
     output: Tensor
     state: RamState
+
+
+# A named tuple is a pytree by itself; its name lets torch.export.save write a program that gives one.
+_pytree._register_namedtuple(RamLayerOutput, serialized_type_name="ramnet.RamLayerOutput")
 
 
 class RamLayer(nn.Module):

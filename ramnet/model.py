@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from ramnet.config import RamLayerConfig, RamNetConfig
 from ramnet.files import written_aside
@@ -24,6 +25,10 @@ class RamNetOutput(NamedTuple):
 
     logits: Tensor
     state: RamState
+
+
+# A named tuple is a pytree by itself; its name lets torch.export.save write a program that gives one.
+_pytree._register_namedtuple(RamNetOutput, serialized_type_name="ramnet.RamNetOutput")
 
 
 class SwiGLU(nn.Module):

@@ -93,6 +93,29 @@ class RamState:
             self.position.clone(),
         )
 
+    def layers(self) -> list[Self]:
+        """A state for each RAM-Net layer, to hand to it: memory and mass are this one's, the position is a copy."""
+        pairs = zip(self.memory, self.mass, strict=True)
+        return [type(self)([memory], [mass], [], self.position.clone()) for memory, mass in pairs]
+
+    @classmethod
+    def of_layers(cls, states: Sequence[RamState]) -> Self:
+        """One state of what ``layers`` took apart, sharing its tensors.
+
+        ValueError for no states, and where positions differ, as of layers that have not read the same tokens.
+        """
+        if not states:
+            raise ValueError("states is empty; there must be at least one")
+        position = states[0].position
+        for i, state in enumerate(states):
+            if _can_be_read(position) and not torch.equal(state.position, position):
+                raise ValueError(
+                    f"states[{i}] is at position {state.position.tolist()} and states[0] at {position.tolist()};"
+                    " states of one sequence are at the same"
+                )
+        memory, mass, conv = ([x for s in states for x in getattr(s, name)] for name in ("memory", "mass", "conv"))
+        return cls(memory, mass, conv, position)
+
     def save(self, path: str | Path) -> None:
         """Write the state as safetensors, whole or not at all."""
         write_safetensors(path, {name: x.contiguous() for name, x in self.tensors().items()})
@@ -150,6 +173,12 @@ class RamState:
             raise TypeError(f"state.position is {self.position.dtype}; it must be torch.int64")
         if _can_be_read(self.position) and int(self.position) < 0:
             raise ValueError(f"state.position is {int(self.position)}; it must be >= 0")
+
+
+# torch.export, torch.func and compiled callers take a state apart into its tensors, and put it together again.
+torch.export.register_dataclass(RamState, serialized_type_name="ramnet.RamState")
+# torch.load, by which torch.export.load reads example inputs, makes one of tensors and needs no trust for it.
+torch.serialization.add_safe_globals([RamState])
 
 
 def _shapes(layers: RamNetConfig | Sequence[Layer], batch_size: int) -> dict[str, list[tuple[int, ...]]]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ramnet import RamNetConfig, RamNetForCausalLM, RamState
+from ramnet import RamLayer, RamNetConfig, RamNetForCausalLM, RamState
 from tests.samples import full_disk
 
 CONFIG = RamNetConfig.preset(
@@ -63,6 +63,40 @@ def test_reorder_picks_batch_entries_and_shares_nothing() -> None:
             assert torch.equal(tensor, torch.stack([state.tensors()[name][i] for i in (2, 0, 0, 1)]))
         tensor.zero_()
     assert equal(state, random_state())
+
+
+LAYERS = [RamLayer(6, 3, value_dim=5, order=3, sub_dim=3), RamLayer(6, 2, order=2, sub_dim=3)]
+
+
+def test_layers_of_any_sizes_have_a_state_together() -> None:
+    state = RamState.zeros(LAYERS, 4)
+    assert [list(x.shape) for x in state.memory] == [[4, 3, 27, 5], [4, 2, 9, 3]]
+    assert [float(x[3, 1, 8]) for x in state.mass] == [pytest.approx(1 / 27), pytest.approx(1 / 9)]
+    state.check(LAYERS, 4, torch.device("cpu"))
+    with pytest.raises(ValueError, match=re.escape("state.memory[0] has shape [4, 3, 27, 5]; it must be [4, 2, 9, 3]")):
+        state.check(LAYERS[::-1], 4, torch.device("cpu"))
+
+
+@torch.no_grad()
+def test_a_state_is_handed_out_layer_by_layer_and_put_together_again(tmp_path: Path) -> None:
+    x = torch.randn(4, 1, 6, generator=torch.Generator().manual_seed(0))
+    state = RamState.zeros(LAYERS, 4)
+    for layer, own in zip(LAYERS, state.layers(), strict=True):
+        layer(x, own, in_place=True)  # the whole state's memory is the layer's
+    after = RamState.of_layers([layer(x).state for layer in LAYERS])
+    assert all(torch.equal(a, b) for a, b in zip(after.memory, state.memory, strict=True))
+    assert int(after.position) == 1
+    after.save(tmp_path / "s")
+    assert equal(RamState.load(tmp_path / "s"), after)
+
+
+def test_states_of_layers_at_other_positions_are_not_put_together() -> None:
+    states = RamState.zeros(LAYERS, 1).layers()
+    states[1].position += 3
+    with pytest.raises(ValueError, match=re.escape("states[1] is at position 3 and states[0] at 0; states of one")):
+        RamState.of_layers(states)
+    with pytest.raises(ValueError, match="states is empty; there must be at least one"):
+        RamState.of_layers([])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
