@@ -26,7 +26,7 @@ def decode_heads(
     logits = address.view(batch, 2, heads, order, sub_dim)
     where, weights = reference.address_decode(_scaled(logits, log_scale, temperature), top_k)  # [B, 2, H, K]
     uses_cape = torch.arange(heads, device=where.device) < cape_heads
-    where = ops.cyclic_shift(where, (position * uses_cape).view(1, 1, heads, 1), slots)
+    where = ops.cyclic_shift(where, (position.unsqueeze(1) * uses_cape).view(batch, 1, heads, 1), slots)
     output = reference.memory_step(
         where[:, 1], weights[:, 1], where[:, 0], weights[:, 0], values.view(batch, heads, dim), memory, mass,
         decay_power, eps,

@@ -123,7 +123,7 @@ def _arguments(workload: Workload, generator: torch.Generator) -> tuple[Any, ...
         log_scale = 0.1 * normal(2, H)
         addresses = heads.apart(lambda: 2 * normal(N // H, 2, H, U, P), log_scale, K)
         projected = torch.cat([addresses.flatten(1), normal(N // H, H * D)], 1)
-        position = torch.tensor(M + 3, device=generator.device)
+        position = M + 3 + torch.arange(N // H, device=generator.device)
         state = normal(N // H, H, M, D, dtype=state_dtype), mass_of(N // H, H)
         return projected, log_scale, position, *state, U, P, K, H // 2, 1.0, decay_power, eps
 

@@ -13,7 +13,7 @@ import torch
 from export import graphs, verify
 from export.libraries import need
 from export.session import OnnxSession
-from export.sidecar import DIGESTED, FILENAME, Graph, Sidecar, sha256, versions
+from export.sidecar import DIGESTED, FILENAME, FORMAT, Graph, Sidecar, sha256, versions
 from ramnet import RamNetForCausalLM
 from ramnet.files import folder_written_aside
 
@@ -72,7 +72,7 @@ def export_onnx(
         verify.check_graphs(aside)
         on_progress("graphs checked")
         sidecar = Sidecar(
-            format="ramnet-onnx-1",
+            format=FORMAT,
             config=model.config,
             opset=OPSET,
             graphs={kind: Graph.of(model.config, kind) for kind in graphs.GRAPHS},

@@ -55,7 +55,7 @@ def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
         program = torch.onnx.export(
             _Stateful(model).eval(),
             (ids, list(past.values())),
-            dynamic_shapes=(batch | tokens, [{} if name == "position" else batch for name in names]),
+            dynamic_shapes=(batch | tokens, [batch] * len(names)),
             input_names=["input_ids", *(PAST + name for name in names)],
             output_names=["logits", *(PRESENT + name for name in names)],
             custom_translation_table=translations.table(),

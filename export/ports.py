@@ -61,7 +61,7 @@ def _state(config: RamNetConfig, prefix: str) -> Iterator[Port]:
         yield Port(name=f"{prefix}mass.{layer}", shape=heads, dtype="float32")
     for layer in range(config.conv_layers):
         yield Port(name=f"{prefix}conv.{layer}", shape=recent, dtype="float32")
-    yield Port(name=f"{prefix}position", shape=[], dtype="int64")
+    yield Port(name=f"{prefix}position", shape=["batch"], dtype="int64")
 
 
 def _tokens(kind: str) -> int | str:

@@ -123,10 +123,10 @@ class OnnxSession:
 
 
 def _check_position(state: OnnxState) -> None:
-    """ValueError where ``state`` stands before the first token."""
-    position = int(state.tensors[POSITION])
-    if position < 0:
-        raise ValueError(f"state position is {position}; it must be >= 0")
+    """ValueError where a row of ``state`` stands before the first token."""
+    position = state.tensors[POSITION]
+    if position.size and (lowest := int(position.min())) < 0:
+        raise ValueError(f"state position holds {lowest}; it must be >= 0")
 
 
 def run_copying(

@@ -16,6 +16,8 @@ from ramnet.config import one_line
 from ramnet.files import read_text, write_text_atomic
 
 FILENAME = "ramnet.json"
+# In ramnet-onnx-1 the position is one for all rows, here one a row.
+FORMAT: Literal["ramnet-onnx-2"] = "ramnet-onnx-2"
 DIGESTED = (*(f"{kind}.onnx" for kind in GRAPHS), WEIGHTS)
 
 
@@ -42,7 +44,7 @@ class Sidecar(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal["ramnet-onnx-1"]
+    format: Literal["ramnet-onnx-2"]
     config: RamNetConfig
     opset: int
     graphs: dict[str, Graph]
@@ -68,8 +70,8 @@ class Sidecar(BaseModel):
         """Read an export's description, and check the files against it; other files in ``directory`` are ignored.
 
         Raises:
-            ValueError: where ``directory`` is no export, ``ramnet.json`` is damaged, or a file is missing or not the
-                one that was exported.
+            ValueError: where ``directory`` is no export, or one of another format, ``ramnet.json`` is damaged, or a
+                file is missing or not the one that was exported.
         """
         path = directory / FILENAME
         if not path.is_file():
@@ -77,6 +79,11 @@ class Sidecar(BaseModel):
         try:
             sidecar = cls.model_validate_json(read_text(path))
         except ValidationError as error:
+            first = error.errors()[0]
+            if first["loc"] == ("format",) and first["type"] == "literal_error":
+                raise ValueError(
+                    f"{path} is of the format {first['input']!r:.40}; {FORMAT} is read here: export again"
+                ) from None
             raise ValueError(f"{path} is damaged: {' '.join(one_line(error).split())}") from None
         for name, digest in sidecar.files.items():
             if not (directory / name).is_file():

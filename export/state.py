@@ -16,12 +16,12 @@ POSITION = "position"
 class OnnxState:
     """The state of ``OnnxSession``: ``tensors``, arrays under the names of ``RamState.tensors``.
 
-    A state owns its arrays, float32 and an int64 position, each contiguous and at one place for as long as the state
+    A state owns its arrays, float32 and int64 positions, each contiguous and at one place for as long as the state
     lives, since ``OnnxSession.step`` updates them where they are. So what comes in is copied, and what ``tensors``
     gives are views to read and write.
 
     Raises:
-        ValueError: for an array that is not of numbers, or a position that is not of whole ones.
+        ValueError: for an array that is not of numbers, or positions that are not of whole ones.
     """
 
     def __init__(self, tensors: Mapping[str, ArrayLike]) -> None:

@@ -71,8 +71,9 @@ def check_graphs(directory: Path) -> None:
 def compare(model: RamNetForCausalLM, session: OnnxSession, tolerance: float = TOLERANCE) -> Iterator[Check]:
     """``CHECKS`` comparisons of onnxruntime with the model on the reference ops.
 
-    For each batch size: prefill of each length from a fresh state; then, with the position moved on (past M, past
-    2^31), prefill from that state, 64 decode steps, and the same steps with the state copied instead of bound.
+    For each batch size: prefill of each length from a fresh state; then, with the positions moved on (past M, past
+    2^31), each row's by one more, prefill from that state, 64 decode steps, and the same steps with the state copied
+    instead of bound.
     """
     generator = torch.Generator().manual_seed(0)
     layers = model.config.num_layers
@@ -108,10 +109,11 @@ def compare(model: RamNetForCausalLM, session: OnnxSession, tolerance: float = T
             yield check(f"prefill of {tokens}", [pair], tolerance)
         state, bound = pair[0].state, pair[1].state
         if position is not None:
-            state.position.fill_(position)
-            bound.tensors["position"] = position
+            state.position.copy_(position + torch.arange(batch))
+            bound.tensors["position"] = state.position
+        first = int(state.position[0])
         pair = prefill(LENGTHS[1], state, bound)
-        yield check(f"prefill of {LENGTHS[1]} at {int(state.position)}", [pair], tolerance)
+        yield check(f"prefill of {LENGTHS[1]} at {first}", [pair], tolerance)
 
         state, bound = pair[0].state, pair[1].state
         copied = bound.clone()

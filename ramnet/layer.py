@@ -118,9 +118,9 @@ class RamLayer(nn.Module):
         logits = address.view(batch, tokens, 2, c.num_heads, c.order, c.sub_dim) * scale[..., None, None]
         slots, weights = ops.address_decode(logits, c.top_k)  # [B, T, 2, H, K]
         if self.cape_heads:
-            at = state.position + torch.arange(tokens, device=x.device).unsqueeze(-1)  # [T, 1]
+            at = state.position.unsqueeze(1) + torch.arange(tokens, device=x.device)  # [B, T]
             uses_cape = torch.arange(c.num_heads, device=x.device) < self.cape_heads
-            slots = ops.cyclic_shift(slots, (at * uses_cape)[:, None, :, None], c.slots)
+            slots = ops.cyclic_shift(slots, (at.unsqueeze(-1) * uses_cape)[:, :, None, :, None], c.slots)
         value = value.view(batch, tokens, c.num_heads, c.value_dim)
         (memory,), (mass,) = state.memory, state.mass
         if in_place:

@@ -14,7 +14,7 @@ from ramnet.config import RamLayerConfig, RamNetConfig
 from ramnet.files import written_aside
 
 # Axes of each tensor of a state; all but the position hold floating numbers.
-_RANKS = {"memory": 4, "mass": 3, "conv": 3, "position": 0}
+_RANKS = {"memory": 4, "mass": 3, "conv": 3, "position": 1}
 
 
 class Layer(Protocol):
@@ -25,13 +25,13 @@ class Layer(Protocol):
 
 @dataclass
 class RamState:
-    """The state of a model, or of a list of ``RamLayer``, after ``position`` tokens.
+    """The state of a model, or of a list of ``RamLayer``, after ``position`` tokens of each row.
 
     Attributes:
         memory: for each RAM-Net layer, S, [B, H, M, D].
         mass: for each RAM-Net layer, z, [B, H, M].
         conv: for each gated convolution block, its last inputs, [B, conv_kernel − 1, hidden].
-        position: int64 scalar, tokens seen so far.
+        position: int64 [B], the tokens that each row has seen.
     """
 
     memory: list[Tensor]
@@ -59,7 +59,7 @@ class RamState:
             memory=[torch.zeros(shape, dtype=dtype, device=device) for shape in memory],
             mass=[torch.full(shape, 1 / shape[2], dtype=dtype, device=device) for shape in mass],
             conv=[torch.zeros(shape, dtype=dtype, device=device) for shape in conv],
-            position=torch.zeros((), dtype=torch.int64, device=device),
+            position=torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
 
     @property
@@ -90,8 +90,43 @@ class RamState:
             [x.index_select(0, index) for x in self.memory],
             [x.index_select(0, index) for x in self.mass],
             [x.index_select(0, index) for x in self.conv],
-            self.position.clone(),
+            self.position.index_select(0, index),
         )
+
+    @classmethod
+    def merge(cls, states: Sequence[RamState]) -> Self:
+        """One state of the rows of all ``states``, in their order; rows may have seen different numbers of tokens.
+
+        ValueError for no states, and for layers, sizes, types or devices that differ.
+        """
+        if not states:
+            raise ValueError("states is empty; there must be at least one")
+        first = states[0].tensors()
+        for i, state in enumerate(states):
+            tensors = state.tensors()
+            if tensors.keys() != first.keys():
+                unlike = sorted(tensors.keys() ^ first.keys())[0]
+                raise ValueError(f"states[{i}] and states[0] are not of the same layers: one has no {unlike}")
+            for name, tensor in tensors.items():
+                mine, right = (f"{x.dtype} {list(x.shape[1:])} on {x.device}" for x in (tensor, first[name]))
+                if mine != right:
+                    raise ValueError(f"a row's {name} is {mine} in states[{i}] but {right} in states[0]")
+        memory, mass, conv = (
+            [torch.cat(rows) for rows in zip(*(getattr(s, name) for s in states), strict=True)]
+            for name in ("memory", "mass", "conv")
+        )
+        return cls(memory, mass, conv, torch.cat([s.position for s in states]))
+
+    def split(self, sizes: Sequence[int] | None = None) -> list[Self]:
+        """States of ``sizes`` rows each, in the order of the rows, or of one row each; they share nothing with this.
+
+        ValueError for sizes that are not at least 1, or do not add up to the batch size.
+        """
+        sizes = [1] * self.batch_size if sizes is None else list(sizes)
+        if sum(sizes) != self.batch_size or min(sizes) < 1:
+            raise ValueError(f"sizes is {sizes}; they must be at least 1 and add up to {self.batch_size} rows")
+        rows = torch.arange(self.batch_size, device=self.position.device).split(sizes)
+        return [self.reorder(index) for index in rows]
 
     def layers(self) -> list[Self]:
         """A state for each RAM-Net layer, to hand to it: memory and mass are this one's, the position is a copy."""
@@ -122,7 +157,10 @@ class RamState:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a state that ``save`` wrote; ValueError, naming the file, where it is none."""
+        """Read a state that ``save`` wrote; ValueError, naming the file, where it is none.
+
+        Files of version 0.1.0 hold one position for all rows, which each row then takes.
+        """
         tensors = read_safetensors(path)
         layers: dict[str, list[Tensor]] = {}
         for name in ("memory", "mass", "conv"):
@@ -132,9 +170,12 @@ class RamState:
         known = sum(map(len, layers.values())) + 1
         if "position" not in tensors or known != len(tensors) or not memory or len(memory) != len(mass):
             raise ValueError(f"{path} is not a RAM-Net state: it holds {', '.join(sorted(tensors)[:4]) or 'nothing'}")
+        if tensors["position"].dim() == 0 and memory[0].dim() > 0:
+            tensors["position"] = tensors["position"].repeat(memory[0].shape[0])
         for name, tensor in tensors.items():
-            rank = _RANKS[name.split(".")[0]]
-            if tensor.dim() != rank or tensor.is_floating_point() != (rank > 0):
+            kind = name.split(".")[0]
+            fits = tensor.dim() == _RANKS[kind] and tensor.is_floating_point() != (kind == "position")
+            if not fits or tensor.shape[0] != memory[0].shape[0]:
                 raise ValueError(f"{path} is not a RAM-Net state: {name} is {tensor.dtype} {list(tensor.shape)}")
         return cls(memory, mass, layers["conv"], tensors["position"])
 
@@ -168,11 +209,11 @@ class RamState:
                 raise TypeError(
                     f"state.mass[{i}] is {mass.dtype} but state.memory[{i}] is {memory.dtype}; use one type"
                 )
-        _check("state.position", self.position, (), device, in_place)
+        _check("state.position", self.position, (batch_size,), device, in_place)
         if self.position.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"state.position is {self.position.dtype}; it must be torch.int64")
-        if _can_be_read(self.position) and int(self.position) < 0:
-            raise ValueError(f"state.position is {int(self.position)}; it must be >= 0")
+        if _can_be_read(self.position) and batch_size and (lowest := int(self.position.min())) < 0:
+            raise ValueError(f"state.position holds {lowest}; it must be >= 0")
 
 
 # torch.export, torch.func and compiled callers take a state apart into its tensors, and put it together again.

@@ -33,7 +33,7 @@ def random_inputs(sizes: Sizes, dtype: torch.dtype, state_dtype: torch.dtype, po
     return {
         "projected": (2 * normal(batch, 2 * heads * order * sub_dim + heads * width)).to(dtype),
         "log_scale": (0.3 * normal(2, heads)).to(dtype),
-        "position": torch.tensor(position),
+        "position": position + 2 * torch.arange(batch),  # no row stands where another does
         "memory": normal(batch, heads, slots, width).to(state_dtype),
         "mass": (0.1 + normal(batch, heads, slots).abs()).to(state_dtype),
     }
@@ -46,7 +46,8 @@ def expected(inputs: dict[str, Tensor], sizes: Sizes, cape_heads: int) -> tuple[
     logits, values = exact["projected"].split([2 * heads * order * sub_dim, heads * width], dim=-1)
     logits = logits.view(batch, 2, heads, order, sub_dim) * (exact["log_scale"].exp() / TEMPERATURE)[..., None, None]
     address = keep_largest(product_softmax(logits), top_k)
-    shifted = address.roll(-int(exact["position"]), dims=-1)  # [P_t(a)]_i = a_((i+t) mod M)
+    rows = zip(address, inputs["position"].tolist(), strict=True)
+    shifted = torch.stack([row.roll(-position, dims=-1) for row, position in rows])  # [P_t(a)]_i = a_((i+t) mod M)
     with_cape = (torch.arange(heads) < cape_heads)[:, None]
     read, write = torch.where(with_cape, shifted, address).unsqueeze(-2).unbind(1)
     output, memory, mass = pdma(

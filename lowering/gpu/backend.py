@@ -132,7 +132,7 @@ class GpuKernels:
 
         Args:
             projected: x W for W_q, W_k and W_v side by side, [B, 2·H·U·P + H·D], contiguous.
-            log_scale: α of W_q and of W_k, [2, H]. position: int64 scalar on the device.
+            log_scale: α of W_q and of W_k, [2, H]. position: int64 [B] on the device.
             memory, mass: [B, H, M, D] and [B, H, M], contiguous. cape_heads: heads 0 to this one shift by CAPE.
 
         Returns:

@@ -71,7 +71,7 @@ def arguments(workload: Workload) -> tuple[Any, ...]:
         U, P = shape["U"], shape["P"]
         H = heads_of(workload)
         projected = empty(N // H, 2 * H * U * P + H * D)
-        scale, position = empty(2, H), empty(dtype=torch.int64)
+        scale, position = empty(2, H), empty(N // H, dtype=torch.int64)
         state = tuple(x.view(N // H, H, *x.shape[1:]) for x in state)
         return projected, scale, position, *state, U, P, K, H // 2, 1.0, *constants
     rows = (N, shape["T"]) if "T" in shape else (N,)

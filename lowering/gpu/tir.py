@@ -212,7 +212,7 @@ def _decode_heads(
         run = _kernels("decode_heads", (batch * heads, order, sub_dim, top_k, slots, dim), dtype, memory.dtype,
                        schedule, target, projected.is_cuda, decay_power=decay_power, eps=eps, cape_heads=cape_heads,
                        temperature=temperature)  # fmt: skip
-        run("decode_heads", projected.to(dtype), log_scale.to(dtype), position.view(1), memory, mass, output)
+        run("decode_heads", projected.to(dtype), log_scale.to(dtype), position.to(torch.int64), memory, mass, output)
     return (output.view(batch, heads * dim).to(projected.dtype),)
 
 

@@ -31,7 +31,7 @@ def decode(block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: 
         "cape_heads": mixer.cape_heads,
     }  # fmt: skip
     backend: Any = registered(kernels)
-    return backend.decode_layer(x, position.to(torch.int64), (memory, mass, *weights), sizes, constants)
+    return backend.decode_layer(x, position.to(torch.int64).view(()), (memory, mass, *weights), sizes, constants)
 
 
 def _weights(block: nn.Module) -> tuple[Any, ...] | None:

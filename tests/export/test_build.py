@@ -51,10 +51,18 @@ def test_sidecar_describes_the_export(mixed: Exported) -> None:
     assert decode["past_recurrent.memory.0"] == (["batch", 3, 27, 5], "float32")
     assert decode["past_recurrent.mass.1"] == (["batch", 3, 27], "float32")
     assert decode["past_recurrent.conv.1"] == (["batch", 2, 21], "float32")
-    assert decode["past_recurrent.position"] == ([], "int64")
+    assert decode["past_recurrent.position"] == (["batch"], "int64")
     prefill = {port.name: port.shape for port in sidecar.graphs["prefill"].outputs}
     assert prefill["logits"] == ["batch", "tokens", 256]
     assert prefill["present_recurrent.memory.0"] == ["batch", 3, 27, 5]
+
+
+def test_an_export_of_the_format_with_one_position_for_all_rows_is_refused(mixed: Exported, tmp_path: Path) -> None:
+    shutil.copytree(mixed.onnx, tmp_path / "old")
+    path = tmp_path / "old" / "ramnet.json"
+    path.write_text(path.read_text().replace("ramnet-onnx-2", "ramnet-onnx-1"))
+    with pytest.raises(ValueError, match=re.escape(f"{path} is of the format 'ramnet-onnx-1'; ramnet-onnx-2 is read")):
+        OnnxSession(tmp_path / "old")
 
 
 def test_weights_are_stored_once(mixed: Exported) -> None:

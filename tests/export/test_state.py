@@ -79,8 +79,7 @@ def test_a_change_in_place_is_heard(session: OnnxSession, state: OnnxState) -> N
     assert torch.equal(session.step(TOKEN, state), session.step(TOKEN, halved))
     # Beams: each row of the batch goes on from the first one's.
     for array in state.tensors.values():
-        if array.ndim:
-            array[:] = array[[0, 0]]
+        array[:] = array[[0, 0]]
     logits = session.step(torch.tensor([[5], [5]]), state)
     assert torch.equal(logits[0], logits[1])
 
@@ -96,9 +95,9 @@ REFUSED: dict[str, tuple[Callable[[OnnxTensors], object], str]] = {
     ),
     "what numpy would broadcast": (lambda tensors: update(tensors, "mass.1", np.zeros((1, 3, 27))), "which stays"),
     "a number for an array": (lambda tensors: update(tensors, "conv.0", 0.0), "which stays"),
-    "a position per row": (lambda tensors: update(tensors, "position", np.zeros(2, np.int64)), "which stays"),
+    "one position for all rows": (lambda tensors: update(tensors, "position", np.int64(3)), "which stays"),
     "a fraction for a position": (
-        lambda tensors: update(tensors, "position", 1.5), "position is given float64; it holds int64",
+        lambda tensors: update(tensors, "position", np.full(2, 1.5)), "position is given float64; it holds int64",
     ),
     "complex numbers": (
         lambda tensors: update(tensors, "mass.0", np.zeros((2, 3, 27), complex)),
@@ -181,15 +180,15 @@ def test_a_state_of_another_model_is_refused(session: OnnxSession, state: OnnxSt
             call(TOKEN, OnnxState(arrays | {"memory.2": arrays["memory.1"]}))
         with pytest.raises(ValueError, match=r"state mass\.1 has shape None; here it must be \[2, 3, 27\]"):
             call(TOKEN, OnnxState({name: x for name, x in arrays.items() if name != "mass.1"}))
-        with pytest.raises(ValueError, match=r"state position has shape \[2\]; here it must be \[\]"):
-            call(TOKEN, OnnxState(arrays | {"position": np.zeros(2, np.int64)}))
+        with pytest.raises(ValueError, match=r"state position has shape \[\]; here it must be \[2\]"):
+            call(TOKEN, OnnxState(arrays | {"position": np.int64(3)}))
 
 
 def test_a_position_before_the_first_token_is_refused(session: OnnxSession, state: OnnxState) -> None:
-    state.tensors["position"] = -1
+    state.tensors["position"] = [5, -1]
     before = state.clone()
     for call in (session.step, session.prefill):
-        with pytest.raises(ValueError, match="state position is -1; it must be >= 0"):
+        with pytest.raises(ValueError, match="state position holds -1; it must be >= 0"):
             call(TOKEN, state)
     for name, array in state.tensors.items():
         np.testing.assert_array_equal(array, before.tensors[name])
@@ -209,11 +208,11 @@ def test_threads_that_step_states_of_their_own_get_what_each_gets_alone(session:
 
 
 def test_threads_that_step_one_state_do_so_one_after_another(session: OnnxSession, state: OnnxState) -> None:
-    alone, position = state.clone(), int(state.tensors["position"])
+    alone, position = state.clone(), state.tensors["position"].copy()
     for _ in range(200):
         session.step(TOKEN, alone)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: session.step(TOKEN, state), range(200)))
-    assert int(state.tensors["position"]) == position + 200
+    np.testing.assert_array_equal(state.tensors["position"], position + 200)
     for name, array in state.tensors.items():
         np.testing.assert_array_equal(array, alone.tensors[name])

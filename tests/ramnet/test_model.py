@@ -97,7 +97,7 @@ def test_any_split_gives_the_same(kernels: str, data: st.DataObject, length: int
         logits.append(out.logits)
     assert relative_rmse(torch.cat(logits, 1), whole.logits) <= 1e-5
     assert_states_match(out.state, whole.state)
-    assert int(out.state.position) == length
+    assert out.state.position.tolist() == [length, length]
 
 
 @torch.no_grad()
@@ -149,6 +149,23 @@ def test_a_batch_is_its_sequences_one_by_one() -> None:
     again = model(ids[order])
     assert relative_rmse(again.logits, whole.logits[order]) <= 1e-6
     assert_states_match(again.state, whole.state.reorder(order), 1e-6)
+
+
+@torch.no_grad()
+def test_rows_of_different_lengths_are_merged_and_go_on_as_each_alone(kernels: str) -> None:
+    model, ids = small_model(), tokens(3, 40)
+    states = [model(ids[i : i + 1, :length]).state for i, length in enumerate((3, 17, 29))]
+    merged = RamState.merge(states)
+    more = model(ids[:, 30:], merged)
+    for t in range(30, 40):
+        step = model(ids[:, t : t + 1], merged, in_place=True)
+        assert relative_rmse(step.logits[:, 0], more.logits[:, t - 30]) <= 1e-5
+    assert merged.position.tolist() == more.state.position.tolist() == [13, 27, 39]
+    alone = [model(ids[i : i + 1, 30:], state) for i, state in enumerate(states)]
+    assert relative_rmse(more.logits, torch.cat([out.logits for out in alone])) <= 1e-5
+    for state, own, right in zip(more.state.split(), merged.split(), alone, strict=True):
+        assert_states_match(state, right.state)
+        assert_states_match(own, right.state)
 
 
 def test_a_token_has_no_influence_on_those_before() -> None:

@@ -25,7 +25,7 @@ def random_state(batch: int = 3) -> RamState:
     generator = torch.Generator().manual_seed(0)
     for tensor in (*state.memory, *state.mass, *state.conv):
         tensor.copy_(torch.rand(tensor.shape, generator=generator))
-    state.position.fill_(2**40)
+    state.position.copy_(2**40 + torch.arange(batch))
     return state
 
 
@@ -41,7 +41,7 @@ def test_zeros_is_the_papers_initial_state() -> None:
     assert [list(x.shape) for x in state.conv] == [[4, 2, 6]]
     assert all(bool((x == 0).all()) for x in (*state.memory, *state.conv))
     assert all(bool((x == torch.tensor(1 / 27, dtype=torch.float64)).all()) for x in state.mass)
-    assert state.position.dtype == torch.int64 and int(state.position) == 0
+    assert state.position.dtype == torch.int64 and state.position.tolist() == [0, 0, 0, 0]
     assert state.batch_size == 4
 
 
@@ -57,12 +57,61 @@ def test_a_clone_shares_nothing() -> None:
 def test_reorder_picks_batch_entries_and_shares_nothing() -> None:
     state = random_state()
     picked = state.reorder(torch.tensor([2, 0, 0, 1]))
-    assert picked.batch_size == 4 and torch.equal(picked.position, state.position)
+    assert picked.batch_size == 4
     for name, tensor in picked.tensors().items():
-        if name != "position":
-            assert torch.equal(tensor, torch.stack([state.tensors()[name][i] for i in (2, 0, 0, 1)]))
+        assert torch.equal(tensor, torch.stack([state.tensors()[name][i] for i in (2, 0, 0, 1)]))
         tensor.zero_()
     assert equal(state, random_state())
+
+
+def test_merged_states_are_the_rows_of_each_and_split_gives_them_back() -> None:
+    first, second = random_state(2), random_state(3)
+    merged = RamState.merge([first, second])
+    assert merged.batch_size == 5
+    for state, rows in ((first, slice(0, 2)), (second, slice(2, 5))):
+        for name, tensor in state.tensors().items():
+            assert torch.equal(merged.tensors()[name][rows], tensor)
+    assert all(equal(a, b) for a, b in zip(merged.split([2, 3]), (first, second), strict=True))
+    alone = merged.split()
+    assert [state.batch_size for state in alone] == [1] * 5
+    assert equal(alone[4], second.reorder(torch.tensor([2])))
+    for tensor in alone[4].tensors().values():
+        tensor.zero_()
+    assert equal(RamState.merge(merged.split()), RamState.merge([first, second]))
+
+
+@pytest.mark.parametrize("sizes", [[2], [2, 2], [3, 0], [4, -1]])
+def test_sizes_that_are_not_the_rows_are_refused(sizes: list[int]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"sizes is {sizes}; they must be at least 1 and add up to 3 rows")):
+        random_state().split(sizes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.conv.pop(), "states[1] and states[0] are not of the same layers: one has no conv.0"),
+        (lambda s: s.mass.__setitem__(1, s.mass[1].double()),
+         "a row's mass.1 is torch.float64 [3, 27] on cpu in states[1] but torch.float32 [3, 27] on cpu in states[0]"),
+        (lambda s: s.memory.__setitem__(0, s.memory[0][..., :4]),
+         "a row's memory.0 is torch.float32 [3, 27, 4] on cpu in states[1]"),
+    ],
+)  # fmt: skip
+def test_states_that_are_not_alike_are_not_merged(change: Any, message: str) -> None:
+    other = random_state()
+    change(other)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RamState.merge([random_state(), other])
+    with pytest.raises(ValueError, match="states is empty; there must be at least one"):
+        RamState.merge([])
+
+
+def test_a_file_with_one_position_for_all_rows_is_read(tmp_path: Path) -> None:
+    tensors = random_state().tensors() | {"position": torch.tensor(41)}
+    save_file(tensors, tmp_path / "old")
+    loaded = RamState.load(tmp_path / "old")
+    assert loaded.position.tolist() == [41, 41, 41] and loaded.position.dtype == torch.int64
+    assert equal(loaded, RamState(loaded.memory, loaded.mass, loaded.conv, torch.full((3,), 41)))
+    check(loaded, in_place=True)
 
 
 LAYERS = [RamLayer(6, 3, value_dim=5, order=3, sub_dim=3), RamLayer(6, 2, order=2, sub_dim=3)]
@@ -85,7 +134,7 @@ def test_a_state_is_handed_out_layer_by_layer_and_put_together_again(tmp_path: P
         layer(x, own, in_place=True)  # the whole state's memory is the layer's
     after = RamState.of_layers([layer(x).state for layer in LAYERS])
     assert all(torch.equal(a, b) for a, b in zip(after.memory, state.memory, strict=True))
-    assert int(after.position) == 1
+    assert after.position.tolist() == [1, 1, 1, 1]
     after.save(tmp_path / "s")
     assert equal(RamState.load(tmp_path / "s"), after)
 
@@ -93,7 +142,7 @@ def test_a_state_is_handed_out_layer_by_layer_and_put_together_again(tmp_path: P
 def test_states_of_layers_at_other_positions_are_not_put_together() -> None:
     states = RamState.zeros(LAYERS, 1).layers()
     states[1].position += 3
-    with pytest.raises(ValueError, match=re.escape("states[1] is at position 3 and states[0] at 0; states of one")):
+    with pytest.raises(ValueError, match=re.escape("states[1] is at position [3] and states[0] at [0]; states of")):
         RamState.of_layers(states)
     with pytest.raises(ValueError, match="states is empty; there must be at least one"):
         RamState.of_layers([])
@@ -153,10 +202,10 @@ def test_a_state_is_checked_whole() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda s: s.position.fill_(-3), ValueError, "state.position is -3; it must be >= 0"),
-        (lambda s: setattr(s, "position", torch.zeros(3, dtype=torch.int64)), ValueError,
-         "state.position has shape [3]; it must be []"),
-        (lambda s: setattr(s, "position", torch.tensor(2.0)), TypeError,
+        (lambda s: s.position[1:2].fill_(-3), ValueError, "state.position holds -3; it must be >= 0"),
+        (lambda s: setattr(s, "position", torch.tensor(2)), ValueError,
+         "state.position has shape []; it must be [3]"),
+        (lambda s: setattr(s, "position", torch.zeros(3)), TypeError,
          "state.position is torch.float32; it must be torch.int64"),
         (lambda s: s.mass.__setitem__(1, s.mass[1].double()), TypeError,
          "state.mass[1] is torch.float64 but state.memory[1] is torch.float32; use one type"),
@@ -229,8 +278,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("position", None, "it holds conv.0, mass.0, mass.1, memory.0"),
         ("memory.0", None, "it holds conv.0, mass.0, mass.1, memory.1"),
         ("weight", torch.zeros(3), "it holds conv.0"),
-        ("position", torch.zeros(3, dtype=torch.int64), "position is torch.int64 [3]"),
-        ("position", torch.tensor(0.5), "position is torch.float32 []"),
+        ("position", torch.zeros(2, dtype=torch.int64), "position is torch.int64 [2]"),
+        ("position", torch.tensor(0.5), "position is torch.float32 [3]"),
         ("mass.1", torch.zeros(3), "mass.1 is torch.float32 [3]"),
         ("memory.1", torch.zeros(1, 2, 3, 4, dtype=torch.int32), "memory.1 is torch.int32 [1, 2, 3, 4]"),
     ],

@@ -144,7 +144,8 @@ class Ids(Case):
         state = RamState.zeros(SMALL, chance.choice([1, 1, 1, 2]))
         how = chance.randrange(6)
         if how == 1:
-            state.position = chance.choice([torch.tensor(-1), torch.zeros(2), torch.tensor(2**62), torch.tensor(0.5)])
+            positions = [torch.tensor(x) for x in ([-1], [0.0, 0.0], [2**62], [0.5], 3)]
+            state.position = chance.choice(positions)
         elif how == 2:
             state.memory[0] = state.memory[0].mT.contiguous().mT
         elif how == 3:

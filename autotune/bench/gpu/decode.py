@@ -68,7 +68,7 @@ def by_position(run: GpuRun, preset: str = "340m", batch: int = 64, capture: Cap
 
 def position(state: RamState | int) -> str:
     """The form's name."""
-    return f"at position {int(state.position) if isinstance(state, RamState) else state:,}"
+    return f"at position {int(state.position[0]) if isinstance(state, RamState) else state:,}"
 
 
 def _model(config: RamNetConfig, device: str, dtype: torch.dtype = torch.bfloat16) -> RamNetForCausalLM:

@@ -22,7 +22,7 @@ def module(
     """The IRModule of the kernel (paper, steps 1 to 6).
 
     Parameters: projected [B, 2·H·U·P + H·D], x W of W_q, W_k and W_v; log_scale [2, H], α of W_q and W_k; position,
-    int64 [1]; memory [B, H, M, D] and mass [B, H, M] of the type ``state``, updated in place; output [B, H, D]. B and H
+    int64 [B]; memory [B, H, M, D] and mass [B, H, M] of the type ``state``, updated in place; output [B, H, D]. B and H
     are taken at run time. The workload's constants name besides the usual ``temperature``, 1 where it is not given, and
     ``cape_heads``, none: heads 0 to that one shift their addresses by the position.
     """
@@ -40,7 +40,7 @@ def module(
         width = T.int64()
         X = emit.argument(projected, (B, width), dtype)
         A = emit.argument(log_scale, (2, H), dtype)
-        t = emit.argument(position, (1,), "int64")
+        t = emit.argument(position, (B,), "int64")
         S = emit.argument(memory, (B, H, M, D), state)
         Z = emit.argument(mass, (B, H, M), state)
         O = emit.argument(output, (B, H, D), dtype)
@@ -48,7 +48,7 @@ def module(
             for h in T.thread_binding(H, thread="blockIdx.y") if cuda else T.serial(H):
                 with T.sblock("decode"):
                     vb, vh = T.axis.remap("SS", [b, h])
-                    T.reads(X[vb, 0:width], A[0:2, vh], t[0], S[vb, vh, 0:M, 0:D], Z[vb, vh, 0:M])
+                    T.reads(X[vb, 0:width], A[0:2, vh], t[vb], S[vb, vh, 0:M, 0:D], Z[vb, vh, 0:M])
                     T.writes(O[vb, vh, 0:D], S[vb, vh, 0:M, 0:D], Z[vb, vh, 0:M])
                     with threads.program():
                         _head(workload, schedule, threads, (vb, vh, H), (X, A, t), S, Z, O)
@@ -91,7 +91,7 @@ def _addresses(workload: Workload, schedule: DecodeHeads, threads: Threads, at: 
         Decoder(workload, 1, schedule.unroll, "local" if threads.cuda else "global").emit(row, logits, slots, weights)
 
     def shift(e: Any) -> None:
-        moved = (slots[e // K, e % K].astype("int64") - t[0]) % emit.constant(M, "int64")
+        moved = (slots[e // K, e % K].astype("int64") - t[b]) % emit.constant(M, "int64")
         emit.store(slots, [e // K, e % K], moved.astype("int32"))
 
     threads.spread(2 * U * P, scale)

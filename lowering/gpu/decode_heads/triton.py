@@ -1,7 +1,7 @@
 """decode_heads: a layer's token between its two projections in one launch (paper, steps 1 to 6), a program a head.
 
-A token waits for the logits, then for the state; addresses stay in registers. The position comes from the device, so a
-CUDA graph can hold the launch.
+A token waits for the logits, then for the state; addresses stay in registers. The positions, one a sequence, come from
+the device, so a CUDA graph can hold the launch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def decode_heads(
     weight = tl.exp(score) / norm
     if CAPE_HEADS > 0:
         # (slot − position) mod M, for a negative position too.
-        shift = (tl.load(position) % M + M) % M
+        shift = (tl.load(position + n // H) % M + M) % M
         slot -= tl.where(head < CAPE_HEADS, shift, 0).to(tl.int32)
         slot = tl.where(slot < 0, slot + M, slot)
     slot, weight = tl.where(place < K, slot, -1 - side), tl.where(place < K, weight, 0)
