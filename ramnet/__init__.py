@@ -1,6 +1,9 @@
 """RAM-Net: a sequence model whose layers read and write a huge memory through sparse addresses."""
 
 import os
+from typing import TYPE_CHECKING
+
+from ramnet.lazy import attributes
 
 if "OMP_WAIT_POLICY" not in os.environ:
     # torch's threads spin for milliseconds after each of its ops, on cores that the kernels' threads want: with both
@@ -8,11 +11,25 @@ if "OMP_WAIT_POLICY" not in os.environ:
     # ones. Read by torch's OpenMP runtime when it loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from ramnet import ops
-from ramnet.config import RamNetConfig
-from ramnet.layer import RamLayer, RamLayerOutput
-from ramnet.model import RamNetForCausalLM, RamNetOutput
-from ramnet.state import RamState
+if TYPE_CHECKING:
+    from ramnet import ops
+    from ramnet.config import RamNetConfig
+    from ramnet.layer import RamLayer, RamLayerOutput
+    from ramnet.model import RamNetForCausalLM, RamNetOutput
+    from ramnet.state import RamState
 
 __all__ = ["RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "ops"]
 __version__ = "0.1.0"
+
+# torch is imported with the first name that needs it, so that the command line can answer without it.
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "RamLayer": "ramnet.layer",
+        "RamLayerOutput": "ramnet.layer",
+        "RamNetConfig": "ramnet.config",
+        "RamNetForCausalLM": "ramnet.model",
+        "RamNetOutput": "ramnet.model",
+        "RamState": "ramnet.state",
+    },
+)

@@ -8,7 +8,7 @@ import sys
 import click
 
 from ramnet import __version__
-from ramnet.plugins import plugins
+from ramnet.plugins import docstring, plugins
 
 
 class _Commands(click.Group):
@@ -20,6 +20,11 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         entry = plugins("ramnet.commands").get(cmd_name)
         return None if entry is None else entry.load()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Loading the verbs for their help would import torch: 2.0 s of processor time, where reading it takes 0.2.
+        verbs = (click.Command(name, help=docstring(entry)) for name, entry in plugins("ramnet.commands").items())
+        click.Group(commands=sorted(verbs, key=lambda verb: str(verb.name))).format_commands(ctx, formatter)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

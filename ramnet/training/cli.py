@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 from click.core import ParameterSource
-from rich.console import Console
 
-from ramnet import ops
-from ramnet.config import RamNetConfig
-from ramnet.console import console
-from ramnet.model import RamNetForCausalLM
-from ramnet.training import checkpoint
-from ramnet.training.loop import TrainingTask
-from ramnet.training.loop import train as run_training
-from ramnet.training.mqar import Mqar
-from ramnet.training.recipe import BUDGET, Recipe
-from ramnet.training.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ramnet.config import RamNetConfig
+    from ramnet.training.loop import TrainingTask
 
 
 @click.group()
@@ -71,6 +64,8 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
 def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
     """Multi-query associative recall: which value stood beside this key?"""
 
+    from ramnet.training.mqar import Mqar
+
     def task(config: RamNetConfig, saved: dict[str, Any]) -> TrainingTask:
         setting = {"pairs": pairs, "length": length, "vocab_size": config.vocab_size}
         return Mqar(**(setting | _saved(ctx, saved, "pairs", "length")))
@@ -86,6 +81,8 @@ def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
 @_options(preset="tiny", output="runs/text", seconds=240.0, batch_size=8, learning_rate=1e-2)
 def text(ctx: click.Context, data: tuple[Path, ...], files: tuple[Path, ...], length: int, **options: Any) -> None:
     """A byte-level language model."""
+    from ramnet.training.text import Text
+
     if files and not data:
         raise click.UsageError(f"{files[0]} stands alone; name files with --data")
 
@@ -104,6 +101,16 @@ def _run(
     make_task: Callable[[RamNetConfig, dict[str, Any]], TrainingTask],
     seconds: float,
 ) -> None:
+    import torch
+
+    from ramnet import ops
+    from ramnet.config import RamNetConfig
+    from ramnet.console import console
+    from ramnet.model import RamNetForCausalLM
+    from ramnet.training import checkpoint
+    from ramnet.training.loop import train as run_training
+    from ramnet.training.recipe import BUDGET, Recipe
+
     output, source, resume, screen = options["output"], options["source"], options["resume"], console()
     saved: dict[str, Any] = {}
     recipe = {name: options[name] for name in Recipe.model_fields}
@@ -162,6 +169,8 @@ def _saved(ctx: click.Context, saved: dict[str, Any], *names: str) -> dict[str, 
 
 def _available(kernels: str, screen: Console) -> str:
     """The backend to use: the reference, with a notice, where what ``kernels`` needs is not installed."""
+    from ramnet import ops
+
     if kernels in ("", "reference"):
         return ""
     try:

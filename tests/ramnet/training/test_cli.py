@@ -62,7 +62,7 @@ def test_one_budget_that_is_typed_replaces_the_other(
         asked.append(recipe)
         return Result()
 
-    monkeypatch.setattr("ramnet.training.cli.run_training", train)
+    monkeypatch.setattr("ramnet.training.loop.train", train)
     ramnet("text", "--resume", "--seconds", "9", *run)
     ramnet("text", "--resume", "--steps", "4", *run)
     ramnet("text", "--resume", *run)

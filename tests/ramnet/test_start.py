@@ -1,0 +1,64 @@
+"""What the command line and ``import ramnet`` load, and what they leave for later."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import ramnet
+import ramnet.training
+from ramnet.plugins import docstring, plugins
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "tvm", "triton", "optuna", "onnx", "onnxruntime", "matplotlib", "sklearn")
+NONE_HEAVY = f"import sys; found = set({HEAVY}) & set(sys.modules); assert not found, found"
+
+
+def python(program: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=cwd, env={**os.environ, **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words", ["", "tune", "bench", "export", "generate", "train", "train mqar", "train text"], ids=str.split
+)
+def test_help_imports_nothing_heavy(words: str) -> None:
+    program = f"import atexit; from ramnet.cli import main\n@atexit.register\ndef _(): {NONE_HEAVY}\nmain()"
+    done = python(program, *words.split(), "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage:")
+
+
+def test_the_list_of_verbs_says_what_each_would_say_of_itself() -> None:
+    verbs = plugins("ramnet.commands")
+    assert {"train", "tune", "export"} <= verbs.keys()
+    for name, entry in verbs.items():
+        loaded: click.Command = entry.load()
+        assert click.Command(name, help=docstring(entry)).get_short_help_str(80) == loaded.get_short_help_str(80)
+
+
+def test_importing_the_package_and_a_configuration_imports_no_torch() -> None:
+    done = python(f"import ramnet; ramnet.RamNetConfig.preset('tiny'); {NONE_HEAVY}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("package", [ramnet, ramnet.training], ids=lambda package: package.__name__)
+def test_every_public_name_can_be_had(package: object) -> None:
+    names = package.__all__
+    listed = f"import {package.__name__} as package; assert {{*{names}}} <= {{*dir(package)}}"
+    program = "; ".join([listed, *(f"package.{name}" for name in names), f"from {package.__name__} import *"])
+    assert python(program).stderr == ""
+
+
+def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'ramnet' has no attribute 'attention'"):
+        ramnet.attention  # noqa: B018
+    assert not hasattr(ramnet, "attention")
