@@ -1,15 +1,8 @@
 """RAM-Net: a sequence model whose layers read and write a huge memory through sparse addresses."""
 
-import os
 from typing import TYPE_CHECKING
 
 from ramnet.lazy import attributes
-
-if "OMP_WAIT_POLICY" not in os.environ:
-    # torch's threads spin for milliseconds after each of its ops, on cores that the kernels' threads want: with both
-    # cores busy elsewhere a training step took 415 ms so, 147 ms with short spins, and 56 to 78 ms either way on idle
-    # ones. Read by torch's OpenMP runtime when it loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from ramnet import ops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -35,6 +36,12 @@ def ramnet() -> None:
 
 def main(command: click.Command = ramnet) -> None:
     """Run a command line; a failure is one line on stderr and an exit status other than 0."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # After each of its ops torch's threads spin for milliseconds on cores that the kernels' threads want. With both
+        # cores busy elsewhere a training step took 415 ms so and 147 ms with short spins; on idle cores, 56 to 78 ms
+        # either way. OpenMP reads this once, when torch is imported, so that it can be set neither where kernels are
+        # loaded nor by a package that is imported after torch.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # A plain `kill` unwinds like Ctrl-C, so that files written aside are removed and children stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -16,13 +16,14 @@ from ramnet.plugins import docstring, plugins
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "tvm", "triton", "optuna", "onnx", "onnxruntime", "matplotlib", "sklearn")
+INHERITED = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
 NONE_HEAVY = f"import sys; found = set({HEAVY}) & set(sys.modules); assert not found, found"
 
 
 def python(program: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a program in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=cwd, env={**os.environ, **environment},
+        [sys.executable, "-c", program, *arguments], cwd=cwd, env={**INHERITED, **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -62,3 +63,20 @@ def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'ramnet' has no attribute 'attention'"):
         ramnet.attention  # noqa: B018
     assert not hasattr(ramnet, "attention")
+
+
+@pytest.mark.parametrize(("policy", "spins"), [("", "10000"), ("active", "30000000000")])
+def test_the_command_has_torchs_threads_spin_briefly_unless_the_user_says_how_they_wait(
+    policy: str, spins: str
+) -> None:
+    environment = {"OMP_DISPLAY_ENV": "verbose"} | ({"OMP_WAIT_POLICY": policy} if policy else {})
+    done = python("from ramnet.cli import main; main()", "train", "mqar", "--steps", "0", **environment)
+    assert "steps = 0" in done.stderr
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch's OpenMP is not GNU's")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
+def test_importing_the_packages_leaves_the_environment_alone() -> None:
+    done = python("import os; before = {**os.environ}; import ramnet, lowering; assert {**os.environ} == before")
+    assert done.stderr == ""
