@@ -5,13 +5,23 @@ from typing import TYPE_CHECKING
 from ramnet.lazy import attributes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from typing import Any
+
     from ramnet import ops
     from ramnet.config import RamNetConfig
     from ramnet.layer import RamLayer, RamLayerOutput
     from ramnet.model import RamNetForCausalLM, RamNetOutput
     from ramnet.state import RamState
 
-__all__ = ["RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "ops"]
+    compile: Callable[..., RamNetForCausalLM]  # of lowering
+    use: Callable[..., AbstractContextManager[None]]  # of lowering
+    export_onnx: Callable[..., list[Any]]  # of export.build
+
+__all__ = [
+    "RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "compile", "export_onnx", "ops", "use",
+]  # fmt: skip
 __version__ = "0.1.0"
 
 # torch is imported with the first name that needs it, so that the command line can answer without it.
@@ -24,5 +34,8 @@ __getattr__, __dir__ = attributes(
         "RamNetForCausalLM": "ramnet.model",
         "RamNetOutput": "ramnet.model",
         "RamState": "ramnet.state",
+        "compile": "ramnet.functions",
+        "export_onnx": "ramnet.functions",
+        "use": "ramnet.functions",
     },
 )

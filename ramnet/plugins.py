@@ -7,8 +7,12 @@ import tomllib
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-_PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+_HERE = Path(__file__).resolve().parents[1]
+_PROJECT = _HERE / "pyproject.toml"
+# They stand beside ``ramnet``, installed or not.
+_PACKAGES = ("schedules", "lowering", "autotune", "export")
 
 
 def plugins(group: str) -> dict[str, EntryPoint]:
@@ -18,6 +22,18 @@ def plugins(group: str) -> dict[str, EntryPoint]:
         declared = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["entry-points"].get(group, {})
         found = {name: EntryPoint(name, value, group) for name, value in declared.items()}
     return found
+
+
+def load(entry: EntryPoint) -> Any:
+    """What ``entry`` names. ImportError, naming the file, where one of the user's own hides a package of RAM-Net."""
+    for name in _PACKAGES:
+        found = find_spec(name)
+        if found is not None:
+            places = [found.origin] if found.origin else found.submodule_search_locations or ()  # a file, else a folder
+            for place in places:
+                if not Path(place).resolve().is_relative_to(_HERE / name):
+                    raise ImportError(f"{place} hides the package {name!r} of RAM-Net: rename it or move it elsewhere")
+    return entry.load()
 
 
 def docstring(entry: EntryPoint) -> str:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ramnet.plugins import plugins
+from ramnet.plugins import load, plugins
 
 REFERENCE = ""
 
@@ -69,7 +69,7 @@ def registered(name: str) -> Backend:
             raise ValueError(
                 f"backend {name!r} is unknown; there are {', '.join(sorted({*_backends, *found})) or 'none'}"
             )
-        register_backend(name, found[name].load()())
+        register_backend(name, load(found[name])())
     return _backends[name]
 
 
