@@ -126,7 +126,7 @@ class _Stateful(nn.Module):
         layers = self.model.config.num_layers
         *tensors, position = past
         state = RamState(tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :], position)
-        logits, state = self.model(input_ids, state)
+        logits, state, _ = self.model(input_ids, state)
         return logits, *state.tensors().values()
 
 

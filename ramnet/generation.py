@@ -93,9 +93,9 @@ def _read(model: RamNetForCausalLM, input_ids: Tensor, state: RamState | None) -
     last = {"logits_to_keep": 1} if isinstance(model, torch.nn.Module) else {}
     # Parts of nearly one length, so that a compiled model sees few lengths.
     for part in input_ids.tensor_split(-(-tokens // max(1, TOKENS_AT_ONCE // batch)), dim=1):
-        logits, state = model(part, state, in_place=part.shape[1] == 1, **last)
-    assert state is not None
-    return logits[:, -1], state
+        out = model(part, state, in_place=part.shape[1] == 1, **last)
+        state = out.state
+    return out.logits[:, -1], out.state
 
 
 def _check(taint: Tensor) -> None:

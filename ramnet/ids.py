@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-def check_type(input_ids: Tensor) -> None:
+def check_type(ids: Tensor, name: str = "input_ids") -> None:
     """TypeError for ids that are not integers."""
-    if input_ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"input_ids is {input_ids.dtype}; it must be torch.int64")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} is {ids.dtype}; it must be torch.int64")
 
 
-def check_range(input_ids: Tensor, vocab_size: int) -> None:
+def check_range(ids: Tensor, vocab_size: int, name: str = "input_ids") -> None:
     """ValueError, naming the id, where one is outside the vocabulary; waits for the device."""
-    low, high = int(input_ids.min()), int(input_ids.max())
+    low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocab_size:
-        raise ValueError(f"input_ids holds {low if low < 0 else high}; token ids must be in 0..{vocab_size - 1}")
+        raise ValueError(f"{name} holds {low if low < 0 else high}; token ids must be in 0..{vocab_size - 1}")

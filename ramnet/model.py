@@ -15,16 +15,18 @@ from ramnet.config import RamLayerConfig, RamNetConfig
 from ramnet.files import written_aside
 from ramnet.ids import check_range, check_type
 from ramnet.layer import RamLayer
+from ramnet.loss import IGNORED, check_labels, summed_cross_entropy
 from ramnet.state import RamState, read_safetensors, write_safetensors
 
 WEIGHT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class RamNetOutput(NamedTuple):
-    """logits [B, T, V] and the state after the last token."""
+    """logits [B, T, V], the state after the last token, and the loss where labels were given."""
 
     logits: Tensor
     state: RamState
+    loss: Tensor | None = None
 
 
 # A named tuple is a pytree by itself; its name lets torch.export.save write a program that gives one.
@@ -116,32 +118,46 @@ class RamNetForCausalLM(nn.Module):
         state: RamState | None = None,
         *,
         in_place: bool = False,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | None = None,
+        labels: Tensor | None = None,
     ) -> RamNetOutput:
-        """Logits of every token, or of the last ones, and the state after the last.
+        """Logits of every token, or of the last ones, the state after the last, and the loss where labels are given.
 
         Args:
             input_ids: int64 [B, T]; T = 0 returns the state unchanged.
             state: what came before; a fresh one when None. It is left as it was unless ``in_place``.
             in_place: for T = 1 without gradients, update ``state`` in place and return it, so that a token costs
                 O(K·D) whatever M is.
-            logits_to_keep: how many tokens to give logits of, counted from the last; 0 for all.
+            logits_to_keep: how many tokens to give logits of, counted from the last; 0 for all, and None for all
+                without ``labels`` and for none with them.
+            labels: int64 [B, T], ``input_ids`` itself for a language model; −100 counts for nothing. They are shifted
+                inside: the logits of token t are to predict label t + 1, so that label 0 is not used.
 
         Returns:
             ``logits`` [B, T, V], or [B, min(T, logits_to_keep), V], and ``state``. Splitting a sequence over several
-            calls changes nothing.
+            calls changes nothing. With ``labels`` also ``loss``, the mean cross entropy in nats of the labels that
+            count (NaN where none does), float32 or float64. The logits that only the loss needs are made
+            ``ramnet.loss.LOGITS_AT_ONCE`` numbers at a time.
 
         Raises:
-            ValueError: for ids that are not [B, T] or, on the CPU, outside the vocabulary, a state of another model,
-                batch or device, ``in_place`` with T ≠ 1, or a negative ``logits_to_keep``. On a GPU, where a look at
+            ValueError: for ids that are not [B, T] or, on the CPU, outside the vocabulary, labels likewise or of
+                another shape, a state of another model, batch or device, ``in_place`` with T ≠ 1, or a negative
+                ``logits_to_keep``. On a GPU, where a look at
                 the ids would wait for the device, torch's assertion stops it at an id outside the vocabulary. A state
                 that is refused is as it was: see ``RamState.check``.
             TypeError: for ids that are not integers, and types of a state that do not fit.
         """
-        if logits_to_keep < 0:
+        if logits_to_keep is not None and logits_to_keep < 0:
             raise ValueError(f"logits_to_keep is {logits_to_keep}; it must be >= 0")
+        if labels is not None:
+            check_labels(labels, input_ids, self.config.vocab_size)
         hidden, state = self.hidden_states(input_ids, state, in_place=in_place)
-        return RamNetOutput(self.run_head(hidden[:, -logits_to_keep:]), state)
+        if labels is None:
+            return RamNetOutput(self.run_head(hidden[:, -(logits_to_keep or 0) :]), state)
+        before, wanted = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten().long()
+        loss = summed_cross_entropy(self.run_head, before, wanted, self.config.vocab_size) / (wanted != IGNORED).sum()
+        kept = hidden[:, :0] if logits_to_keep is None else hidden[:, -logits_to_keep:]
+        return RamNetOutput(self.run_head(kept), state, loss)
 
     def run_conv(self, conv: nn.Module, x: Tensor, recent: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
         """Call a convolution block; this, ``run_block`` and ``run_head`` are what ``lowering.compile`` overrides."""

@@ -1,4 +1,4 @@
-"""What tests share: inputs of the memory ops, how far apart two results are, a disk that is full."""
+"""What tests share: inputs of the memory ops, how far apart two results are, the largest tensor made, a full disk."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Names of memory_scan's tensors, in its order, and those that carry gradients.
 DIFFERENTIABLE = ("write_weights", "read_weights", "values", "memory", "mass")
@@ -29,6 +32,17 @@ def relative_rmse(actual: Tensor, expected: Tensor) -> float:
     if error == 0:
         return 0.0
     return error / scale if scale > 0 and error == error else float("inf")
+
+
+class LargestTensor(TorchDispatchMode):
+    """How many numbers the largest tensor holds that an operator makes within the block."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))])
+        return result
 
 
 def scan_inputs(

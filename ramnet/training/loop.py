@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ramnet.loss import IGNORED, summed_cross_entropy
 from ramnet.model import RamNetForCausalLM, not_finite
 from ramnet.training import checkpoint
 from ramnet.training.recipe import BUDGET, Recipe
 
-IGNORED = -100  # a label that counts for nothing
 # In a row, and the run ends: the weights stay while steps are skipped, so if they are sound and even one batch in ten
 # overflows, ten of them follow one another once in 10^10 steps.
 MOST_SKIPPED = 10
@@ -141,7 +140,8 @@ def train(
                 hidden, _ = hidden_states(inputs)
             counted = labels != IGNORED
             # The vocabulary's product only where there is something to say: recall asks at 8 places in 64.
-            loss = F.cross_entropy(model.head(hidden[counted]), labels[counted])
+            hidden, labels = hidden[counted], labels[counted]
+            loss = summed_cross_entropy(model.head, hidden, labels, model.config.vocab_size) / len(labels)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             nats, length = torch.stack([loss.detach().double(), norm.double()]).tolist()

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ramnet.loss import IGNORED
 from ramnet.model import RamNetForCausalLM
-from ramnet.training.loop import IGNORED
 
 GAP_POWER = 0.01  # queries stand at gap i with p_i ∝ i^(GAP_POWER − 1): mostly soon, sometimes late
 HELD_OUT_EXAMPLES = 1000

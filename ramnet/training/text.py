@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ramnet.loss import IGNORED, summed_cross_entropy
 from ramnet.model import RamNetForCausalLM
-from ramnet.training.loop import IGNORED
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 HELD_OUT_SHARE = 20  # one file in so many is held out
@@ -106,13 +105,11 @@ class Text:
         windows = len(self.held_out)
         numbers = torch.linspace(0, windows - 1, min(windows, HELD_OUT_WINDOWS), dtype=torch.float64).long()
         inputs, labels = self.held_out.take(numbers)
-        nats = [
-            F.cross_entropy(
-                model(ids).logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
-            ).item()
-            for ids, wanted in zip(inputs.split(16), labels.split(16), strict=True)
-        ]
-        return sum(nats) / int((labels != IGNORED).sum()) / math.log(2)
+        nats = 0.0
+        for ids, wanted in zip(inputs.split(16), labels.split(16), strict=True):
+            hidden = model.hidden_states(ids)[0].flatten(0, 1)
+            nats += float(summed_cross_entropy(model.head, hidden, wanted.flatten(), model.config.vocab_size))
+        return nats / int((labels != IGNORED).sum()) / math.log(2)
 
 
 def standard_library() -> list[Path]:

@@ -7,28 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.generation import TOKENS_AT_ONCE, sampler
-from tests.samples import relative_rmse
+from tests.samples import LargestTensor, relative_rmse
 
 V = 11
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -30.0])[torch.tensor(
     [3, 0, 7, 10, 1, 5, 2, 9, 8, 4, 6]
 )]  # fmt: skip
-
-
-class LargestTensor(TorchDispatchMode):
-    """How many numbers the largest tensor holds that an operator makes within the block."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = operator(*args, **(kwargs or {}))
-        self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))])
-        return result
 
 
 @pytest.fixture

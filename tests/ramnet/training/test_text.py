@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ramnet import RamNetConfig, RamNetForCausalLM
+from ramnet.loss import IGNORED
 from ramnet.training import Recipe, train
-from ramnet.training.loop import IGNORED
 from ramnet.training.text import Text, Windows, split_files, standard_library
 
 
