@@ -5,13 +5,9 @@ The default is trial 0 and the yardstick, also where its own binary is not fit; 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autotune import time_model
 from autotune.modeller import Modelled, Models
 from autotune.search import Progress, Result, Search
 from autotune.study import Study
@@ -77,12 +73,6 @@ class ModelledSearch(Search):
                 f" of the default: {self.yardstick.reason}"
             )
         return self.default
-
-
-@cache
-def model_digest() -> str:
-    """A digest of the time model's source: another model is another search."""
-    return hashlib.sha256(Path(time_model.__file__).read_bytes()).hexdigest()[:8]
 
 
 def _modelled(found: Modelled) -> Time:

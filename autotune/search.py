@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.study import Study
 from autotune.worker import FailedError
-from lowering.cpu import build as kernels
+from lowering.fingerprint import fingerprint, versions
 from schedules.base import Schedule
 from schedules.kinds import kind
 from schedules.records import How, Record
@@ -120,8 +120,8 @@ class Search:
             knobs=winner.model_dump(),
             how=self.how,
             trials=self.study.summary().trials,
-            fingerprint=kernels.fingerprint(self.target),
-            versions=kernels.versions(self.target),
+            fingerprint=fingerprint(self.study.workload.op, self.target, winner),
+            versions=versions(self.target, winner),
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
             **found,
         )

@@ -8,15 +8,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from autotune import time_model
 from autotune.journal import open_journal
 from autotune.measured import MeasuredSearch
 from autotune.measurer import Measures
-from autotune.modelled import ModelledSearch, model_digest
+from autotune.modelled import ModelledSearch
 from autotune.modeller import Models
 from autotune.search import Budget, Progress, Result
 from autotune.study import Sampler, Study
 from lowering import targets
-from lowering.cpu import build as kernels
+from lowering.fingerprint import code, fingerprint
 from ramnet.files import require_writable
 from schedules import records
 from schedules.base import Schedule
@@ -62,12 +63,14 @@ def tune(
     known = records.load(records_file)
     if modelled:
         device = name
-        identity = f"{name} | modelled, not run, by {model_digest()} | {kernels.fingerprint(name)}"
+        how = f"{name} | modelled, not run, by {code(time_model.__name__)[:8]}"
     else:
         device = device or targets.cpu_name()
-        identity = f"{device} | {threads} threads | {kernels.fingerprint(name)}"
+        how = f"{device} | {threads} threads"
     storage = open_journal(journal)
-    studies = [Study(journal, workload, name, identity, sampler, seed, storage=storage) for workload in workloads]
+    studies = [
+        Study(journal, w, name, f"{how} | {fingerprint(w.op, name)}", sampler, seed, storage=storage) for w in workloads
+    ]
     kind: Any = ModelledSearch if modelled else MeasuredSearch
     begin, results = perf_counter(), []
 

@@ -18,10 +18,12 @@ def targets() -> None:
     """List the machines that kernels can be lowered for, and what can be done with each from here.
 
     Run: the machine is this one, so its kernels are measured. Compile: binaries are made for it. Model: times are
-    told from the binaries, with nothing run. Records: workloads that have a measured or a modelled schedule.
+    told from the binaries, with nothing run. Records: workloads that have a measured or a modelled schedule; those are
+    stale whose kernels have changed since, or are compiled by other versions here.
     """
     from rich.table import Table
 
+    from lowering.fingerprint import stale
     from lowering.targets import TARGETS, cpu_name, here
     from ramnet.console import console
     from schedules.records import load, records_path
@@ -31,7 +33,8 @@ def targets() -> None:
     for target in TARGETS.values():
         is_here = target.gpu is None or (found is not None and found.name == target.name)
         machine = f"{target.description} ({cpu_name()})" if target.gpu is None else target.description
-        hows = Counter(record.how.partition(",")[0] for record in load(records_path(target.name)))
+        known = load(records_path(target.name))
+        hows = Counter("stale" if stale(record) else record.how.partition(",")[0] for record in known)
         counts = [f"{count} {how}" for how, count in sorted(hows.items())]
         table.add_row(target.name, machine, *_possible(target, is_here), ", ".join(counts) or "none")
     console().print(table)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.metadata
 import os
 import shutil
 import subprocess
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache as once
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 
 from lowering import cache
 from lowering.cpu import runtime
+from lowering.fingerprint import fingerprint
 from lowering.targets import cpu_digest, find
 from schedules.base import Schedule
 from schedules.workload import Workload
@@ -113,29 +111,6 @@ def processor() -> str:
 
 def cache_key(workload: Workload, target: str, schedule: Schedule) -> str:
     """A digest of everything that decides the machine code."""
-    parts = (workload.kernel_name, find(target).name, cpu_digest(), schedule.model_dump_json(), fingerprint())
+    made_from = fingerprint(workload.op, target, schedule)
+    parts = (workload.kernel_name, find(target).name, cpu_digest(), schedule.model_dump_json(), made_from)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-
-@once
-def versions(target: str = "cpu") -> dict[str, str]:
-    """The versions of the target's compilers, of those that are installed; TVM's must be for the CPU."""
-    tvm = ("apache-tvm", "apache-tvm-ffi")
-    if target == "cpu":
-        return {name: importlib.metadata.version(name) for name in tvm}
-    found = {}
-    for name in ("triton", *tvm):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-@once
-def fingerprint(target: str = "cpu") -> str:
-    """A digest of the source of the target's kernels and the compilers' versions."""
-    digest = hashlib.sha256(repr(sorted(versions(target).items())).encode())
-    for folder in ("cpu",) if target == "cpu" else ("cpu", "gpu"):
-        for path in sorted((Path(__file__).parents[1] / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
-    digest.update((Path(__file__).parents[1] / "emit.py").read_bytes())
-    return digest.hexdigest()[:12]

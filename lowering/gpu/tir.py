@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowering import cache
-from lowering.cpu.build import fingerprint
+from lowering.fingerprint import fingerprint
 from lowering.gpu.cuda.driver import Cubin
 from lowering.targets import find, gpu_of, here
 from schedules.base import Schedule
@@ -48,7 +48,8 @@ def binary(workload: Workload, target: str, schedule: Schedule, state: str = "fl
     """
     device = here()
     gpu = device.gpu if device is not None and device.gpu is not None else gpu_of(target)
-    parts = (workload.kernel_name, gpu.arch, state, schedule.model_dump_json(), fingerprint(target))
+    made_from = fingerprint(workload.op, target, schedule)
+    parts = (workload.kernel_name, gpu.arch, state, schedule.model_dump_json(), made_from)
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
     name = f"{workload.op}-{gpu.arch}-{key}.cubin"
     path = cache.find(name)

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 
-from autotune import report
+from autotune import report, tuner
 from autotune.measure import Timing
 from autotune.measured import is_faster
 from autotune.search import Budget, Progress, Result
 from autotune.tuner import nearest, tune
 from autotune.worker import FailedError, Worker
 from lowering import targets
-from lowering.cpu import build as kernels
 from schedules import records
 from schedules.base import Schedule
 from schedules.cpu import AddressDecodeBackward
@@ -132,7 +131,7 @@ def test_other_threads_and_other_kernels_are_another_search(tmp_path: Path, monk
     assert len({*again.tried}) == 1, "the default alone"
     other = Synthetic(lambda schedule: 1.0)
     run(tmp_path, other, threads=2)
-    monkeypatch.setattr(kernels, "fingerprint", lambda target: "another")
+    monkeypatch.setattr(tuner, "fingerprint", lambda op, target: "another")
     changed = Synthetic(lambda schedule: 1.0)
     run(tmp_path, changed)
     assert len({*other.tried}) == len({*changed.tried}) == 8

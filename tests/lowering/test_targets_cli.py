@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from lowering import targets as table
 from lowering.cli import targets
+from lowering.fingerprint import fingerprint, versions
 from schedules import records
 from schedules.gpu import MemoryStep
 from schedules.records import Record, Time
@@ -70,15 +71,22 @@ def test_without_tvm_the_cpu_says_what_to_install(compilers: set[str]) -> None:
     assert "'ramnet[tvm]'" in CliRunner().invoke(targets).output
 
 
-def test_records_are_counted_by_how_they_came(tmp_path: Path) -> None:
+def test_records_are_counted_by_how_they_came_and_stale_ones_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time(median=1e-6, spread=0.0, runs=0)
+    today = {
+        "versions": versions("a100", MemoryStep()),
+        "fingerprint": fingerprint("memory_step", "a100", MemoryStep()),
+    }
     found = [
         Record(
-            workload=step(slots), target="a100", device="a100",
-            knobs=MemoryStep().model_dump(), how=how, gain=1.0, gain_spread=0.0, tuned=time, default=time, trials=1,
-            fingerprint="f", versions={}, date="2026-01-01",
+            workload=step(slots), target="a100", device="a100", knobs=MemoryStep().model_dump(), how=how, gain=1.0,
+            gain_spread=0.0, tuned=time, default=time, trials=1, date="2026-01-01", **today | changes,
         )
-        for slots, how in ((64, "measured"), (128, "modelled, not run"), (256, "modelled, not run"))
+        for slots, how, changes in (
+            (64, "measured", {}), (128, "measured", {}),
+            (256, "measured", {"fingerprint": "of other code"}),
+            (512, "modelled, not run", {"fingerprint": "of other code"}),
+        )
     ]  # fmt: skip
     records.merge(records.records_path("a100"), found)
-    assert row("a100")[5] == "1 measured, 2 modelled"
+    assert row("a100")[5] == "2 measured, 2 stale"

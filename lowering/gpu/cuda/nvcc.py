@@ -65,6 +65,17 @@ def nvcc() -> str | None:
     return next((str(folder / "bin" / "nvcc") for folder in folders if (folder / "bin" / "nvcc").is_file()), None)
 
 
+@cache
+def version() -> str | None:
+    """The release of nvcc, as "13.0.88"; None where there is none, or it does not say."""
+    program = nvcc()
+    if program is None:
+        return None
+    printed = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"\bV(\d+(?:\.\d+)*)", printed)
+    return found[1] if found else None
+
+
 def resources(printed: str, shared: dict[str, int]) -> dict[str, Resources]:
     """By function, what ``ptxas -v`` printed of each kernel, with its dynamic shared memory."""
     found = {}

@@ -1,0 +1,210 @@
+"""What a kernel was compiled from, as a digest: it names kernels on disk, and tells records of other code.
+
+Source counts without comments and docstrings, and only the files that the op's kernel uses: its template's module and
+what that imports from ``lowering`` and ``schedules``. No module is imported to be read, nor is a compiler.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from lowering import nvcc
+from schedules.base import Schedule
+from schedules.records import Record
+
+# The module of each op's template: by compiler, and by form for an op that has several.
+_TEMPLATES: dict[str, dict[str, dict[str, str]]] = {
+    "llvm": {
+        "address_decode": {"": "lowering.tir.address_decode"},
+        "address_decode_backward": {"": "lowering.tir.address_decode_backward"},
+        "memory_scan": {"": "lowering.tir.memory_scan"},
+        "memory_scan_backward": {"": "lowering.tir.memory_scan_backward"},
+        "memory_step": {"": "lowering.tir.memory_step"},
+        "project": {"": "lowering.tir.project"},
+        "decode_layer": {"": "lowering.tir.decode_layer"},
+    },
+    "triton": {
+        "address_decode": {"": "lowering.triton.address_decode"},
+        "address_decode_backward": {"": "lowering.triton.address_decode_backward"},
+        "memory_scan": {"serial": "lowering.triton.memory_scan", "slots": "lowering.triton.memory_scan_slots"},
+        "memory_scan_backward": {
+            "serial": "lowering.triton.memory_scan_backward", "slots": "lowering.triton.memory_scan_slots_backward",
+        },
+        "memory_step": {"": "lowering.triton.memory_step"},
+        "decode_heads": {"": "lowering.triton.decode_heads"},
+    },
+    "tir": {
+        "address_decode": {"": "lowering.tir.address_threads"},
+        "address_decode_backward": {"": "lowering.tir.address_threads"},
+        "memory_scan": {"shared": "lowering.tir.shared_scan"},
+        "memory_scan_backward": {"shared": "lowering.tir.shared_scan_backward"},
+        "memory_step": {"": "lowering.tir.step_threads"},
+        "decode_heads": {"": "lowering.tir.heads_threads"},
+    },
+}  # fmt: skip
+# What hands a template to its compiler, with the flags: a module, or one function of it.
+_BUILDERS = {
+    "llvm": ("lowering.kernels:compile_now",),
+    "triton": (),
+    "tir": ("lowering.cuda", "lowering.nvcc", "lowering.tir.programs"),
+}
+_PACKAGES = {
+    "llvm": ("apache-tvm", "apache-tvm-ffi"), "triton": ("triton",), "tir": ("apache-tvm", "apache-tvm-ffi"),
+}  # fmt: skip
+
+
+def fingerprint(
+    op: str, target: str, schedule: Schedule | None = None, versions_of: Mapping[str, str] | None = None
+) -> str:
+    """A digest of the source that ``schedule``'s kernel is compiled from, and of its compilers' versions and flags.
+
+    Args:
+        schedule: None for all kernels that the op has on ``target``, as a search among them depends on.
+        versions_of: the compilers' versions; those that are installed if not given.
+    """
+    found = dict(versions(target, schedule) if versions_of is None else versions_of)
+    parts = [*sorted(_sources(op, target, schedule)), repr(sorted(found.items()))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def versions(target: str, schedule: Schedule | None = None) -> dict[str, str]:
+    """The versions of the compilers of ``schedule``, or of all that serve ``target``: of those that are installed."""
+    return {
+        name: version for compiler in _compilers(target, schedule) for name, version in _versions(compiler).items()
+    }  # fmt: skip
+
+
+def stale(record: Record) -> str | None:
+    """Why a record does not tell of the kernel as it would be compiled here, in a few words; None where it does.
+
+    A compiler that is not installed here says nothing against a record.
+    """
+    op, target, schedule = record.workload.op, record.target, record.schedule()
+    if fingerprint(op, target, schedule, record.versions) != record.fingerprint:
+        return "other code"
+    here = versions(target, schedule)
+    changed = [f"{name} {made}" for name, made in sorted(record.versions.items()) if here.get(name, made) != made]
+    return ", ".join(changed) or None
+
+
+def code(module: str) -> str:
+    """A digest of one module's source, without comments and docstrings; "module:function" is that function's alone."""
+    name, _, function = module.partition(":")
+    if not function:
+        return _read(name)[0]
+    tree = _parse(name)
+    (found,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function)
+    return _digest(found)
+
+
+def closure(roots: Iterable[str]) -> set[str]:
+    """The modules of ``lowering`` and ``schedules`` that are imported by ``roots``, by what those import, and so on."""
+    found: set[str] = set()
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _read(name)[1]
+    return found
+
+
+def _sources(op: str, target: str, schedule: Schedule | None) -> tuple[str, ...]:
+    builders = {name for compiler in _compilers(target, schedule) for name in _BUILDERS[compiler]}
+    return _digests(frozenset(_templates(op, target, schedule)), frozenset(builders))
+
+
+def _templates(op: str, target: str, schedule: Schedule | None) -> set[str]:
+    """The modules of a schedule's template, or of all that the op has."""
+    tables = [_TEMPLATES[compiler].get(op, {}) for compiler in _compilers(target, schedule)]
+    if schedule is None:
+        return {name for forms in tables for name in forms.values()}
+    return {forms[getattr(schedule, "form", "")] for forms in tables}
+
+
+@cache
+def _versions(compiler: str) -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES[compiler]:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    if compiler == "tir" and (version := nvcc.version()) is not None:
+        found["nvcc"] = version
+    return found
+
+
+@cache
+def _digests(templates: frozenset[str], others: frozenset[str]) -> tuple[str, ...]:
+    return tuple(code(name) for name in closure(templates) | others)
+
+
+def _compilers(target: str, schedule: Any) -> tuple[str, ...]:
+    if target == "cpu":
+        return ("llvm",)
+    return ("triton", "tir") if schedule is None else (schedule.compiler,)
+
+
+@cache
+def _read(module: str) -> tuple[str, frozenset[str]]:
+    """A module's digest, and the modules of ``lowering`` and ``schedules`` that it imports, anywhere in it."""
+    tree = _parse(module)
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and _is_ours(node.module):
+            # What is imported from a package is a module of it, or stands in the package's own file.
+            full = (f"{node.module}.{alias.name}" for alias in node.names)
+            names |= {name if _find(name) else node.module for name in full}
+    return _digest(tree), frozenset(filter(_is_ours, names))
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in ("lowering", "schedules")
+
+
+def _parse(module: str) -> ast.Module:
+    spec = _find(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"there is no module {module} to read the source of a kernel from")
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+@cache
+def _find(module: str) -> ModuleSpec | None:
+    """Where a module is; only the topmost package is imported for it."""
+    parent, _, _ = module.rpartition(".")
+    if not parent:
+        return importlib.import_module(module).__spec__
+    above = _find(parent)
+    path = None if above is None else above.submodule_search_locations
+    return None if path is None else PathFinder.find_spec(module, path)
+
+
+def _digest(tree: ast.AST) -> str:
+    return hashlib.sha256(repr(_canonical(tree)).encode()).hexdigest()
+
+
+def _canonical(node: Any) -> Any:
+    """A syntax tree as nested tuples, the same in each version of Python: fields that are empty, which some versions
+    lack, are left out, and so are texts that nothing reads."""
+    if isinstance(node, list):
+        return tuple(_canonical(each) for each in node if not _is_text(each))
+    if isinstance(node, ast.AST):
+        fields = ((name, _canonical(value)) for name, value in ast.iter_fields(node) if value not in (None, []))
+        return type(node).__name__, tuple(field for field in fields if field[0] not in ("ctx", "kind"))
+    return node
+
+
+def _is_text(node: Any) -> bool:
+    """A docstring, or another text that stands for itself."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,0 +1,193 @@
+"""What a kernel was compiled from: told by its code, by op, and by the compilers."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lowering import fingerprint as module
+from lowering import nvcc
+from lowering.fingerprint import code, fingerprint, stale, versions
+from schedules import cpu, gpu
+from schedules.base import Schedule
+from schedules.cpu import MemoryStep
+from schedules.gpu import MemoryScan
+from schedules.gpu import MemoryStep as GpuStep
+from schedules.records import Record, Time
+from schedules.workload import Workload
+
+STEP = MemoryStep(tile=8, unroll=4, parallel=False, prefetch=0)
+WORKLOAD = Workload(op="memory_step", shape={"N": 16, "K": 8, "M": 1024, "D": 64})
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Nothing that was read before, or that the test made up, is remembered."""
+    remembered = (module._read, module._digests, module._versions, nvcc.version)
+    for each in remembered:
+        each.cache_clear()
+    yield
+    for each in remembered:
+        each.cache_clear()
+
+
+def alter(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A statement more in that module."""
+    parse = module._parse
+
+    def altered(read: str) -> ast.Module:
+        tree = parse(read)
+        if read == name:
+            tree.body += ast.parse("more = 1").body
+        return tree
+
+    monkeypatch.setattr(module, "_parse", altered)
+    module._read.cache_clear()
+    module._digests.cache_clear()
+
+
+def record(**changes: object) -> Record:
+    time = Time(median=1e-6, spread=1e-7, runs=9)
+    return Record(
+        workload=WORKLOAD, target="cpu", device="here", knobs=STEP.model_dump(), how="measured", gain=1.5,
+        gain_spread=0.1, tuned=time, default=time, eager=time, trials=3, date="2026-01-01", versions=versions("cpu"),
+        fingerprint=fingerprint("memory_step", "cpu", STEP),
+    ).model_copy(update=changes)  # fmt: skip
+
+
+LINES = (
+    '"""What it is."""',
+    "import math",
+    "def area(r):",
+    '    """Of a disc."""',
+    "    return math.pi * r ** 2  # exact",
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "same"),
+    [
+        (("import math", "def area(r):", "    return math.pi * r**2"), True),
+        (
+            ("import math", "def area(r):", "    # Of a disc.", "    'a text'", "", "    return (math.pi * r ** 2)"),
+            True,
+        ),
+        (("import math", "def area(r):", "    return math.pi * r ** 3"), False),
+        (("import math", "def area(d):", "    return math.pi * d ** 2"), False),
+        (("import math", "def area(r):", "    return None"), False),
+    ],
+)
+def test_comments_docstrings_and_spaces_change_nothing_and_code_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: tuple[str, ...], same: bool, fresh: None
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, text in (("disc_of_one_kind", LINES), ("disc_of_another", lines)):
+        (tmp_path / f"{name}.py").write_text("\n".join(text) + "\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module._find.cache_clear()
+    assert (code("disc_of_one_kind") == code("disc_of_another")) == same
+    assert (code("disc_of_one_kind:area") == code("disc_of_another:area")) == same
+
+
+def test_a_function_alone_does_not_change_with_its_neighbours(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    whole, alone = code("lowering.kernels"), code("lowering.kernels:compile_now")
+    alter(monkeypatch, "lowering.kernels")
+    assert (code("lowering.kernels") == whole, code("lowering.kernels:compile_now") == alone) == (False, True)
+
+
+def cases() -> list[tuple[str, str, Schedule]]:
+    """Each op on a CPU and on a GPU, by each compiler, and each form of it, with its defaults otherwise."""
+    found: list[tuple[str, str, Schedule]] = [
+        (op, "cpu", kind.model_construct()) for op, kind in cpu.SCHEDULES.items()
+    ]  # fmt: skip
+    for op, kind in gpu.SCHEDULES.items():
+        name, values = ("form", ("serial", "slots", "shared")) if op.startswith("memory_scan") else (
+            "compiler", ("triton", "tir"))  # fmt: skip
+        found += [(op, "a100", kind.model_construct(**{name: value})) for value in values]
+    return found
+
+
+@pytest.mark.parametrize(("op", "target", "schedule"), cases())
+def test_each_kernel_has_a_fingerprint_of_its_own_files(
+    op: str, target: str, schedule: Schedule, monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
+    (template,) = module._templates(op, target, schedule)
+    used = module.closure([template])
+    assert template in used and len(used) > 2
+    assert all(name.startswith(("lowering.", "schedules.")) for name in used)
+    before, of_all = fingerprint(op, target, schedule), fingerprint(op, target)
+    alter(monkeypatch, template)
+    assert fingerprint(op, target, schedule) != before
+    assert fingerprint(op, target) != of_all, "a search depends on each kernel of its op"
+
+
+def test_what_one_op_uses_is_nothing_to_another(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    def prints() -> list[str]:
+        ops = ("memory_step", "decode_layer", "memory_scan", "address_decode")
+        return [fingerprint(op, "cpu") for op in ops] + [fingerprint("memory_scan", "a100")]
+
+    before = prints()
+    (step,) = module._templates("memory_step", "cpu", None)
+    alter(monkeypatch, step)
+    changed = [a != b for a, b in zip(before, prints(), strict=True)]
+    assert changed == [True, True, False, False, False], "a layer's token is made of a step"
+
+
+def test_compilers_and_flags_count_where_they_are_used(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    tir, triton = GpuStep(compiler="tir"), GpuStep(compiler="triton")
+    monkeypatch.setattr(nvcc, "version", lambda: "13.0.1")
+    assert versions("a100", tir)["nvcc"] == "13.0.1" and "triton" not in versions("a100", tir)
+    assert {*versions("a100", triton)} == {"triton"}
+    before = [fingerprint("memory_step", "a100", schedule) for schedule in (tir, triton)]
+    module._versions.cache_clear()
+    monkeypatch.setattr(nvcc, "version", lambda: "13.0.2")
+    newer = [fingerprint("memory_step", "a100", schedule) for schedule in (tir, triton)]
+    assert (newer[0] == before[0], newer[1] == before[1]) == (False, True)
+    alter(monkeypatch, "lowering.nvcc")  # its flags
+    flagged = [fingerprint("memory_step", "a100", schedule) for schedule in (tir, triton)]
+    assert (flagged[0] == newer[0], flagged[1] == before[1]) == (False, True)
+
+
+def test_a_record_is_stale_where_its_code_or_its_compilers_are_others(
+    monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
+    assert stale(record()) is None
+    made_by = versions("cpu") | {"apache-tvm": "0.1"}
+    older = record(versions=made_by, fingerprint=fingerprint("memory_step", "cpu", STEP, made_by))
+    assert stale(older) == "apache-tvm 0.1"
+    assert stale(record(fingerprint="of other code")) == "other code"
+    (template,) = module._templates("memory_step", "cpu", STEP)
+    alter(monkeypatch, template)
+    assert stale(record(fingerprint=record().fingerprint)) is None
+    assert stale(older) == "other code"
+
+
+def test_a_compiler_that_is_not_here_says_nothing_against_a_record(
+    monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
+    schedule = MemoryScan(form="shared")
+    workload = WORKLOAD.model_copy(update={"op": "memory_scan", "shape": {"N": 1, "T": 1, **WORKLOAD.shape}})
+    monkeypatch.setattr(nvcc, "version", lambda: "13.0.1")
+    made = record(
+        workload=workload, target="a100", knobs=schedule.model_dump(), versions=versions("a100", schedule),
+        fingerprint=fingerprint("memory_scan", "a100", schedule),
+    )  # fmt: skip
+    for here, why in (("13.0.1", None), (None, None), ("13.2", "nvcc 13.0.1")):
+        module._versions.cache_clear()
+        monkeypatch.setattr(nvcc, "version", lambda here=here: here)
+        assert stale(made) == why
+
+
+def test_the_release_of_nvcc_is_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    program = tmp_path / "nvcc"
+    program.write_text('#!/bin/sh\necho "Cuda compilation tools, release 13.0, V13.0.88"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(nvcc, "nvcc", lambda: str(program))
+    assert nvcc.version() == "13.0.88"
+    nvcc.version.cache_clear()
+    monkeypatch.setattr(nvcc, "nvcc", lambda: None)
+    assert nvcc.version() is None
