@@ -112,6 +112,7 @@ def tune(
             device=device, modelled=modelled, sampler=sampler, seed=seed, on_progress=on_progress,
         )  # fmt: skip
     screen.print(report.table(results))
+    screen.print(*report.notes(results), sep="\n", soft_wrap=True)
     report.write(results, page)
     screen.print(f"records: {records_file}", f"report: {page}", sep="\n", soft_wrap=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from autotune.measure import Timing, ratio
@@ -36,9 +36,9 @@ class MeasuredSearch(Search):
 
     def __init__(
         self, study: Study, target: str, measures: Measures, seconds: float | None, trials: int | None,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[Progress], None], known: Sequence[Schedule] = (),
     ) -> None:  # fmt: skip
-        super().__init__(study, target, seconds, trials, on_progress)
+        super().__init__(study, target, seconds, trials, on_progress, known)
         self.measures = measures
 
     def prepare(self) -> None:
@@ -49,8 +49,11 @@ class MeasuredSearch(Search):
         """A third of the budget at most."""
         return 0.0 if self.seconds is None else min(self.seconds / 3, 3 * FINAL_SECONDS)
 
-    def attempt(self, trial: optuna.Trial, schedule: Schedule) -> None:
+    def try_out(self, schedule: Schedule) -> None:
         self.measures.try_out(schedule)
+
+    def attempt(self, trial: optuna.Trial, schedule: Schedule) -> None:
+        self.try_out(schedule)
         timings = self.measures.measure({"default": self.default, "candidate": schedule}, ROUNDS, SECONDS)
         gain = ratio(timings, of="default", over="candidate")
         self.study.succeed(
@@ -59,10 +62,13 @@ class MeasuredSearch(Search):
         )  # fmt: skip
 
     def finish(self, device: str) -> Result:
-        """Measure the finalists anew, choose, and compare with eager PyTorch."""
+        """Measure the finalists anew, choose, and compare with eager PyTorch. What is standing, or the default, stays
+        unless another one is faster than it."""
         self.report("comparing the finalists")
+        standing = self.standing or self.default
         winner, gain, spread = self.default, 1.0, 0.0
-        finalists = {str(i): schedule for i, schedule in enumerate(self.study.best(FINALISTS))}
+        others = dict.fromkeys([s for s in (standing, *self.study.best(FINALISTS)) if s != self.default])
+        finalists = {str(i): schedule for i, schedule in enumerate(others)}
         seconds = FINAL_SECONDS if self.seconds is None else max(self.reserve() / 3, 0.3)
         if finalists:
             # A call that is not timed goes before each that is; neither sample is shorter than a millisecond.
@@ -71,10 +77,13 @@ class MeasuredSearch(Search):
             timings = self.measures.measure(
                 {"default": self.default, **finalists}, rounds, max(seconds, 3 * rounds * round_seconds)
             )  # fmt: skip
-            best = min(finalists, key=lambda name: timings[name].median)
-            if is_faster(timings["default"], timings[best]):
-                found = ratio(timings, of="default", over=best)
-                winner, gain, spread = finalists[best], found.median, found.spread * found.median
+            named = {"default": self.default, **finalists}
+            stays = next(name for name, schedule in named.items() if schedule == standing)
+            best = min(named, key=lambda name: timings[name].median)
+            chosen = best if is_faster(timings[stays], timings[best]) else stays
+            if chosen != "default":
+                found = ratio(timings, of="default", over=chosen)
+                winner, gain, spread = named[chosen], found.median, found.spread * found.median
         self.report("comparing with eager PyTorch")
         timings = self.measures.measure(
             {"eager": None, "tuned": winner, "default": self.default}, FINAL_ROUNDS, seconds

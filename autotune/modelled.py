@@ -5,7 +5,7 @@ The default is trial 0 and the yardstick, also where its own binary is not fit; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from autotune.modeller import Modelled, Models
@@ -18,7 +18,8 @@ from schedules.records import Time
 if TYPE_CHECKING:
     import optuna
 
-# The default stays unless the model sees more than this over it: its constants are rounded to a few percent.
+# The default, or what is known, stays unless the model sees more than this over it: its constants are rounded to a few
+# percent.
 LEAST_GAIN = 1.02
 
 
@@ -29,18 +30,25 @@ class ModelledSearch(Search):
 
     def __init__(
         self, study: Study, target: str, models: Models, seconds: float | None, trials: int | None,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[Progress], None], known: Sequence[Schedule] = (),
     ) -> None:  # fmt: skip
-        super().__init__(study, target, seconds, trials, on_progress)
+        super().__init__(study, target, seconds, trials, on_progress, known)
         self.models = models
 
     def prepare(self) -> None:
         self.models.open(self.study.workload, self.target)
-        self.yardstick = self.models.model(self.default)
+        self.models_of: dict[Schedule, Modelled] = {}
+        self.yardstick = self._model(self.default)
+
+    def try_out(self, schedule: Schedule) -> None:
+        """Compile and model; FailedError also where the binaries are not fit."""
+        found = self._model(schedule)
+        if found.status != "ok":
+            raise FailedError(found.status, found.reason)
 
     def attempt(self, trial: optuna.Trial, schedule: Schedule) -> None:
         """The binaries' needs are kept also of what is refused for them."""
-        found = self.yardstick if schedule == self.default else self.models.model(schedule)
+        found = self._model(schedule)
         trial.set_user_attr("how", self.how)
         trial.set_user_attr("launches", [launch.model_dump() for launch in found.launches])
         trial.set_user_attr("binds", found.binds)
@@ -51,10 +59,10 @@ class ModelledSearch(Search):
         )  # fmt: skip
 
     def finish(self, device: str) -> Result:
-        """The best by the model, or the default within what the model can tell."""
+        """The best by the model, or what is standing, or the default, within what the model can tell."""
         self.report("choosing by the model")
         winner = self._winner()
-        chosen = self.yardstick if winner == self.default else self.models.model(winner)
+        chosen = self._model(winner)
         record = self.record(
             winner, device, gain=self.yardstick.seconds / chosen.seconds, gain_spread=0.0, tuned=_modelled(chosen),
             default=_modelled(self.yardstick), launches=chosen.launches,
@@ -63,16 +71,24 @@ class ModelledSearch(Search):
 
     def _winner(self) -> Schedule:
         """RuntimeError where nothing that was compiled is fit for the target."""
-        fit = self.yardstick.status == "ok"
-        best = self.study.best(1)
-        if best and (not fit or self.yardstick.seconds > LEAST_GAIN * self.study.seconds(best[0])):
-            return best[0]
-        if not fit:
+        seconds = {schedule: self.study.seconds(schedule) for schedule in self.study.best(1)}
+        if self.yardstick.status == "ok":
+            seconds[self.default] = self.yardstick.seconds
+        if self.standing is not None:
+            seconds[self.standing] = self._model(self.standing).seconds
+        if not seconds:
             raise RuntimeError(
                 f"{self.study.workload.name}: none of the schedules that were compiled is fit for {self.target};"
                 f" of the default: {self.yardstick.reason}"
             )
-        return self.default
+        best = min(seconds, key=lambda schedule: seconds[schedule])
+        stays = self.standing or self.default
+        return stays if stays in seconds and seconds[stays] <= LEAST_GAIN * seconds[best] else best
+
+    def _model(self, schedule: Schedule) -> Modelled:
+        if schedule not in self.models_of:
+            self.models_of[schedule] = self.models.model(schedule)
+        return self.models_of[schedule]
 
 
 def _modelled(found: Modelled) -> Time:

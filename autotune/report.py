@@ -109,6 +109,15 @@ def _modelled_table(results: Sequence[Result]) -> Table:
     return shown
 
 
+def notes(results: Sequence[Result]) -> list[str]:
+    """What the table does not say."""
+    return [
+        f"{result.record.workload.name}: the known record stays, as its schedule could not be compared here"
+        for result in results
+        if result.kept
+    ]
+
+
 def _op(result: Result) -> str:
     workload = result.record.workload
     op, backward, _ = workload.op.partition("_backward")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from autotune.study import Study
+from autotune.study import Study, refused
 from autotune.worker import FailedError
 from lowering.fingerprint import fingerprint, versions
 from schedules.base import Schedule
@@ -18,6 +18,9 @@ from schedules.workload import Workload
 
 if TYPE_CHECKING:
     import optuna
+
+# Ways to fail that say nothing of a schedule: there was no compiler for it, or not the time.
+UNCOMPARED = ("no_compiler", "build_timeout", "run_timeout", "compile_timeout")
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,17 @@ class Progress:
 class Result:
     """What came out for a workload.
 
-    ``over_eager`` is eager's time over the tuned one's, paired, and its spread; None where nothing was run.
+    Attributes:
+        over_eager: eager's time over the tuned one's, paired, and its spread; None where nothing was run.
+        compared: the schedules that the record's was compared with, those that failed among them.
+        kept: whether a known record stays in the place of this one, as it could not be compared with it here.
     """
 
     record: Record
     over_eager: tuple[float, float] | None
     study: Study
+    compared: frozenset[Schedule] = frozenset()
+    kept: bool = False
 
     @property
     def is_default(self) -> bool:
@@ -64,15 +72,22 @@ class Result:
 
 
 class Search:
-    """Trials of one workload. ``prepare``, ``attempt`` and ``finish`` raise FailedError for what a schedule does."""
+    """Trials of one workload. ``prepare``, ``try_out``, ``attempt`` and ``finish`` raise FailedError for what a
+    schedule does.
+
+    ``known``: schedules that a record of the workload would take the place of. Each is tried, however few trials are
+    asked for, and the first that works is ``standing`` from then on: it stays unless another one is better beyond
+    the noise.
+    """
 
     how: How = "measured"
 
     def __init__(
         self, study: Study, target: str, seconds: float | None, trials: int | None,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[Progress], None], known: Sequence[Schedule] = (),
     ) -> None:  # fmt: skip
-        self.study, self.target = study, target
+        self.study, self.target, self.known = study, target, tuple(known)
+        self.standing: Schedule | None = None
         self.seconds, self.trials, self.on_progress = seconds, trials, on_progress
         self.default = study.kind.default(study.workload)
         self.begin = perf_counter()
@@ -97,10 +112,37 @@ class Search:
             except BaseException:
                 self.study.interrupt(trial)
                 raise
-        return self.finish(device)
+        tried = self.compare_known()
+        result = self.finish(device)
+        finished = [s for s, t in self.study.finished().items() if t.user_attrs["status"] not in UNCOMPARED]
+        return replace(result, compared=frozenset({*finished, self.default, *tried}))
+
+    def compare_known(self) -> list[Schedule]:
+        """Try those of ``known`` that are no trial of the study; all that were tried, also those that failed."""
+        tried = []
+        for schedule in self.known:
+            trial = self.study.finished().get(schedule)
+            status = "ok" if trial is None else trial.user_attrs["status"]
+            if trial is None:
+                if refused(schedule, self.study.workload, self.target) is not None:
+                    status = "refused" if schedule.refusal(self.study.workload) else "no_compiler"
+                else:
+                    try:
+                        self.try_out(schedule)
+                    except FailedError as failure:
+                        status = failure.status
+            if status not in UNCOMPARED:
+                tried.append(schedule)
+            if status == "ok" and self.standing is None:
+                self.standing = schedule
+        return tried
 
     def prepare(self) -> None:
         """Open the workload and try the default."""
+        raise NotImplementedError
+
+    def try_out(self, schedule: Schedule) -> None:
+        """Build it, and see that it is right."""
         raise NotImplementedError
 
     def attempt(self, trial: optuna.Trial, schedule: Schedule) -> None:
@@ -127,10 +169,12 @@ class Search:
         )
 
     def goes_on(self) -> bool:
-        """Always for trial 0; then while there is a budget, less what the end needs."""
+        """Always for trial 0 and for what is known; then while there is a budget, less what the end needs."""
         trials = self.study.summary().trials
         in_time = self.seconds is None or perf_counter() - self.begin < self.seconds - self.reserve()
-        return trials == 0 or (in_time and (self.trials is None or trials < self.trials))
+        if trials == 0 or (in_time and (self.trials is None or trials < self.trials)):
+            return True
+        return in_time and not {*self.known}.isdisjoint(self.study.untried())
 
     def reserve(self) -> float:
         """Seconds kept for ``finish``."""

@@ -75,7 +75,7 @@ class Study:
         self.lock = journal.with_name(f".{journal.name}.lock")
 
     def begin(self, *first: Schedule) -> None:
-        """Take over what ended processes left, and put the default, then ``first``, at the head of a new study."""
+        """Take over what ended processes left, and put the default, then ``first``, at the head of those not tried."""
         import optuna
 
         with locked(self.lock):
@@ -88,10 +88,10 @@ class Study:
                     schedule = self._schedule(trial)
                     if schedule is not None and schedule not in self._given_up():
                         self.optuna.enqueue_trial(trial.params)
-            if not self.optuna.get_trials(deepcopy=False):
-                for schedule in (self.kind.default(self.workload), *first):
-                    if all(getattr(schedule, name) in values for name, values in self.space.items()):
-                        self.optuna.enqueue_trial(schedule.model_dump(), skip_if_exists=True)
+            untried = {*self.untried()}
+            for schedule in (self.kind.default(self.workload), *first):
+                if schedule in untried:
+                    self.optuna.enqueue_trial(schedule.model_dump(), skip_if_exists=True)
 
     def next(self) -> tuple[optuna.Trial, Schedule] | None:
         """A trial of a combination that nobody has tried, and its schedule; None when all were."""

@@ -15,12 +15,13 @@ from autotune.measurer import Measures
 from autotune.modelled import ModelledSearch
 from autotune.modeller import Models
 from autotune.search import Budget, Progress, Result
-from autotune.study import Sampler, Study
+from autotune.study import Sampler, Study, refused
 from lowering import targets
 from lowering.fingerprint import code, fingerprint
 from ramnet.files import require_writable
 from schedules import records
 from schedules.base import Schedule
+from schedules.kinds import kind as kind_of
 from schedules.records import Record
 from schedules.workload import Workload
 
@@ -43,9 +44,10 @@ def tune(
     """Search each workload, and merge its record when it is found: what ends the run loses none of those before.
 
     The time is shared out by the sizes of the searches; what one leaves goes to the next. Searches in ``journal``
-    on the same device with as many threads and the same kernels go on where they stopped. The default stays unless
-    another schedule was faster than it in three of four rounds of the final comparison; or, modelled, by more than
-    the model can tell.
+    on the same device with as many threads and the same kernels go on where they stopped. The known record's schedule,
+    or without one the default, is compared with what is found, and stays unless another one was faster than it in three
+    of four rounds of the final comparison; or, modelled, by more than the model can tell. A record that cannot be
+    compared, for want of its compiler, stays as it is.
 
     Args:
         measures: also models, where ``modelled``: candidates are compiled for the target and nothing is run.
@@ -84,15 +86,20 @@ def tune(
             left = budget.seconds - (perf_counter() - begin)
             sizes = [len(study.valid) ** 0.5 for study in studies[i:]]
             share = left * sizes[0] / sum(sizes)
-        search = kind(study, name, measures, share, budget.trials, in_all)
-        study.begin(*nearest(known, study.workload, name, device))
-        results.append(search.run(device))
-        records.merge(records_file, [results[-1].record])
+        displaced = displaced_by(study.workload, known, name, device)
+        search = kind(study, name, measures, share, budget.trials, in_all, displaced)
+        study.begin(*displaced)
+        result = search.run(device)
+        stays = not {*displaced} <= result.compared
+        stays = stays or bool(records.merge(records_file, [result.record], result.compared))
+        results.append(replace(result, kept=stays))
     return results
 
 
-def nearest(known: Sequence[Record], workload: Workload, target: str, device: str) -> list[Schedule]:
-    """What is known to be good for the same or the nearest workload, if anything: worth trying after the default."""
-    same_op = [record for record in known if (record.workload.op, record.target) == (workload.op, target)]
-    same_op.sort(key=lambda record: (workload.distance(record.workload), record.device != device))
-    return [s for s in (record.schedule() for record in same_op) if s.refusal(workload) is None][:1]
+def displaced_by(workload: Workload, known: Sequence[Record], target: str, device: str) -> list[Schedule]:
+    """What a new record of ``workload`` would take the place of: the schedule of its record, and the one that kernels
+    use for it here until then; without the default."""
+    own = [r.schedule() for r in known if r.target == target and r.key == (workload.name, device)]
+    used = records.choose(workload, target, device, lambda s: refused(s, workload, target), known).schedule
+    default = kind_of(workload.op, target).default(workload)
+    return [schedule for schedule in dict.fromkeys([*own, used]) if schedule != default]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -123,19 +123,30 @@ def _read(path: Path) -> list[Record]:
     return records
 
 
-def merge(path: Path, found: list[Record]) -> None:
+def merge(path: Path, found: Sequence[Record], compared: Collection[Schedule] | None = None) -> list[Record]:
     """Put ``found`` in the file, each in the place of its workload and device; several processes may do so at once.
 
     A workload that was measured, on whatever device, has no modelled row.
+
+    Args:
+        compared: the schedules that ``found`` was compared with; a row with another one stays as it is. None where
+            each row gives way.
+
+    Returns:
+        Those of ``found`` that a row stays in the place of.
     """
     path = path.resolve()  # where it is a link, the file that it names
     with locked(path):
-        every = (*_read(path), *found)
+        there = _read(path)
+        staying = {r.key for r in there if compared is not None and r.schedule() not in compared}
+        left_out = [record for record in found if record.key in staying]
+        every = (*there, *(record for record in found if record.key not in staying))
         measured = {record.key: record for record in every if record.how == "measured"}
         known = {workload for workload, _ in measured}
         modelled = {record.key: record for record in every if record.how != "measured" and record.key[0] not in known}
         rows = modelled | measured
         write_text_atomic(path, "".join(_line(rows[key]) + "\n" for key in sorted(rows)))
+    return left_out
 
 
 def _line(record: Record) -> str:
@@ -159,21 +170,22 @@ class Choice(BaseModel):
 
 
 def choose(
-    workload: Workload, target: str, device: str, refused: Callable[[Schedule], str | None] = lambda schedule: None
-) -> Choice:
+    workload: Workload, target: str, device: str, refused: Callable[[Schedule], str | None] = lambda schedule: None,
+    known: Sequence[Record] | None = None,
+) -> Choice:  # fmt: skip
     """The schedule of the exact record, else of the nearest one near enough that can be built, else the default.
 
     ``refused`` says why a schedule cannot be built on this machine, or None. Of equally near ones those that were
     measured come first, then those of ``device``. Other targets' records, whose knobs are other kernels', are passed
-    over.
+    over. ``known``: the records to choose among; the target's where it is None.
     """
 
     def rank(record: Record) -> tuple[float, bool, bool, str]:
         modelled = record.how != "measured"
         return workload.distance(record.workload), modelled, record.device != device, record.workload.name
 
-    known = [record for record in load(records_path(target)) if record.target == target]
-    candidates = [record for record in known if workload.distance(record.workload) <= NEAR]
+    every = load(records_path(target)) if known is None else known
+    candidates = [r for r in every if r.target == target and workload.distance(r.workload) <= NEAR]
     for record in sorted(candidates, key=rank):
         schedule = record.schedule()
         if schedule.refusal(workload) is None and refused(schedule) is None:

@@ -54,9 +54,12 @@ class Synthetic:
         return found if isinstance(found, Modelled) else Modelled(found, (NEEDS,), (("chain", found),))
 
 
-def run(folder: Path, models: Any, trials: int | None = None, target: str = "a100", **options: Any) -> list[Result]:
+def run(
+    folder: Path, models: Any, trials: int | None = None, target: str = "a100", workload: Workload = WORKLOAD,
+    **options: Any,
+) -> list[Result]:  # fmt: skip
     return tune(
-        target, [WORKLOAD], models, journal=folder / "journal.log", records_file=folder / "records.jsonl",
+        target, [workload], models, journal=folder / "journal.log", records_file=folder / "records.jsonl",
         budget=Budget(seconds=None, trials=trials), threads=1, modelled=True, **options,
     )  # fmt: skip
 
@@ -189,6 +192,43 @@ def test_without_a_compiler_its_candidates_fail_and_the_search_goes_on(monkeypat
     assert found.value.status == "no_compiler"
     with pytest.raises(NoCompilerError, match="tir does not compile for mi300x, which triton serves"):
         compile_for(WORKLOAD, "mi300x", MemoryStep(compiler="tir"))
+
+
+SHIPPED = next(
+    r for r in records.load(Path(records.__file__).parent / "records" / "a100.jsonl") if r.workload.op == "memory_scan"
+)
+
+
+@pytest.mark.parametrize("nvcc", ["nvcc", None])
+def test_one_trial_does_not_replace_a_better_schedule_of_a_layers_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvcc: str | None
+) -> None:
+    """Where its compiler is not there, so that it cannot be compared, the record stays, and a note says so."""
+    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: nvcc)
+    path = tmp_path / "records.jsonl"
+    records.merge(path, [SHIPPED])
+    best = SHIPPED.schedule()
+    assert best.compiler == "tir" and best != type(best).default(SHIPPED.workload)  # type: ignore[attr-defined]
+    models = Synthetic(lambda schedule: 1.63e-3 if schedule == best else 2.51e-3)
+    (result,) = run(tmp_path, models, trials=1, workload=SHIPPED.workload)
+    (record,) = records.load(path)
+    assert record.schedule() == best
+    if nvcc is None:
+        assert record == SHIPPED and result.kept
+        assert "the known record stays" in report.notes([result])[0]
+    else:
+        assert (record.tuned.median, record.default.median, result.kept) == (1.63e-3, 2.51e-3, False)
+
+
+def test_the_known_best_stays_within_what_the_model_can_tell(tmp_path: Path) -> None:
+    known, another = others()[:2]
+    run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == known else 2e-5))
+    (tmp_path / "journal.log").unlink()
+    (result,) = run(tmp_path, Synthetic(lambda s: 1e-5 if s == known else 0.99e-5 if s == another else 2e-5))
+    assert result.record.schedule() == known
+    (tmp_path / "journal.log").unlink()
+    (result,) = run(tmp_path, Synthetic(lambda s: 1e-5 if s == known else 0.9e-5 if s == another else 2e-5))
+    assert result.record.schedule() == another
 
 
 def test_a_measured_row_is_not_replaced_and_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

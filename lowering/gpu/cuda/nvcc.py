@@ -71,7 +71,10 @@ def version() -> str | None:
     program = nvcc()
     if program is None:
         return None
-    printed = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    try:
+        printed = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return None
     found = re.search(r"\bV(\d+(?:\.\d+)*)", printed)
     return found[1] if found else None
 
