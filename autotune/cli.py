@@ -65,8 +65,8 @@ OPS: tuple[str, ...] = get_args(Op)
     "--records",
     "records_file",
     type=click.Path(path_type=Path),
-    show_default="the project's",
-    help="File that the best schedules are merged into.",
+    show_default="the target's in the user's data folder, or in the folder RAMNET_RECORDS",
+    help="File that the best schedules are merged into; the shipped ones stay as they are.",
 )
 def tune(
     target: str, budget: float | None, trials: int | None, ops: tuple[str, ...], preset: str, checkpoint: Path | None,

@@ -38,7 +38,7 @@ def shipped(arch: str) -> list[tuple[str, Workload, Schedule]]:
     """By target: the records of its targets, and the defaults of the 340m model's ops for those without any."""
     found = []
     for target in (target.name for target in TARGETS.values() if target.gpu is not None and target.gpu.arch == arch):
-        known = records.load(records.records_path(target))
+        known = records.load(records.shipped_path(target))
         found += [(target, record.workload, record.schedule()) for record in known]
         recorded = {record.workload.op for record in known}
         found += [

@@ -62,7 +62,7 @@ def tune(
     """
     name = targets.find(target).name
     require_writable(journal, records_file)
-    known = records.load(records_file)
+    known = records.known(name, records_file)
     if modelled:
         device = name
         how = f"{name} | modelled, not run, by {code(time_model.__name__)[:8]}"

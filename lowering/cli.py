@@ -26,15 +26,14 @@ def targets() -> None:
     from lowering.fingerprint import stale
     from lowering.targets import TARGETS, cpu_name, here
     from ramnet.console import console
-    from schedules.records import load, records_path
+    from schedules.records import known
 
     found = here()
     table = Table("target", "machine", "run", "compile", "model", "records")
     for target in TARGETS.values():
         is_here = target.gpu is None or (found is not None and found.name == target.name)
         machine = f"{target.description} ({cpu_name()})" if target.gpu is None else target.description
-        known = load(records_path(target.name))
-        hows = Counter("stale" if stale(record) else record.how.partition(",")[0] for record in known)
+        hows = Counter("stale" if stale(record) else record.how.partition(",")[0] for record in known(target.name))
         counts = [f"{count} {how}" for how, count in sorted(hows.items())]
         table.add_row(target.name, machine, *_possible(target, is_here), ", ".join(counts) or "none")
     console().print(table)
@@ -50,7 +49,7 @@ def _possible(target: Target, is_here: bool) -> tuple[str, str, str]:
         return can, can, "no: it is measured"
     able = "Triton"
     if "tir" in target.compilers and has_tvm:
-        from lowering.gpu.cuda.nvcc import nvcc
+        from lowering.nvcc import nvcc
 
         able += ", TIR" if nvcc() else ", TIR to CUDA C"
     can = "yes" if has_triton else _NO_TRITON

@@ -24,38 +24,40 @@ from schedules.records import Record
 # The module of each op's template: by compiler, and by form for an op that has several.
 _TEMPLATES: dict[str, dict[str, dict[str, str]]] = {
     "llvm": {
-        "address_decode": {"": "lowering.tir.address_decode"},
-        "address_decode_backward": {"": "lowering.tir.address_decode_backward"},
-        "memory_scan": {"": "lowering.tir.memory_scan"},
-        "memory_scan_backward": {"": "lowering.tir.memory_scan_backward"},
-        "memory_step": {"": "lowering.tir.memory_step"},
-        "project": {"": "lowering.tir.project"},
-        "decode_layer": {"": "lowering.tir.decode_layer"},
+        "address_decode": {"": "lowering.cpu.address_decode"},
+        "address_decode_backward": {"": "lowering.cpu.address_decode_backward"},
+        "memory_scan": {"": "lowering.cpu.memory_scan"},
+        "memory_scan_backward": {"": "lowering.cpu.memory_scan_backward"},
+        "memory_step": {"": "lowering.cpu.memory_step"},
+        "project": {"": "lowering.cpu.project"},
+        "decode_layer": {"": "lowering.cpu.decode_layer"},
     },
     "triton": {
-        "address_decode": {"": "lowering.triton.address_decode"},
-        "address_decode_backward": {"": "lowering.triton.address_decode_backward"},
-        "memory_scan": {"serial": "lowering.triton.memory_scan", "slots": "lowering.triton.memory_scan_slots"},
-        "memory_scan_backward": {
-            "serial": "lowering.triton.memory_scan_backward", "slots": "lowering.triton.memory_scan_slots_backward",
+        "address_decode": {"": "lowering.gpu.address_decode.triton"},
+        "address_decode_backward": {"": "lowering.gpu.address_decode.triton_backward"},
+        "memory_scan": {
+            "serial": "lowering.gpu.memory_scan.serial.forward", "slots": "lowering.gpu.memory_scan.slots.forward",
         },
-        "memory_step": {"": "lowering.triton.memory_step"},
-        "decode_heads": {"": "lowering.triton.decode_heads"},
+        "memory_scan_backward": {
+            "serial": "lowering.gpu.memory_scan.serial.backward", "slots": "lowering.gpu.memory_scan.slots.backward",
+        },
+        "memory_step": {"": "lowering.gpu.memory_step.triton"},
+        "decode_heads": {"": "lowering.gpu.decode_heads.triton"},
     },
     "tir": {
-        "address_decode": {"": "lowering.tir.address_threads"},
-        "address_decode_backward": {"": "lowering.tir.address_threads"},
-        "memory_scan": {"shared": "lowering.tir.shared_scan"},
-        "memory_scan_backward": {"shared": "lowering.tir.shared_scan_backward"},
-        "memory_step": {"": "lowering.tir.step_threads"},
-        "decode_heads": {"": "lowering.tir.heads_threads"},
+        "address_decode": {"": "lowering.gpu.address_decode.tir"},
+        "address_decode_backward": {"": "lowering.gpu.address_decode.tir"},
+        "memory_scan": {"shared": "lowering.gpu.memory_scan.shared.forward"},
+        "memory_scan_backward": {"shared": "lowering.gpu.memory_scan.shared.backward"},
+        "memory_step": {"": "lowering.gpu.memory_step.tir"},
+        "decode_heads": {"": "lowering.gpu.decode_heads.tir"},
     },
 }  # fmt: skip
 # What hands a template to its compiler, with the flags: a module, or one function of it.
 _BUILDERS = {
-    "llvm": ("lowering.kernels:compile_now",),
+    "llvm": ("lowering.cpu.build:compile_now",),
     "triton": (),
-    "tir": ("lowering.cuda", "lowering.nvcc", "lowering.tir.programs"),
+    "tir": ("lowering.gpu.cuda.generate", "lowering.gpu.templates", "lowering.nvcc"),
 }
 _PACKAGES = {
     "llvm": ("apache-tvm", "apache-tvm-ffi"), "triton": ("triton",), "tir": ("apache-tvm", "apache-tvm-ffi"),

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     export_onnx: Callable[..., list[Any]]  # of export.build
 
 __all__ = [
-    "RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "compile", "export_onnx", "ops", "use",
+    "RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "compile",
+    "export_onnx", "ops", "use",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

@@ -1,4 +1,8 @@
-"""Tuned records: for each workload and device the best schedule found, one JSON row a line, sorted, in git."""
+"""Tuned records: for each workload and device the best schedule found, one JSON row a line, sorted.
+
+What tuning finds goes to a folder of the user's. The records beside this module are shipped: they are only read, for
+workloads and devices of which the user's folder has none.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from schedules.kinds import kind
 from schedules.workload import Workload
 
 How = Literal["measured", "modelled, not run"]  # modelled: compiled for the target
+SHIPPED = Path(__file__).parent / "records"
 # 25 000 rows. Each process that uses a target reads its file whole, which takes 1.5 s for so many.
 MOST_BYTES = 1 << 24
 
@@ -78,15 +83,38 @@ class Record(BaseModel):
 
 
 def records_path(target: str) -> Path:
-    """The file of a target: in ``RAMNET_RECORDS`` where that is set, else beside this module.
+    """The user's file of a target: in ``RAMNET_RECORDS`` where that is set, else in the user's folder for data.
 
     ValueError where that is something other than a folder.
     """
-    given = os.environ.get("RAMNET_RECORDS")
-    folder = Path(given) if given else Path(__file__).parent / "records"
+    folder = records_folder()
     if os.path.lexists(folder) and not folder.is_dir():
-        raise ValueError(f"RAMNET_RECORDS is {given}, which is not a folder; it must name the folder of the records")
+        named = f"RAMNET_RECORDS is {folder}, which" if os.environ.get("RAMNET_RECORDS") else str(folder)
+        raise ValueError(f"{named} is not a folder; it must name the folder of the records")
     return folder / f"{target}.jsonl"
+
+
+def records_folder() -> Path:
+    """Where the user's records are, or will be."""
+    import platformdirs
+
+    given = os.environ.get("RAMNET_RECORDS")
+    return Path(given) if given else platformdirs.user_data_path("ramnet", appauthor=False) / "records"
+
+
+def shipped_path(target: str) -> Path:
+    """The file of a target's shipped records."""
+    return SHIPPED / f"{target}.jsonl"
+
+
+def known(target: str, path: Path | None = None) -> list[Record]:
+    """The records of the user's file of a target, or of ``path``; and those shipped for other workloads and devices.
+
+    ValueError as for ``records_path`` and ``load``.
+    """
+    found = {record.key: record for record in load(shipped_path(target))}
+    found.update((record.key, record) for record in load(records_path(target) if path is None else path))
+    return list(found.values())
 
 
 def load(path: Path) -> list[Record]:
@@ -171,21 +199,24 @@ class Choice(BaseModel):
 
 def choose(
     workload: Workload, target: str, device: str, refused: Callable[[Schedule], str | None] = lambda schedule: None,
-    known: Sequence[Record] | None = None,
+    among: Sequence[Record] | None = None,
 ) -> Choice:  # fmt: skip
     """The schedule of the exact record, else of the nearest one near enough that can be built, else the default.
 
     ``refused`` says why a schedule cannot be built on this machine, or None. Of equally near ones those that were
     measured come first, then those of ``device``. Other targets' records, whose knobs are other kernels', are passed
-    over. ``known``: the records to choose among; the target's where it is None.
+    over. ``among``: the records to choose from; those known of the target where it is None.
     """
 
     def rank(record: Record) -> tuple[float, bool, bool, str]:
         modelled = record.how != "measured"
         return workload.distance(record.workload), modelled, record.device != device, record.workload.name
 
-    every = load(records_path(target)) if known is None else known
-    candidates = [r for r in every if r.target == target and workload.distance(r.workload) <= NEAR]
+    candidates = [
+        r
+        for r in (known(target) if among is None else among)
+        if r.target == target and workload.distance(r.workload) <= NEAR
+    ]
     for record in sorted(candidates, key=rank):
         schedule = record.schedule()
         if schedule.refusal(workload) is None and refused(schedule) is None:

@@ -31,8 +31,9 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiled kernels stay between runs, and out of the user's own cache."""
+    """Compiled kernels stay between runs, and out of the user's own cache; the user's own records are not read."""
     os.environ.setdefault("RAMNET_CACHE", str(config.rootpath / ".pytest_cache" / "kernels"))
+    os.environ["RAMNET_RECORDS"] = str(config.rootpath / ".pytest_cache" / "no-records")
 
 
 @pytest.fixture

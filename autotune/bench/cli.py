@@ -46,7 +46,7 @@ def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tu
     from lowering import targets
     from ramnet.console import console
     from ramnet.files import require_writable
-    from schedules.records import load, records_path
+    from schedules.records import known
 
     screen = console()
     on_gpu = targets.find(target).gpu is not None
@@ -59,7 +59,7 @@ def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tu
     elif parts:
         raise ValueError(f"--part {parts[0]} is for GPUs; on the CPU all is measured")
     require_writable(*(output / name for name in report.NAMES))
-    load(records_path(target))
+    known(target)
     # The progress goes to stderr, so that the tables alone can be piped on.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(stderr=True)) as progress:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from typing import Any
 
-from lowering.gpu.cuda import nvcc
+from lowering import nvcc
 from lowering.targets import find, gpu_of
 
 

@@ -56,8 +56,8 @@ def binary(workload: Workload, target: str, schedule: Schedule, state: str = "fl
     if path is not None:
         return Cubin.read(path), False
     from lowering.gpu.cuda.generate import generate
-    from lowering.gpu.cuda.nvcc import compile_cuda
     from lowering.gpu.templates import programs
+    from lowering.nvcc import compile_cuda
 
     source = generate(workload, gpu, schedule, state)
     cubin, _ = compile_cuda(source.text, gpu.arch)

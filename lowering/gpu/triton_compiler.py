@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowering.gpu.cuda.nvcc import spilled_bytes
+from lowering.gpu.cuda.ptxas import spilled_bytes
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Resources
 from lowering.targets import Gpu

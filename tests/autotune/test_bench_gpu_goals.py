@@ -20,6 +20,7 @@ from autotune.correlation import Correlation
 from lowering.gpu.offline import NoCompilerError
 from lowering.gpu.resources import Compiled, Resources, Work
 from ramnet import RamNetConfig
+from schedules import records
 from schedules.gpu import SCHEDULES
 from schedules.of_model import of_model
 from schedules.workload import Workload
@@ -104,7 +105,7 @@ def test_both_architectures_have_schedules_for_every_op() -> None:
 
 
 def test_what_has_no_record_is_compiled_with_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "none"))
+    monkeypatch.setattr(records, "SHIPPED", tmp_path / "none")
     found = spills.shipped("sm_90")
     assert {target for target, *_ in found} == {"h100", "h200"}
     assert all(schedule == SCHEDULES[work.op].default(work) for _, work, schedule in found)

@@ -68,6 +68,12 @@ def test_bad_options_are_one_line_and_write_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_help_says_where_records_go(ramnet: Command) -> None:
+    status, out, _ = ramnet("--help")
+    told = " ".join(out.split())
+    assert status == 0 and "the target's in the user's data folder, or in the folder RAMNET_RECORDS" in told
+
+
 @pytest.mark.parametrize("threads", ["0", "-1", "1025", "1e3"])
 def test_a_number_of_threads_that_makes_no_sense_is_refused(ramnet: Command, tmp_path: Path, threads: str) -> None:
     status, out, err = ramnet("--threads", threads)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lowering import nvcc
 from lowering.gpu import offline
-from lowering.gpu.cuda import nvcc
 from lowering.gpu.offline import NoCompilerError, arguments, compile_for
 from ramnet.config import RamNetConfig
 from schedules.gpu import SCHEDULES, AddressDecode, MemoryScan, MemoryScanBackward, MemoryStep

@@ -32,7 +32,8 @@ def row(name: str) -> list[str]:
 def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(table, "here", lambda: None)
     monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path))
-    monkeypatch.setattr("lowering.gpu.cuda.nvcc.nvcc", lambda: "nvcc")  # so that cells are as wide on every machine
+    monkeypatch.setattr(records, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: "nvcc")  # so that cells are as wide on every machine
 
 
 @pytest.fixture

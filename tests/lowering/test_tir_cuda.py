@@ -23,10 +23,10 @@ from tests.lowering.of_340m import workload
 
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")
 
+from lowering import nvcc
 from lowering.gpu import threads as threads_module
 from lowering.gpu import tir
 from lowering.gpu.cuda import generate as cuda
-from lowering.gpu.cuda import nvcc
 from lowering.gpu.templates import programs
 from lowering.targets import gpu_of
 

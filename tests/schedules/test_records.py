@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from lowering.targets import TARGETS
 from schedules import records
 from schedules.cpu import MemoryStep
 from schedules.gpu import SCHEDULES
-from schedules.records import MOST_BYTES, Record, Time, choose, load, merge, records_path
+from schedules.records import MOST_BYTES, Record, Time, choose, known, load, merge, records_path, shipped_path
 from schedules.workload import Workload
 
 CONSTANTS = {"decay_power": 1.0, "eps": 1e-6}
@@ -34,7 +36,9 @@ def record(workload: Workload, unroll: int = 4, device: str = "here", how: str =
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's, with none that are shipped."""
     monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path))
+    monkeypatch.setattr(records, "SHIPPED", tmp_path / "none")
     return records_path("cpu")
 
 
@@ -183,17 +187,31 @@ def test_what_is_no_file_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch)
         choose(step(), "cpu", "here")
 
 
-def test_without_a_folder_of_the_users_the_shipped_records_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_are_kept_in_the_users_folder_for_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAMNET_RECORDS", raising=False)
-    shipped = records_path("cpu")
-    assert shipped == Path(__file__).parents[2] / "schedules" / "records" / "cpu.jsonl"
-    found = load(shipped)[0]
-    assert choose(found.workload, "cpu", found.device).source == "record"
+    if sys.platform == "linux":
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+        assert records_path("cpu") == tmp_path / "ramnet" / "records" / "cpu.jsonl"
+    assert records_path("cpu") == platformdirs.user_data_path("ramnet", appauthor=False) / "records" / "cpu.jsonl"
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "mine"))
+    assert records_path("cpu") == tmp_path / "mine" / "cpu.jsonl"
+    assert not list(tmp_path.iterdir()), "nothing is made by asking"
 
 
-def test_a_folder_that_is_not_there_has_no_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_shipped_records_are_read_where_the_user_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "nowhere"))
-    assert choose(step(), "cpu", "here").source == "default"
+    assert shipped_path("cpu") == Path(__file__).parents[2] / "schedules" / "records" / "cpu.jsonl"
+    shipped = load(shipped_path("cpu"))
+    assert known("cpu") == shipped
+    found = next(record for record in shipped if record.workload.op == "memory_step")
+    assert choose(found.workload, "cpu", found.device).source == "record"
+    other = found.model_copy(update={"knobs": MemoryStep.default(found.workload).model_dump(), "gain": 1.0})
+    before = shipped_path("cpu").read_bytes()
+    merge(records_path("cpu"), [other, record(step(D=16))])
+    assert [row for row in known("cpu") if row.key == found.key] == [other], "the user's goes first"
+    assert len(known("cpu")) == len(shipped) + 1
+    assert choose(found.workload, "cpu", found.device).record == other
+    assert shipped_path("cpu").read_bytes() == before
 
 
 def test_knobs_of_another_op_are_refused(file: Path) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lowering.gpu.cuda.nvcc import compile_cuda, resources
+from lowering.gpu.cuda.ptxas import resources
 from lowering.gpu.resources import Compiled
 from lowering.gpu.templates import programs, template
 from lowering.gpu.threads import ORDERED
+from lowering.nvcc import compile_cuda
 from lowering.targets import Gpu, gpu_of
 from schedules.gpu.shared import refuse_bytes
 from schedules.workload import Workload

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowering.gpu.cuda.nvcc import spilled_bytes
+from lowering.gpu.cuda.ptxas import spilled_bytes
 from lowering.gpu.resources import Resources
 from lowering.gpu.triton_compiler import amd_resources, compile_launch, resource_usage
 from lowering.targets import gpu_of
