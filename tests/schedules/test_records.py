@@ -249,6 +249,7 @@ def test_shipped_records_are_valid_and_measured() -> None:
     assert {r.workload.op for r in shipped} == {
         "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step",
     }  # fmt: skip
+    assert "here" not in {r.device for r in shipped}, "rows of these tests"
     assert all(r.how == "measured" and r.tuned.median > 0 and r.schedule().refusal(r.workload) is None for r in shipped)
 
 
