@@ -43,7 +43,7 @@ test: setup  ## Run the tests, JOBS (auto: one a core) files at a time
 	OMP_WAIT_POLICY=passive $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
 
 # What runs on a GPU where there is one. cuBLAS needs to be told to give the same bits every time.
-GPU_TESTS ?= tests/lowering/triton tests/lowering/test_gpu_model.py tests/lowering/test_graphs.py tests/gpu
+GPU_TESTS ?= tests/lowering/gpu tests/lowering/test_gpu_model.py tests/lowering/test_graphs.py tests/gpu
 
 test-gpu: setup  ## Run the tests that need a GPU, and the Triton kernels' on it rather than interpreted
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "test-gpu needs a CUDA device, and torch sees none")'

@@ -9,9 +9,9 @@ from lowering.gpu.cuda.ptxas import spilled_bytes
 from lowering.gpu.resources import Resources
 from lowering.gpu.triton_compiler import amd_resources, compile_launch, resource_usage
 from lowering.targets import gpu_of
-from tests.lowering.triton.compiled import compile_plan
+from tests.lowering.gpu.compiled import compile_plan
 
-KERNELS, INPUTS = "tests.lowering.triton.spilling", [torch.zeros(1 << 15)]
+KERNELS, INPUTS = "tests.lowering.gpu.spilling", [torch.zeros(1 << 15)]
 
 # As cuobjdump and ptxas of CUDA 13 print it.
 USAGE = """
@@ -78,7 +78,7 @@ def test_a_program_smaller_than_a_warp_is_refused() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
 def test_what_is_interpreted_cannot_be_compiled() -> None:
-    from tests.lowering.triton.spilling import plan
+    from tests.lowering.gpu.spilling import plan
 
     launch = plan(torch.empty(1 << 15, device="meta"), 64).launches[0]
     with pytest.raises(RuntimeError, match="add is interpreted, and cannot be compiled"):

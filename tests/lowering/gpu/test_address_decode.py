@@ -11,7 +11,7 @@ from lowering.gpu.address_decode import triton_backward as address_decode_backwa
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
 from schedules.workload import Workload
 from tests.brute_force import product_softmax
-from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
+from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse
 
 # (U, P, K): K no power of two, K = 1, K = M, P = 1, 3, 5, more digits than slots kept and fewer.

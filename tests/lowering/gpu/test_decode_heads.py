@@ -9,7 +9,7 @@ from lowering.gpu import races as ordering
 from lowering.gpu.decode_heads import triton as decode_heads
 from schedules.gpu.step import DecodeHeads
 from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, expected, random_inputs
-from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
+from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse
 
 # K no power of two, K = 1, K = M, P = 3 and 5, D no power of two.

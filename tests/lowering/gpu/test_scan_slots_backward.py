@@ -13,8 +13,8 @@ from lowering.gpu.memory_scan.slots import backward as memory_scan_slots_backwar
 from lowering.gpu.plan import Plan
 from schedules.gpu.scan import MemoryScanBackward
 from tests import brute_force
-from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
-from tests.lowering.triton.test_memory_scan_slots import CASES, meta_arguments
+from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
+from tests.lowering.gpu.test_scan_slots import CASES, meta_arguments
 from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, scan_inputs
 
 PROXY_EPS = 0.01

@@ -13,12 +13,12 @@ from lowering.gpu.memory_scan.serial import mass_backward as memory_scan_mass_ba
 from lowering.gpu.races import RaceError, check_barriers_kept, check_ordered, check_thread_owned
 from lowering.gpu.triton_compiler import Binary
 from schedules.gpu.scan import MemoryScan, MemoryScanBackward
-from tests.lowering.triton import racing
-from tests.lowering.triton.compiled import compile_plan
+from tests.lowering.gpu import racing
+from tests.lowering.gpu.compiled import compile_plan
 from tests.samples import scan_inputs
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "gfx942"]
-RACING = "tests.lowering.triton.racing"
+RACING = "tests.lowering.gpu.racing"
 
 
 def compile_one(plan: str, arguments: list[Any], arch: str) -> Binary:

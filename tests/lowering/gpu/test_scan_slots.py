@@ -13,7 +13,7 @@ from lowering.gpu.memory_scan.slots import forward as memory_scan_slots
 from lowering.gpu.plan import Plan
 from schedules.gpu.scan import MemoryScan
 from tests import brute_force
-from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
+from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse, scan_inputs
 
 # (T, K, M, D, access, piece, γ): pieces that hold several slots, slots that span several pieces, more slots than

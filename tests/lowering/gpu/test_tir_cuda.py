@@ -19,7 +19,7 @@ from schedules.gpu.scan import MemoryScan, MemoryScanBackward
 from schedules.gpu.shared import FORWARD, RECOMPUTE, REVERSE, STRAIGHT, shared_bytes
 from schedules.gpu.step import DecodeHeads, MemoryStep
 from schedules.workload import Op, Workload
-from tests.lowering.of_340m import workload
+from tests.lowering.gpu.of_340m import workload
 
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")
 

@@ -20,7 +20,7 @@ from schedules.gpu.step import DecodeHeads, MemoryStep
 from schedules.workload import Op
 from tests import brute_force
 from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, expected, random_inputs
-from tests.lowering.of_340m import workload
+from tests.lowering.gpu.of_340m import workload
 from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, scan_inputs, step_inputs
 
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")

@@ -11,7 +11,7 @@ from lowering.gpu.races import check_barriers_kept, check_ordered, check_thread_
 from schedules.gpu.scan import MemoryScanBackward
 from schedules.workload import Workload
 from tests import brute_force
-from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
+from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, scan_inputs
 
 EPS, PROXY_EPS = 1e-6, 0.01

@@ -10,7 +10,7 @@ from lowering.gpu import races as ordering
 from lowering.gpu.memory_step import triton as memory_step
 from schedules.gpu.step import MemoryStep
 from tests import brute_force
-from tests.lowering.triton.compiled import ARCHITECTURES, compile_plan
+from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse, scan_inputs
 
 # (N, K, M, D, γ): K no power of two and all of M, D no power of two, wider than a tile, γ that takes exp2 and log2.
