@@ -16,6 +16,7 @@ from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
 from lowering.cpu.address_decode import Decoder
+from lowering.cpu.buffers import Accesses
 from lowering.cpu.memory_step import token
 from lowering.cpu.project import dots
 from schedules.base import largest_divisor
@@ -134,8 +135,8 @@ class _Layer:
             decays, factors = self.buffer(K), self.buffer(K)
             step = MemoryStep(tile=largest_divisor(D, 64), unroll=min(8, K), parallel=False, prefetch=1)
             with builder.serial(0, H) as h:
-                token(self.workload, step, h, H, H, write_slots, write_weights, read_slots, read_weights, values, S, Z,
-                      found, decays, factors)  # fmt: skip
+                accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
+                token(self.workload, step, (h, H, H), accesses, values, (S, Z), found, (decays, factors))
                 with builder.serial(0, D) as d:
                     emit.store(mixed, [h * D + d], found[0, h, d])
         self.product(O, mixed, H * D, lambda i: [i], lambda i, dot: emit.store(Y, [i], X[i] + dot[0]))

@@ -9,6 +9,7 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
+from lowering.cpu.buffers import Accesses
 from schedules.cpu import MemoryScan
 from schedules.workload import Workload
 
@@ -69,11 +70,13 @@ def module(workload: Workload, schedule: MemoryScan) -> Any:
                     for d in T.vectorized(width):
                         S[vn, i, vg * width + d] = S0[vn, i, vg * width + d]
                 for c in T.serial((L + chunk - 1) // chunk):
-                    if _in_range(workload, schedule, vn, c, L, WS, RS):
-                        _mass(workload, schedule, vn, c, L, WS, W, RS, R, z, decays, factors)
+                    tokens = T.meta_var(_Chunk(workload, schedule, vn, c, L))
+                    if tokens.in_range(WS, RS):
+                        tokens.mass(Accesses(WS, W, RS, R), z, decays, factors)
                         for q in T.serial(width // schedule.tile):
-                            _tile(workload, schedule, vn, c, L, vg * width + q * schedule.tile,
-                                  WS, W, RS, V, decays, factors, S, O)  # fmt: skip
+                            tokens.tile(
+                                vg * width + q * schedule.tile, Accesses(WS, W, RS, R), V, decays, factors, S, O
+                            )
                     else:
                         outside[vn] = 1
                 if vg == 0:
@@ -84,58 +87,54 @@ def module(workload: Workload, schedule: MemoryScan) -> Any:
     return tvm.IRModule({"memory_scan": memory_scan})
 
 
-def _in_range(workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any, WS: Any, RS: Any) -> Any:
-    """Whether the slots of a chunk are."""
-    K, M = workload.shape["K"], workload.shape["M"]
-    count = _tokens_in(c, schedule.chunk, tokens)
-    return emit.slots_in_range((WS, RS), count, K, M, lambda i: [n, c * schedule.chunk + i])
+class _Chunk:
+    """Emits the work on chunk ``c`` of head ``n``, of which ``tokens`` there are in all."""
 
+    def __init__(self, workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any) -> None:
+        self.workload, self.unroll, self.width, self.n = workload, schedule.unroll, schedule.tile, n
+        self.top_k, self.first = workload.shape["K"], c * schedule.chunk
+        # As many tokens as a chunk has, or what is left.
+        self.count = tvm.tirx.min(tvm.tirx.const(schedule.chunk, "int32"), tokens - self.first)
 
-def _mass(workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any, WS: Any, W: Any, RS: Any, R: Any,
-          z: Any, decays: Any, factors: Any) -> None:  # fmt: skip
-    """One chunk of tokens: their decays (1 − w)^γ, the mass after each write, and what each read is scaled by."""
-    K, dtype = workload.shape["K"], workload.dtype
-    gamma, eps = workload.constants["decay_power"], workload.constants["eps"]
-    chunk = schedule.chunk
-    count = _tokens_in(c, chunk, tokens)
-    with builder.serial(0, count) as i:
-        emit.row(decays, [i], K, lambda k: emit.decay(W[n, c * chunk + i, k], gamma, dtype))
-    with builder.serial(0, count) as i:
-        t = c * chunk + i
+    def in_range(self, WS: Any, RS: Any) -> Any:
+        """Whether the chunk's slots are in 0..M-1."""
+        M = self.workload.shape["M"]
+        return emit.slots_in_range((WS, RS), self.count, self.top_k, M, lambda i: [self.n, self.first + i])
 
-        def write(k: Any) -> None:
-            slot = WS[n, t, k]
-            emit.store(z, [slot], decays[i, k] * z[slot] + W[n, t, k])
+    def mass(self, accesses: Accesses, z: Any, decays: Any, factors: Any) -> None:
+        """The decays (1 − w)^γ, the mass after each write, and what each read is scaled by."""
+        (WS, W, RS, R), K, n, dtype = accesses, self.top_k, self.n, self.workload.dtype
+        gamma, eps = self.workload.constants["decay_power"], self.workload.constants["eps"]
+        with builder.serial(0, self.count) as i:
+            emit.row(decays, [i], K, lambda k: emit.decay(W[n, self.first + i, k], gamma, dtype))
+        with builder.serial(0, self.count) as i:
+            t = self.first + i
 
-        emit.each_slot(K, schedule.unroll, write)
-        emit.each_slot(K, schedule.unroll, lambda k: emit.store(factors, [i, k], z[RS[n, t, k]]))
-    # Apart from the gather above, so that the divisions are a vector's: 1.41 ms rather than 1.56, best of 80.
-    with builder.serial(0, count) as i:
-        emit.row(factors, [i], K, lambda k: R[n, c * chunk + i, k] / (factors[i, k] + emit.constant(eps, dtype)))
+            def write(k: Any) -> None:
+                slot = WS[n, t, k]
+                emit.store(z, [slot], decays[i, k] * z[slot] + W[n, t, k])
 
+            emit.each_slot(K, self.unroll, write)
+            emit.each_slot(K, self.unroll, lambda k: emit.store(factors, [i, k], z[RS[n, t, k]]))
+        # The divisions are a loop of their own, so that they are vectorised: 1.41 ms rather than 1.56, best of 80.
+        with builder.serial(0, self.count) as i:
+            emit.row(factors, [i], K, lambda k: R[n, self.first + i, k] / (factors[i, k] + emit.constant(eps, dtype)))
 
-def _tile(workload: Workload, schedule: MemoryScan, n: Any, c: Any, tokens: Any, start: Any, WS: Any, W: Any,
-          RS: Any, V: Any, decays: Any, factors: Any, S: Any, O: Any) -> None:  # fmt: skip
-    """One chunk of tokens on one tile of channels: write K rows, then read K rows."""
-    K, tile, chunk = workload.shape["K"], schedule.tile, schedule.chunk
+    def tile(self, start: Any, accesses: Accesses, V: Any, decays: Any, factors: Any, S: Any, O: Any) -> None:
+        """The tile of channels from ``start``: each token writes K rows, then reads K rows."""
+        (WS, W, RS, _), K, n, tile = accesses, self.top_k, self.n, self.width
+        with builder.serial(0, self.count) as i:
+            t = self.first + i
 
-    with builder.serial(0, _tokens_in(c, chunk, tokens)) as i:
-        t = c * chunk + i
+            def write(k: Any) -> None:
+                slot = WS[n, t, k]
+                emit.tiles(S, [n, slot], start, tile, lambda d: decays[i, k] * S[n, slot, d] + W[n, t, k] * V[n, t, d])
 
-        def write(k: Any) -> None:
-            slot = WS[n, t, k]
-            emit.tiles(S, [n, slot], start, tile, lambda d: decays[i, k] * S[n, slot, d] + W[n, t, k] * V[n, t, d])
-
-        emit.each_slot(K, schedule.unroll, write)
-        emit.sum_slots(
-            K,
-            schedule.unroll,
-            lambda k: lambda d: factors[i, k] * S[n, RS[n, t, k], d],
-            lambda value: emit.tiles(O, [n, t], start, tile, value),
-            lambda d: O[n, t, d],
-        )
-
-
-def _tokens_in(c: Any, chunk: int, tokens: Any) -> Any:
-    """How many tokens chunk ``c`` holds: ``chunk``, or what is left."""
-    return tvm.tirx.min(tvm.tirx.const(chunk, "int32"), tokens - c * chunk)
+            emit.each_slot(K, self.unroll, write)
+            emit.sum_slots(
+                K,
+                self.unroll,
+                lambda k: lambda d: factors[i, k] * S[n, RS[n, t, k], d],
+                lambda value: emit.tiles(O, [n, t], start, tile, value),
+                lambda d: O[n, t, d],
+            )

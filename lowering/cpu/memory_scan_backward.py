@@ -13,6 +13,7 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
+from lowering.cpu.buffers import Accesses, Factors, Gradients
 from schedules.cpu import MemoryScanBackward
 from schedules.workload import Workload
 
@@ -73,25 +74,27 @@ def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
                 state = T.sblock_alloc_buffer((T.int64(M), tile), dtype)
                 history = T.sblock_alloc_buffer((L, K, tile), dtype)  # the row before each write
                 product = T.sblock_alloc_buffer((tile,), dtype)
+                factors, gradients = T.meta_var(
+                    (Factors(decays, slopes, inverses, masses), Gradients(dW, dR, dV, dS, dZ))
+                )
+                tokens = T.meta_var(_Walk(workload, schedule, vn, Accesses(WS, W, RS, R), factors, gradients))
                 if _in_range(workload, vn, L, WS, RS):
                     for i in T.serial(M):
                         z[i] = Z0[vn, i]
                         dZ[vn, i] = dZ1[vn, i]
                     for t in T.serial(L):
-                        _mass_forward(workload, schedule, vn, t, WS, W, RS, z, decays, slopes, inverses, masses, dW, dR)
+                        tokens.mass_forward(t, z)
                     for q in T.serial(D // tile):
                         for i in T.serial(M):
                             for d in T.vectorized(tile):
                                 state[i, d] = S0[vn, i, q * tile + d]
                                 dS[vn, i, q * tile + d] = dS1[vn, i, q * tile + d]
                         for t in T.serial(L):
-                            _state_forward(workload, schedule, vn, t, q * tile, WS, W, V, decays, state, history)
+                            tokens.state_forward(t, q * tile, V, state, history)
                         for i in T.serial(L):
-                            _state_backward(workload, schedule, vn, L - 1 - i, q * tile, WS, W, RS, R, V, dO, decays,
-                                            slopes, inverses, state, history, product, dW, dR, dV, dS)  # fmt: skip
+                            tokens.state_backward(L - 1 - i, q * tile, V, dO, state, history, product)
                     for i in T.serial(L):
-                        _mass_backward(workload, schedule, vn, L - 1 - i, WS, RS, R, decays, slopes, inverses, masses,
-                                       dW, dR, dZ)  # fmt: skip
+                        tokens.mass_backward(L - 1 - i)
                 else:
                     outside[vn] = 1
         emit.refuse_any(outside, N)
@@ -105,94 +108,102 @@ def _in_range(workload: Workload, n: Any, tokens: Any, WS: Any, RS: Any) -> Any:
     return emit.slots_in_range((WS, RS), tokens, K, M, lambda t: [n, t])
 
 
-def _mass_forward(workload: Workload, schedule: MemoryScanBackward, n: Any, t: Any, WS: Any, W: Any, RS: Any, z: Any,
-                  decays: Any, slopes: Any, inverses: Any, masses: Any, dW: Any, dR: Any) -> None:  # fmt: skip
-    """One token forward in z, keeping what the way back needs; the gradients of the weights start at 0."""
-    K, dtype, constants = workload.shape["K"], workload.dtype, workload.constants
-    zero = emit.constant(0.0, dtype)
+class _Walk:
+    """Emits the work on the tokens of head ``n``, forward and in reverse."""
 
-    def write(k: Any) -> None:
-        slot, weight = WS[n, t, k], W[n, t, k]
-        emit.store(decays, [t, k], emit.decay(weight, constants["decay_power"], dtype))
-        slope = emit.decay_slope(weight, constants["decay_power"], constants["proxy_eps"], dtype)
-        emit.store(slopes, [t, k], slope)
-        emit.store(masses, [t, k], z[slot])
-        emit.store(z, [slot], decays[t, k] * masses[t, k] + weight)
-        emit.store(dW, [n, t, k], zero)
+    def __init__(
+        self, workload: Workload, schedule: MemoryScanBackward, n: Any, accesses: Accesses, factors: Factors,
+        gradients: Gradients,
+    ) -> None:  # fmt: skip
+        self.workload, self.unroll, self.tile, self.n = workload, schedule.unroll, schedule.tile, n
+        self.accesses, self.factors, self.gradients = accesses, factors, gradients
+        self.top_k = workload.shape["K"]
 
-    def read(k: Any) -> None:
-        total = z[RS[n, t, k]] + emit.constant(constants["eps"], dtype)
-        emit.store(inverses, [t, k], emit.constant(1.0, dtype) / total)
-        emit.store(dR, [n, t, k], zero)
+    def mass_forward(self, t: Any, z: Any) -> None:
+        """Token t forward in z, keeping the factors; the gradients of the weights start at 0."""
+        (WS, W, RS, _), (decays, slopes, inverses, masses), n = self.accesses, self.factors, self.n
+        dW, dR = self.gradients.write_weights, self.gradients.read_weights
+        dtype, constants = self.workload.dtype, self.workload.constants
+        zero = emit.constant(0.0, dtype)
 
-    emit.each_slot(K, schedule.unroll, write)
-    emit.each_slot(K, schedule.unroll, read)
+        def write(k: Any) -> None:
+            slot, weight = WS[n, t, k], W[n, t, k]
+            emit.store(decays, [t, k], emit.decay(weight, constants["decay_power"], dtype))
+            slope = emit.decay_slope(weight, constants["decay_power"], constants["proxy_eps"], dtype)
+            emit.store(slopes, [t, k], slope)
+            emit.store(masses, [t, k], z[slot])
+            emit.store(z, [slot], decays[t, k] * masses[t, k] + weight)
+            emit.store(dW, [n, t, k], zero)
 
+        def read(k: Any) -> None:
+            total = z[RS[n, t, k]] + emit.constant(constants["eps"], dtype)
+            emit.store(inverses, [t, k], emit.constant(1.0, dtype) / total)
+            emit.store(dR, [n, t, k], zero)
 
-def _state_forward(workload: Workload, schedule: MemoryScanBackward, n: Any, t: Any, start: Any, WS: Any, W: Any,
-                   V: Any, decays: Any, state: Any, history: Any) -> None:  # fmt: skip
-    """One token forward on one tile of channels: keep the row, then write it."""
+        emit.each_slot(self.top_k, self.unroll, write)
+        emit.each_slot(self.top_k, self.unroll, read)
 
-    def write(k: Any) -> None:
-        slot = WS[n, t, k]
-        with builder.vectorized(0, schedule.tile) as lane:
-            emit.store(history, [t, k, lane], state[slot, lane])
-            emit.store(state, [slot, lane], decays[t, k] * history[t, k, lane] + W[n, t, k] * V[n, t, start + lane])
+    def state_forward(self, t: Any, start: Any, V: Any, state: Any, history: Any) -> None:
+        """Token t forward on the tile of channels from ``start``: keep the row, then write it."""
+        WS, W, decays, n = self.accesses.write_slots, self.accesses.write_weights, self.factors.decays, self.n
 
-    emit.each_slot(workload.shape["K"], schedule.unroll, write)
+        def write(k: Any) -> None:
+            slot = WS[n, t, k]
+            with builder.vectorized(0, self.tile) as lane:
+                emit.store(history, [t, k, lane], state[slot, lane])
+                emit.store(state, [slot, lane], decays[t, k] * history[t, k, lane] + W[n, t, k] * V[n, t, start + lane])
 
+        emit.each_slot(self.top_k, self.unroll, write)
 
-def _state_backward(workload: Workload, schedule: MemoryScanBackward, n: Any, t: Any, start: Any, WS: Any, W: Any,
-                    RS: Any, R: Any, V: Any, dO: Any, decays: Any, slopes: Any, inverses: Any, state: Any,
-                    history: Any, product: Any, dW: Any, dR: Any, dV: Any, dS: Any) -> None:  # fmt: skip
-    """One token back on one tile of channels; dW and dR gather this tile's dot products."""
-    K, tile = workload.shape["K"], schedule.tile
+    def state_backward(self, t: Any, start: Any, V: Any, dO: Any, state: Any, history: Any, product: Any) -> None:
+        """Token t in reverse on the tile of channels from ``start``; dW and dR gather this tile's dot products."""
+        (WS, W, RS, R), (decays, slopes, inverses, _), n = self.accesses, self.factors, self.n
+        (dW, dR, dV, dS, _), tile = self.gradients, self.tile
 
-    def read(k: Any) -> None:
-        slot = RS[n, t, k]
-        emit.lanes(tile, (product, [], lambda lane: state[slot, lane] * dO[n, t, start + lane]))
-        emit.store(dR, [n, t, k], dR[n, t, k] + emit.horizontal_sum(product, tile))
-        factor = R[n, t, k] * inverses[t, k]
-        emit.tiles(dS, [n, slot], start, tile, lambda d: dS[n, slot, d] + factor * dO[n, t, d])
+        def read(k: Any) -> None:
+            slot = RS[n, t, k]
+            emit.lanes(tile, (product, [], lambda lane: state[slot, lane] * dO[n, t, start + lane]))
+            emit.store(dR, [n, t, k], dR[n, t, k] + emit.horizontal_sum(product, tile))
+            factor = R[n, t, k] * inverses[t, k]
+            emit.tiles(dS, [n, slot], start, tile, lambda d: dS[n, slot, d] + factor * dO[n, t, d])
 
-    def write(k: Any) -> None:
-        slot = WS[n, t, k]
-        # dS·v is the weight's own share and dS·row the decay's: one sum serves both.
-        emit.lanes(
-            tile,
-            (product, [], lambda lane: dS[n, slot, start + lane]
-                * (V[n, t, start + lane] + slopes[t, k] * history[t, k, lane])),
-        )  # fmt: skip
-        emit.store(dW, [n, t, k], dW[n, t, k] + emit.horizontal_sum(product, tile))
-        emit.tiles(dS, [n, slot], start, tile, lambda d: decays[t, k] * dS[n, slot, d])
-        emit.lanes(tile, (state, [slot], lambda lane: history[t, k, lane]))
+        def write(k: Any) -> None:
+            slot = WS[n, t, k]
+            # The weight's gradient is dS·v from the write and dS·row from the decay; both are one dot product.
+            emit.lanes(
+                tile,
+                (product, [], lambda lane: dS[n, slot, start + lane]
+                    * (V[n, t, start + lane] + slopes[t, k] * history[t, k, lane])),
+            )  # fmt: skip
+            emit.store(dW, [n, t, k], dW[n, t, k] + emit.horizontal_sum(product, tile))
+            emit.tiles(dS, [n, slot], start, tile, lambda d: decays[t, k] * dS[n, slot, d])
+            emit.lanes(tile, (state, [slot], lambda lane: history[t, k, lane]))
 
-    emit.each_slot(K, schedule.unroll, read)
-    emit.sum_slots(
-        K,
-        schedule.unroll,
-        lambda k: lambda d: W[n, t, k] * dS[n, WS[n, t, k], d],
-        lambda value: emit.tiles(dV, [n, t], start, tile, value),
-        lambda d: dV[n, t, d],
-    )
-    emit.each_slot(K, schedule.unroll, write)
+        emit.each_slot(self.top_k, self.unroll, read)
+        emit.sum_slots(
+            self.top_k,
+            self.unroll,
+            lambda k: lambda d: W[n, t, k] * dS[n, WS[n, t, k], d],
+            lambda value: emit.tiles(dV, [n, t], start, tile, value),
+            lambda d: dV[n, t, d],
+        )
+        emit.each_slot(self.top_k, self.unroll, write)
 
+    def mass_backward(self, t: Any) -> None:
+        """Token t in reverse in z: from the dot products to the gradients of the weights."""
+        (WS, _, RS, R), (decays, slopes, inverses, masses), n = self.accesses, self.factors, self.n
+        dW, dR, dZ = self.gradients.write_weights, self.gradients.read_weights, self.gradients.mass
 
-def _mass_backward(workload: Workload, schedule: MemoryScanBackward, n: Any, t: Any, WS: Any, RS: Any, R: Any,
-                   decays: Any, slopes: Any, inverses: Any, masses: Any, dW: Any, dR: Any,
-                   dZ: Any) -> None:  # fmt: skip
-    """One token back in z: from the dot products to the gradients of the weights."""
+        def read(k: Any) -> None:
+            slot = RS[n, t, k]
+            emit.store(dR, [n, t, k], dR[n, t, k] * inverses[t, k])
+            emit.store(dZ, [n, slot], dZ[n, slot] - dR[n, t, k] * R[n, t, k] * inverses[t, k])
 
-    def read(k: Any) -> None:
-        slot = RS[n, t, k]
-        emit.store(dR, [n, t, k], dR[n, t, k] * inverses[t, k])
-        emit.store(dZ, [n, slot], dZ[n, slot] - dR[n, t, k] * R[n, t, k] * inverses[t, k])
+        def write(k: Any) -> None:
+            slot = WS[n, t, k]
+            through_mass = emit.constant(1.0, self.workload.dtype) + slopes[t, k] * masses[t, k]
+            emit.store(dW, [n, t, k], dW[n, t, k] + dZ[n, slot] * through_mass)
+            emit.store(dZ, [n, slot], decays[t, k] * dZ[n, slot])
 
-    def write(k: Any) -> None:
-        slot = WS[n, t, k]
-        through_mass = emit.constant(1.0, workload.dtype) + slopes[t, k] * masses[t, k]
-        emit.store(dW, [n, t, k], dW[n, t, k] + dZ[n, slot] * through_mass)
-        emit.store(dZ, [n, slot], decays[t, k] * dZ[n, slot])
-
-    emit.each_slot(workload.shape["K"], schedule.unroll, read)
-    emit.each_slot(workload.shape["K"], schedule.unroll, write)
+        emit.each_slot(self.top_k, self.unroll, read)
+        emit.each_slot(self.top_k, self.unroll, write)

@@ -9,6 +9,7 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
+from lowering.cpu.buffers import Accesses
 from schedules.cpu import MemoryStep
 from schedules.workload import Workload
 
@@ -52,14 +53,17 @@ def module(workload: Workload, schedule: MemoryStep) -> Any:
                 T.writes(O[0:B, 0:H, 0:D], S[0:B, 0:H, 0:M, 0:D], Z[0:B, 0:H, 0:M])
                 decays = T.sblock_alloc_buffer((K,), dtype)
                 factors = T.sblock_alloc_buffer((K,), dtype)
-                token(workload, schedule, vn, B * H, H, WS, W, RS, R, V, S, Z, O, decays, factors)
+                token(workload, schedule, (vn, B * H, H), Accesses(WS, W, RS, R), V, (S, Z), O, (decays, factors))
 
     return tvm.IRModule({"memory_step": memory_step})
 
 
-def token(workload: Workload, schedule: MemoryStep, n: Any, heads: Any, H: Any, WS: Any, W: Any, RS: Any, R: Any,
-          V: Any, S: Any, Z: Any, O: Any, decays: Any, factors: Any) -> None:  # fmt: skip
-    """Head ``n`` of ``heads`` = B·H; ``decays`` and ``factors`` [K] are its scratch."""
+def token(
+    workload: Workload, schedule: MemoryStep, which: tuple[Any, Any, Any], accesses: Accesses, V: Any,
+    state: tuple[Any, Any], O: Any, scratch: tuple[Any, Any],
+) -> None:  # fmt: skip
+    """Emits a head's token. ``which``: the head's index, B·H and H; ``state``: memory, mass; ``scratch``: two [K]."""
+    (n, heads, H), (WS, W, RS, R), (S, Z), (decays, factors) = which, accesses, state, scratch
     K, D, dtype, tile, unroll = workload.shape["K"], workload.shape["D"], workload.dtype, schedule.tile, schedule.unroll
     gamma, eps = workload.constants["decay_power"], workload.constants["eps"]
     b, h = n // H, n % H
