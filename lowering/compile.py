@@ -18,6 +18,7 @@ from lowering.model.untouched import is_hooked
 from lowering.use import backend_name
 from ramnet.model import RamNetForCausalLM, RamNetOutput
 from ramnet.ops import using
+from ramnet.sequences import Sequences
 from ramnet.state import RamState
 
 # Each kind of block has a graph for training, for prefill and for inference mode, each for B = 1 and above; torch's
@@ -102,33 +103,39 @@ class _CompiledModel(RamNetForCausalLM):
     def forward(
         self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False, **options: Any
     ) -> RamNetOutput:
-        if in_place and state is not None and self.graphs is not None and self.graphs.serve(input_ids):
-            return RamNetOutput(self.graphs(input_ids, state), state)
+        graphs = self.graphs if in_place and options.get("attention_mask") is None else None
+        if graphs is not None and state is not None and graphs.serve(input_ids):
+            return RamNetOutput(graphs(input_ids, state), state)
         return super().forward(input_ids, state, in_place=in_place, **options)
 
     def _token(self, input_ids: Tensor, state: RamState) -> Tensor:
         return super().forward(input_ids, state, in_place=True).logits
 
     def hidden_states(
-        self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False
+        self, input_ids: Tensor, state: RamState | None = None, **options: Any
     ) -> tuple[Tensor, RamState]:
         with using(self.kernels):
-            return super().hidden_states(input_ids, state, in_place=in_place)
+            return super().hidden_states(input_ids, state, **options)
 
-    def run_conv(self, conv: nn.Module, x: Tensor, recent: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
+    def run_conv(
+        self, conv: nn.Module, x: Tensor, recent: Tensor, in_place: bool, sequences: Sequences | None
+    ) -> tuple[Tensor, Tensor]:
         # One token has too little work to compile on a CPU: guards cost more than they save in passes.
         by: Any = _call if in_place and not self.on_gpu else self._by_graph
-        return by(conv, x, recent)
+        return by(conv, x, recent, sequences)
 
     def run_block(
-        self, block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if in_place and self.kernels and not self.on_gpu:
-            found = decode_block.decode(block, x, memory, mass, position, self.kernels)
-            return block(x, memory, mass, position, True) if found is None else (found, memory, mass)
-        if in_place and self.kernels and heads_block.serves(block, memory, mass) and not is_hooked(block):
+        self, block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool,
+        sequences: Sequences | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        by_kernel = in_place and bool(self.kernels)
+        plain = by_kernel and sequences is None
+        if by_kernel and not self.on_gpu:
+            found = decode_block.decode(block, x, memory, mass, position, self.kernels) if plain else None
+            return block(x, memory, mass, position, True, sequences) if found is None else (found, memory, mass)
+        if plain and heads_block.serves(block, memory, mass) and not is_hooked(block):
             return self.compiled_token(block, x, memory, mass, position, self.kernels), memory, mass
-        return self._by_graph(block, x, memory, mass, position, in_place)
+        return self._by_graph(block, x, memory, mass, position, in_place, sequences)
 
     def run_head(self, hidden: Tensor) -> Tensor:
         found = projection.project(self.head, hidden, self.kernels) if self.kernels and not self.on_gpu else None

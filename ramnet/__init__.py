@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ramnet.config import RamNetConfig
     from ramnet.layer import RamLayer, RamLayerOutput
     from ramnet.model import RamNetForCausalLM, RamNetOutput
+    from ramnet.sequences import Sequences
     from ramnet.state import RamState
 
     compile: Callable[..., RamNetForCausalLM]  # of lowering
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     export_onnx: Callable[..., list[Any]]  # of export.build
 
 __all__ = [
-    "RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "compile",
-    "export_onnx", "ops", "use",
+    "RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "Sequences",
+    "compile", "export_onnx", "ops", "use",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __getattr__, __dir__ = attributes(
         "RamNetForCausalLM": "ramnet.model",
         "RamNetOutput": "ramnet.model",
         "RamState": "ramnet.state",
+        "Sequences": "ramnet.sequences",
         "compile": "ramnet.functions",
         "export_onnx": "ramnet.functions",
         "use": "ramnet.functions",

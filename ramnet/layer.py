@@ -10,6 +10,7 @@ from torch.utils import _pytree
 
 from ramnet import ops
 from ramnet.config import RamLayerConfig
+from ramnet.sequences import Sequences
 from ramnet.state import RamState
 
 
@@ -83,7 +84,15 @@ class RamLayer(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(2, config.num_heads))  # α of W_q and of W_k
         self.output = nn.Linear(config.num_heads * config.value_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, state: RamState | None = None, *, in_place: bool = False) -> RamLayerOutput:
+    def forward(
+        self,
+        x: Tensor,
+        state: RamState | None = None,
+        *,
+        in_place: bool = False,
+        attention_mask: Tensor | None = None,
+        sequences: Sequences | None = None,
+    ) -> RamLayerOutput:
         """Mix each token with those before it.
 
         Args:
@@ -92,14 +101,18 @@ class RamLayer(nn.Module):
                 wider, when None. It is left as it was unless ``in_place``.
             in_place: for T = 1 without gradients, update ``state`` in place and return it, so that a token costs
                 O(K·D) whatever M is.
+            attention_mask: bool or int64 [B, T], True or 1 for a token and False or 0 for padding, which may be
+                anywhere in a row: it is neither written, nor read for, nor counted in the position.
+            sequences: what ``Sequences.padded`` makes of a mask, in its place, so that layers share it.
 
         Returns:
-            ``output`` [B, T, C] and ``state``. Splitting a sequence over several calls changes nothing.
+            ``output`` [B, T, C], 0 for padding, and ``state``. Splitting a sequence over several calls changes nothing.
 
         Raises:
-            ValueError: for an ``x`` that is not [B, T, C], ``in_place`` with T ≠ 1, or a state of another layer, batch
-                or device. A state that is refused is as it was: see ``RamState.check``.
-            TypeError: for types of a state that do not fit.
+            ValueError: for an ``x`` that is not [B, T, C], ``in_place`` with T ≠ 1, a mask of another shape or device
+                or, on the CPU, of other numbers, or a state of another layer, batch or device. A state that is refused
+                is as it was: see ``RamState.check``.
+            TypeError: for types of a state or a mask that do not fit.
         """
         c = self.config
         if x.dim() != 3 or x.shape[2] != c.hidden_size:
@@ -107,21 +120,29 @@ class RamLayer(nn.Module):
         batch, tokens, _ = x.shape
         if in_place and tokens != 1:
             raise ValueError(f"in_place takes one token at a time, not {tokens}")
+        if attention_mask is not None:
+            sequences = Sequences.padded(attention_mask, (batch, tokens), x.device)
         if state is None:
             # float32 whatever the weights are, or a long sequence would round at every write.
             exact = torch.promote_types(self.log_scale.dtype, torch.float32)
             state = RamState.zeros([self], batch, dtype=exact, device=x.device)
         else:
             state.check([self], batch, x.device, in_place)
+        if sequences is not None:
+            x = sequences.without_padding(x)
         address, value = self.query_key_value(x).split([2 * self.address_width, c.num_heads * c.value_dim], dim=-1)
         scale = self.log_scale.exp() / c.temperature
         logits = address.view(batch, tokens, 2, c.num_heads, c.order, c.sub_dim) * scale[..., None, None]
         slots, weights = ops.address_decode(logits, c.top_k)  # [B, T, 2, H, K]
+        value = value.view(batch, tokens, c.num_heads, c.value_dim)
+        lengths: Tensor | int = tokens
+        if sequences is not None:
+            slots, weights, value = sequences.take(slots), sequences.gather(weights), sequences.gather(value)
+            lengths = sequences.lengths
         if self.cape_heads:
-            at = state.position.unsqueeze(1) + torch.arange(tokens, device=x.device)  # [B, T]
+            at = state.position.unsqueeze(1) + torch.arange(slots.shape[1], device=x.device)  # [B, T]
             uses_cape = torch.arange(c.num_heads, device=x.device) < self.cape_heads
             slots = ops.cyclic_shift(slots, (at.unsqueeze(-1) * uses_cape)[:, :, None, :, None], c.slots)
-        value = value.view(batch, tokens, c.num_heads, c.value_dim)
         (memory,), (mass,) = state.memory, state.mass
         if in_place:
             (read_slots, write_slots), (read_weights, write_weights) = slots[:, 0].unbind(1), weights[:, 0].unbind(1)
@@ -129,7 +150,7 @@ class RamLayer(nn.Module):
                 write_slots, write_weights, read_slots, read_weights, value[:, 0], memory, mass, c.decay_power, c.eps,
                 in_range=True,
             ).unsqueeze(1)  # fmt: skip  # [B, 1, H, D]
-            state.position.add_(tokens)
+            state.position.add_(lengths)
         else:
             read_slots, write_slots = slots.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, K]
             read_weights, write_weights = weights.permute(2, 0, 3, 1, 4).unbind(0)
@@ -138,5 +159,7 @@ class RamLayer(nn.Module):
                 memory, mass, c.decay_power, c.eps, c.proxy_eps, in_range=True,
             )  # fmt: skip
             out = out.transpose(1, 2)  # [B, T, H, D]
-            state = RamState([memory], [mass], [], state.position + tokens)
+            state = RamState([memory], [mass], [], state.position + lengths)
+        if sequences is not None:
+            out = sequences.scatter(out)
         return RamLayerOutput(self.output(out.flatten(2)), state)

@@ -143,7 +143,7 @@ class RamState:
             raise ValueError("states is empty; there must be at least one")
         position = states[0].position
         for i, state in enumerate(states):
-            if _can_be_read(position) and not torch.equal(state.position, position):
+            if can_be_read(position) and not torch.equal(state.position, position):
                 raise ValueError(
                     f"states[{i}] is at position {state.position.tolist()} and states[0] at {position.tolist()};"
                     " states of one sequence are at the same"
@@ -212,7 +212,7 @@ class RamState:
         _check("state.position", self.position, (batch_size,), device, in_place)
         if self.position.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"state.position is {self.position.dtype}; it must be torch.int64")
-        if _can_be_read(self.position) and batch_size and (lowest := int(self.position.min())) < 0:
+        if can_be_read(self.position) and batch_size and (lowest := int(self.position.min())) < 0:
             raise ValueError(f"state.position holds {lowest}; it must be >= 0")
 
 
@@ -234,7 +234,7 @@ def _shapes(layers: RamNetConfig | Sequence[Layer], batch_size: int) -> dict[str
     return {"memory": [(*h, c.value_dim) for h, c in zip(heads, configs, strict=True)], "mass": heads, "conv": convs}
 
 
-def _can_be_read(tensor: Tensor) -> bool:
+def can_be_read(tensor: Tensor) -> bool:
     """Whether there is a number, and reading it waits for nothing: not on a GPU, nor while a graph is traced."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 

@@ -39,9 +39,11 @@ class WithHeads(RamNetForCausalLM):
     def __init__(self, model: RamNetForCausalLM) -> None:
         self.__dict__.update(model.__dict__)
 
-    def run_block(self, block: Any, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool) -> Any:
+    def run_block(
+        self, block: Any, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool, sequences: Any
+    ) -> Any:
         if not in_place:
-            return block(x, memory, mass, position, False)
+            return block(x, memory, mass, position, False, sequences)
         return heads_block.decode(block, x, memory, mass, position, "test heads"), memory, mass
 
 

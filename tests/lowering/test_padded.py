@@ -1,0 +1,98 @@
+"""Padded rows through ``lowering.compile``, on the CPU's kernels and on a GPU's: what the reference gives."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from torch import Tensor
+
+import lowering
+from ramnet import RamNetForCausalLM, RamState
+from tests.lowering.test_gpu_model import ids, model_with
+from tests.samples import relative_rmse
+
+needs_tvm = pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="the CPU kernels need tvm")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the GPU kernels need triton")
+TARGETS = [pytest.param("cpu", marks=needs_tvm), pytest.param("a100", marks=needs_triton)]
+MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 0, 1]])
+
+
+def compiled(target: str, model: RamNetForCausalLM) -> RamNetForCausalLM:
+    torch.compiler.reset()
+    return lowering.compile(model, target, backend="aot_eager")
+
+
+def assert_states_match(actual: RamState, expected: RamState, tolerance: float = 1e-5) -> None:
+    for name, tensor in actual.tensors().items():
+        assert relative_rmse(tensor, expected.tensors()[name]) <= tolerance, name
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_logits_state_and_gradients_are_the_references(target: str) -> None:
+    model, text = model_with("half"), ids(3, 6)
+    mask = MASK.to(text.device)
+    results = []
+    for call in (compiled(target, model), model):
+        model.zero_grad()
+        out = call(text, attention_mask=mask)
+        out.logits[mask.bool()].square().mean().backward()
+        results.append((out, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (out, grads), (expected, right) = results
+    assert relative_rmse(out.logits[mask.bool()], expected.logits[mask.bool()]) < 1e-5
+    assert_states_match(out.state, expected.state)
+    assert all(relative_rmse(a, b) < 1e-4 for a, b in zip(grads, right, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tokens_in_place_go_on_from_padded_prompts(target: str, batch: int) -> None:
+    model, text = model_with("half"), ids(batch, 6)
+    mask = MASK[:batch].to(text.device)
+    fast = compiled(target, model)
+    state, expected = (call(text, attention_mask=mask).state for call in (fast, model))
+    for t in range(3):
+        token = ids(batch, 3)[:, t : t + 1]
+        logits = fast(token, state, in_place=True).logits
+        assert relative_rmse(logits, model(token, expected, in_place=True).logits) < 1e-5
+    assert_states_match(state, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_token_in_place_that_is_padding_changes_no_bit_of_its_row(target: str, batch: int) -> None:
+    model, text = model_with("half"), ids(batch, 6)
+    fast = compiled(target, model)
+    before = model(text).state
+    mask = torch.ones_like(text[:, :1])
+    mask[0] = 0
+    after = fast(text[:, :1], before.clone(), attention_mask=mask, in_place=True).state.split()
+    assert_states_match(after[0], before.split()[0], tolerance=0)
+    for own, row in zip(after[1:], before.split()[1:], strict=True):
+        assert own.position.tolist() == [7]
+        assert not torch.equal(own.memory[0], row.memory[0])
+
+
+class Graphs:
+    """In the place of a model's recorded tokens: what is handed to it is a mistake."""
+
+    def serve(self, input_ids: Tensor) -> bool:
+        return True
+
+    def __call__(self, input_ids: Tensor, state: RamState) -> Tensor:
+        raise AssertionError("a graph knows of no mask")
+
+
+@needs_triton
+@torch.no_grad()
+def test_a_masked_token_is_not_for_a_recorded_graph() -> None:
+    model, text = model_with("half"), ids(2, 1)
+    fast = compiled("a100", model)
+    fast.graphs = Graphs()  # type: ignore[assignment]
+    state = RamState.zeros(model.config, 2, device=text.device)
+    fast(text, state, attention_mask=torch.ones_like(text), in_place=True)
+    with pytest.raises(AssertionError, match="knows of no mask"):
+        fast(text, state, in_place=True)
