@@ -103,7 +103,8 @@ class _CompiledModel(RamNetForCausalLM):
     def forward(
         self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False, **options: Any
     ) -> RamNetOutput:
-        graphs = self.graphs if in_place and options.get("attention_mask") is None else None
+        plain = options.get("attention_mask") is None and options.get("cu_seqlens") is None
+        graphs = self.graphs if in_place and plain else None
         if graphs is not None and state is not None and graphs.serve(input_ids):
             return RamNetOutput(graphs(input_ids, state), state)
         return super().forward(input_ids, state, in_place=in_place, **options)

@@ -91,6 +91,7 @@ class RamLayer(nn.Module):
         *,
         in_place: bool = False,
         attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         sequences: Sequences | None = None,
     ) -> RamLayerOutput:
         """Mix each token with those before it.
@@ -103,16 +104,18 @@ class RamLayer(nn.Module):
                 O(K·D) whatever M is.
             attention_mask: bool or int64 [B, T], True or 1 for a token and False or 0 for padding, which may be
                 anywhere in a row: it is neither written, nor read for, nor counted in the position.
-            sequences: what ``Sequences.padded`` makes of a mask, in its place, so that layers share it.
+            cu_seqlens: int32 or int64 [D + 1], for x [1, T] that holds D documents one after another: where each
+                begins, and T. Each is a sequence of its own, and the states before and after have D rows.
+            sequences: what ``Sequences.of`` makes of these two, in their place, so that layers share it.
 
         Returns:
             ``output`` [B, T, C], 0 for padding, and ``state``. Splitting a sequence over several calls changes nothing.
 
         Raises:
-            ValueError: for an ``x`` that is not [B, T, C], ``in_place`` with T ≠ 1, a mask of another shape or device
-                or, on the CPU, of other numbers, or a state of another layer, batch or device. A state that is refused
-                is as it was: see ``RamState.check``.
-            TypeError: for types of a state or a mask that do not fit.
+            ValueError: for an ``x`` that is not [B, T, C], ``in_place`` with T ≠ 1, a mask or documents that do
+                not fit (``Sequences.padded``, ``.packed``), or a state of another layer, batch or device. A state that
+                is refused is as it was: see ``RamState.check``.
+            TypeError: for types that do not fit.
         """
         c = self.config
         if x.dim() != 3 or x.shape[2] != c.hidden_size:
@@ -120,14 +123,15 @@ class RamLayer(nn.Module):
         batch, tokens, _ = x.shape
         if in_place and tokens != 1:
             raise ValueError(f"in_place takes one token at a time, not {tokens}")
-        if attention_mask is not None:
-            sequences = Sequences.padded(attention_mask, (batch, tokens), x.device)
+        if sequences is None:
+            sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), x.device)
+        rows = batch if sequences is None else sequences.lengths.shape[0]
         if state is None:
             # float32 whatever the weights are, or a long sequence would round at every write.
             exact = torch.promote_types(self.log_scale.dtype, torch.float32)
-            state = RamState.zeros([self], batch, dtype=exact, device=x.device)
+            state = RamState.zeros([self], rows, dtype=exact, device=x.device)
         else:
-            state.check([self], batch, x.device, in_place)
+            state.check([self], rows, x.device, in_place)
         if sequences is not None:
             x = sequences.without_padding(x)
         address, value = self.query_key_value(x).split([2 * self.address_width, c.num_heads * c.value_dim], dim=-1)

@@ -53,3 +53,19 @@ def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> None:
         counted = labels[labels != IGNORED]
         if counted.numel():
             check_range(counted, vocab_size, "labels")
+
+
+def next_labels(labels: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """What each token but the last is to predict, int64 [B, T − 1]: ``IGNORED`` from or of padding, and across documents.
+
+    Arguments as in ``RamNetForCausalLM.forward``.
+    """
+    wanted = labels[:, 1:].long()
+    if attention_mask is not None:
+        taken = attention_mask.bool()
+        wanted = wanted.masked_fill(~(taken[:, :-1] & taken[:, 1:]), IGNORED)
+    if cu_seqlens is not None:
+        begins = torch.zeros(labels.shape[1] + 1, dtype=torch.bool, device=labels.device)
+        begins[cu_seqlens.long()] = True
+        wanted = wanted.masked_fill(begins[1:-1], IGNORED)
+    return wanted

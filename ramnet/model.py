@@ -15,7 +15,7 @@ from ramnet.config import RamLayerConfig, RamNetConfig
 from ramnet.files import written_aside
 from ramnet.ids import check_range, check_type
 from ramnet.layer import RamLayer
-from ramnet.loss import IGNORED, check_labels, summed_cross_entropy
+from ramnet.loss import IGNORED, check_labels, next_labels, summed_cross_entropy
 from ramnet.sequences import Sequences
 from ramnet.state import RamState, read_safetensors, write_safetensors
 
@@ -132,6 +132,7 @@ class RamNetForCausalLM(nn.Module):
         state: RamState | None = None,
         *,
         attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         in_place: bool = False,
         logits_to_keep: int | None = None,
         labels: Tensor | None = None,
@@ -144,12 +145,16 @@ class RamNetForCausalLM(nn.Module):
             attention_mask: bool or int64 [B, T], True or 1 for a token and False or 0 for padding, which may be
                 anywhere in a row. Each row then gives what it gives without its padding, and ``state`` is that of its
                 tokens alone. The ids of padding must be in the vocabulary; their logits mean nothing.
+            cu_seqlens: int32 or int64 [D + 1], for ids [1, T] that hold D documents one after another: where each
+                begins, and T. Each gives what it gives alone; ``state``, before and after, has D rows. The scan runs
+                them side by side, each as long as the longest.
             in_place: for T = 1 without gradients, update ``state`` in place and return it, so that a token costs
                 O(K·D) whatever M is.
             logits_to_keep: how many tokens to give logits of, counted from the last; 0 for all, and None for all
                 without ``labels`` and for none with them.
             labels: int64 [B, T], ``input_ids`` itself for a language model; −100 counts for nothing. They are shifted
-                inside: the logits of token t are to predict label t + 1, so that label 0 is not used.
+                inside: the logits of token t are to predict label t + 1, so that label 0 is not used. Neither are
+                those of padding and of the first token of a document.
 
         Returns:
             ``logits`` [B, T, V], or [B, min(T, logits_to_keep), V], and ``state``. Splitting a sequence over several
@@ -159,20 +164,23 @@ class RamNetForCausalLM(nn.Module):
 
         Raises:
             ValueError: for ids that are not [B, T] or, on the CPU, outside the vocabulary, labels likewise or of
-                another shape, a state of another model, batch or device, a mask of another shape or device,
-                ``in_place`` with T ≠ 1, or a negative ``logits_to_keep``. On a GPU, where a look at the ids would wait
-                for the device, torch's assertion stops it at an id outside the vocabulary, and a mask holds what it
-                holds. A state that is refused is as it was: see ``RamState.check``.
-            TypeError: for ids that are not integers, and types of a state or a mask that do not fit.
+                another shape, a state of another model, batch or device, a mask or documents that do not fit
+                (``Sequences.padded``, ``.packed``), ``in_place`` with T ≠ 1, or a negative ``logits_to_keep``. On a
+                GPU, where a look at the ids would wait for the device, torch's assertion stops it at an id outside the
+                vocabulary, and a mask is not looked at. A state that is refused is as it was: see ``RamState.check``.
+            TypeError: for ids that are not integers, and other types that do not fit.
         """
         if logits_to_keep is not None and logits_to_keep < 0:
             raise ValueError(f"logits_to_keep is {logits_to_keep}; it must be >= 0")
         if labels is not None:
             check_labels(labels, input_ids, self.config.vocab_size)
-        hidden, state = self.hidden_states(input_ids, state, attention_mask=attention_mask, in_place=in_place)
+        hidden, state = self.hidden_states(
+            input_ids, state, attention_mask=attention_mask, cu_seqlens=cu_seqlens, in_place=in_place
+        )
         if labels is None:
             return RamNetOutput(self.run_head(hidden[:, -(logits_to_keep or 0) :]), state)
-        before, wanted = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten().long()
+        wanted = next_labels(labels, attention_mask, cu_seqlens).flatten()
+        before = hidden[:, :-1].flatten(0, 1)
         loss = summed_cross_entropy(self.run_head, before, wanted, self.config.vocab_size) / (wanted != IGNORED).sum()
         kept = hidden[:, :0] if logits_to_keep is None else hidden[:, -logits_to_keep:]
         return RamNetOutput(self.run_head(kept), state, loss)
@@ -200,6 +208,7 @@ class RamNetForCausalLM(nn.Module):
         state: RamState | None = None,
         *,
         attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         in_place: bool = False,
     ) -> tuple[Tensor, RamState]:
         """What ``head`` turns into logits, [B, T, C], and the state; arguments and errors as in ``forward``."""
@@ -209,16 +218,14 @@ class RamNetForCausalLM(nn.Module):
         batch, tokens = input_ids.shape
         if in_place and tokens != 1:
             raise ValueError(f"in_place takes one token at a time, not {tokens}")
-        sequences = None
-        if attention_mask is not None:
-            sequences = Sequences.padded(attention_mask, (batch, tokens), input_ids.device)
-        lengths = tokens if sequences is None else sequences.lengths
+        sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), input_ids.device)
+        rows, lengths = (batch, tokens) if sequences is None else (sequences.lengths.shape[0], sequences.lengths)
         if state is None:
             # float32 whatever the weights are, or a long sequence would round at every write.
             exact = torch.promote_types(self.embedding.weight.dtype, torch.float32)
-            state = RamState.zeros(self.config, batch, dtype=exact, device=input_ids.device)
+            state = RamState.zeros(self.config, rows, dtype=exact, device=input_ids.device)
         else:
-            state.check(self.config, batch, input_ids.device, in_place)
+            state.check(self.config, rows, input_ids.device, in_place)
         try:
             x = self.embedding(input_ids)
         except IndexError:  # torch looks at every id anyway, but names none

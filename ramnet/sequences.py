@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple, Self
 
 import torch
@@ -23,14 +24,28 @@ class Sequences(NamedTuple):
         inside: bool [R, L], False past the end.
         lengths: int64 [R].
         back: int64 [B, T], the place of each token among the R·L; that of some token for padding.
-        real: bool [B, T], False for padding.
+        real: bool [B, T], False for padding; None where there is none.
     """
 
     source: Tensor
     inside: Tensor
     lengths: Tensor
     back: Tensor
-    real: Tensor
+    real: Tensor | None
+
+    @classmethod
+    def of(
+        cls, attention_mask: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int], device: torch.device
+    ) -> Self | None:
+        """What ``padded`` or ``packed`` makes of the one that is given; None where the rows are the sequences.
+
+        ValueError where both are given; further errors are theirs.
+        """
+        if attention_mask is not None and cu_seqlens is not None:
+            raise ValueError("attention_mask and cu_seqlens are both given; packed documents have no padding")
+        if attention_mask is not None:
+            return cls.padded(attention_mask, shape, device)
+        return None if cu_seqlens is None else cls.packed(cu_seqlens, shape, device)
 
     @classmethod
     def padded(cls, attention_mask: Tensor, shape: tuple[int, int], device: torch.device) -> Self:
@@ -62,6 +77,40 @@ class Sequences(NamedTuple):
         back = starts + (real.cumsum(1) - 1).clamp(min=0)
         return cls(source, inside, lengths, back, real)
 
+    @classmethod
+    def packed(cls, cu_seqlens: Tensor, shape: tuple[int, int], device: torch.device) -> Self:
+        """The documents that one row holds one after another, R = D; L is the length of the longest.
+
+        Args:
+            cu_seqlens: int32 or int64 [D + 1], on any device: where each document begins, and T. Its numbers are read,
+                which waits for a GPU and has no place within a graph of torch.compile.
+            shape: 1 and T. device: of the tokens.
+
+        Raises:
+            ValueError: for a batch other than 1, another shape, and numbers that do not rise from 0 to T.
+            TypeError: for other types.
+        """
+        batch, tokens = shape
+        if cu_seqlens.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"cu_seqlens is {cu_seqlens.dtype}; it must be torch.int32 or torch.int64")
+        if batch != 1:
+            raise ValueError(f"cu_seqlens is given for a batch of {batch}; packed documents are one row, [1, T]")
+        if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+            raise ValueError(f"cu_seqlens has shape {list(cu_seqlens.shape)}; it must be [D + 1] with D >= 1")
+        bounds = cu_seqlens.tolist()
+        if bounds[0] != 0 or bounds[-1] != tokens:
+            raise ValueError(f"cu_seqlens goes from {bounds[0]} to {bounds[-1]}; it must go from 0 to {tokens}")
+        for before, after in pairwise(bounds):
+            if after < before:
+                raise ValueError(f"cu_seqlens falls from {before} to {after}; it must not fall")
+        longest = max(after - before for before, after in pairwise(bounds))
+        at = torch.tensor(bounds, device=device)
+        lengths, steps = at.diff(), torch.arange(longest, device=device)
+        source = (at[:-1].unsqueeze(1) + steps).clamp(max=tokens - 1)
+        document = torch.arange(len(lengths), device=device).repeat_interleave(lengths, output_size=tokens)
+        back = document * longest + torch.arange(tokens, device=device) - at[document]
+        return cls(source, steps < lengths.unsqueeze(1), lengths, back.unsqueeze(0), None)
+
     def gather(self, x: Tensor) -> Tensor:
         """[B, T, …] as [R, L, …], with zeros past the ends."""
         return _keep(self.inside, self.take(x))
@@ -72,11 +121,11 @@ class Sequences(NamedTuple):
 
     def scatter(self, x: Tensor) -> Tensor:
         """[R, L, …] as [B, T, …], with zeros for padding."""
-        return _keep(self.real, _pick(x, self.back))
+        return self.without_padding(_pick(x, self.back))
 
     def without_padding(self, x: Tensor) -> Tensor:
         """x [B, T, …] with zeros for padding, whose numbers may be NaN."""
-        return _keep(self.real, x)
+        return x if self.real is None else _keep(self.real, x)
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Padded rows through ``lowering.compile``, on the CPU's kernels and on a GPU's: what the reference gives."""
+"""Padded rows and packed documents through ``lowering.compile``, on the kernels of a CPU and of a GPU."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.samples import relative_rmse
 needs_tvm = pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="the CPU kernels need tvm")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the GPU kernels need triton")
 TARGETS = [pytest.param("cpu", marks=needs_tvm), pytest.param("a100", marks=needs_triton)]
+BOUNDS = torch.tensor([0, 2, 2, 6])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 0, 1]])
 
 
@@ -30,17 +31,19 @@ def assert_states_match(actual: RamState, expected: RamState, tolerance: float =
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_logits_state_and_gradients_are_the_references(target: str) -> None:
-    model, text = model_with("half"), ids(3, 6)
-    mask = MASK.to(text.device)
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_logits_state_and_gradients_are_the_references(target: str, kind: str) -> None:
+    model, text = model_with("half"), ids(3 if kind == "padded" else 1, 6)
+    options = {"attention_mask": MASK.to(text.device)} if kind == "padded" else {"cu_seqlens": BOUNDS}
+    real = options.get("attention_mask", torch.ones_like(text)).bool()
     results = []
     for call in (compiled(target, model), model):
         model.zero_grad()
-        out = call(text, attention_mask=mask)
-        out.logits[mask.bool()].square().mean().backward()
+        out = call(text, **options)
+        out.logits[real].square().mean().backward()
         results.append((out, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
     (out, grads), (expected, right) = results
-    assert relative_rmse(out.logits[mask.bool()], expected.logits[mask.bool()]) < 1e-5
+    assert relative_rmse(out.logits[real], expected.logits[real]) < 1e-5
     assert_states_match(out.state, expected.state)
     assert all(relative_rmse(a, b) < 1e-4 for a, b in zip(grads, right, strict=True))
 
@@ -83,16 +86,17 @@ class Graphs:
         return True
 
     def __call__(self, input_ids: Tensor, state: RamState) -> Tensor:
-        raise AssertionError("a graph knows of no mask")
+        raise AssertionError("a graph knows of no sequences")
 
 
 @needs_triton
 @torch.no_grad()
-def test_a_masked_token_is_not_for_a_recorded_graph() -> None:
-    model, text = model_with("half"), ids(2, 1)
+def test_a_token_with_a_mask_or_documents_is_not_for_a_recorded_graph() -> None:
+    model, text = model_with("half"), ids(1, 1)
     fast = compiled("a100", model)
     fast.graphs = Graphs()  # type: ignore[assignment]
-    state = RamState.zeros(model.config, 2, device=text.device)
+    state = RamState.zeros(model.config, 1, device=text.device)
     fast(text, state, attention_mask=torch.ones_like(text), in_place=True)
-    with pytest.raises(AssertionError, match="knows of no mask"):
+    fast(text, state, cu_seqlens=torch.tensor([0, 1]), in_place=True)
+    with pytest.raises(AssertionError, match="knows of no sequences"):
         fast(text, state, in_place=True)

@@ -1,0 +1,129 @@
+"""cu_seqlens: documents packed in one row give what each gives alone, forward, backward, and in their states."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ramnet import RamLayer, RamNetForCausalLM, RamState, Sequences
+from tests import brute_force
+from tests.ramnet.test_model import SMALL, assert_states_match, small_model, tokens
+from tests.samples import relative_rmse
+
+# One token, some, none, the longest, and shorter than the convolution.
+LENGTHS = [1, 7, 0, 12, 2]
+BOUNDS = torch.tensor([0, 1, 8, 8, 20, 22])
+TOKENS = 22
+
+
+def alone(model: RamNetForCausalLM, ids: Tensor, state: RamState | None = None) -> list[Any]:
+    """What the model gives for each document."""
+    states = [None] * len(LENGTHS) if state is None else state.split()
+    return [model(document, own) for document, own in zip(ids.split(LENGTHS, dim=1), states, strict=True)]
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+def test_logits_equal_the_papers_definition_on_each_document(kernels: str, kind: torch.dtype) -> None:
+    model, ids = small_model(conv_layers=0).double(), tokens(1, TOKENS)
+    logits = model(ids, cu_seqlens=BOUNDS.to(kind)).logits
+    for document, found in zip(ids.split(LENGTHS, dim=1), logits.split(LENGTHS, dim=1), strict=True):
+        if document.numel():
+            exact = brute_force.language_model(model.config, dict(model.state_dict()), document)
+            assert relative_rmse(found, exact) <= 1e-10
+
+
+@pytest.mark.parametrize("conv_kernel", [1, 3])
+@pytest.mark.parametrize("begun", [False, True])
+def test_logits_states_and_gradients_are_those_of_the_documents_alone(
+    kernels: str, begun: bool, conv_kernel: int
+) -> None:
+    model, ids = small_model(conv_kernel=conv_kernel).double(), tokens(1, TOKENS)
+    with torch.no_grad():
+        earlier = [model(tokens(1, 3 * i + 1, seed=i)).state for i in range(len(LENGTHS))]
+    state = RamState.merge(earlier) if begun else None
+    out, each = model(ids, state, cu_seqlens=BOUNDS), alone(model, ids, state)
+    assert out.state.batch_size == len(LENGTHS)
+    assert relative_rmse(out.logits, torch.cat([one.logits for one in each], 1)) <= 1e-10
+    for own, one in zip(out.state.split(), each, strict=True):
+        assert_states_match(own, one.state, 1e-10)
+    cotangent = torch.randn(out.logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    losses = [(out.logits * cotangent).sum() + sum(x.square().sum() for x in out.state.memory)]
+    parts = zip(each, cotangent.split(LENGTHS, dim=1), strict=True)
+    losses.append(sum((one.logits * g).sum() + sum(x.square().sum() for x in one.state.memory) for one, g in parts))
+    grads, right = (torch.autograd.grad(loss, list(model.parameters())) for loss in losses)
+    for (name, _), grad, exact in zip(model.named_parameters(), grads, right, strict=True):
+        assert relative_rmse(grad, exact) <= 1e-8, name
+
+
+def test_a_document_knows_nothing_of_those_before(kernels: str) -> None:
+    model, ids = small_model(), tokens(1, TOKENS)
+    changed = ids.clone()
+    changed[0, :8] = (ids[0, :8] + 1) % 11
+    a, b = (model(x, cu_seqlens=BOUNDS).logits for x in (ids, changed))
+    assert torch.equal(a[:, 8:], b[:, 8:])
+    assert bool((a[:, :8] != b[:, :8]).any(-1).all())
+
+
+@torch.no_grad()
+def test_documents_go_on_in_a_further_call_and_token_by_token(kernels: str) -> None:
+    model, ids, later = small_model(), tokens(1, TOKENS), tokens(5, 3, seed=2)
+    state = model(ids, cu_seqlens=BOUNDS).state
+    assert state.position.tolist() == LENGTHS
+    expected = [model(row.unsqueeze(0), one.state) for row, one in zip(later, alone(model, ids), strict=True)]
+    packed = model(later.view(1, 15), state, cu_seqlens=torch.arange(0, 16, 3))
+    assert relative_rmse(packed.logits.view(5, 3, 11), torch.cat([one.logits for one in expected])) <= 1e-5
+    for t in range(3):
+        logits = model(later[:, t : t + 1], state, in_place=True).logits
+        assert relative_rmse(logits[:, 0], packed.logits.view(5, 3, 11)[:, t]) <= 1e-5
+    assert_states_match(state, packed.state)
+
+
+def test_a_layer_takes_documents_and_layers_share_what_is_made_of_them() -> None:
+    torch.manual_seed(0)
+    layer, x = RamLayer(12, 3, order=3, sub_dim=3, top_k=4, cape_heads=1), torch.randn(1, TOKENS, 12)
+    out, state = layer(x, cu_seqlens=BOUNDS)
+    made = Sequences.packed(BOUNDS, (1, TOKENS), x.device)
+    assert torch.equal(layer(x, sequences=made).output, out)
+    for document, found in zip(x.split(LENGTHS, dim=1), out.split(LENGTHS, dim=1), strict=True):
+        assert relative_rmse(found, layer(document).output) <= 1e-5
+    assert state.memory[0].shape[0] == 5
+
+
+def test_no_tokens_give_no_logits_and_the_same_state(kernels: str) -> None:
+    model = small_model()
+    state = model(tokens(2, 5)).state
+    out = model(tokens(1, 0), state, cu_seqlens=torch.tensor([0, 0, 0]))
+    assert out.logits.shape == (1, 0, 11)
+    assert_states_match(out.state, state, tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error", "message"),
+    [
+        ([1, 22], ValueError, "cu_seqlens goes from 1 to 22; it must go from 0 to 22"),
+        ([0, 21], ValueError, "cu_seqlens goes from 0 to 21; it must go from 0 to 22"),
+        ([0, 9, 8, 22], ValueError, "cu_seqlens falls from 9 to 8; it must not fall"),
+        ([0], ValueError, "cu_seqlens has shape [1]; it must be [D + 1] with D >= 1"),
+        ([[0, 22]], ValueError, "cu_seqlens has shape [1, 2]; it must be [D + 1] with D >= 1"),
+        ([0.0, 22.0], TypeError, "cu_seqlens is torch.float32; it must be torch.int32 or torch.int64"),
+    ],
+)
+def test_what_are_no_bounds_is_refused(bounds: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match="^" + re.escape(message) + "$"):
+        small_model()(tokens(1, TOKENS), cu_seqlens=torch.tensor(bounds))
+
+
+def test_a_batch_and_a_mask_and_a_state_of_other_rows_are_refused() -> None:
+    model = small_model()
+    with pytest.raises(ValueError, match=r"cu_seqlens is given for a batch of 2; packed documents are one row"):
+        model(tokens(2, TOKENS), cu_seqlens=BOUNDS)
+    with pytest.raises(ValueError, match="attention_mask and cu_seqlens are both given"):
+        model(tokens(1, TOKENS), cu_seqlens=BOUNDS, attention_mask=torch.ones(1, TOKENS).bool())
+    with pytest.raises(
+        ValueError, match=re.escape("state.memory[0] has shape [1, 3, 27, 5]; it must be [5, 3, 27, 5]")
+    ):
+        model(tokens(1, TOKENS), RamState.zeros(SMALL, 1), cu_seqlens=BOUNDS)
