@@ -56,9 +56,9 @@ def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> None:
 
 
 def next_labels(labels: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-    """What each token but the last is to predict, int64 [B, T − 1]: ``IGNORED`` from or of padding, and across documents.
+    """What each token but the last is to predict, int64 [B, T − 1].
 
-    Arguments as in ``RamNetForCausalLM.forward``.
+    ``IGNORED`` to and from padding, and from one document to the next. Arguments as in ``RamNetForCausalLM.forward``.
     """
     wanted = labels[:, 1:].long()
     if attention_mask is not None:

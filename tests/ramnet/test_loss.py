@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -133,3 +134,23 @@ def test_the_loss_is_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch, t
     actual = with_gradients(model, compiled(ids))
     expected = with_gradients(model, plain_loss(model, ids, ids))
     assert all(relative_rmse(a, e) < 1e-4 for a, e in zip(actual, expected, strict=True))
+
+
+def test_padding_is_neither_predicted_nor_predicts(kernels: str) -> None:
+    model, ids = small_model().double(), tokens(3, 9)
+    mask = torch.ones(3, 9, dtype=torch.bool)
+    mask[0, 6:] = mask[1, :4] = False
+    rows = [ids[row, mask[row]][None] for row in range(3)]
+    nats = [model(row, labels=row).loss * (row.shape[1] - 1) for row in rows]
+    expected = sum(nats) / sum(row.shape[1] - 1 for row in rows)
+    assert relative_rmse(model(ids, attention_mask=mask, labels=ids).loss, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("starts", [[0, 4, 9], [0, 1, 3, 9], [0, 0, 5, 5, 9], [0, 9, 9], [0, 9]])
+def test_a_documents_first_token_is_not_predicted_from_the_document_before(kernels: str, starts: list[int]) -> None:
+    model, ids = small_model().double(), tokens(1, 9)
+    documents = [ids[:, a:b] for a, b in itertools.pairwise(starts) if b - a > 1]
+    nats = [model(each, labels=each).loss * (each.shape[1] - 1) for each in documents]
+    expected = sum(nats) / sum(each.shape[1] - 1 for each in documents)
+    actual = model(ids, cu_seqlens=torch.tensor(starts, dtype=torch.int32), labels=ids).loss
+    assert relative_rmse(actual, expected) <= 1e-12
