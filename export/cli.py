@@ -69,6 +69,16 @@ def export(checkpoint: Path, output: Path) -> None:
 @click.option("--top-k", default=0, show_default=True, help="Sample among the k likeliest only; 0 for all.")
 @click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest that hold this probability.")
 @click.option(
+    "--min-p", default=0.0, show_default=True, help="Sample among those so many times as likely as the likeliest."
+)
+@click.option(
+    "--repetition-penalty",
+    default=1.0,
+    show_default=True,
+    help="Above 1, bytes of TEXT and of what was said are less likely.",
+)
+@click.option("--stop", multiple=True, help="End once this was said; may be repeated.")
+@click.option(
     "--seed", type=click.IntRange(-(2**63), 2**64 - 1), help="Seed of the sampling; without it every run differs."
 )
 def generate(
@@ -80,6 +90,9 @@ def generate(
     temperature: float,
     top_k: int,
     top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    stop: tuple[str, ...],
     seed: int | None,
 ) -> None:
     """Continue TEXT with a byte-level model, printing it as it comes."""
@@ -93,9 +106,9 @@ def generate(
 
     from export.session import OnnxSession
     from ramnet import RamNetForCausalLM, ops
-    from ramnet.generation import sampler
+    from ramnet.generation.sampling import Sampling
 
-    sampler(temperature, top_k, top_p, seed)  # says what is wrong before a model is read
+    Sampling(temperature, top_k, top_p, min_p, repetition_penalty)  # says what is wrong before a model is read
     model: OnnxSession | RamNetForCausalLM
     if onnx is not None:
         model = OnnxSession(onnx)
@@ -116,8 +129,11 @@ def generate(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
             seed=seed,
-            on_token=lambda token: say(bytes([int(token[0])])),
+            streamer=lambda token: say(bytes([int(token[0])])),
         )
     say(b"\n")
 

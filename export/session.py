@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,8 +15,8 @@ from export.ports import difference, inputs
 from export.runtime import BoundStep, OnnxGraph
 from export.sidecar import FILENAME, Sidecar
 from export.state import POSITION, OnnxState
-from ramnet import RamNetForCausalLM
-from ramnet.generation import check_prompt, generate
+from ramnet.generation import generate
+from ramnet.ids import check_prompt
 
 
 class OnnxOutput(NamedTuple):
@@ -95,17 +95,14 @@ class OnnxSession:
         _check_position(state)
         return torch.from_numpy(step(input_ids.numpy()))
 
-    def generate(self, input_ids: Tensor, max_new_tokens: int, **sampling: Any) -> Tensor:
-        """``input_ids`` [B, T] followed by what the model says; see ``ramnet.generation.generate``."""
-        # That function asks of its model only what this class has: a call, and the vocabulary's size.
-        return generate(cast(RamNetForCausalLM, self), input_ids, max_new_tokens, **sampling)
+    generate = generate
 
     def _check(self, input_ids: Tensor) -> int:
         """How many tokens there are; ValueError for ids that are none."""
         if input_ids.dim() != 2 or input_ids.dtype != torch.int64:
             raise ValueError(f"input_ids is {input_ids.dtype} {list(input_ids.shape)}; it must be int64 [B, T]")
         if input_ids.numel():
-            check_prompt(input_ids, 0, self.config.vocab_size)
+            check_prompt(input_ids, self.config.vocab_size)
         return input_ids.shape[1]
 
     def _check_state(self, state: OnnxState, batch: int) -> None:

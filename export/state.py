@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from ramnet import RamNetConfig, RamState
 
@@ -45,6 +46,11 @@ class OnnxState:
     def clone(self) -> Self:
         """A copy that shares nothing with this one."""
         return type(self)(self._arrays)
+
+    def reorder(self, index: Tensor) -> Self:
+        """The state whose batch entry i is this one's ``index[i]``, as a beam search needs; ``index`` is int64."""
+        rows = index.numpy()
+        return type(self)({name: x[rows] if x.ndim else x for name, x in self._arrays.items()})
 
 
 class OnnxTensors(MutableMapping[str, NDArray[Any]]):

@@ -17,3 +17,11 @@ def check_range(ids: Tensor, vocab_size: int, name: str = "input_ids") -> None:
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocab_size:
         raise ValueError(f"{name} holds {low if low < 0 else high}; token ids must be in 0..{vocab_size - 1}")
+
+
+def check_prompt(input_ids: Tensor, vocab_size: int) -> None:
+    """ValueError for an empty prompt, or ids outside the vocabulary; TypeError for other types."""
+    check_type(input_ids)
+    if input_ids.dim() != 2 or input_ids.numel() < 1:
+        raise ValueError(f"input_ids has shape {list(input_ids.shape)}; generate needs [B, T] with B and T >= 1")
+    check_range(input_ids, vocab_size)

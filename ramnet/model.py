@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch.utils import _pytree
 
 from ramnet.config import RamLayerConfig, RamNetConfig
 from ramnet.files import written_aside
+from ramnet.generation import generate
 from ramnet.ids import check_range, check_type
 from ramnet.layer import RamLayer
 from ramnet.loss import IGNORED, check_labels, next_labels, summed_cross_entropy
@@ -248,11 +249,7 @@ class RamNetForCausalLM(nn.Module):
             return self.norm(x), state
         return self.norm(x), RamState(memory, mass, conv, state.position + lengths)
 
-    def generate(self, input_ids: Tensor, max_new_tokens: int, **sampling: Any) -> Tensor:
-        """``input_ids`` [B, T] followed by what the model says; see ``ramnet.generation.generate``."""
-        from ramnet.generation import generate
-
-        return generate(self, input_ids, max_new_tokens, **sampling)
+    generate = generate
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` in ``directory``, whole or not at all.

@@ -62,6 +62,14 @@ def test_generate_is_the_same_through_onnx_and_pytorch(mixed: Exported, ramnet: 
     assert onnx.out == checkpoint.out
 
 
+def test_generate_ends_once_a_string_was_said(mixed: Exported, ramnet: Callable[..., Ran]) -> None:
+    options = ("--onnx", mixed.onnx, "text", "--seed", "3", "--max-new-tokens", "40")
+    options = (*options, "--temperature", "1.5", "--min-p", "0.01", "--repetition-penalty", "1.1")
+    free = ramnet("generate", *options).out
+    stop = next(letter for letter in free[5:] if letter.isascii() and letter.isprintable())
+    assert ramnet("generate", *options, "--stop", stop).out == free[: free.index(stop, 4) + 1] + "\n"
+
+
 @pytest.mark.parametrize("typed", [b"a\xff\xfeb", b"\xc3", b"gr\xfc\xdfe", "grüße".encode(), b" "])
 def test_a_prompt_is_the_bytes_that_were_typed(mixed: Exported, ramnet: Callable[..., Ran], typed: bytes) -> None:
     expected = mixed.model.generate(torch.tensor([list(typed)]), 5)
@@ -123,6 +131,8 @@ def test_bad_arguments_are_one_line(
         ("--top-p", "nan", "top_p is nan"),
         ("--top-p", "0", "top_p is 0.0"),
         ("--top-p", "1.5", "top_p is 1.5"),
+        ("--min-p", "2", "min_p is 2.0"),
+        ("--repetition-penalty", "0", "repetition_penalty is 0.0"),
     ],
 )
 def test_settings_that_mean_nothing_are_told_before_a_model_is_read(

@@ -110,8 +110,12 @@ def test_a_call_takes_any_split_and_leaves_its_state(export_named: Callable[[str
 
 @pytest.mark.parametrize("name", ["mixed", "wide"])
 @pytest.mark.parametrize(
-    "sampling", [{}, {"temperature": 0.9, "top_k": 5, "seed": 7}, {"temperature": 1.0, "top_p": 0.5, "seed": 1}]
-)
+    "sampling",
+    [
+        {}, {"temperature": 0.9, "top_k": 5, "seed": 7}, {"temperature": 1.0, "top_p": 0.5, "seed": 1},
+        {"temperature": 1.0, "min_p": 0.1, "repetition_penalty": 1.5, "seed": [3, 8]}, {"num_beams": 3},
+    ],
+)  # fmt: skip
 def test_generate_says_what_pytorch_says(
     export_named: Callable[[str], Exported], name: str, sampling: dict[str, float]
 ) -> None:
@@ -119,6 +123,21 @@ def test_generate_says_what_pytorch_says(
     prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
     found = OnnxSession(made.onnx).generate(prompt, 20, stop_tokens=[0], **sampling)
     assert found.tolist() == made.model.generate(prompt, 20, stop_tokens=[0], **sampling).tolist()
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_turn_goes_on_from_the_last_ones_state(mixed: Exported, num_beams: int, length: int) -> None:
+    session = OnnxSession(mixed.onnx, threads=1)
+    said, state = session.generate(torch.tensor([[1, 2, 3]]), 5, return_state=True)
+    before = state.clone()
+    question = torch.tensor([[7, 8, 9]])[:, :length]
+    answer = session.generate(question, 5, state=state, num_beams=num_beams)
+    assert torch.equal(
+        torch.cat([said, answer], 1), session.generate(torch.cat([said, question], 1), 5, num_beams=num_beams)
+    )
+    for key, array in state.tensors.items():
+        np.testing.assert_array_equal(array, before.tensors[key])
 
 
 def test_slots_tell_what_a_token_reads_and_writes(mixed: Exported) -> None:

@@ -254,7 +254,7 @@ def test_tensors_of_the_cpu_gradients_and_a_callers_recording_are_not_for_graphs
 def test_nothing_in_a_token_or_between_tokens_waits_for_the_device(
     model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ramnet.generation.SYNCHRONOUS", ())  # the CPU stands for a GPU
+    monkeypatch.setattr("ramnet.generation.sampled.SYNCHRONOUS", ())  # the CPU stands for a GPU
     with pytest.raises(RuntimeError, match="waits for the device"), NoWaiting():
         int(torch.ones(()))
     state = RamState.zeros(model.config, 2)
@@ -276,6 +276,6 @@ def test_nothing_in_a_token_or_between_tokens_waits_for_the_device(
 
     guard, entered, ended = NoWaiting(), [], []
     model.__class__ = Guarded
-    monkeypatch.setattr("ramnet.generation._check", check_in_the_end)
+    monkeypatch.setattr("ramnet.generation.sampled.check_finite", check_in_the_end)
     said = model.generate(ids(2, 3), 5, temperature=0.8, top_k=5, top_p=0.9, seed=0)
     assert said.shape == (2, 8) and len(entered) == 5 and len(ended) == 1

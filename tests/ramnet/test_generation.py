@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ramnet import RamNetConfig, RamNetForCausalLM
-from ramnet.generation import TOKENS_AT_ONCE, sampler
+from ramnet.generation.reading import TOKENS_AT_ONCE
+from ramnet.generation.sampling import Sampling, Uniforms
 from tests.samples import LargestTensor, relative_rmse
 
 V = 11
@@ -41,6 +42,18 @@ def test_greedy_takes_the_argmax_of_a_full_forward_at_each_step(kernels: str, mo
     assert len(said[0, 3:].unique()) > 2, "a constant would prove little"
 
 
+@pytest.mark.parametrize("penalty", [30.0, 0.3])
+def test_a_repetition_penalty_is_the_plain_definition(model: RamNetForCausalLM, penalty: float) -> None:
+    text = PROMPT[0].tolist()
+    for _ in range(15):
+        logits = model(torch.tensor([text])).logits[0, -1].tolist()
+        for token in set(text):
+            logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+        text.append(max(range(V), key=logits.__getitem__))
+    said = model.generate(PROMPT, 15, repetition_penalty=penalty)[0].tolist()
+    assert said == text != model.generate(PROMPT, 15)[0].tolist()
+
+
 def test_a_seed_repeats_and_another_differs(model: RamNetForCausalLM) -> None:
     first, again, other = (model.generate(PROMPT, 30, temperature=1.0, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -50,14 +63,14 @@ def test_a_seed_repeats_and_another_differs(model: RamNetForCausalLM) -> None:
     assert torch.equal(free, model.generate(PROMPT, 30, temperature=1.0))
 
 
-def plain_probabilities(temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Token by token: the likeliest first, until k are taken or those taken hold p."""
+def plain_probabilities(temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """Token by token: the likeliest first, until k are taken, those taken hold p, or the next is too unlikely."""
     order = LOGITS.argsort(descending=True)[: top_k or V].tolist()
     probability = torch.zeros(V, dtype=torch.float64)
     probability[order] = (LOGITS[order].double() / temperature).softmax(0)
     kept, held = [], 0.0
     for token in order:
-        if held >= top_p:
+        if held >= top_p or probability[token] < min_p * probability.max():
             break
         kept.append(token)
         held += float(probability[token])
@@ -67,15 +80,21 @@ def plain_probabilities(temperature: float, top_k: int, top_p: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 3, 1.0), (1.0, 1, 1.0), (1.0, 99, 1.0), (1.0, 0, 0.8), (2.0, 0, 0.5),
-     (1.0, 0, 1e-6), (1.5, 5, 0.7)],
+    ("temperature", "top_k", "top_p", "min_p"),
+    [(1.0, 0, 1.0, 0.0), (0.7, 0, 1.0, 0.0), (1.0, 3, 1.0, 0.0), (1.0, 1, 1.0, 0.0), (1.0, 99, 1.0, 0.0),
+     (1.0, 0, 0.8, 0.0), (2.0, 0, 0.5, 0.0), (1.0, 0, 1e-6, 0.0), (1.5, 5, 0.7, 0.0), (1.0, 0, 1.0, 0.2),
+     (2.0, 0, 1.0, 0.2), (1.0, 0, 1.0, 1.0), (1.5, 5, 0.9, 0.5)],
 )  # fmt: skip
-def test_samples_follow_the_plain_definition(temperature: float, top_k: int, top_p: float) -> None:
+def test_samples_follow_the_plain_definition(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
     draws = 20_000
-    choose = sampler(temperature, top_k, top_p, seed=0)
-    counts = choose(LOGITS.expand(draws, V)).bincount(minlength=V).double()
-    expected = plain_probabilities(temperature, top_k, top_p)
+    uniforms = Uniforms(range(draws), draws, LOGITS.device)
+    counts = (
+        Sampling(temperature, top_k, top_p, min_p)
+        .choose(LOGITS.expand(draws, V), uniforms)
+        .bincount(minlength=V)
+        .double()
+    )
+    expected = plain_probabilities(temperature, top_k, top_p, min_p)
     assert bool((counts[expected == 0] == 0).all()), "a token outside the bounds was drawn"
     # Five standard deviations of a binomial count.
     deviation = (draws * expected * (1 - expected)).sqrt()
@@ -85,7 +104,7 @@ def test_samples_follow_the_plain_definition(temperature: float, top_k: int, top
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-300])
 def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
     logits = 1e4 * torch.randn(50, V, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(sampler(temperature, 0, 1.0, seed=0)(logits), logits.argmax(-1))
+    assert torch.equal(Sampling(temperature).choose(logits, Uniforms([0] * 50, 50, logits.device)), logits.argmax(-1))
 
 
 def test_a_row_that_stopped_repeats_its_stop_token(model: RamNetForCausalLM) -> None:
@@ -115,7 +134,7 @@ def test_a_stop_token_in_the_prompt_stops_nothing(model: RamNetForCausalLM) -> N
 
 def test_every_new_column_is_handed_on(model: RamNetForCausalLM) -> None:
     columns: list[Tensor] = []
-    said = model.generate(PROMPT, 7, on_token=columns.append)
+    said = model.generate(PROMPT, 7, streamer=columns.append)
     assert torch.equal(torch.stack(columns, 1), said[:, 3:])
 
 
@@ -139,7 +158,7 @@ class Watched(RamNetForCausalLM):
 def test_a_prompt_is_read_in_parts_of_bounded_size(
     model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch, batch: int, length: int, longest: int
 ) -> None:
-    monkeypatch.setattr("ramnet.generation.TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr("ramnet.generation.reading.TOKENS_AT_ONCE", 8)
     prompt = torch.randint(V, (batch, length), generator=torch.Generator().manual_seed(2))
     model.__class__ = Watched
     said = model.generate(prompt, 3)
@@ -184,7 +203,7 @@ def _broken(model: RamNetForCausalLM, row: int, value: float, at: int) -> RamNet
 def test_no_token_is_chosen_from_logits_that_are_not_finite(
     model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch, value: float, temperature: float, waits: bool
 ) -> None:
-    monkeypatch.setattr("ramnet.generation.SYNCHRONOUS", ("cpu",) if waits else ())
+    monkeypatch.setattr("ramnet.generation.sampled.SYNCHRONOUS", ("cpu",) if waits else ())
     broken = _broken(model, 1, value, at=3)
     with pytest.raises(RuntimeError, match="the largest logit of row 1 is NaN or infinite") as caught:
         broken.generate(PROMPT, 6, temperature=temperature, top_k=3, top_p=0.9, seed=0)
@@ -192,18 +211,18 @@ def test_no_token_is_chosen_from_logits_that_are_not_finite(
     assert broken.__dict__["calls"] == (3 if waits else 6)
 
 
-@pytest.mark.parametrize("reader", ["on_token", "stop_tokens"])
+@pytest.mark.parametrize("reader", ["streamer", "stop_tokens"])
 def test_where_tokens_are_looked_at_none_is_handed_on_from_such_logits(
     model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
-    monkeypatch.setattr("ramnet.generation.SYNCHRONOUS", ())
+    monkeypatch.setattr("ramnet.generation.sampled.SYNCHRONOUS", ())
     columns: list[Tensor] = []
-    settings: dict[str, Any] = {"on_token": columns.append} if reader == "on_token" else {"stop_tokens": [V]}
+    settings: dict[str, Any] = {"streamer": columns.append} if reader == "streamer" else {"stop_tokens": [V]}
     broken = _broken(model, 0, float("nan"), at=3)
     with pytest.raises(RuntimeError, match="the largest logit of row 0"):
         broken.generate(PROMPT, 6, **settings)
     assert broken.__dict__["calls"] == 3
-    assert len(columns) == (2 if reader == "on_token" else 0)
+    assert len(columns) == (2 if reader == "streamer" else 0)
 
 
 def test_some_logits_of_minus_infinity_are_tokens_ruled_out(model: RamNetForCausalLM) -> None:
@@ -227,6 +246,21 @@ def test_generation_leaves_no_graph(model: RamNetForCausalLM) -> None:
         ({"top_k": -1}, "top_k is -1; it must be >= 0"),
         ({"top_p": 0.0}, r"top_p is 0\.0; it must be in \(0, 1\]"),
         ({"top_p": 1.1}, r"top_p is 1\.1; it must be in \(0, 1\]"),
+        ({"min_p": -0.1}, r"min_p is -0\.1; it must be in \[0, 1\]"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be finite and above 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty is inf; it must be finite and above 0"),
+        ({"num_beams": 0}, "num_beams is 0; it must be >= 1"),
+        ({"num_beams": 2, "temperature": 0.8}, r"temperature is 0\.8 but num_beams is 2; beams do not sample: use 0"),
+        ({"num_beams": 2, "streamer": print}, "streamer is given a column at a time; it goes with neither"),
+        ({"input_ids": [PROMPT[0]], "streamer": print}, "streamer is given a column at a time; it goes with neither"),
+        ({"stop": ["x", ""]}, "stop is ''; it must hold at least one character"),
+        ({"stop": "x"}, "stop is 'x' but the model has 11 tokens, which are no bytes; give decode"),
+        ({"stop_tokens": [-1]}, "stop_tokens is -1; it must be token ids"),
+        ({"seed": 2**64}, r"seed is 18446744073709551616; it must be from -2\*\*63 to 2\*\*64 - 1"),
+        ({"seed": [1, 2, 3]}, "seed holds 3 numbers for 2 prompts; give one for each"),
+        ({"input_ids": [[1], []]}, r"input_ids has shape \[1, 0\]; .* T >= 1"),
+        ({"input_ids": [[1], [11]]}, r"input_ids holds 11; token ids must be in 0\.\.10"),
+        ({"input_ids": [[1], [2]], "state": []}, "state must be a list of 2 states of one row"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be >= 0"),
         ({"input_ids": torch.zeros(2, 0, dtype=torch.int64)}, r"input_ids has shape \[2, 0\]; .* T >= 1"),
         ({"input_ids": torch.zeros(0, 2, dtype=torch.int64)}, r"input_ids has shape \[0, 2\]; .* B and T >= 1"),
@@ -235,11 +269,30 @@ def test_generation_leaves_no_graph(model: RamNetForCausalLM) -> None:
         ({"input_ids": PROMPT - 2}, r"input_ids holds -1; token ids must be in 0\.\.10"),
     ],
 )
-def test_bad_settings(model: RamNetForCausalLM, settings: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_refused_before_the_model_runs(
+    model: RamNetForCausalLM, settings: dict[str, Any], message: str
+) -> None:
+    model.__class__ = Watched
     with pytest.raises(ValueError, match=message):
         model.generate(**{"input_ids": PROMPT, "max_new_tokens": 3, **settings})
+    assert "calls" not in model.__dict__
 
 
-def test_ids_must_be_integers(model: RamNetForCausalLM) -> None:
-    with pytest.raises(TypeError, match=r"input_ids is torch\.float32; it must be torch\.int64"):
-        model.generate(PROMPT.float(), 3)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"input_ids": PROMPT.float()}, r"input_ids is torch\.float32; it must be torch\.int64"),
+        ({"input_ids": [1, 2]}, "input_ids holds 1; a list must hold prompts"),
+        ({"input_ids": [[1.5]]}, r"input_ids is torch\.float32; it must be torch\.int64"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be finite and >= 0"),
+        ({"top_k": 2.5}, r"top_k is 2\.5; it must be >= 0"),
+        ({"max_new_tokens": None}, "max_new_tokens is None; it must be >= 0"),
+        ({"num_beams": True}, "num_beams is True; it must be >= 1"),
+        ({"stop": [b"x"]}, "stop is b'x'; it must be a string or several"),
+        ({"stop_tokens": ["x"]}, "stop_tokens is 'x'; it must be token ids"),
+        ({"seed": 1.5}, r"seed is 1\.5; it must be from"),
+    ],
+)
+def test_settings_of_other_types_are_refused(model: RamNetForCausalLM, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        model.generate(**{"input_ids": PROMPT, "max_new_tokens": 3, **settings})

@@ -1,0 +1,59 @@
+"""One token after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramnet.generation.reading import LanguageModel, Said, check_finite, read, taint
+from ramnet.generation.sampling import Sampling, Uniforms
+from ramnet.generation.stopping import Stops, Watch
+
+# Kinds of devices where looking at a number waits for nothing.
+SYNCHRONOUS = ("cpu",)
+
+
+def sample(
+    model: LanguageModel,
+    input_ids: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seeds: Sequence[int] | None,
+    stops: Stops,
+    streamer: Callable[[Tensor], None] | None,
+    state: Any,
+    return_state: bool,
+) -> Said:
+    """What each row says; the arguments are those of ``generate``, checked."""
+    rows, device = input_ids.shape[0], input_ids.device
+    uniforms, watch = Uniforms(seeds, rows, device), Watch(stops, rows, device)
+    seen = sampling.seen(input_ids, model.config.vocab_size)
+    finished = torch.zeros(rows, dtype=torch.bool, device=device)
+    lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+    watched = bool(stops) or streamer is not None or device.type in SYNCHRONOUS
+    unread, token, columns, in_place = input_ids, input_ids[:, -1], [input_ids[:, :0]], state is None
+    tainted = torch.zeros(rows, device=device)
+    for _ in range(max_new_tokens):
+        logits, state = read(model, unread, state, in_place)
+        tainted, in_place = tainted + taint(logits), True
+        if watched:
+            check_finite(tainted)
+        token = torch.where(finished, token, sampling.choose(sampling.penalise(logits, seen), uniforms))
+        unread = token.unsqueeze(1)
+        columns.append(unread)
+        lengths += ~finished
+        if seen is not None:
+            seen.scatter_(1, unread, True)
+        if streamer is not None:
+            streamer(token)
+        if stops:
+            finished |= watch.after(token)
+            if bool(finished.all()):
+                break
+    check_finite(tainted)
+    if return_state:
+        state = read(model, unread, state, in_place)[1]
+    return Said(torch.cat(columns, dim=1), lengths, state)
