@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from ramnet import RamNetConfig, RamNetForCausalLM
-from ramnet.generation.sampling import DRAWN_AT_ONCE
+from ramnet.generation.sampling import DRAWN_AT_ONCE, Uniforms
 from tests.ramnet.test_generation import PROMPT, V, Watched
 from tests.ramnet.test_generation import model as model
 from tests.ramnet.test_model import assert_states_match
@@ -63,10 +64,15 @@ def test_a_rows_sample_depends_on_its_seed_and_not_on_its_neighbours(model: RamN
     order = [4, 2, 0]
     again = model.generate(prompts[order], length, temperature=1.0, seed=[3 + row for row in order])
     assert torch.equal(again, together[order])
-    same = model.generate(prompts[:1].expand(4, -1), length, temperature=1.0, seed=0)
+    same = model.generate(prompts[:1].expand(4, -1), 20, temperature=1.0, seed=0)
     assert len(same.unique(dim=0)) == 4, "rows of one prompt would all say the same"
-    assert len(same[:, 4 : 4 + DRAWN_AT_ONCE].unique(dim=0)) == 4
-    assert not torch.equal(same[:, 4:10], same[:, -6:]), "draws would repeat"
+
+
+def test_no_number_is_drawn_twice() -> None:
+    uniforms = Uniforms([0, 1, 2], 3, torch.device("cpu"))
+    drawn = torch.stack([uniforms() for _ in range(2 * DRAWN_AT_ONCE + 3)])
+    assert bool((drawn >= 0).all()) and bool((drawn < 1).all())
+    assert len(drawn.unique()) == drawn.numel()
 
 
 @pytest.mark.parametrize("seed", [-(2**63), -1, 2**63, 2**64 - 1])
@@ -93,13 +99,16 @@ def test_prompts_of_any_lengths_are_continued_as_each_alone(model: RamNetForCaus
     assert model.generate([], 8) == []
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_each_prompt_of_a_list_ends_where_it_stopped(model: RamNetForCausalLM, num_beams: int) -> None:
-    stop = int(alone(model, 0, num_beams=num_beams)[4])
-    said = model.generate(PROMPTS, 8, num_beams=num_beams, stop_tokens=[stop])
-    assert len({len(tokens) - len(prompt) for tokens, prompt in zip(said, PROMPTS, strict=True)}) > 1
-    for row, (tokens, prompt) in enumerate(zip(said, PROMPTS, strict=True)):
-        assert torch.equal(tokens, alone(model, row, num_beams=num_beams, stop_tokens=[stop]))
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"num_beams": 3}], ids=str)
+def test_each_prompt_of_a_list_ends_where_it_stopped(model: RamNetForCausalLM, options: dict[str, Any]) -> None:
+    def ends(stop: int) -> list[Tensor]:
+        return [alone(model, row, seed=5 + row, stop_tokens=[stop], **options) for row in range(len(PROMPTS))]
+
+    # One at which two prompts that are read together end at different times.
+    stop = next(stop for stop in range(V) if len(ends(stop)[0]) != len(ends(stop)[2]))
+    said = model.generate(PROMPTS, 8, seed=5, stop_tokens=[stop], **options)
+    for tokens, expected, prompt in zip(said, ends(stop), PROMPTS, strict=True):
+        assert torch.equal(tokens, expected)
         new = tokens[len(prompt) :].tolist()
         assert stop not in new[:-1] and (new[-1] == stop or len(new) == 8)
 
