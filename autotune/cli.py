@@ -111,8 +111,9 @@ def tune(
             target, wanted, worker, journal=journal, records_file=records_file, budget=limit, threads=used,
             device=device, modelled=modelled, sampler=sampler, seed=seed, on_progress=on_progress,
         )  # fmt: skip
-    screen.print(report.table(results))
-    screen.print(*report.notes(results), sep="\n", soft_wrap=True)
+    screen.print(report.table(results), report.chosen(results))
+    for note in report.notes(results):
+        screen.print(note, soft_wrap=True)
     report.write(results, page)
     screen.print(f"records: {records_file}", f"report: {page}", sep="\n", soft_wrap=True)
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from autotune.search import Result
 from autotune.study import Study
-from autotune.units import duration
+from ramnet.console import duration
 from ramnet.files import write_text_atomic
 from schedules.workload import DYNAMIC_AXES
 
@@ -54,7 +54,7 @@ code { font-size: 12px }
 def cells(result: Result) -> tuple[str, ...]:
     """A result as text, in the order of ``COLUMNS``, or of ``MODELLED_COLUMNS`` where nothing ran."""
     record = result.record
-    knobs = " ".join(f"{name}={value}" for name, value in record.knobs.items())
+    knobs = str(record.schedule())
     failures = result.study.summary().failures
     end = (
         f"{knobs} (default)" if result.is_default else knobs,
@@ -116,6 +116,19 @@ def notes(results: Sequence[Result]) -> list[str]:
         for result in results
         if result.kept
     ]
+
+
+def chosen(results: Sequence[Result]) -> Table:
+    """The knobs of each schedule that was chosen."""
+    shown = Table(
+        title="schedules chosen", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True
+    )
+    for name in ("op", "knobs"):
+        shown.add_column(name, no_wrap=name == "op")
+    for result in results:
+        how = " (default)" if result.is_default else ""
+        shown.add_row(_op(result).replace("\n  ", " "), f"{result.record.schedule()}{how}")
+    return shown
 
 
 def _op(result: Result) -> str:

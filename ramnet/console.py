@@ -14,3 +14,16 @@ def console(stderr: bool = False) -> Console:
     """
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Console(stderr=stderr, width=None if terminal else 120, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Three digits and an SI unit."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * factor >= 1:
+            return f"{digits(seconds * factor)} {unit}"
+    return f"{digits(seconds * 1e9)} ns"
+
+
+def digits(number: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"

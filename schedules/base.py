@@ -36,6 +36,11 @@ class Schedule(BaseModel):
         """Why this combination cannot be built for ``workload``, in one sentence; None where it can."""
         raise NotImplementedError
 
+    def __str__(self) -> str:
+        """The knobs that the kernel has a use for, as "name=value"."""
+        knobs = self.model_dump()
+        return " ".join(f"{name}={value}" for name, value in knobs.items() if name not in self.idle(knobs))
+
     def require(self, workload: Workload) -> None:
         """ValueError, with the op and why, where this combination cannot be built for ``workload``."""
         refused = self.refusal(workload)

@@ -167,14 +167,33 @@ def merge(path: Path, found: Sequence[Record], compared: Collection[Schedule] | 
     with locked(path):
         there = _read(path)
         staying = {r.key for r in there if compared is not None and r.schedule() not in compared}
-        left_out = [record for record in found if record.key in staying]
+        left_out = [record for record in found if record.key in staying and record not in there]
         every = (*there, *(record for record in found if record.key not in staying))
         measured = {record.key: record for record in every if record.how == "measured"}
         known = {workload for workload, _ in measured}
         modelled = {record.key: record for record in every if record.how != "measured" and record.key[0] not in known}
         rows = modelled | measured
-        write_text_atomic(path, "".join(_line(rows[key]) + "\n" for key in sorted(rows)))
+        save(path, list(rows.values()))
     return left_out
+
+
+def remove(path: Path, is_meant: Callable[[Record], bool]) -> list[Record]:
+    """Take the records that are meant out of the file, and give them."""
+    if not os.path.lexists(path):
+        return []
+    path = path.resolve()
+    with locked(path):
+        there = _read(path)
+        removed = [record for record in there if is_meant(record)]
+        if removed:
+            save(path, [record for record in there if record not in removed])
+    return removed
+
+
+def save(path: Path, found: Sequence[Record]) -> None:
+    """Write a file of these records, sorted, whole or not at all."""
+    ordered = sorted(found, key=lambda record: (record.target, record.key))
+    write_text_atomic(path, "".join(_line(record) + "\n" for record in ordered))
 
 
 def _line(record: Record) -> str:

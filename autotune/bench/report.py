@@ -16,7 +16,7 @@ from rich.text import Text
 
 from autotune.bench.goals import Goal
 from autotune.bench.run import Row, Table
-from autotune.units import duration, three_digits
+from ramnet.console import digits, duration
 from ramnet.files import write_text_atomic, written_aside
 
 
@@ -57,7 +57,7 @@ GOAL_COLUMNS = ("what", "goal", "measured", "± IQR", "met", "note")
 
 def row_cells(row: Row, base: str) -> tuple[str, ...]:
     """A row as text, in the order of ``ROW_COLUMNS``."""
-    ratio = "1" if row.form == base else f"{three_digits(row.ratio)}×"
+    ratio = "1" if row.form == base else f"{digits(row.ratio)}×"
     return (
         row.form, duration(row.seconds), f"{row.spread:.0%}", ratio, f"{row.ratio_spread:.0%}",
         str(row.rounds), str(row.runs),
@@ -66,7 +66,7 @@ def row_cells(row: Row, base: str) -> tuple[str, ...]:
 
 def goal_cells(goal: Goal) -> tuple[str, ...]:
     """A goal as text, in the order of ``GOAL_COLUMNS``."""
-    measured = "" if goal.measured is None else three_digits(goal.measured)
+    measured = "" if goal.measured is None else digits(goal.measured)
     met = {True: "yes", False: "no", None: "not measured"}[goal.met]
     spread = "" if goal.spread is None else f"{goal.spread:.0%}"
     return goal.name, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, spread, met, goal.note

@@ -57,10 +57,10 @@ def stays(tmp_path: Path) -> Result:
     return result
 
 
-def printed(*found: Result) -> list[str]:
+def printed(*found: Result, table: Any = report.table) -> list[str]:
     """The lines on a terminal of 80 columns, without those that are empty."""
     console = Console(file=io.StringIO(), width=80)
-    console.print(report.table(found))
+    console.print(table(found))
     lines = (" ".join(line.split()) for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
     return [line for line in lines if line.strip("─ ")]
 
@@ -72,6 +72,13 @@ def test_the_table_has_a_row_of_times_gains_and_trials_for_each_op(gained: Resul
     assert lines[2:] == [
         "address_decode 2.00 ms 1.00 ms 20.0 ms 2.00× 20× 8", "backward ± 0.00 ± 0 3 failed", "R=512",
         "address_decode 2.00 ms 2.00 ms 20.0 ms no gain 10× 1", "backward ± 0", "R=512",
+    ]  # fmt: skip
+
+
+def test_the_knobs_of_each_schedule_that_was_chosen_are_named(gained: Result, stays: Result) -> None:
+    assert printed(gained, stays, table=report.chosen) == [
+        "schedules chosen", "op knobs", "address_decode backward R=512 lanes=8 parallel=False",
+        f"address_decode backward R=512 lanes={DEFAULT.lanes} parallel={DEFAULT.parallel} (default)",
     ]  # fmt: skip
 
 

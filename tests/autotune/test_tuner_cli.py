@@ -29,6 +29,7 @@ def test_a_small_model_is_tuned(ramnet: Command, tmp_path: Path) -> None:
     )  # fmt: skip
     assert status == 0
     assert "tuned kernels against eager PyTorch" in out
+    assert "schedules chosen" in out and "prefetch=" in out
     assert str(tmp_path / "records.jsonl") in out
     assert str(tmp_path / "runs" / "cpu" / "report.html") in out
     found = records.load(tmp_path / "records.jsonl")
