@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
@@ -20,7 +22,9 @@ OPS: tuple[str, ...] = get_args(Op)
 
 @click.command()
 @click.option("--target", default="cpu", help="The machine to tune for; `ramnet targets` lists them.")
-@click.option("--budget", type=float, show_default="180 without --trials", help="Seconds to spend in all.")
+@click.option(
+    "--budget", type=float, show_default="180 without --trials", help="Seconds to spend in all, the report included."
+)
 @click.option(
     "--trials", type=click.IntRange(min=1), help="Schedules to try for each op at most, those of earlier runs included."
 )
@@ -80,6 +84,7 @@ def tune(
     that is killed when it hangs. The best are measured anew before one is recorded. For a GPU that is not here, each
     candidate is compiled for it and ranked by a model; nothing is run, and the output and the records say so.
     """
+    begin = perf_counter()
     from autotune import progress, report, tuner
     from autotune.search import Budget
     from autotune.worker import Worker
@@ -92,7 +97,9 @@ def tune(
     is_gpu = find(target).gpu is not None
     makes, device = _gpu_work(target, modelled) if is_gpu else _cpu_work(modelled)
     modelled = is_gpu and device is None
-    limit = Budget(180.0 if budget is None and trials is None else budget, trials)
+    given = Budget(180.0 if budget is None and trials is None else budget, trials)
+    # The report's pictures take seconds, too.
+    limit = replace(given, seconds=given.seconds - min(given.seconds / 6, 10.0)) if given.seconds else given
     config = RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset)
     wanted = [w for w in _workloads(config, is_gpu, batch_size, length) if not ops or w.op in ops]
     if not wanted:
@@ -109,13 +116,16 @@ def tune(
     with Worker(used, build_limit, run_limit, makes=makes) as worker, progress.shown(beside) as on_progress:
         results = tuner.tune(
             target, wanted, worker, journal=journal, records_file=records_file, budget=limit, threads=used,
-            device=device, modelled=modelled, sampler=sampler, seed=seed, on_progress=on_progress,
+            device=device, modelled=modelled, sampler=sampler, seed=seed, on_progress=on_progress, begin=begin,
         )  # fmt: skip
-    screen.print(report.table(results), report.chosen(results))
-    for note in report.notes(results):
+    for table in (report.table, report.chosen) if results else ():
+        screen.print(table(results))
+    for note in report.notes(results, wanted):
         screen.print(note, soft_wrap=True)
-    report.write(results, page)
-    screen.print(f"records: {records_file}", f"report: {page}", sep="\n", soft_wrap=True)
+    screen.print(f"records: {records_file}", soft_wrap=True)
+    if results:
+        report.write(results, page)
+        screen.print(f"report: {page}", soft_wrap=True)
 
 
 def _cpu_work(modelled: bool) -> tuple[Callable[[], Any], str | None]:

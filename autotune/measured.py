@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from autotune.measure import Timing, ratio
 from autotune.measurer import Measures
-from autotune.search import Progress, Result, Search
-from autotune.study import Study
+from autotune.search import Result, Search
+from autotune.worker import OutOfTimeError
 from schedules.base import Schedule
 from schedules.records import Time
 
@@ -34,19 +34,14 @@ def is_faster(default: Timing, candidate: Timing) -> bool:
 class MeasuredSearch(Search):
     """Trials are built, checked and timed by ``measures``."""
 
-    def __init__(
-        self, study: Study, target: str, measures: Measures, seconds: float | None, trials: int | None,
-        on_progress: Callable[[Progress], None], known: Sequence[Schedule] = (),
-    ) -> None:  # fmt: skip
-        super().__init__(study, target, seconds, trials, on_progress, known)
-        self.measures = measures
+    measures: Measures
 
     def prepare(self) -> None:
         self.measures.open(self.study.workload, self.target)
         self.measures.try_out(self.default)
 
     def reserve(self) -> float:
-        """A third of the budget at most."""
+        """A third of its seconds at most."""
         return 0.0 if self.seconds is None else min(self.seconds / 3, 3 * FINAL_SECONDS)
 
     def try_out(self, schedule: Schedule) -> None:
@@ -74,26 +69,36 @@ class MeasuredSearch(Search):
             # A call that is not timed goes before each that is; neither sample is shorter than a millisecond.
             round_seconds = sum(2 * max(1e-3, self.study.seconds(s)) for s in (self.default, *finalists.values()))
             rounds = max(FEWEST_FINAL_ROUNDS, min(FINAL_ROUNDS, int(seconds / round_seconds)))
-            timings = self.measures.measure(
-                {"default": self.default, **finalists}, rounds, max(seconds, 3 * rounds * round_seconds)
-            )  # fmt: skip
+            granted = max(seconds, 3 * rounds * round_seconds)
+            if self.end is not None:
+                granted = min(granted, max(0.0, self.end - perf_counter()))
+            timings = self.measures.measure({"default": self.default, **finalists}, rounds, granted)
             named = {"default": self.default, **finalists}
             stays = next(name for name, schedule in named.items() if schedule == standing)
             best = min(named, key=lambda name: timings[name].median)
-            chosen = best if is_faster(timings[stays], timings[best]) else stays
+            enough = len(timings[best].samples) >= FEWEST_FINAL_ROUNDS  # fewer, where time is short, tell too little
+            chosen = best if enough and is_faster(timings[stays], timings[best]) else stays
             if chosen != "default":
                 found = ratio(timings, of="default", over=chosen)
                 winner, gain, spread = named[chosen], found.median, found.spread * found.median
         self.report("comparing with eager PyTorch")
-        timings = self.measures.measure(
-            {"eager": None, "tuned": winner, "default": self.default}, FINAL_ROUNDS, seconds
-        )  # fmt: skip
-        over_eager = ratio(timings, of="eager", over="tuned")
+        try:
+            timings = self.measures.measure(
+                {"eager": None, "tuned": winner, "default": self.default}, FINAL_ROUNDS, seconds
+            )  # fmt: skip
+        except OutOfTimeError:
+            if not finalists:
+                raise
+            timings = {"tuned": timings[chosen], "default": timings["default"]}
+        over_eager, eager = None, None
+        if "eager" in timings:
+            found = ratio(timings, of="eager", over="tuned")
+            over_eager, eager = (found.median, found.spread * found.median), _time(timings["eager"])
         record = self.record(
             winner, device, gain=gain, gain_spread=spread, tuned=_time(timings["tuned"]),
-            default=_time(timings["default"]), eager=_time(timings["eager"]),
+            default=_time(timings["default"]), eager=eager,
         )  # fmt: skip
-        return Result(record, (over_eager.median, over_eager.spread * over_eager.median), self.study)
+        return Result(record, over_eager, self.study)
 
 
 def _time(timing: Timing) -> Time:

@@ -33,7 +33,10 @@ def check(problem: Problem, backend: Any) -> None:
 
 
 class Measures(Protocol):
-    """What the tuner needs. Failures of one candidate are ``autotune.worker.FailedError``."""
+    """What the tuner needs. Failures of one candidate are ``autotune.worker.FailedError``; ``OutOfTimeError`` is for
+    what was still going on at ``deadline``, by ``perf_counter``."""
+
+    deadline: float | None
 
     def open(self, workload: Workload, target: str) -> None:
         """What follows is about ``workload``."""

@@ -5,12 +5,10 @@ The default is trial 0 and the yardstick, also where its own binary is not fit; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from autotune.modeller import Modelled, Models
-from autotune.search import Progress, Result, Search
-from autotune.study import Study
+from autotune.search import Result, Search
 from autotune.worker import FailedError
 from schedules.base import Schedule
 from schedules.records import Time
@@ -24,19 +22,14 @@ LEAST_GAIN = 1.02
 
 
 class ModelledSearch(Search):
-    """Trials are compiled by ``models`` in a process that can be killed."""
+    """Trials are compiled by ``measures`` in a process that can be killed."""
 
     how = "modelled, not run"
 
-    def __init__(
-        self, study: Study, target: str, models: Models, seconds: float | None, trials: int | None,
-        on_progress: Callable[[Progress], None], known: Sequence[Schedule] = (),
-    ) -> None:  # fmt: skip
-        super().__init__(study, target, seconds, trials, on_progress, known)
-        self.models = models
+    measures: Models
 
     def prepare(self) -> None:
-        self.models.open(self.study.workload, self.target)
+        self.measures.open(self.study.workload, self.target)
         self.models_of: dict[Schedule, Modelled] = {}
         self.yardstick = self._model(self.default)
 
@@ -87,7 +80,7 @@ class ModelledSearch(Search):
 
     def _model(self, schedule: Schedule) -> Modelled:
         if schedule not in self.models_of:
-            self.models_of[schedule] = self.models.model(schedule)
+            self.models_of[schedule] = self.measures.model(schedule)
         return self.models_of[schedule]
 
 

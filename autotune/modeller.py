@@ -35,7 +35,10 @@ class Modelled:
 
 
 class Models(Protocol):
-    """What a search by modelling needs. Failures are ``autotune.worker.FailedError``."""
+    """What a search by modelling needs. Failures are ``autotune.worker.FailedError``; ``deadline`` is as it is of
+    ``autotune.measurer.Measures``."""
+
+    deadline: float | None
 
     def open(self, workload: Workload, target: str) -> None:
         """What follows is about ``workload``."""

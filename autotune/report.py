@@ -18,7 +18,7 @@ from autotune.search import Result
 from autotune.study import Study
 from ramnet.console import duration
 from ramnet.files import write_text_atomic
-from schedules.workload import DYNAMIC_AXES
+from schedules.workload import DYNAMIC_AXES, Workload
 
 COLUMNS = (
     "workload", "default", "tuned", "eager", "gain over default", "tuned over eager", "knobs", "trials", "failures",
@@ -62,15 +62,15 @@ def cells(result: Result) -> tuple[str, ...]:
         ", ".join(f"{count} {status}" for status, count in sorted(failures.items())) or "none",
     )
     start = (record.workload.name, duration(record.default.median), duration(record.tuned.median))
-    if record.eager is None or result.over_eager is None:
+    if record.how != "measured":
         needs = [max((getattr(x, n) for x in record.launches), default=0) for n in ("registers", "spilled", "shared")]
         gain = "no gain" if result.is_default else f"{record.gain:.2f}×"
         return (*start, gain, str(len(record.launches)), *map(str, needs), *end)
     return (
         *start,
-        duration(record.eager.median),
+        "" if record.eager is None else duration(record.eager.median),
         "no gain" if result.is_default else f"{record.gain:.2f}× ± {record.gain_spread:.2f}",
-        f"{result.over_eager[0]:.3g}× ± {result.over_eager[1]:.2g}",
+        "no time" if result.over_eager is None else f"{result.over_eager[0]:.3g}× ± {result.over_eager[1]:.2g}",
         *end,
     )
 
@@ -109,12 +109,13 @@ def _modelled_table(results: Sequence[Result]) -> Table:
     return shown
 
 
-def notes(results: Sequence[Result]) -> list[str]:
-    """What the table does not say."""
+def notes(results: Sequence[Result], wanted: Sequence[Workload] = ()) -> list[str]:
+    """What the table does not say; ``wanted`` are the workloads that were to be tuned."""
+    kept = [result.record.workload for result in results if result.kept]
+    done = {result.record.workload.name for result in results}
     return [
-        f"{result.record.workload.name}: the known record stays, as its schedule could not be compared here"
-        for result in results
-        if result.kept
+        *(f"{w.name}: the known record stays, as its schedule could not be compared here" for w in kept),
+        *(f"{w.name}: no result, as the time was over" for w in wanted if w.name not in done),
     ]
 
 

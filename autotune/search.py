@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from autotune.study import Study, refused
-from autotune.worker import FailedError
+from autotune.worker import FailedError, OutOfTimeError
 from lowering.fingerprint import fingerprint, versions
 from schedules.base import Schedule
 from schedules.kinds import kind
@@ -20,12 +21,18 @@ if TYPE_CHECKING:
     import optuna
 
 # Ways to fail that say nothing of a schedule: there was no compiler for it, or not the time.
-UNCOMPARED = ("no_compiler", "build_timeout", "run_timeout", "compile_timeout")
+UNCOMPARED = ("no_compiler", "build_timeout", "run_timeout", "compile_timeout", "out_of_time")
+# Of the time that a run has left, what a trial may take at most where its workload's own seconds are fewer.
+LARGEST_TRIAL = 1 / 3
+# Of what is kept for ``finish``, what it takes; the rest is for a trial that takes longer than most.
+FINAL = 2 / 3
+# Seconds past the end that the final comparison may take to begin a process anew, where a trial was killed.
+GRACE = 30.0
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a search ends: after ``seconds`` in all, or ``trials`` of each workload, or both."""
+    """When a run ends: after ``seconds`` in all, or ``trials`` of each workload, or both."""
 
     seconds: float | None = 180.0
     trials: int | None = None
@@ -75,6 +82,7 @@ class Search:
     """Trials of one workload. ``prepare``, ``try_out``, ``attempt`` and ``finish`` raise FailedError for what a
     schedule does.
 
+    ``measures`` does the work; ``seconds`` are this workload's, and ``end`` is the whole run's, by ``perf_counter``.
     ``known``: schedules that a record of the workload would take the place of. Each is tried, however few trials are
     asked for, and the first that works is ``standing`` from then on: it stays unless another one is better beyond
     the noise.
@@ -83,9 +91,11 @@ class Search:
     how: How = "measured"
 
     def __init__(
-        self, study: Study, target: str, seconds: float | None, trials: int | None,
-        on_progress: Callable[[Progress], None], known: Sequence[Schedule] = (),
+        self, study: Study, target: str, measures: Any, seconds: float | None, trials: int | None,
+        on_progress: Callable[[Progress], None], known: Sequence[Schedule] = (), end: float | None = None,
     ) -> None:  # fmt: skip
+        self.measures, self.end = measures, end
+        self.durations: list[float] = []  # of trials
         self.study, self.target, self.known = study, target, tuple(known)
         self.standing: Schedule | None = None
         self.seconds, self.trials, self.on_progress = seconds, trials, on_progress
@@ -93,10 +103,17 @@ class Search:
         self.begin = perf_counter()
 
     def run(self, device: str) -> Result:
-        """Search and choose. RuntimeError where the default itself comes to nothing."""
+        """Search and choose.
+
+        RuntimeError where the default itself comes to nothing; OutOfTimeError where the time is over before there is
+        a result.
+        """
         self.report("starting")
+        self.measures.deadline = self.end
         try:
             self.prepare()
+        except OutOfTimeError:
+            raise
         except FailedError as failure:
             raise RuntimeError(f"{self.study.workload.name}: the default schedule fails: {failure}") from None
         while self.goes_on():
@@ -105,13 +122,22 @@ class Search:
             if found is None:
                 break
             trial, schedule = found
+            begin = perf_counter()
+            self.measures.deadline = self.last_moment()
             try:
                 self.attempt(trial, schedule)
+            except OutOfTimeError as late:
+                if schedule == self.default or perf_counter() >= (self.end or 0.0) - FINAL * self.reserve():
+                    self.study.interrupt(trial)
+                    break
+                self.study.fail(trial, late.status, str(late))  # it took more than its part of what was left
             except FailedError as failure:
                 self.study.fail(trial, failure.status, str(failure))
             except BaseException:
                 self.study.interrupt(trial)
                 raise
+            self.durations.append(perf_counter() - begin)
+        self.measures.deadline = None if self.end is None else max(self.end, perf_counter() + GRACE)
         tried = self.compare_known()
         result = self.finish(device)
         finished = [s for s, t in self.study.finished().items() if t.user_attrs["status"] not in UNCOMPARED]
@@ -169,12 +195,23 @@ class Search:
         )
 
     def goes_on(self) -> bool:
-        """Always for trial 0 and for what is known; then while there is a budget, less what the end needs."""
+        """Always for trial 0 and for what is known; then while a trial of the usual length ends within the budget, less
+        what the end needs."""
         trials = self.study.summary().trials
-        in_time = self.seconds is None or perf_counter() - self.begin < self.seconds - self.reserve()
+        usual = statistics.median(self.durations) if self.durations else 0.0
+        kept = max(self.reserve(), FINAL * self.reserve() + usual)
+        in_time = self.seconds is None or perf_counter() - self.begin < self.seconds - kept
         if trials == 0 or (in_time and (self.trials is None or trials < self.trials)):
             return True
         return in_time and not {*self.known}.isdisjoint(self.study.untried())
+
+    def last_moment(self) -> float | None:
+        """When a trial that begins now is killed, so that the run ends in time and has some left for other trials."""
+        if self.end is None or self.seconds is None:
+            return None
+        now = perf_counter()
+        own = self.begin + self.seconds
+        return min(self.end, max(own, now + LARGEST_TRIAL * (self.end - now))) - FINAL * self.reserve()
 
     def reserve(self) -> float:
         """Seconds kept for ``finish``."""

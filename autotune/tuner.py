@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +15,9 @@ from autotune.measurer import Measures
 from autotune.modelled import ModelledSearch
 from autotune.modeller import Models
 from autotune.search import Budget, Progress, Result
+from autotune.shares import shares
 from autotune.study import Sampler, Study, refused
+from autotune.worker import OutOfTimeError
 from lowering import targets
 from lowering.fingerprint import code, fingerprint
 from ramnet.files import require_writable
@@ -40,10 +42,13 @@ def tune(
     sampler: Sampler = "tpe",
     seed: int = 0,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    calls: Mapping[str, int] | None = None,
+    begin: float | None = None,
 ) -> list[Result]:
     """Search each workload, and merge its record when it is found: what ends the run loses none of those before.
 
-    The time is shared out by the sizes of the searches; what one leaves goes to the next. Searches in ``journal``
+    The time is shared out by the workloads' parts of the model's time; what one leaves goes to the next, and a workload
+    for which there is none has no result. Searches in ``journal``
     on the same device with as many threads and the same kernels go on where they stopped. The known record's schedule,
     or without one the default, is compared with what is found, and stays unless another one was faster than it in three
     of four rounds of the final comparison; or, modelled, by more than the model can tell. A record that cannot be
@@ -51,6 +56,8 @@ def tune(
 
     Args:
         measures: also models, where ``modelled``: candidates are compiled for the target and nothing is run.
+        calls: how often the model calls each workload; see ``autotune.shares``.
+        begin: when the budget's seconds began, by ``perf_counter``; now if not given.
         device: the name of what runs; this machine's processor, or, modelled, the target's own name, if not given.
 
     Raises:
@@ -74,22 +81,28 @@ def tune(
         Study(journal, w, name, f"{how} | {fingerprint(w.op, name)}", sampler, seed, storage=storage) for w in workloads
     ]
     kind: Any = ModelledSearch if modelled else MeasuredSearch
-    begin, results = perf_counter(), []
+    results: list[Result] = []
+    end = None if budget.seconds is None else (perf_counter() if begin is None else begin) + budget.seconds
 
     def in_all(progress: Progress) -> None:
-        left = None if budget.seconds is None else max(0.0, budget.seconds - (perf_counter() - begin))
+        left = None if end is None else max(0.0, end - perf_counter())
         on_progress(replace(progress, seconds_left=left))
 
+    parts = shares(workloads, known, calls)
     for i, study in enumerate(studies):
         share = None
-        if budget.seconds is not None:
-            left = budget.seconds - (perf_counter() - begin)
-            sizes = [len(study.valid) ** 0.5 for study in studies[i:]]
-            share = left * sizes[0] / sum(sizes)
+        if end is not None:
+            left = end - perf_counter()
+            if left <= 0:
+                break
+            share = left * parts[i] / sum(parts[i:])
         displaced = displaced_by(study.workload, known, name, device)
-        search = kind(study, name, measures, share, budget.trials, in_all, displaced)
+        search = kind(study, name, measures, share, budget.trials, in_all, displaced, end)
         study.begin(*displaced)
-        result = search.run(device)
+        try:
+            result = search.run(device)
+        except OutOfTimeError:
+            continue
         stays = not {*displaced} <= result.compared
         stays = stays or bool(records.merge(records_file, [result.record], result.compared))
         results.append(replace(result, kept=stays))

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
 from autotune.measure import Timing
@@ -44,6 +45,13 @@ def measurer() -> Any:
     return Measurer()
 
 
+class OutOfTimeError(FailedError):
+    """The time of the whole run was over in the middle of something, which says nothing of the candidate."""
+
+    def __init__(self, doing: str) -> None:
+        super().__init__("out_of_time", f"there was no more time for it in {doing}")
+
+
 class Worker:
     """The tuner's side of the process, which is started when it is needed and replaced when it was killed.
 
@@ -65,6 +73,7 @@ class Worker:
                 raise ValueError(f"{name} is {limit}; it must be above 0 and at most {LONGEST_LIMIT:g} seconds")
         self.threads, self.build_limit, self.run_limit = threads, build_limit, run_limit
         self.makes = makes
+        self.deadline: float | None = None  # by perf_counter: what takes longer is killed, with OutOfTimeError
         self.process: Any = None
         self.workload: tuple[Workload, str] | None = None
         self.log: Any = None
@@ -139,10 +148,13 @@ class Worker:
     def _call(self, method: str, limit: float, phase: str, *arguments: Any) -> Any:
         if self.process is None:
             self._start()
+        left = limit if self.deadline is None else self.deadline - perf_counter()
         try:
             self.connection.send((method, arguments))
-            if not self.connection.poll(limit):
+            if not self.connection.poll(max(0.0, min(limit, left))):
                 self.kill()
+                if left < limit:
+                    raise OutOfTimeError(method)
                 raise FailedError(f"{phase}_timeout", f"{method} took longer than {limit:g} s")
             status, result = self.connection.recv()
         except (EOFError, OSError):

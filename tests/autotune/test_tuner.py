@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ import pytest
 from autotune import report, tuner
 from autotune.measure import Timing
 from autotune.measured import is_faster
-from autotune.search import Budget, Progress, Result
+from autotune.search import Budget, Result
 from autotune.tuner import displaced_by, tune
-from autotune.worker import FailedError, Worker
+from autotune.worker import FailedError, OutOfTimeError, Worker
 from lowering import targets
 from lowering.fingerprint import stale
 from schedules import records
@@ -304,19 +305,6 @@ def test_a_default_that_fails_ends_the_run_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "records.jsonl").exists()
 
 
-def test_no_time_is_left_for_more_than_the_default(tmp_path: Path) -> None:
-    shown: list[Progress] = []
-    (result,) = tune(
-        "cpu", [WORKLOAD], Synthetic(lambda schedule: 1.0), journal=tmp_path / "journal.log",
-        records_file=tmp_path / "records.jsonl", budget=Budget(1e-9), threads=1, on_progress=shown.append,
-    )  # fmt: skip
-    assert result.record.trials == 1
-    assert [progress.doing for progress in shown] == [
-        "starting", "searching", "comparing the finalists", "comparing with eager PyTorch",
-    ]  # fmt: skip
-    assert shown[-1].seconds_left == 0
-
-
 @pytest.mark.parametrize(("options", "named"), [({"seconds": 0}, "budget is 0"), ({"trials": -1}, "trials is -1")])
 def test_an_empty_budget_is_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
@@ -346,6 +334,18 @@ def test_each_failure_in_a_worker_costs_one_trial(tmp_path: Path) -> None:
     page = path.read_text()
     assert all(text in page for text in ("no such vector", "out of luck", "Segmentation fault"))
     assert page.count("data:image/png;base64") == 0  # two gains are no history
+
+
+def test_what_goes_on_at_the_deadline_is_ended_and_says_nothing_of_the_schedule() -> None:
+    hanging = AddressDecodeBackward(lanes=4, parallel=True)
+    assert faulty.hangs(hanging, "build")
+    with Worker(1, makes=faulty.Faulty) as worker:
+        worker.open(WORKLOAD, "cpu")
+        worker.deadline = perf_counter()
+        with pytest.raises(OutOfTimeError, match="no more time for it in build"):
+            worker.try_out(hanging)
+        worker.deadline = None
+        worker.try_out(DEFAULT)
 
 
 def test_a_schedule_that_compiles_for_ever_is_ended() -> None:

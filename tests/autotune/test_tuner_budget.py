@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from autotune import report
 from autotune.measure import Timing
 from autotune.measured import FEWEST_FINAL_ROUNDS, FINAL_ROUNDS, FINALISTS
 from autotune.search import Budget, Progress, Result
+from autotune.shares import shares
 from autotune.study import every_schedule
 from autotune.tuner import tune
+from autotune.worker import OutOfTimeError
 from schedules import records
 from schedules.base import Schedule
 from schedules.cpu import AddressDecodeBackward, MemoryStep
@@ -34,7 +37,7 @@ class Timed:
         self.now, self.seconds_a_call = 0.0, seconds_a_call
         self.asked: list[tuple[set[str], int, float]] = []
         self.opened: dict[str, float] = {}
-        for module in ("search", "tuner"):
+        for module in ("measured", "search", "tuner"):
             monkeypatch.setattr(f"autotune.{module}.perf_counter", lambda: self.now)
 
     def open(self, workload: Workload, target: str) -> None:
@@ -88,7 +91,7 @@ def test_the_end_has_a_third_of_the_seconds_at_most_and_nine_of_many(
                 searched.append(timed.now)
 
         run(folder, timed, Budget(seconds), on_progress=note)
-        assert seconds - kept <= searched[0] < seconds - kept + 1.5, "a trial that was begun in time is ended"
+        assert seconds - kept - 1.5 < searched[0] <= seconds - 2 / 3 * kept, "no trial is begun that ends too late"
         assert [asked[2] for asked in timed.asked[-2:]] == [pytest.approx(kept / 3)] * 2
 
 
@@ -110,17 +113,94 @@ def test_trials_bound_a_search_with_seconds_left(tmp_path: Path, monkeypatch: py
     assert {progress.most_trials for progress in shown} == {5}
 
 
-def test_the_seconds_are_shared_by_the_roots_of_the_sizes_and_what_is_left_goes_on(
+def test_the_seconds_are_shared_by_the_models_time_and_what_is_left_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = Timed(monkeypatch)
     run(tmp_path / "first", timed, Budget(100.0), MANY, FEW)
-    roots = (len(OTHERS) + 1) ** 0.5, len(every_schedule(FEW, "cpu")) ** 0.5
-    share = 100 * roots[0] / sum(roots)
+    share = 100 * shares([MANY, FEW], [])[0]
+    assert share == 50, "one of a token, one of a sequence"
     assert share - 9 < timed.opened[FEW.op] <= share
+    called = Timed(monkeypatch)
+    run(tmp_path / "called", called, Budget(100.0), MANY, FEW, calls={MANY.name: 9, FEW.name: 1})
+    assert called.opened[FEW.op] > 80
     other_way = Timed(monkeypatch)
     run(tmp_path / "second", other_way, Budget(100.0), FEW, MANY)
     assert other_way.opened[MANY.op] < 20 < 85 < other_way.now <= 100, "all of the few were tried before their time"
+
+
+def test_shares_are_of_recorded_times_else_of_guesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = Workload(op="memory_scan", shape={"N": 4, "T": 512, "K": 8, "M": 256, "D": 32}, constants=CONSTANTS)
+    backward = scan.model_copy(update={"op": "memory_scan_backward"})
+    parts = dict(zip(("step", "rows", "scan", "back"), shares([MANY, FEW, scan, backward], []), strict=True))
+    assert sum(parts.values()) == pytest.approx(1)
+    assert parts["step"] == pytest.approx(0.5), "the one that is of a token"
+    assert parts["back"] > 4 * parts["scan"] > 4 * parts["rows"]
+    (result,) = run(tmp_path, Timed(monkeypatch, seconds_a_call=1.0), Budget(None, 1), FEW)
+    recorded = shares([MANY, FEW, scan, backward], [result.record])
+    assert recorded[1] > 0.45, "a call takes a second"
+
+
+class Slow(Timed):
+    """Each build takes 20 s, and what is not done at the deadline is killed then."""
+
+    deadline: float | None = None
+
+    def try_out(self, schedule: Schedule) -> None:
+        self._take(20.0, "build")
+
+    def measure(self, candidates: dict[str, Schedule | None], rounds: int, seconds: float) -> dict[str, Timing]:
+        self._take(min(seconds, rounds * 0.1), "measure")
+        return {name: Timing(self.samples(name, schedule, rounds), rounds) for name, schedule in candidates.items()}
+
+    def _take(self, seconds: float, doing: str) -> None:
+        end = self.now + seconds
+        if self.deadline is not None and end > self.deadline:
+            self.now = max(self.now, self.deadline)
+            raise OutOfTimeError(doing)
+        self.now = end
+
+
+@pytest.mark.parametrize("seconds", [30.0, 60.0, 100.0])
+def test_slow_builds_do_not_make_a_run_longer_than_its_seconds_and_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    slow = Slow(monkeypatch)
+    others = [MANY.model_copy(update={"shape": {**MANY.shape, "M": slots}}) for slots in (512, 1024, 2048, 4096)]
+    wanted = [MANY, FEW, *others]
+    results = run(tmp_path, slow, Budget(seconds), *wanted)
+    assert slow.now <= seconds + 20
+    done = [result.record.workload for result in results]
+    notes = report.notes(results, wanted)
+    assert 0 < len(done) < len(wanted), "each default alone takes 20 s"
+    assert notes == [f"{w.name}: no result, as the time was over" for w in wanted if w not in done]
+    assert [record.workload for record in records.load(tmp_path / "records.jsonl")] == sorted(
+        done, key=lambda workload: workload.name
+    )
+
+
+def test_a_trial_that_the_end_cuts_short_is_no_failure_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Slow):
+        def try_out(self, schedule: Schedule) -> None:
+            self._take(1.0 if schedule == DEFAULT else 1000.0, "build")
+
+    late = Late(monkeypatch)
+    (result,) = run(tmp_path, late, Budget(60.0))
+    assert late.now <= 60
+    assert result.is_default and not result.study.summary().failures
+    assert result.study.summary().statuses["interrupted"] > 0
+    (again,) = run(tmp_path, Timed(monkeypatch), Budget(None, 2))
+    cut = next(t for t in again.study.optuna.get_trials() if t.user_attrs.get("status") == "interrupted")
+    assert again.study.kind(**cut.params) in again.study.finished()
+
+
+def test_a_run_without_time_tries_nothing_and_records_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(monkeypatch)
+    slow.now = 100.0
+    assert run(tmp_path, slow, Budget(60.0), begin=0.0) == []
+    assert not slow.opened and not (tmp_path / "records.jsonl").exists()
 
 
 @pytest.mark.parametrize(

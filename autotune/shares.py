@@ -1,0 +1,47 @@
+"""How the seconds of a tuning run are shared out: to a workload by its part of the model's time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from schedules.records import Record
+from schedules.workload import Workload
+
+# What a call takes beside its work, and a product of its sizes, in seconds: as measured on two cores of an AMD EPYC.
+# They stand in for workloads of which there is no record, and only their ratios count.
+CALL, UNIT = 1e-5, 1.7e-10
+# A backward scan's time over the forward's.
+BACKWARD = 5
+TOKEN_OPS = ("memory_step", "decode_heads", "decode_layer", "project")
+
+
+def shares(
+    workloads: Sequence[Workload], known: Sequence[Record], calls: Mapping[str, int] | None = None
+) -> list[float]:
+    """The part of the model's time that each workload takes, of 1 in all.
+
+    Args:
+        known: records, whose times are taken for their workloads; the others' are guessed from their sizes.
+        calls: by the workload's name, how often the model calls it; without it, whole sequences take half of the
+            model's time and single tokens the other half.
+    """
+    seconds = [expected(workload, known) for workload in workloads]
+    if calls is not None:
+        weights = [calls.get(workload.name, 1) * each for workload, each in zip(workloads, seconds, strict=True)]
+    else:
+        rows = {2 * workload.shape["N"] for workload in workloads if workload.op in ("memory_step", "decode_heads")}
+        of_token = [workload.op in TOKEN_OPS or workload.shape.get("R") in rows for workload in workloads]
+        halves = [sum(each for each, of in zip(seconds, of_token, strict=True) if of == half) for half in (False, True)]
+        weights = [each / halves[of] for each, of in zip(seconds, of_token, strict=True)]
+    return [weight / sum(weights) for weight in weights]
+
+
+def expected(workload: Workload, known: Sequence[Record]) -> float:
+    """Seconds of a call: those of a record of the workload, else guessed."""
+    found = next((record.default.median for record in known if record.workload == workload), None)
+    if found is not None:
+        return found
+    sizes = {axis: size for axis, size in workload.shape.items() if axis != "M"}  # a token touches K slots of M
+    times = BACKWARD if workload.op == "memory_scan_backward" else 1
+    return CALL + UNIT * times * prod(sizes.values())
