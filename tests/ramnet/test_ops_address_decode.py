@@ -11,7 +11,10 @@ from tests.brute_force import product_softmax
 from tests.samples import TOLERANCE, relative_rmse, strided
 
 # (U, P, K): every U from 1 to 6, every P, K from 1 to M.
-SIZES = [(1, 2, 1), (1, 5, 5), (2, 3, 9), (2, 5, 4), (3, 3, 8), (3, 5, 1), (4, 2, 16), (4, 4, 7), (5, 4, 8), (6, 2, 3)]
+SIZES = [
+    (3, 1, 1), (1, 2, 1), (1, 5, 5), (2, 3, 9), (2, 5, 4), (3, 3, 8), (3, 5, 1), (4, 2, 16), (4, 4, 7), (5, 4, 8),
+    (6, 2, 3),
+]  # fmt: skip
 
 
 def random_logits(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

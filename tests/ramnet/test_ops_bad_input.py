@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +22,15 @@ def with_slot(name: str, slot: int) -> Change:
 
 
 def repeated(x: dict[str, Tensor]) -> None:
-    x["write_slots"][..., 1] = x["write_slots"][..., 0]
+    """In one token alone, and not side by side."""
+    x["write_slots"].view(-1, 3)[1] = torch.tensor([5, 0, 5])
 
 
 # What is done to good inputs of B = 1, H = 2, K = 3, M = 9, D = 5, and the sentence that follows.
 CHANGES: list[tuple[str, Change, type[Exception], str]] = [
-    ("slot above", with_slot("write_slots", 9), ValueError, r"write_slots.* is 9; slots must be in 0..8"),
-    ("slot below", with_slot("read_slots", -1), ValueError, r"read_slots.* is -1; slots must be in 0..8"),
-    ("slot repeated", repeated, ValueError, r"write_slots.* holds slot \d twice; .* must be distinct"),
+    ("slot above", with_slot("write_slots", 9), ValueError, r"write_slots\[0, 0, (0, )?1\] is 9; .* in 0\.\.8"),
+    ("slot below", with_slot("read_slots", -1), ValueError, r"read_slots\[0, 0, (0, )?1\] is -1; .* in 0\.\.8"),
+    ("slot repeated", repeated, ValueError, r"write_slots\[0, (0, )?1\] holds slot 5 twice; .* must be distinct"),
     ("slots of int64", lambda x: x.update(write_slots=x["write_slots"].long()), TypeError,
      r"write_slots is torch.int64; it must be torch.int32"),
     ("weights of int32", lambda x: x.update(write_weights=x["write_slots"]), TypeError,
@@ -36,12 +38,20 @@ CHANGES: list[tuple[str, Change, type[Exception], str]] = [
     ("two types of weights", lambda x: x.update(read_weights=x["read_weights"].double()), TypeError,
      r"read_weights is torch.float64 but write_weights is torch.float32"),
     ("values of int64", lambda x: x.update(values=x["values"].long()), TypeError, r"values is torch.int64"),
+    ("a state of int32", lambda x: x.update(memory=x["memory"].int(), mass=x["mass"].int()), TypeError,
+     r"memory is torch.int32; it must be a floating type"),
     ("two types of state", lambda x: x.update(mass=x["mass"].half()), TypeError,
      r"mass is torch.float16 but memory is torch.float32"),
     ("values of another rank", lambda x: x.update(values=x["values"][0]), ValueError, r"values has shape \[2, .*5\]"),
     ("another K", lambda x: x.update(read_slots=x["read_slots"][..., :2]), ValueError,
      r"read_slots has shape \[1, 2, .*2\]; \[B, H.*, K\] is \[1, 2, .*3\] here"),
+    ("another K of weights", lambda x: x.update(read_weights=x["read_weights"][..., :2]), ValueError,
+     r"read_weights has shape \[1, 2, .*2\]; \[B, H.*, K\] is \[1, 2, .*3\] here"),
     ("no K", lambda x: x.update(write_slots=x["write_slots"][..., :0]), ValueError, r"write_slots .*0\].*K >= 1"),
+    ("no D", lambda x: x.update(values=x["values"][..., :0], memory=x["memory"][..., :0]), ValueError,
+     r"values has shape \[1, 2, .*0\]; .* D >= 1"),
+    ("memory of another rank", lambda x: x.update(memory=x["memory"].unsqueeze(-1)), ValueError,
+     r"memory has shape \[1, 2, 9, 5, 1\]; it must be \[B, H, M, D\]"),
     ("another head count", lambda x: x.update(memory=x["memory"][:, :1]), ValueError,
      r"memory has shape \[1, 1, 9, 5\]; \[B, H, M, D\] is \[1, 2, 9, 5\] here"),
     ("another D", lambda x: x.update(memory=x["memory"][..., :4]), ValueError, r"memory has shape \[1, 2, 9, 4\]"),
@@ -103,6 +113,8 @@ def test_a_step_needs_contiguous_state(kernels: str) -> None:
         (torch.zeros(7, 3, 4), 2.5, TypeError, "top_k is 2.5; it must be an int"),
         (torch.zeros(12), 4, ValueError, "logits has shape [12]; it must be [..., U, P]"),
         (torch.zeros(7, 0, 4), 1, ValueError, "logits has shape [7, 0, 4]; it must be [..., U, P]"),
+        (torch.zeros(7, 3, 0), 1, ValueError, "logits has shape [7, 3, 0]; it must be [..., U, P]"),
+        (torch.zeros(1, 31, 2), 8, ValueError, "P^U is 2^31 slots; int32 numbers at most 2147483647"),
         (torch.zeros(1, 16, 4), 8, ValueError, "P^U is 4^16 slots; int32 numbers at most 2147483647"),
         (torch.zeros(1, 10**5, 4), 8, ValueError, "P^U is 4^100000 slots; int32 numbers at most 2147483647"),
         (torch.zeros(7, 3, 4, dtype=torch.int32), 8, TypeError, "logits is torch.int32; it must be a floating type"),
@@ -111,6 +123,11 @@ def test_a_step_needs_contiguous_state(kernels: str) -> None:
 def test_address_decode(kernels: str, logits: Tensor, top_k: int, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         ops.address_decode(logits, top_k)
+
+
+def test_address_decode_takes_as_many_slots_as_int32_numbers() -> None:
+    slots, _ = ops.address_decode(torch.empty(1, 2**31 - 1, device="meta"), 1)
+    assert slots.shape == (1,)
 
 
 @pytest.mark.parametrize(("number", "where"), [("nan", 2), ("inf", 2), ("-inf", slice(None))])
@@ -130,3 +147,37 @@ def test_a_gpus_check_of_slots_asserts_on_the_device() -> None:
         slots[1, 1] = wrong
         with pytest.raises(RuntimeError, match=r"a slot of read_slots is outside 0\.\.8"):
             checks.slots_in_range_on_device("read_slots", slots, 9)
+
+
+class Counting:
+    """A backend that computes nothing."""
+
+    calls = 0
+
+    def memory_scan(self, *given: Any) -> tuple[Tensor, ...]:
+        self.calls += 1
+        return tuple(x.clone() for x in given[4:7])
+
+    def memory_step(self, *given: Any) -> Tensor:
+        self.calls += 1
+        return given[4].clone()
+
+
+@pytest.mark.parametrize("name", ["write_slots", "read_slots"])
+def test_a_gpus_kernels_run_on_slots_that_were_checked_or_are_known_to_be_in_range(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the CPU's tensors in the place of a GPU's."""
+    backend: Any = Counting()
+    ops.register_backend("counting", backend)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    inputs = scan_inputs(1, 2, 4, 3, 9, 5)
+    inputs[name][:, :, 0, 2] = 9
+    with ops.using("counting"):
+        for op, given in ((ops.memory_scan, inputs), (ops.memory_step, step_inputs(inputs, 0))):
+            before = backend.calls
+            with pytest.raises(RuntimeError, match=rf"a slot of {name} is outside 0\.\.8"):
+                op(**given)
+            assert backend.calls == before
+            op(**given, in_range=True)
+            assert backend.calls == before + 1

@@ -20,10 +20,11 @@ def test_moves_the_address_as_the_paper_says() -> None:
     assert torch.equal(k_hot(shifted, weights, 27), cape(k_hot(slots, weights, 27)))
 
 
-@given(slot=st.integers(0, 26), position=st.integers(-(2**40), 2**62))
-def test_is_exact_at_any_position(slot: int, position: int) -> None:
+@given(num_slots=st.sampled_from([1, 27]), slot=st.integers(0, 26), position=st.integers(-(2**40), 2**62))
+def test_is_exact_at_any_position(num_slots: int, slot: int, position: int) -> None:
     for at in (position, torch.tensor(position)):
-        assert int(ops.cyclic_shift(torch.tensor([slot], dtype=torch.int32), at, 27)) == (slot - position) % 27
+        shifted = ops.cyclic_shift(torch.tensor([slot], dtype=torch.int32), at, num_slots)
+        assert int(shifted) == (slot - position) % num_slots
 
 
 def test_broadcasts_the_position() -> None:

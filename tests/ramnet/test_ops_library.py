@@ -21,13 +21,14 @@ def scan_leaves(tokens: int = 7) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def backward_arguments() -> dict[str, tuple[Any, ...]]:
+def backward_arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     """What the ops' autograd hands to the backward ops."""
-    slots, weights = ops.address_decode(LOGITS, 4)
-    inputs = scan_inputs(1, 3, 7, 4, 27, 5)
+    logits = LOGITS.to(dtype)
+    slots, weights = ops.address_decode(logits, 4)
+    inputs = scan_inputs(1, 3, 7, 4, 27, 5, dtype=dtype)
     like = (inputs["values"], inputs["memory"], inputs["mass"])
     return {
-        "address_decode_backward": (torch.ones_like(weights), LOGITS, slots, weights),
+        "address_decode_backward": (torch.ones_like(weights), logits, slots, weights),
         "memory_scan_backward": (*map(torch.ones_like, like), *inputs.values(), 0.5, 1e-6, 0.01),
     }
 
@@ -49,10 +50,12 @@ def test_opcheck_memory_step(kernels: str) -> None:
     torch.library.opcheck(torch.ops.ramnet.memory_step.default, tuple(step.values()), {"kernels": kernels})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["address_decode_backward", "memory_scan_backward"])
-def test_opcheck_backward(kernels: str, name: str) -> None:
+def test_opcheck_backward(kernels: str, name: str, dtype: torch.dtype) -> None:
+    """Also of the results' types, which autograd would mend unheard."""
     op = getattr(torch.ops.ramnet, name).default
-    torch.library.opcheck(op, backward_arguments()[name], {"kernels": kernels})
+    torch.library.opcheck(op, backward_arguments(dtype)[name], {"kernels": kernels})
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
