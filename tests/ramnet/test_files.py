@@ -74,6 +74,53 @@ def test_a_file_and_its_place_in_the_folder_are_on_the_disk_when_they_are_promis
     assert synced == [(False, False), (True, True)]
 
 
+def test_a_folder_and_what_it_holds_are_on_the_disk_when_they_are_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a"
+    synced: list[tuple[str, bool]] = []  # what? was the folder in its place?
+    monkeypatch.setattr("ramnet.files.sync", lambda path: synced.append((path.name, folder.exists())))
+    with folder_written_aside(folder) as aside:
+        (aside / "x").write_text("x")
+    assert synced == [("x", False), ("new", False), (tmp_path.name, True)]
+
+
+def test_a_folder_that_cannot_take_anothers_place_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ramnet.files._exchange", lambda *_: False)
+    with folder_written_aside(tmp_path / "a") as aside:
+        (aside / "1").write_text("1")
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output error"), folder_written_aside(tmp_path / "a") as aside:
+        (aside / "2").write_text("2")
+    assert names(tmp_path) == ["1", "a"]
+
+
+def next_handle() -> int:
+    """The lowest that is free."""
+    handle = os.open(os.devnull, os.O_RDONLY)
+    os.close(handle)
+    return handle
+
+
+def test_no_handle_stays_open(tmp_path: Path) -> None:
+    before = next_handle()
+    (tmp_path / ".c.txt.left.aside").mkdir()
+    write_text_atomic(tmp_path / "c.txt", "x")
+    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "c.txt"):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["c.txt"]
+    assert next_handle() == before
+
+
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_a_folder_takes_anothers_place_whole_or_not_at_all(
     exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ def count(path: Path, times: int) -> None:
 
 
 def test_several_processes_change_a_file_in_turn_and_leave_nothing_beside_it(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "count"
+    path = tmp_path / "new" / "deep" / "count"
     processes = [multiprocessing.get_context("fork").Process(target=count, args=(path, 50)) for _ in range(4)]
     for process in processes:
         process.start()

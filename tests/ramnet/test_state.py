@@ -40,7 +40,8 @@ def test_zeros_is_the_papers_initial_state() -> None:
     assert [list(x.shape) for x in state.mass] == 2 * [[4, 3, 27]]
     assert [list(x.shape) for x in state.conv] == [[4, 2, 6]]
     assert all(bool((x == 0).all()) for x in (*state.memory, *state.conv))
-    assert all(bool((x == torch.tensor(1 / 27, dtype=torch.float64)).all()) for x in state.mass)
+    assert all(x.unique().tolist() == [1 / 27] for x in state.mass)
+    assert {x.dtype for x in (*state.memory, *state.mass, *state.conv)} == {torch.float64}
     assert state.position.dtype == torch.int64 and state.position.tolist() == [0, 0, 0, 0]
     assert state.batch_size == 4
 
@@ -238,6 +239,27 @@ def test_what_cannot_be_updated_in_place_is_refused_there_alone(change: Any, mes
 
 
 @torch.no_grad()
+def test_a_state_that_requires_gradients_is_updated_where_none_are_taken() -> None:
+    state = random_state()
+    state.mass[0].requires_grad_()
+    check(state, in_place=True)
+
+
+def test_a_state_of_inference_mode_is_updated_there_alone() -> None:
+    with torch.inference_mode():
+        state = random_state()
+        check(state, in_place=True)
+    check(state)
+    with pytest.raises(ValueError, match=re.escape("state.memory[0] was made in torch.inference_mode(), outside of")):
+        check(state, in_place=True)
+    check(state.clone(), in_place=True)
+
+
+def test_a_position_that_cannot_be_read_is_not_asked_for() -> None:
+    RamState.zeros(CONFIG, 3, device="meta").check(CONFIG, 3, torch.device("meta"))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("layer", ["memory", "mass", "conv"])
 def test_a_step_that_is_refused_has_changed_nothing(layer: str) -> None:
     """The last tensor of its kind is the one that does not fit, so that all before it would have been written."""
@@ -273,25 +295,25 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor", "message"),
+    ("changes", "message"),
     [
-        ("position", None, "it holds conv.0, mass.0, mass.1, memory.0"),
-        ("memory.0", None, "it holds conv.0, mass.0, mass.1, memory.1"),
-        ("weight", torch.zeros(3), "it holds conv.0"),
-        ("position", torch.zeros(2, dtype=torch.int64), "position is torch.int64 [2]"),
-        ("position", torch.tensor(0.5), "position is torch.float32 [3]"),
-        ("mass.1", torch.zeros(3), "mass.1 is torch.float32 [3]"),
-        ("memory.1", torch.zeros(1, 2, 3, 4, dtype=torch.int32), "memory.1 is torch.int32 [1, 2, 3, 4]"),
+        ({"position": None}, "it holds conv.0, mass.0, mass.1, memory.0"),
+        ({"position": None, "weight": torch.zeros(3)}, "it holds conv.0, mass.0, mass.1, memory.0"),
+        ({"memory.0": None}, "it holds conv.0, mass.0, mass.1, memory.1"),
+        ({"mass.1": None}, "it holds conv.0, mass.0, memory.0, memory.1"),
+        ({"memory.0": None, "memory.1": None, "mass.0": None, "mass.1": None}, "it holds conv.0, position"),
+        ({"weight": torch.zeros(3)}, "it holds conv.0"),
+        ({"position": torch.zeros(2, dtype=torch.int64)}, "position is torch.int64 [2]"),
+        ({"position": torch.tensor(0.5)}, "position is torch.float32 [3]"),
+        ({"mass.1": torch.zeros(3)}, "mass.1 is torch.float32 [3]"),
+        ({"memory.1": torch.zeros(1, 2, 3, 4, dtype=torch.int32)}, "memory.1 is torch.int32 [1, 2, 3, 4]"),
     ],
 )
 def test_a_foreign_file_is_named_with_what_it_holds(
-    name: str, tensor: torch.Tensor | None, message: str, tmp_path: Path
+    changes: dict[str, torch.Tensor | None], message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "s.safetensors"
-    tensors = random_state().tensors()
-    tensors.pop(name, None)
-    if tensor is not None:
-        tensors[name] = tensor
+    tensors = {name: x for name, x in (random_state().tensors() | changes).items() if x is not None}
     save_file(tensors, path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match=re.escape(f"{path} is not a RAM-Net state: {message}")):
