@@ -18,6 +18,7 @@ from tests.samples import DIFFERENTIABLE, cotangents, relative_rmse, scan_inputs
 tvm = pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
 from lowering.cpu.backend import CpuKernels  # noqa: E402 - after the check for tvm
+from lowering.cpu.backend import _run as run_on_slots  # noqa: E402
 from lowering.cpu.build import cache_key, lower  # noqa: E402
 
 CONSTANTS = {"decay_power": 0.5, "eps": 1e-6, "proxy_eps": 0.01}
@@ -157,7 +158,7 @@ def test_default_schedules_are_valid_for_any_sizes() -> None:
             assert kind.default(work).refusal(work) is None
 
 
-def test_key_depends_on_what_is_compiled_in_and_on_nothing_else() -> None:
+def test_key_depends_on_what_is_compiled_in_and_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     work = workload("memory_scan", N=1, T=64, K=8, M=64, D=64)
     schedule = MemoryScan.default(work)
     key = cache_key(work, "cpu", schedule)
@@ -165,6 +166,12 @@ def test_key_depends_on_what_is_compiled_in_and_on_nothing_else() -> None:
     assert cache_key(workload("memory_scan", N=1, T=64, K=8, M=128, D=64), "cpu", schedule) != key
     assert cache_key(work.model_copy(update={"constants": {"decay_power": 1.0, "eps": 1e-6}}), "cpu", schedule) != key
     assert cache_key(work, "cpu", schedule.model_copy(update={"chunk": 16})) != key
+    assert cache_key(work.model_copy(update={"dtype": "float64"}), "cpu", schedule) != key
+    for told in ("cpu_digest", "fingerprint"):
+        with monkeypatch.context() as other:
+            other.setattr(f"lowering.cpu.build.{told}", lambda: "another")
+            assert cache_key(work, "cpu", schedule) != key
+    assert cache_key(work, "cpu", schedule) == key
 
 
 def test_kernels_follow_torchs_thread_count() -> None:
@@ -197,3 +204,12 @@ def test_another_length_takes_the_kernel_that_is_there(monkeypatch: pytest.Monke
         kernels.memory_scan(*scan_inputs(1, 2, tokens, 2, 8, 8).values(), 1.0, 1e-6, 0.01)
     monkeypatch.setattr("lowering.cpu.build._load_or_build", None)
     kernels.memory_scan(*scan_inputs(1, 2, 9, 2, 8, 8).values(), 1.0, 1e-6, 0.01)
+
+
+def test_a_kernels_error_that_is_not_of_slots_is_not_swallowed() -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    slots = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="broken"):
+        run_on_slots(broken, (), slots, slots, 1)

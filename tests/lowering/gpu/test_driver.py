@@ -61,14 +61,14 @@ def test_a_launch_has_its_grid_its_memory_and_its_parameters_in_the_kernels_orde
 
 
 def test_a_thread_without_a_context_gets_the_devices_before_anything_is_loaded(listener: Listener) -> None:
-    binary = Cubin(b"cubin", FUNCTIONS)
-    binary.run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
+    Cubin(b"cubin", FUNCTIONS).run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
     assert "cuCtxSetCurrent" not in listener.calls
+    listener.calls.clear()
     listener.context = 0
-    binary.run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
+    Cubin(b"cubin", FUNCTIONS).run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
     assert listener.calls["cuDevicePrimaryCtxRetain"][1] == 0
     order = list(listener.calls)
-    assert order.index("cuCtxGetCurrent") < order.index("cuModuleLoadData") < order.index("cuLaunchKernel")
+    assert order.index("cuCtxSetCurrent") < order.index("cuModuleLoadData") < order.index("cuLaunchKernel")
 
 
 def test_nothing_is_launched_for_no_heads(listener: Listener) -> None:
