@@ -167,9 +167,9 @@ def test_key_depends_on_what_is_compiled_in_and_on_nothing_else(monkeypatch: pyt
     assert cache_key(work.model_copy(update={"constants": {"decay_power": 1.0, "eps": 1e-6}}), "cpu", schedule) != key
     assert cache_key(work, "cpu", schedule.model_copy(update={"chunk": 16})) != key
     assert cache_key(work.model_copy(update={"dtype": "float64"}), "cpu", schedule) != key
-    for told in ("cpu_digest", "fingerprint"):
+    for part in ("cpu_digest", "fingerprint"):
         with monkeypatch.context() as other:
-            other.setattr(f"lowering.cpu.build.{told}", lambda: "another")
+            other.setattr(f"lowering.cpu.build.{part}", lambda *_: "another")
             assert cache_key(work, "cpu", schedule) != key
     assert cache_key(work, "cpu", schedule) == key
 
