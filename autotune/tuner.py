@@ -88,14 +88,18 @@ def tune(
         left = None if end is None else max(0.0, end - perf_counter())
         on_progress(replace(progress, seconds_left=left))
 
+    names = [workload.name for workload in workloads]
     parts = shares(workloads, known, calls)
-    for i, study in enumerate(studies):
-        share = None
+    order = list(range(len(studies)))
+    if end is not None:  # where the time is too short for all, those of least account go without
+        order.sort(key=lambda i: -parts[i])
+    for place, i in enumerate(order):
+        study, share = studies[i], None
         if end is not None:
             left = end - perf_counter()
             if left <= 0:
                 break
-            share = left * parts[i] / sum(parts[i:])
+            share = left * parts[i] / sum(parts[j] for j in order[place:])
         displaced = displaced_by(study.workload, known, name, device)
         search = kind(study, name, measures, share, budget.trials, in_all, displaced, end)
         study.begin(*displaced)
@@ -106,7 +110,7 @@ def tune(
         stays = not {*displaced} <= result.compared
         stays = stays or bool(records.merge(records_file, [result.record], result.compared))
         results.append(replace(result, kept=stays))
-    return results
+    return sorted(results, key=lambda result: names.index(result.record.workload.name))
 
 
 def displaced_by(workload: Workload, known: Sequence[Record], target: str, device: str) -> list[Schedule]:

@@ -141,6 +141,19 @@ def test_shares_are_of_recorded_times_else_of_guesses(tmp_path: Path, monkeypatc
     assert recorded[1] > 0.45, "a call takes a second"
 
 
+def test_the_largest_share_comes_first_where_there_are_seconds_and_results_are_in_the_order_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {MANY.name: 1, FEW.name: 5}
+    timed = Timed(monkeypatch)
+    found = run(tmp_path / "seconds", timed, Budget(60.0), MANY, FEW, calls=calls)
+    assert [*timed.opened] == [FEW.op, MANY.op]
+    assert [result.record.workload for result in found] == [MANY, FEW]
+    timed = Timed(monkeypatch)
+    run(tmp_path / "trials", timed, Budget(None, 1), MANY, FEW, calls=calls)
+    assert [*timed.opened] == [MANY.op, FEW.op]
+
+
 class Slow(Timed):
     """Each build takes 20 s, and what is not done at the deadline is killed then."""
 
