@@ -61,7 +61,8 @@ def cells(result: Result) -> tuple[str, ...]:
         str(record.trials),
         ", ".join(f"{count} {status}" for status, count in sorted(failures.items())) or "none",
     )
-    start = (record.workload.name, duration(record.default.median), duration(record.tuned.median))
+    tuned = "" if result.is_default else duration(record.tuned.median)  # a schedule has one time
+    start = (record.workload.name, duration(record.default.median), tuned)
     if record.how != "measured":
         needs = [max((getattr(x, n) for x in record.launches), default=0) for n in ("registers", "spilled", "shared")]
         gain = "no gain" if result.is_default else f"{record.gain:.2f}×"

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from autotune.bench.model import COMPILED, FEW, MANY
 from autotune.bench.ops import LARGE, OPERANDS, SMALL
 from autotune.bench.peak import Peak
 from autotune.bench.run import FLOOR, TUNED, Table
 
+Verdict = Literal["met", "not met", "not decided", "not measured"]
+
 
 @dataclass(frozen=True)
 class Goal:
-    """``measured`` is to be at least ``bound`` (or at most); None where it was not measured in this run."""
+    """``measured`` is to be at least ``bound`` (or at most); None where it was not measured in this run.
+
+    ``spread`` is its interquartile range over the median.
+    """
 
     name: str
     bound: float
@@ -23,11 +29,14 @@ class Goal:
     note: str = ""
 
     @property
-    def met(self) -> bool | None:
-        """None where it was not measured."""
+    def verdict(self) -> Verdict:
+        """Not decided where the spread is wider than the way to the bound."""
         if self.measured is None:
-            return None
-        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
+            return "not measured"
+        spread = (self.spread or 0.0) * self.measured
+        if spread > abs(self.measured - self.bound) * (1 + 1e-9):
+            return "not decided"
+        return "met" if (self.measured >= self.bound) == self.at_least or self.measured == self.bound else "not met"
 
 
 def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:

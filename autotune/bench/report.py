@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autotune.bench.goals import Goal
-from autotune.bench.run import Row, Table
+from autotune.bench.run import FLOOR, Row, Table
 from ramnet.console import digits, duration
 from ramnet.files import write_text_atomic, written_aside
 
@@ -32,7 +32,7 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON, times in seconds."""
-        goals = [{**asdict(goal), "met": goal.met} for goal in self.goals]
+        goals = [{**asdict(goal), "verdict": goal.verdict} for goal in self.goals]
         return json.dumps({**asdict(self), "goals": goals}, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -52,7 +52,7 @@ def machine() -> dict[str, str | int]:
 
 
 ROW_COLUMNS = ("form", "time", "± IQR", "ratio", "± IQR", "rounds", "calls")
-GOAL_COLUMNS = ("what", "goal", "measured", "± IQR", "met", "note")
+GOAL_COLUMNS = ("what", "goal", "measured", "± IQR", "verdict", "note")
 
 
 def row_cells(row: Row, base: str) -> tuple[str, ...]:
@@ -67,9 +67,8 @@ def row_cells(row: Row, base: str) -> tuple[str, ...]:
 def goal_cells(goal: Goal) -> tuple[str, ...]:
     """A goal as text, in the order of ``GOAL_COLUMNS``."""
     measured = "" if goal.measured is None else digits(goal.measured)
-    met = {True: "yes", False: "no", None: "not measured"}[goal.met]
     spread = "" if goal.spread is None else f"{goal.spread:.0%}"
-    return goal.name, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, spread, met, goal.note
+    return goal.name, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, spread, goal.verdict, goal.note
 
 
 def title(table: Table) -> str:
@@ -126,6 +125,19 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 NAMES = ("bench.json", "bench.md", "bench.png")
 
 
+OURS, THEIRS, LIMIT = "RAM-Net on its kernels", "another form or library", "what moving the bytes takes"
+# What a bar's colour means, in every picture.
+COLOURS = {OURS: "C0", THEIRS: "C1", LIMIT: "0.6"}
+_OTHERS = ("eager", "plain C++", "GLA", "Gated DeltaNet", "flash-linear-attention", "FlashAttention", "cuDNN")
+
+
+def kind_of(form: str) -> str:
+    """What a form is, one of ``COLOURS``."""
+    if form.startswith(FLOOR):
+        return LIMIT
+    return THEIRS if form.startswith(_OTHERS) else OURS
+
+
 def save(report: Report, directory: Path) -> list[Path]:
     """Write the files of ``NAMES``, the last where matplotlib is installed, each whole or not at all; their paths."""
     *paths, picture = (directory / name for name in NAMES)
@@ -133,6 +145,7 @@ def save(report: Report, directory: Path) -> list[Path]:
     write_text_atomic(paths[1], markdown(report))
     try:
         from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
         from matplotlib.ticker import EngFormatter
     except ImportError:
         missing = "no picture: matplotlib is not installed; pip install 'ramnet[tune]'"
@@ -147,7 +160,10 @@ def save(report: Report, directory: Path) -> list[Path]:
         axes = figure.add_subplot(lines, columns, place)
         forms = [row.form for row in table.rows]
         seconds = [row.seconds for row in table.rows]
-        bars = axes.barh(forms, seconds, color=["C1" if form == table.base else "C0" for form in forms])
+        # An error bar as long as the interquartile range.
+        errors = [row.seconds * row.spread / 2 for row in table.rows]
+        colours = [COLOURS[kind_of(form)] for form in forms]
+        bars = axes.barh(forms, seconds, xerr=errors, color=colours, ecolor="0.2", capsize=2)
         axes.bar_label(bars, [f" {duration(x)}" for x in seconds], fontsize=8)
         # A bar from 0 says most, as long as the shortest can still be seen.
         if max(seconds) > 20 * min(seconds):
@@ -159,6 +175,8 @@ def save(report: Report, directory: Path) -> list[Path]:
         axes.invert_yaxis()
         axes.set_title(f"{table.name}: time a call\n{table.what}", fontsize=9)
         axes.tick_params(labelsize=8)
+    patches = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8)
     with written_aside(picture) as aside:
         figure.savefig(aside, dpi=120)
     return [*paths, picture]

@@ -11,11 +11,12 @@ from rich.console import Console
 from autotune.bandwidth import Reader
 from autotune.bench import ops
 from autotune.bench.cli import bench
-from autotune.bench.goals import goals
+from autotune.bench.goals import Goal, goals
 from autotune.bench.peak import Peak
-from autotune.bench.report import Report, duration, save, show
+from autotune.bench.report import COLOURS, Report, kind_of, save, show
 from autotune.bench.run import FLOOR, TUNED, Row, Run, Table
 from autotune.measure import Timing
+from ramnet.console import duration
 
 
 def table(name, base, **times):
@@ -32,25 +33,37 @@ def goal(name, tables, peak=None):
 
 def test_a_goal_is_measured_against_its_bound():
     eager = goal("memory_scan, tuned, over eager, in place", [SCAN])
-    assert (eager.measured, eager.spread, eager.met) == (pytest.approx(100), 0.2, True)
+    assert (eager.measured, eager.spread, eager.verdict) == (pytest.approx(100), 0.2, "met")
     floor = goal("memory_scan, tuned, over the floor", [SCAN])
-    assert (floor.measured, floor.met) == (pytest.approx(2.0), True)
-    assert (
-        goal("memory_scan, tuned, over the floor", [table("memory_scan", TUNED, **{TUNED: 3, FLOOR: 1})]).met is False
-    )
+    assert (floor.measured, floor.verdict) == (pytest.approx(2.0), "met")
+    slow = table("memory_scan", TUNED, **{TUNED: 3.1, FLOOR: 1})
+    assert goal("memory_scan, tuned, over the floor", [slow]).verdict == "not met"
+
+
+@pytest.mark.parametrize(
+    ("measured", "spread", "at_least", "verdict"),
+    [
+        (2.37, 0.08, False, "not decided"), (2.5, 0.08, False, "not decided"), (2.37, 0.01, False, "met"),
+        (2.37, 0.01, True, "not met"), (3.0, 0.1, True, "met"), (3.0, 0.1, False, "not met"),
+        (2.4, None, False, "met"), (2.4, None, True, "met"), (2.41, None, False, "not met"),
+        (None, None, True, "not measured"),
+    ],
+)  # fmt: skip
+def test_a_spread_wider_than_the_way_to_the_bound_decides_nothing(measured, spread, at_least, verdict):
+    assert Goal("a goal", 2.4, at_least, measured, spread).verdict == verdict
 
 
 def test_a_goal_whose_forms_were_not_timed_together_is_not_measured():
     without_kernels = table("memory_scan", "plain C++", **{"eager, in place": 0.2, "plain C++": 0.003, FLOOR: 0.001})
     for tables in ([], [without_kernels]):
         unknown = goal("memory_scan, tuned, over eager, in place", tables)
-        assert (unknown.measured, unknown.met) == (None, None)
+        assert (unknown.measured, unknown.verdict) == (None, "not measured")
 
 
 def test_the_memory_goal_is_bytes_over_budget():
     name = "memory of a training step's scan, T = 1024, over inputs, outputs and two rows a pair"
-    assert goal(name, [], Peak(90, 100)).met is True
-    assert goal(name, [], Peak(101, 100)).met is False
+    assert goal(name, [], Peak(90, 100)).verdict == "met"
+    assert goal(name, [], Peak(101, 100)).verdict == "not met"
 
 
 def test_the_report_is_written_whole_and_shown(tmp_path):
@@ -63,7 +76,7 @@ def test_the_report_is_written_whole_and_shown(tmp_path):
         "form": "eager, in place", "seconds": 0.2, "spread": 0.1, "ratio": 100.0, "ratio_spread": 0.2,
         "rounds": 7, "runs": 70,
     }  # fmt: skip
-    assert read["goals"][0]["met"] is True
+    assert read["goals"][0]["verdict"] == "met"
     assert read["machine"]["torch"] == torch.__version__
     console = Console(record=True, width=150)
     show(report, console)
@@ -71,6 +84,26 @@ def test_the_report_is_written_whole_and_shown(tmp_path):
     assert "200 ms" in text
     assert "100×" in text
     assert "note: nothing left out" in text
+
+
+def test_bars_have_the_spread_and_a_colour_of_one_meaning(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: (
+        drawn.append(figure), path.write_bytes(b"")))  # fmt: skip
+    other_base = table("memory_scan", FLOOR, **{"eager, in place": 0.2, TUNED: 0.002, FLOOR: 0.001})
+    save(Report([SCAN, other_base], [], {}, []), tmp_path)
+    meanings = {}
+    for axes, shown in zip(drawn[0].axes, (SCAN, other_base), strict=True):
+        bars, labels = axes.containers, [label.get_text() for label in axes.get_yticklabels()]
+        (rectangles,) = (bar for bar in bars if hasattr(bar, "patches"))
+        segments = rectangles.errorbar.lines[2][0].get_segments()
+        for label, rectangle, segment in zip(labels, rectangles.patches, segments, strict=True):
+            meanings.setdefault(rectangle.get_facecolor(), set()).add(kind_of(label))
+            row = shown.row(label)
+            assert segment[1][0] - segment[0][0] == pytest.approx(row.seconds * row.spread)
+    assert len(meanings) == 3 and all(len(kinds) == 1 for kinds in meanings.values())
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == [*COLOURS]
 
 
 @pytest.fixture
