@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -35,15 +36,26 @@ OPS: tuple[str, ...] = get_args(Op)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder with a model, in place of --preset.")
 @click.option(
     "--batch-size",
+    "batch_sizes",
     type=int,
+    multiple=True,
     show_default="1 on a CPU; on a GPU 16 in training, 64 in decoding",
-    help="Sequences that the model works on at a time.",
+    help="Sequences that the model works on at a time; may be repeated.",
 )
 @click.option(
     "--length",
+    "lengths",
     type=int,
+    multiple=True,
     show_default="1024 on a CPU, 4096 on a GPU",
-    help="Tokens of a sequence in training and prefill.",
+    help="Tokens of a sequence in training and prefill; may be repeated.",
+)
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar='"OP AXIS=SIZE …"',
+    help='Tune this, as "memory_scan N=16 T=1024", in place of what the model calls; may be repeated.',
 )
 @click.option(
     "--model", "modelled", is_flag=True, help="Compile and model, and run nothing, also where the GPU is there."
@@ -74,9 +86,9 @@ OPS: tuple[str, ...] = get_args(Op)
 )
 def tune(
     target: str, budget: float | None, trials: int | None, ops: tuple[str, ...], preset: str, checkpoint: Path | None,
-    batch_size: int | None, length: int | None, modelled: bool, sampler: Literal["tpe", "random"], seed: int,
-    threads: int | None, build_limit: float, run_limit: float, output: Path, journal: Path | None,
-    records_file: Path | None,
+    batch_sizes: tuple[int, ...], lengths: tuple[int, ...], shapes: tuple[str, ...], modelled: bool,
+    sampler: Literal["tpe", "random"], seed: int, threads: int | None, build_limit: float, run_limit: float,
+    output: Path, journal: Path | None, records_file: Path | None,
 ) -> None:  # fmt: skip
     """Find the fastest schedules of a model's memory ops on this machine, and compare them with eager PyTorch.
 
@@ -101,7 +113,7 @@ def tune(
     # The report's pictures take seconds, too.
     limit = replace(given, seconds=given.seconds - min(given.seconds / 6, 10.0)) if given.seconds else given
     config = RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset)
-    wanted = [w for w in _workloads(config, is_gpu, batch_size, length) if not ops or w.op in ops]
+    wanted = [w for w in _workloads(config, is_gpu, batch_sizes, lengths, shapes) if not ops or w.op in ops]
     if not wanted:
         raise click.UsageError(f"{', '.join(ops)} has no workload on {target}")
     folder = output / target
@@ -157,11 +169,16 @@ def _gpu_work(target: str, modelled: bool) -> tuple[Callable[[], Any], str | Non
     return GpuMeasurer, torch.cuda.get_device_name()
 
 
-def _workloads(config: RamNetConfig, is_gpu: bool, batch_size: int | None, length: int | None) -> list[Workload]:
+def _workloads(
+    config: RamNetConfig, is_gpu: bool, batch_sizes: Sequence[int], lengths: Sequence[int], shapes: Sequence[str]
+) -> list[Workload]:
+    """Those of ``shapes`` or, without any, of the model at each batch size and length; each once."""
     from schedules.of_model import of_model, of_model_on_gpu
+    from schedules.shapes import parse
 
-    given = {"batch_size": batch_size, "length": length}
-    if is_gpu:
-        given["decode_batch"] = batch_size
-    sizes = {name: size for name, size in given.items() if size is not None}
-    return of_model_on_gpu(config, **sizes) if is_gpu else of_model(config, **sizes)
+    found = [parse(shape, config, "bfloat16" if is_gpu else "float32") for shape in shapes]
+    for batch_size, length in () if shapes else product(batch_sizes or (None,), lengths or (None,)):
+        given = {"batch_size": batch_size, "length": length} | ({"decode_batch": batch_size} if is_gpu else {})
+        sizes = {name: size for name, size in given.items() if size is not None}
+        found += of_model_on_gpu(config, **sizes) if is_gpu else of_model(config, **sizes)
+    return list({workload.name: workload for workload in found}.values())

@@ -20,34 +20,36 @@ class NoNvccError(ValueError):
     status = "no_compiler"
 
 
+# Products and sums are fused, and denormal numbers are 0, without which a quotient takes three instructions more; no
+# other fast math.
+FLAGS = ("-w", "-ftz=true")
+
+
 def compile_cuda(text: str, arch: str) -> tuple[bytes, str]:
-    """The cubin of CUDA C for ``arch``, and what ptxas printed. Products and sums are fused, and denormal numbers
-    are 0, without which a quotient takes three instructions more; no other fast math.
+    """The cubin of CUDA C for ``arch``, and what ptxas printed.
 
     NoNvccError without nvcc; RuntimeError, with nvcc's words, where it fails.
     """
+    return _compile(text, arch, "-cubin", "-Xptxas", "-v")
+
+
+def ptx(text: str, arch: str) -> str:
+    """CUDA C as PTX; errors as of ``compile_cuda``."""
+    return _compile(text, arch, "-ptx")[0].decode()
+
+
+def _compile(text: str, arch: str, *flags: str) -> tuple[bytes, str]:
     program = nvcc()
     if program is None:
         raise NoNvccError(MISSING)
     with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
+        source, made = Path(folder) / "kernel.cu", Path(folder) / "kernel.made"
         source.write_text(text, encoding="utf-8")
-        command = [
-            program,
-            "-cubin",
-            "-w",
-            "-ftz=true",
-            f"-arch={arch}",
-            "-Xptxas",
-            "-v",
-            "-o",
-            str(cubin),
-            str(source),
-        ]
+        command = [program, *FLAGS, f"-arch={arch}", *flags, "-o", str(made), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"nvcc failed for {arch}: {done.stderr.strip()}")
-        return cubin.read_bytes(), done.stdout + done.stderr
+        return made.read_bytes(), done.stdout + done.stderr
 
 
 @cache

@@ -18,11 +18,12 @@ from lowering.targets import Gpu
 
 @dataclass(frozen=True)
 class Binary:
-    """``asm``: texts of the stages by name, "ttgir" and "ptx" or "amdgcn" among them."""
+    """``asm``: texts of the stages by name, "ttgir" and "ptx" or "amdgcn" among them; ``cubin``: empty for AMD's."""
 
     name: str
     asm: dict[str, str]
     resources: Resources
+    cubin: bytes = b""
 
 
 def compile_launch(launch: Launch, gpu: Gpu) -> Binary:
@@ -51,11 +52,11 @@ def compile_launch(launch: Launch, gpu: Gpu) -> Binary:
     if gpu.backend == "hip":
         resources = amd_resources(texts["amdgcn"])
     else:
-        found = cubin_resources(compiled.asm["cubin"], _tool("cuobjdump"))[compiled.metadata.name]
+        found = cubin_resources(compiled.asm["cubin"], tool("cuobjdump"))[compiled.metadata.name]
         frame = found["STACK"] + found["LOCAL"]
         spilled = _spilled(texts["ptx"], arch) if frame else 0
         resources = Resources(found["REG"], spilled, frame, compiled.metadata.shared)
-    return Binary(launch.name, texts, resources)
+    return Binary(launch.name, texts, resources, compiled.asm.get("cubin", b""))
 
 
 def cubin_resources(cubin: bytes, cuobjdump: str) -> dict[str, dict[str, int]]:
@@ -98,14 +99,14 @@ def _spilled(ptx: str, capability: int) -> int:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx, encoding="utf-8")
         command = [
-            _tool("ptxas_blackwell" if capability >= 100 else "ptxas"), "-v", "-lineinfo", *level,
+            tool("ptxas_blackwell" if capability >= 100 else "ptxas"), "-v", "-lineinfo", *level,
             f"--gpu-name=sm_{capability}{suffix}", str(path), "-o", os.devnull,
         ]  # fmt: skip
         printed = subprocess.run(command, check=True, capture_output=True, text=True)
     return spilled_bytes(printed.stdout + printed.stderr)
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     """Path of a program of Triton's wheel."""
     import triton
 

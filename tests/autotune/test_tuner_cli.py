@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.cli import _workloads
 from autotune.worker import Worker
 from lowering.cpu import runtime
 from ramnet.config import RamNetConfig
@@ -48,6 +49,7 @@ def test_a_small_model_is_tuned(ramnet: Command, tmp_path: Path) -> None:
         (("--budget", "0"), "ramnet: budget is 0.0; it must be above 0"),
         (("--preset", "huge"), "ramnet: preset 'huge' is unknown; there are 340m"),
         (("--budget", "nan"), "ramnet: budget is nan; it must be above 0"),
+        (("--shape", "memory_scan"), "ramnet: shape 'memory_scan' lacks T"),
         (("--length", "0"), "ramnet: length is 0; it must be at least 1"),
         (("--length", "1000000000000"), "ramnet: address_decode has R = 32000000000000; kernels count in int32"),
         (("--build-limit", "nan"), "ramnet: build_limit is nan; it must be above 0 and at most 604800 seconds"),
@@ -67,6 +69,19 @@ def test_bad_options_are_one_line_and_write_nothing(
     assert (status, out, len(err.strip().splitlines())) == (1, "", 1)
     assert err.startswith(line)
     assert not list(tmp_path.iterdir())
+
+
+def test_several_sizes_are_each_tuned_once_and_shapes_in_their_place() -> None:
+    config = RamNetConfig.preset("tiny")
+    many = _workloads(config, False, (1, 2), (64, 128), ())
+    scans = [w.shape for w in many if w.op == "memory_scan"]
+    assert [(s["N"] // config.num_heads, s["T"]) for s in scans] == [(1, 64), (1, 128), (2, 64), (2, 128)]
+    assert len([w for w in many if w.op == "memory_step"]) == 2, "a token of each batch size"
+    shapes = ("memory_scan T=5", "memory_step N=3", "memory_scan T=5")
+    assert [w.name.partition(" K")[0] for w in _workloads(config, False, (2,), (64,), shapes)] == [
+        f"memory_scan N={config.num_heads} T=5", "memory_step N=3",
+    ]  # fmt: skip
+    assert {w.dtype for w in _workloads(config, True, (), (), ("memory_scan T=5",))} == {"bfloat16"}
 
 
 def test_the_help_says_where_records_go(ramnet: Command) -> None:

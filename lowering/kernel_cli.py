@@ -1,0 +1,56 @@
+"""``ramnet kernel``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from schedules.workload import Op
+
+
+@click.command()
+@click.argument("op", type=click.Choice(get_args(Op)))
+@click.argument("sizes", nargs=-1)
+@click.option("--target", default="cpu", help="The machine to compile for; `ramnet targets` lists them.")
+@click.option(
+    "--emit",
+    type=click.Choice(["tir", "llvm", "asm", "ptx", "cuda"]),
+    show_default="what the compiler is given",
+    help="Of what to print: TVM's script, LLVM's code, machine code, PTX or CUDA C.",
+)
+@click.option("--preset", default="340m", help="The model that sizes which are not given are taken from.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder with a model, in place of --preset.")
+def kernel(
+    op: str, sizes: tuple[str, ...], target: str, emit: str | None, preset: str, checkpoint: Path | None
+) -> None:
+    """Print the code of the kernel that OP runs on, with the schedule that is chosen for it.
+
+    SIZES are those of the op by the letters of the paper, as in: ramnet kernel memory_scan N=16 T=1024. Nothing runs,
+    and no GPU is needed. The schedule, and where it comes from, goes to stderr.
+    """
+    from lowering.compilers import unserved
+    from lowering.listing import listing
+    from lowering.targets import cpu_name, find
+    from ramnet.config import RamNetConfig
+    from schedules import records
+    from schedules.shapes import parse
+
+    is_gpu = find(target).gpu is not None
+    config = RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset)
+    few = {"T": 4096 if is_gpu else 1024, "R": 2 * config.num_heads, "O": config.hidden_size, "I": config.hidden_size}
+    given = {size.partition("=")[0] for size in sizes}
+    text = " ".join((op, *sizes, *(f"{name}={few[name]}" for name in _missing(op) if name not in given)))
+    workload = parse(text, config, "bfloat16" if is_gpu else "float32")
+    device = target if is_gpu else cpu_name()
+    choice = records.choose(workload, target, device, lambda s: unserved(s, target) if is_gpu else None)
+    click.echo(f"{workload.name} on {target}: {choice.schedule} ({choice.source})", err=True)
+    click.echo(listing(workload, target, choice.schedule, emit))
+
+
+def _missing(op: str) -> list[str]:
+    """The sizes of an op that are not a model's."""
+    from schedules.workload import AXES
+
+    return [axis for axis in AXES[op] if axis in ("T", "R", "O", "I")]

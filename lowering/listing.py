@@ -1,0 +1,86 @@
+"""The code of a kernel in the languages that it goes through on its way to a machine."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lowering.targets import find, gpu_of
+from schedules.workload import Workload
+
+# By compiler; the first is what is shown when none is asked for.
+LANGUAGES = {
+    "llvm": ("tir", "llvm", "asm"),
+    "tir": ("cuda", "tir", "ptx", "asm"),
+    "triton": ("ptx", "llvm", "asm"),
+}
+
+
+def listing(workload: Workload, target: str, schedule: Any, language: str | None = None) -> str:
+    """The kernel of ``workload`` for ``target`` under ``schedule``: "tir", "llvm", "asm", "ptx" or "cuda".
+
+    Raises:
+        ValueError: for a language that the schedule's compiler does not go through, listing those that it does; and
+            errors as of ``lowering.lower`` and ``lowering.offline.compile_for``.
+    """
+    schedule.require(workload)
+    compiler = "llvm" if find(target).gpu is None else schedule.compiler
+    languages = LANGUAGES[compiler]
+    if compiler == "triton" and gpu_of(target).backend == "hip":
+        languages = ("asm", "llvm")
+    language = language or languages[0]
+    if language not in languages:
+        raise ValueError(f"{workload.op} on {target} has no {language}; it has {', '.join(languages)}")
+    return {"llvm": _of_cpu, "tir": _of_tir, "triton": _of_triton}[compiler](workload, target, schedule, language)
+
+
+def _of_cpu(workload: Workload, target: str, schedule: Any, language: str) -> str:
+    from lowering.kernels import compile_now
+
+    if language == "tir":
+        module = importlib.import_module(f"lowering.tir.{workload.op}").module(workload, schedule)
+        return str(module.script())
+    return str(compile_now(workload, schedule).mod.inspect_source({"llvm": "ll", "asm": "s"}[language]))
+
+
+def _of_tir(workload: Workload, target: str, schedule: Any, language: str) -> str:
+    from lowering.cuda import generate
+    from lowering.nvcc import compile_cuda, ptx
+    from lowering.tir.programs import template
+
+    if language == "tir":
+        return str(template(workload, schedule, True).script())
+    gpu = gpu_of(target)
+    text = generate(workload, gpu, schedule).text
+    if language == "cuda":
+        return text
+    return ptx(text, gpu.arch) if language == "ptx" else _machine_code(compile_cuda(text, gpu.arch)[0])
+
+
+def _of_triton(workload: Workload, target: str, schedule: Any, language: str) -> str:
+    from lowering.gpu import plan
+    from lowering.offline import arguments
+    from lowering.triton.binary import compile_launch
+
+    gpu = gpu_of(target)
+    stage = {"ptx": "ptx", "llvm": "llir", "asm": "amdgcn" if gpu.backend == "hip" else "cubin"}[language]
+    texts = []
+    for launch in plan(workload.op, schedule, *arguments(workload)).launches:
+        made = compile_launch(launch, gpu)
+        code = _machine_code(made.cubin) if stage == "cubin" else made.asm[stage]
+        texts.append(f"// {launch.name}\n{code}")
+    return "\n".join(texts)
+
+
+def _machine_code(cubin: bytes) -> str:
+    """What ``cuobjdump -sass`` makes of a binary."""
+    from lowering.triton.binary import tool
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [tool("cuobjdump"), "-sass", str(path)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,45 @@
+"""A workload as a user writes it."""
+
+from __future__ import annotations
+
+import pytest
+
+from ramnet.config import RamNetConfig
+from schedules.of_model import of_model
+from schedules.shapes import parse
+from schedules.workload import AXES
+
+CONFIG = RamNetConfig.preset("340m")
+
+
+def test_what_is_named_goes_before_the_models() -> None:
+    workload = parse("memory_scan N=4 T=512 D=32 decay_power=2 dtype=bfloat16", CONFIG)
+    assert workload.shape == {"N": 4, "T": 512, "K": CONFIG.top_k, "M": CONFIG.slots, "D": 32}
+    assert tuple(workload.shape) == AXES["memory_scan"]
+    assert (workload.dtype, workload.constants) == ("bfloat16", {"decay_power": 2.0, "eps": CONFIG.eps})
+
+
+def test_each_of_a_models_workloads_can_be_written() -> None:
+    for workload in of_model(CONFIG, batch_size=2, length=64):
+        sizes = " ".join(f"{axis}={size}" for axis, size in workload.shape.items())
+        assert parse(f"{workload.op} {sizes}", CONFIG) == workload
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "has the op ''; there are address_decode"),
+        ("memory_scam T=1", "has the op 'memory_scam'; there are address_decode"),
+        ("memory_scan", "'memory_scan' lacks T"),
+        ("address_decode", "lacks R"),
+        ("project O=4", "lacks I"),
+        ("memory_scan T=many", "has 'T=many', which is no number"),
+        ("memory_scan T=0", "has T=0; it must be at least 1"),
+        ("memory_scan T=4294967296", "memory_scan has T = 4294967296; kernels count in int32"),
+        ("memory_scan T=1 U=5", "has 'U=5'; memory_scan has N, T, K, M, D, decay_power, eps, dtype"),
+        ("memory_scan T=1 dtype=int8", "dtype"),
+    ],
+)
+def test_what_makes_no_workload_is_refused_with_its_text(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse(text, CONFIG)
