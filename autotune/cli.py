@@ -58,6 +58,12 @@ OPS: tuple[str, ...] = get_args(Op)
     help='Tune this, as "memory_scan N=16 T=1024", in place of what the model calls; may be repeated.',
 )
 @click.option(
+    "--trace",
+    "script",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Run this Python program, and tune what it calls, for as long as it spends there.",
+)
+@click.option(
     "--model", "modelled", is_flag=True, help="Compile and model, and run nothing, also where the GPU is there."
 )
 @click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", help="How Optuna picks what to try.")
@@ -86,9 +92,9 @@ OPS: tuple[str, ...] = get_args(Op)
 )
 def tune(
     target: str, budget: float | None, trials: int | None, ops: tuple[str, ...], preset: str, checkpoint: Path | None,
-    batch_sizes: tuple[int, ...], lengths: tuple[int, ...], shapes: tuple[str, ...], modelled: bool,
-    sampler: Literal["tpe", "random"], seed: int, threads: int | None, build_limit: float, run_limit: float,
-    output: Path, journal: Path | None, records_file: Path | None,
+    batch_sizes: tuple[int, ...], lengths: tuple[int, ...], shapes: tuple[str, ...], script: Path | None,
+    modelled: bool, sampler: Literal["tpe", "random"], seed: int, threads: int | None, build_limit: float,
+    run_limit: float, output: Path, journal: Path | None, records_file: Path | None,
 ) -> None:  # fmt: skip
     """Find the fastest schedules of a model's memory ops on this machine, and compare them with eager PyTorch.
 
@@ -113,14 +119,24 @@ def tune(
     # The report's pictures take seconds, too.
     limit = replace(given, seconds=given.seconds - min(given.seconds / 6, 10.0)) if given.seconds else given
     config = RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset)
-    wanted = [w for w in _workloads(config, is_gpu, batch_sizes, lengths, shapes) if not ops or w.op in ops]
-    if not wanted:
-        raise click.UsageError(f"{', '.join(ops)} has no workload on {target}")
     folder = output / target
     journal, records_file = journal or folder / "journal.log", records_file or records_path(target)
     page = folder / "report.html"
     require_writable(journal, records_file, page)
     report.require_libraries()
+    calls = None
+    if script is None:
+        every = _workloads(config, is_gpu, batch_sizes, lengths, shapes)
+    else:
+        from autotune.trace import trace
+
+        if shapes or batch_sizes or lengths:
+            raise click.UsageError("--trace finds the shapes; it goes without --shape, --length and --batch-size")
+        every, calls = trace(script, target)
+        begin = perf_counter()  # the program had its own time
+    wanted = [workload for workload in every if not ops or workload.op in ops]
+    if not wanted:
+        raise click.UsageError(f"{', '.join(ops)} has no workload on {target}")
     used = threads or os.cpu_count() or 1
     screen, beside = console(), console(stderr=True)
     if modelled:
@@ -129,6 +145,7 @@ def tune(
         results = tuner.tune(
             target, wanted, worker, journal=journal, records_file=records_file, budget=limit, threads=used,
             device=device, modelled=modelled, sampler=sampler, seed=seed, on_progress=on_progress, begin=begin,
+            calls=calls,
         )  # fmt: skip
     for table in (report.table, report.chosen) if results else ():
         screen.print(table(results))

@@ -1,0 +1,94 @@
+"""What a program of the user's calls: the workloads of its memory ops, and how often."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lowering.targets import find
+from ramnet.ops import reference
+from schedules.workload import Op, Workload
+
+
+def trace(script: Path, target: str) -> tuple[list[Workload], dict[str, int]]:
+    """Run ``script`` as ``python script`` does, and note what it asks of the memory ops.
+
+    Ops are noted on whatever kernels they run, in this thread; what torch.compile or ``lowering.compile`` made one with
+    others is not.
+
+    Returns:
+        The workloads as kernels of ``target`` meet them, in the order of their first call; and each one's calls, by its
+        name.
+
+    Raises:
+        ValueError: where the program calls none. What it raises passes through, except its own end with status 0.
+    """
+    noted = _Noted(on_cpu=find(target).gpu is None)
+    arguments, path = sys.argv, sys.path
+    sys.argv, sys.path = [str(script)], [str(script.absolute().parent), *path]
+    try:
+        with noted:
+            runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+    finally:
+        sys.argv, sys.path = arguments, path
+    if not noted.workloads:
+        raise ValueError(f"{script} calls none of the ops {', '.join(sorted(_READS))} with anything to compute")
+    return list(noted.workloads.values()), dict(noted.calls)
+
+
+# By op, its arguments whose sizes tell the workload's, and the one whose type is its.
+_READS = {
+    "address_decode": ("logits", "logits"),
+    "address_decode_backward": ("logits", "logits"),
+    "memory_scan": ("write_slots", "values"),
+    "memory_scan_backward": ("write_slots", "values"),
+    "memory_step": ("write_slots", "values"),
+}  # fmt: skip
+_CONSTANTS: dict[str, tuple[str, ...]] = {
+    "memory_scan": ("decay_power", "eps"),
+    "memory_scan_backward": ("decay_power", "eps", "proxy_eps"),
+    "memory_step": ("decay_power", "eps"),
+}
+
+
+class _Noted(TorchDispatchMode):
+    """Notes the calls of this project's ops, and lets them pass."""
+
+    def __init__(self, on_cpu: bool) -> None:
+        super().__init__()
+        self.on_cpu = on_cpu
+        self.workloads: dict[str, Workload] = {}
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        op = func._schema.name.removeprefix("ramnet::")
+        if func.namespace == "ramnet" and op in _READS:
+            values = {argument.name: argument.default_value for argument in func._schema.arguments}
+            values |= dict(zip(values, args, strict=False)) | (kwargs or {})
+            workload = self._workload(op, values)
+            if all(workload.shape.values()):
+                self.workloads.setdefault(workload.name, workload)
+                self.calls[workload.name] += 1
+        return func(*args, **(kwargs or {}))
+
+    def _workload(self, op: Op, values: dict[str, Any]) -> Workload:
+        addresses, typed = (values[name] for name in _READS[op])
+        if op.startswith("address_decode"):
+            top_k = values["top_k"] if op == "address_decode" else values["slots"].shape[-1]
+            sizes = (addresses.shape[:-2].numel(), *addresses.shape[-2:], top_k)
+        else:
+            batch, heads, *others = addresses.shape
+            sizes = (batch * heads, *others, *values["memory"].shape[2:])
+        dtype: torch.dtype = typed.dtype
+        if self.on_cpu:  # whose kernels compute in float32 or float64, whatever they are given
+            dtype = reference.sum_type(*(x for x in values.values() if isinstance(x, torch.Tensor)))
+        return Workload.of(op, sizes, dtype, {name: values[name] for name in _CONSTANTS.get(op, ())})
