@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import tempfile
 from pathlib import Path
@@ -24,7 +23,7 @@ def listing(workload: Workload, target: str, schedule: Any, language: str | None
 
     Raises:
         ValueError: for a language that the schedule's compiler does not go through, listing those that it does; and
-            errors as of ``lowering.lower`` and ``lowering.offline.compile_for``.
+            errors as of ``lowering.lower`` and ``lowering.gpu.offline.compile_for``.
     """
     schedule.require(workload)
     compiler = "llvm" if find(target).gpu is None else schedule.compiler
@@ -38,18 +37,18 @@ def listing(workload: Workload, target: str, schedule: Any, language: str | None
 
 
 def _of_cpu(workload: Workload, target: str, schedule: Any, language: str) -> str:
-    from lowering.kernels import compile_now
+    from lowering.cpu.build import compile_now
+    from lowering.cpu.templates import TEMPLATES
 
     if language == "tir":
-        module = importlib.import_module(f"lowering.tir.{workload.op}").module(workload, schedule)
-        return str(module.script())
+        return str(TEMPLATES[workload.op](workload, schedule).script())
     return str(compile_now(workload, schedule).mod.inspect_source({"llvm": "ll", "asm": "s"}[language]))
 
 
 def _of_tir(workload: Workload, target: str, schedule: Any, language: str) -> str:
-    from lowering.cuda import generate
+    from lowering.gpu.cuda.generate import generate
+    from lowering.gpu.templates import template
     from lowering.nvcc import compile_cuda, ptx
-    from lowering.tir.programs import template
 
     if language == "tir":
         return str(template(workload, schedule, True).script())
@@ -61,9 +60,9 @@ def _of_tir(workload: Workload, target: str, schedule: Any, language: str) -> st
 
 
 def _of_triton(workload: Workload, target: str, schedule: Any, language: str) -> str:
-    from lowering.gpu import plan
-    from lowering.offline import arguments
-    from lowering.triton.binary import compile_launch
+    from lowering.gpu.kernels import plan
+    from lowering.gpu.offline import arguments
+    from lowering.gpu.triton_compiler import compile_launch
 
     gpu = gpu_of(target)
     stage = {"ptx": "ptx", "llvm": "llir", "asm": "amdgcn" if gpu.backend == "hip" else "cubin"}[language]
@@ -77,7 +76,7 @@ def _of_triton(workload: Workload, target: str, schedule: Any, language: str) ->
 
 def _machine_code(cubin: bytes) -> str:
     """What ``cuobjdump -sass`` makes of a binary."""
-    from lowering.triton.binary import tool
+    from lowering.gpu.triton_compiler import tool
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
