@@ -37,6 +37,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"top_k": 257}, "top_k is 257 but sub_dim**order has only 256 slots; use top_k <= 256"),
     ({"top_k": 0}, "top_k = 0: Input should be greater than 0"),
     ({"order": 16}, "sub_dim**order is 4**16 slots; int32 numbers at most 2147483647"),
+    ({"order": 20, "sub_dim": 3}, "sub_dim**order is 3**20 slots; int32 numbers at most 2147483647"),
+    ({"order": 31, "sub_dim": 2}, "sub_dim**order is 2**31 slots; int32 numbers at most 2147483647"),
     ({"order": 10**9}, "sub_dim**order is 4**1000000000 slots; int32 numbers at most 2147483647"),
     ({"sub_dim": 1}, "sub_dim = 1: Input should be greater than 1"),
     ({"decay_power": -0.5}, "decay_power = -0.5: Input should be greater than or equal to 0"),
@@ -53,6 +55,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sub_dim": 10**100}, "sub_dim = 1000000"),
     ({"hidden_size": 10**5000}, "hidden_size = an integer of thousands of digits: Input should be less than"),
     ({"hidden_size": 2**30, "vocab_size": 2**30}, "a weight or a layer's memory would hold 1152921504606846976 num"),
+    ({"hidden_size": 2**20, "order": 1, "sub_dim": 2**28},
+     "a weight or a layer's memory would hold 2251799947902976 numbers"),
     ({"num_heads": 2**30, "value_dim": 2**15}, "a weight or a layer's memory would hold 9007199254740992 numbers"),
     ({"eps": 1e300}, "eps = 1e+300: Input should be less than or equal to 1"),
     ({"eps": 1e-300}, "eps = 1e-300: Input should be greater than or equal to"),
@@ -63,7 +67,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 1e-300}, "temperature = 1e-300: Input should be greater than or equal to"),
     ({"decay_power": 1e300}, "decay_power = 1e+300: Input should be less than or equal to 1000000"),
     ({"hiden_size": 256}, "hiden_size = 256: Extra inputs are not permitted"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("fields", "message"), BAD)
@@ -76,6 +80,11 @@ def test_bad_fields_are_named_with_their_value(fields: dict[str, Any], message: 
 def test_as_many_layers_as_the_limit_says_are_allowed() -> None:
     config = RamNetConfig.preset("tiny", num_layers=MOST_LAYERS, conv_layers=MOST_LAYERS, conv_kernel=MOST_LAYERS)
     assert RamNetConfig.model_validate_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 256}, {"order": 1, "sub_dim": 2**31 - 1}, {"cape_full_layers": 1}])
+def test_sizes_at_their_limits_are_allowed(fields: dict[str, int]) -> None:
+    assert RamNetConfig.preset("tiny", **fields).model_dump().items() >= fields.items()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ramnet.files import folder_written_aside, read_text, write_text_atomic, written_aside
+from ramnet.files import clear_asides, folder_written_aside, read_text, write_text_atomic, written_aside
 from tests.samples import full_disk
 
 
@@ -104,21 +104,28 @@ def test_a_folder_that_cannot_take_anothers_place_gives_it_back(
     assert names(tmp_path) == ["1", "a"]
 
 
-def next_handle() -> int:
-    """The lowest that is free."""
-    handle = os.open(os.devnull, os.O_RDONLY)
-    os.close(handle)
-    return handle
+def free_handles() -> list[int]:
+    """The lowest that are free."""
+    handles = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
+    for handle in handles:
+        os.close(handle)
+    return handles
 
 
 def test_no_handle_stays_open(tmp_path: Path) -> None:
-    before = next_handle()
+    before = free_handles()
     (tmp_path / ".c.txt.left.aside").mkdir()
     write_text_atomic(tmp_path / "c.txt", "x")
     with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "c.txt"):
         raise KeyboardInterrupt
     assert names(tmp_path) == ["c.txt"]
-    assert next_handle() == before
+    assert free_handles() == before
+    with written_aside(tmp_path / "c.txt") as aside:
+        aside.write_text("y")
+        held = free_handles()
+        clear_asides(tmp_path)  # this one is at work
+        assert free_handles() == held
+    assert read_text(tmp_path / "c.txt") == "y"
 
 
 @pytest.mark.parametrize("exchanges", [True, False])

@@ -52,6 +52,12 @@ def test_the_340m_model_has_the_papers_parameters() -> None:
     assert sum(x.numel() for x in (*state.memory, *state.mass)) == 27 * 16 * 1024 * 65
 
 
+def test_the_embedding_begins_with_the_deviation_that_the_config_says() -> None:
+    weight = small_model(vocab_size=1000, embedding_std=0.02).embedding.weight.detach()
+    assert float(weight.std()) == pytest.approx(0.02, rel=0.05)
+    assert float(weight.mean()) == pytest.approx(0, abs=0.001)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

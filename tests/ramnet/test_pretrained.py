@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ramnet import RamNetConfig, RamNetForCausalLM
+from ramnet.model import not_finite
 from tests.ramnet.test_model import SMALL, assert_states_match, small_model, tokens
 from tests.samples import full_disk
 
@@ -74,6 +75,13 @@ def test_weights_that_are_not_finite_are_not_written(value: float, tied: bool, t
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_the_first_tensor_that_is_not_finite_is_named_and_empty_ones_are_finite() -> None:
+    tensors = {"none": torch.zeros(0), "good": torch.ones(2), "bad": torch.tensor([1, torch.nan])}
+    assert not_finite(tensors) == "bad"
+    del tensors["bad"]
+    assert not_finite(tensors) is None
+
+
 def test_a_head_of_its_own_is_not_lost_where_the_config_ties_it(tmp_path: Path) -> None:
     model = small_model(tie_embeddings=True)
     model.head.weight = torch.nn.Parameter(model.head.weight + 1)
@@ -90,10 +98,25 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
         RamNetForCausalLM.from_pretrained(tmp_path)
 
 
+UNFIT, UNTYPED = "does not fit its config.json: ", "; it must be a floating type of 16 to 64 bits"
+
+
 @pytest.mark.parametrize(
-    "damage", ["truncated", "foreign", "missing", "extra", "shape", "integers", "float8", "head", "text"]
+    ("damage", "message"),
+    [
+        ("truncated", "is not a safetensors file"),
+        ("foreign", f"{UNFIT}blocks.0.ffn.down.weight is missing; it must be [12, 7]; 36 others do not fit either"),
+        ("missing", f"{UNFIT}blocks.1.mixer.log_scale is missing; it must be [2, 3]"),
+        ("extra", f"{UNFIT}blocks.9.mixer.log_scale is [2, 3]; it must be absent"),
+        ("shape", f"{UNFIT}head.weight is [5, 12]; it must be [11, 12]"),
+        ("shapes", f"{UNFIT}head.weight is [5, 12]; it must be [11, 12]; 1 others do not fit either"),
+        ("integers", f"is torch.int32{UNTYPED}"),
+        ("float8", f"is torch.float8_e4m3fn{UNTYPED}"),
+        ("head", "holds head.weight, but config.json ties the head to embedding.weight"),
+        ("text", "is not a safetensors file"),
+    ],
 )
-def test_a_corrupted_or_foreign_checkpoint_is_named(damage: str, tmp_path: Path) -> None:
+def test_a_corrupted_or_foreign_checkpoint_is_named(damage: str, message: str, tmp_path: Path) -> None:
     small_model().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
@@ -108,6 +131,8 @@ def test_a_corrupted_or_foreign_checkpoint_is_named(damage: str, tmp_path: Path)
             save_file({**tensors, "blocks.9.mixer.log_scale": torch.zeros(2, 3)}, path)
         case "shape":
             save_file({**tensors, "head.weight": torch.zeros(5, 12)}, path)
+        case "shapes":
+            save_file({**tensors, "head.weight": torch.zeros(5, 12), "norm.bias": torch.zeros(5)}, path)
         case "integers":
             save_file({name: x.int() for name, x in tensors.items()}, path)
         case "float8":
@@ -117,9 +142,10 @@ def test_a_corrupted_or_foreign_checkpoint_is_named(damage: str, tmp_path: Path)
         case "text":
             path.write_text("version https://git-lfs.github.com/spec/v1\n")
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}.*{re.escape(message)}") as caught:
         RamNetForCausalLM.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(message) or message == "is not a safetensors file"
     assert path.read_bytes() == before
 
 
