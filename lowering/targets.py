@@ -148,9 +148,8 @@ def _recognised(device: int) -> Target:
 
 def recognise(device: str, arch: str, **told: int) -> Target:
     """The target of a GPU that calls itself ``device``; ``told`` are fields of ``Gpu`` that the device gave."""
-    longest_first = sorted(_GPUS, key=lambda target: -len(target.matches))
     # Not as the beginning of a longer number: an A100 is no A10.
-    found = next((target for target in longest_first if re.search(rf"{target.matches}(?!\d)", device)), None)
+    found = next((target for target in _GPUS if re.search(rf"{target.matches}(?!\d)", device)), None)
     if found is None:
         found = min(_GPUS, key=lambda target: _apart(target, arch))
         warnings.warn(
@@ -162,10 +161,9 @@ def recognise(device: str, arch: str, **told: int) -> Target:
 
 def _apart(target: Target, arch: str) -> tuple[bool, int]:
     """How far an architecture is from a target's: another vendor's is further than any number."""
-    mine = target.gpu.arch if target.gpu else ""
-    kinds = [name.rstrip("0123456789abcdef")[:3] for name in (mine, arch)]
-    numbers = [int("".join(c for c in name if c.isdigit()) or 0) for name in (mine, arch)]
-    return kinds[0] != kinds[1], abs(numbers[0] - numbers[1])
+    mine = gpu_of(target.name).arch
+    numbers = [int(re.sub(r"\D", "", name)) for name in (mine, arch)]
+    return mine[:3] != arch[:3], abs(numbers[0] - numbers[1])
 
 
 @cache

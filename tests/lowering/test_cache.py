@@ -104,7 +104,7 @@ def cut(path: Path) -> None:
 
 def alter(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[len(data) // 2] ^= 0x80  # which leaves ASCII in a digest
     put(path, data)
 
 

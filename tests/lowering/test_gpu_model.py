@@ -159,6 +159,14 @@ def test_a_gpu_target_without_a_gpu_is_refused_with_what_can_be_done(monkeypatch
         use.gpu_backend()
 
 
+@pytest.mark.parametrize(("value", "asked"), [("1", True), ("TRUE", True), ("on", True), ("0", False), ("", False)])
+def test_kernels_are_interpreted_where_triton_is_asked_to(
+    value: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert use.interpreted() == asked
+
+
 @needs_triton
 def test_another_gpu_than_the_named_one_runs_its_schedules_with_one_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_is(monkeypatch, "mi300x")
@@ -179,7 +187,7 @@ def test_the_installed_backend_gpu_is_the_gpu_that_is_here(monkeypatch: pytest.M
     monkeypatch.setattr("ramnet.ops.backend._backends", {})
     with ops.using("gpu"):
         kernels: Any = ops.registered("gpu")
-    assert kernels.target == "l4"
+    assert (kernels.target, kernels.tuned, kernels.check) == ("l4", True, False)
 
 
 def test_without_triton_the_reference_runs_and_one_notice_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
