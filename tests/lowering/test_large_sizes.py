@@ -65,18 +65,20 @@ def narrow_accesses(module: Any, target: Any) -> set[str]:
     found: set[str] = set()
     for function in flat.module.functions.values():
         arguments = {str(argument.name) for argument in function.params}
+        seen: dict[str, bool] = {}  # of each tensor accessed: always by 64 bits?
 
-        def see(name: str, index: Any, arguments: set[str] = arguments) -> None:
-            if name in arguments and "int64" not in str(index.ty):
-                found.add(name)
+        def see(name: str, index: Any, seen: dict[str, bool] = seen) -> None:
+            seen[name] = seen.get(name, True) and "int64" in str(index.ty)
 
         structural_walk(
             function.body,
             [
                 (BufferStore, lambda store: see(str(store.buffer.name), store.indices[0])),
-                (TensorLoad, lambda load: see(str(load.source), load.indices[0])),
+                (TensorLoad, lambda load: see(str(load.source.name), load.indices[0])),
             ],
         )
+        assert arguments <= seen.keys(), f"no access was seen to {arguments - seen.keys()}"
+        found |= {name for name in arguments if not seen[name]}
     return found
 
 
