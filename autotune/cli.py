@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal, get_args
 
 import click
 
-from schedules.workload import Op, Workload
-
-if TYPE_CHECKING:
-    from ramnet.config import RamNetConfig
+from schedules.workload import Op
 
 OPS: tuple[str, ...] = get_args(Op)
 
@@ -103,99 +96,46 @@ def tune(
     candidate is compiled for it and ranked by a model; nothing is run, and the output and the records say so.
     """
     begin = perf_counter()
-    from autotune import progress, report, tuner
-    from autotune.search import Budget
-    from autotune.worker import Worker
-    from lowering.targets import find
+    from autotune import progress, report
+    from autotune.call import prepare
     from ramnet.config import RamNetConfig
     from ramnet.console import console
     from ramnet.files import require_writable
-    from schedules.records import records_path
 
-    is_gpu = find(target).gpu is not None
-    makes, device = _gpu_work(target, modelled) if is_gpu else _cpu_work(modelled)
-    modelled = is_gpu and device is None
-    given = Budget(180.0 if budget is None and trials is None else budget, trials)
-    # The report's pictures take seconds, too.
-    limit = replace(given, seconds=given.seconds - min(given.seconds / 6, 10.0)) if given.seconds else given
-    config = RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset)
+    if script is not None and (shapes or batch_sizes or lengths):
+        raise click.UsageError("--trace finds the shapes; it goes without --shape, --length and --batch-size")
     folder = output / target
-    journal, records_file = journal or folder / "journal.log", records_file or records_path(target)
+    tuning = prepare(
+        RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset), target,
+        budget=budget, trials=trials, ops=ops, batch_sizes=batch_sizes, lengths=lengths, shapes=shapes,
+        workloads=None if script is None else (), modelled=modelled, sampler=sampler, seed=seed, threads=threads, build_limit=build_limit, run_limit=run_limit,
+        journal=journal or folder / "journal.log", records_file=records_file,
+    )  # fmt: skip
     page = folder / "report.html"
-    require_writable(journal, records_file, page)
+    require_writable(tuning.journal, tuning.records_file, page)
     report.require_libraries()
     calls = None
-    if script is None:
-        every = _workloads(config, is_gpu, batch_sizes, lengths, shapes)
-    else:
+    if script is not None:
         from autotune.trace import trace
 
-        if shapes or batch_sizes or lengths:
-            raise click.UsageError("--trace finds the shapes; it goes without --shape, --length and --batch-size")
-        every, calls = trace(script, target)
+        found, calls = trace(script, target)
+        tuning = replace(tuning, workloads=[workload for workload in found if not ops or workload.op in ops])
         begin = perf_counter()  # the program had its own time
-    wanted = [workload for workload in every if not ops or workload.op in ops]
-    if not wanted:
+    if not tuning.workloads:
         raise click.UsageError(f"{', '.join(ops)} has no workload on {target}")
-    used = threads or os.cpu_count() or 1
     screen, beside = console(), console(stderr=True)
-    if modelled:
+    if tuning.modelled:
         beside.print(f"{target}: its kernels are compiled, and their times modelled, not run", soft_wrap=True)
-    with Worker(used, build_limit, run_limit, makes=makes) as worker, progress.shown(beside) as on_progress:
-        results = tuner.tune(
-            target, wanted, worker, journal=journal, records_file=records_file, budget=limit, threads=used,
-            device=device, modelled=modelled, sampler=sampler, seed=seed, on_progress=on_progress, begin=begin,
-            calls=calls,
-        )  # fmt: skip
+    if tuning.budget.seconds:  # the report's pictures take seconds, too
+        seconds = tuning.budget.seconds - min(tuning.budget.seconds / 6, 10.0)
+        tuning = replace(tuning, budget=replace(tuning.budget, seconds=seconds))
+    with progress.shown(beside) as on_progress:
+        results = tuning.run(on_progress, begin=begin, calls=calls)
     for table in (report.table, report.chosen) if results else ():
         screen.print(table(results))
-    for note in report.notes(results, wanted):
+    for note in report.notes(results, tuning.workloads):
         screen.print(note, soft_wrap=True)
-    screen.print(f"records: {records_file}", soft_wrap=True)
+    screen.print(f"records: {tuning.records_file}", soft_wrap=True)
     if results:
         report.write(results, page)
         screen.print(f"report: {page}", soft_wrap=True)
-
-
-def _cpu_work(modelled: bool) -> tuple[Callable[[], Any], str | None]:
-    """What a worker does for this processor, and its name: the tuner's own."""
-    from autotune.worker import measurer
-    from lowering.cpu import runtime
-
-    if modelled:
-        raise ValueError("--model is for GPUs; the processor is here and is measured")
-    runtime.match_threads()  # says what is missing, before anything is begun
-    return measurer, None
-
-
-def _gpu_work(target: str, modelled: bool) -> tuple[Callable[[], Any], str | None]:
-    """What a worker does for a GPU, and its name where it is here, to be measured."""
-    from lowering.targets import here
-
-    if importlib.util.find_spec("triton") is None:
-        raise ImportError("tuning for a GPU needs triton, which is not installed: pip install 'ramnet[gpu]'")
-    found = None if modelled else here()
-    if found is None or found.name != target:
-        from autotune.modeller import Modeller
-
-        return Modeller, None
-    import torch
-
-    from autotune.gpu_measurer import GpuMeasurer
-
-    return GpuMeasurer, torch.cuda.get_device_name()
-
-
-def _workloads(
-    config: RamNetConfig, is_gpu: bool, batch_sizes: Sequence[int], lengths: Sequence[int], shapes: Sequence[str]
-) -> list[Workload]:
-    """Those of ``shapes`` or, without any, of the model at each batch size and length; each once."""
-    from schedules.of_model import of_model, of_model_on_gpu
-    from schedules.shapes import parse
-
-    found = [parse(shape, config, "bfloat16" if is_gpu else "float32") for shape in shapes]
-    for batch_size, length in () if shapes else product(batch_sizes or (None,), lengths or (None,)):
-        given = {"batch_size": batch_size, "length": length} | ({"decode_batch": batch_size} if is_gpu else {})
-        sizes = {name: size for name, size in given.items() if size is not None}
-        found += of_model_on_gpu(config, **sizes) if is_gpu else of_model(config, **sizes)
-    return list({workload.name: workload for workload in found}.values())

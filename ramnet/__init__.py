@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     compile: Callable[..., RamNetForCausalLM]  # of lowering
     use: Callable[..., AbstractContextManager[None]]  # of lowering
     export_onnx: Callable[..., list[Any]]  # of export.build
+    tune: Callable[..., list[Any]]  # of autotune.call
 
 __all__ = [
     "RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "Sequences",
-    "compile", "export_onnx", "ops", "use",
+    "compile", "export_onnx", "ops", "tune", "use",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __getattr__, __dir__ = attributes(
         "Sequences": "ramnet.sequences",
         "compile": "ramnet.functions",
         "export_onnx": "ramnet.functions",
+        "tune": "ramnet.functions",
         "use": "ramnet.functions",
     },
 )

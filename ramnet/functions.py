@@ -1,4 +1,4 @@
-"""``ramnet.compile``, ``use`` and ``export_onnx``: entry points of the packages that do the work.
+"""``ramnet.compile``, ``use``, ``tune`` and ``export_onnx``: entry points of the packages that do the work.
 
 ``ramnet`` imports none of these packages, and they import ``ramnet``.
 """

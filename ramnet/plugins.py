@@ -16,11 +16,11 @@ _PACKAGES = ("schedules", "lowering", "autotune", "export")
 
 
 def plugins(group: str) -> dict[str, EntryPoint]:
-    """The entry points of ``group`` by name."""
+    """The entry points of ``group`` by name: a checkout declares its own, however old its installation is."""
     found = {entry.name: entry for entry in entry_points(group=group)}
-    if not found and _PROJECT.is_file():
+    if _PROJECT.is_file():
         declared = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["entry-points"].get(group, {})
-        found = {name: EntryPoint(name, value, group) for name, value in declared.items()}
+        found |= {name: EntryPoint(name, value, group) for name, value in declared.items()}
     return found
 
 

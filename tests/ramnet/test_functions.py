@@ -1,4 +1,4 @@
-"""``ramnet.compile``, ``use``, ``export_onnx``; and files of a user's own that bear the name of a package."""
+"""``ramnet.compile``, ``use``, ``tune``, ``export_onnx``; and files of a user's own that bear the name of a package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import autotune.call
 import export.build
 import lowering
 import ramnet
@@ -28,6 +29,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 def test_they_are_the_functions_of_the_packages_that_do_the_work() -> None:
     assert ramnet.compile is lowering.compile
     assert ramnet.use is lowering.use
+    assert ramnet.tune is autotune.call.tune
     assert ramnet.export_onnx is export.build.export_onnx
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,13 @@ def test_a_checkout_that_is_not_installed_has_the_same_plugins(group: str, monke
     # An installation may be older than the checkout.
     assert found and installed.items() <= {name: entry.value for name, entry in found.items()}.items()
     assert all(callable(entry.load()) for entry in found.values())
+
+
+def test_an_installation_may_be_older_than_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = [EntryPoint("cpu", "lowering.gone:backend", "ramnet.backends"), EntryPoint("npu", "other:backend", "")]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: old)
+    found = {name: entry.value for name, entry in plugins.plugins("ramnet.backends").items()}
+    assert found["cpu"] == "lowering.cpu:backend" and found["npu"] == "other:backend" and "gpu" in found
 
 
 def test_a_group_that_nobody_contributes_to_is_empty() -> None:
