@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import hypothesis
 import pytest
@@ -49,7 +50,8 @@ def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]
             return int(stop.code or 0)
         return 0
 
-    yield run
+    with patch.dict(os.environ):  # the command sets some of it for its own process
+        yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

@@ -93,7 +93,8 @@ def test_the_command_runs_no_file_of_the_current_folder(tmp_path: Path) -> None:
 
 
 def test_nor_do_processes_that_it_starts(tmp_path: Path) -> None:
-    (tmp_path / "schedules.py").write_text("raise SystemExit('this file was run')")
+    for package in PACKAGES:
+        (tmp_path / f"{package}.py").write_text("raise SystemExit('this file was run')")
     program = (
         "import subprocess, sys\nfrom ramnet.cli import main\nsys.argv = ['ramnet', '--version']\n"
         "try: main()\nfinally: subprocess.run([sys.executable, '-m', 'autotune.bench.apart'])"
