@@ -21,6 +21,7 @@ def search(
     stops: Stops,
     state: Any,
     return_state: bool,
+    attention_mask: Tensor | None,
 ) -> Said:
     """For each row the continuation of the largest sum of log-probabilities that was found.
 
@@ -40,11 +41,12 @@ def search(
     sums[:, 0] = 0
     unread, in_place, begun = input_ids, state is None, state
     for at in range(max_new_tokens):
-        logits, state = read(model, unread, state, in_place)
+        logits, state = read(model, unread, state, in_place, attention_mask if at == 0 else None)
         check_finite(taint(logits).view(rows, -1).sum(dim=1))
         if at == 0:
             begun, logits, state = state, logits[copies], state.reorder(copies)
-            seen = sampling.seen(input_ids[copies], vocab_size)
+            mask = None if attention_mask is None else attention_mask[copies]
+            seen = sampling.seen(input_ids[copies], vocab_size, mask)
         log_probability = sampling.penalise(logits, seen).double().log_softmax(dim=-1)
         if stops and at > 0:
             only_last = torch.full_like(log_probability, -torch.inf).scatter_(1, said[:, -1:], 0)
@@ -65,5 +67,6 @@ def search(
     if max_new_tokens:
         said = said[:, : int(lengths.max())]  # the rest is repeated
     if return_state:  # those of the beams have read what was repeated
-        state = read(model, said if max_new_tokens else input_ids, begun, bool(max_new_tokens))[1]
+        unread, mask = (said, None) if max_new_tokens else (input_ids, attention_mask)
+        state = read(model, unread, begun, bool(max_new_tokens), mask)[1]
     return Said(said, lengths, state)

@@ -17,6 +17,7 @@ from ramnet.generation.sampled import sample
 from ramnet.generation.sampling import Sampling, seeds_of_rows
 from ramnet.generation.stopping import Stops
 from ramnet.ids import check_prompt
+from ramnet.sequences import Sequences
 
 
 @torch.no_grad()
@@ -25,6 +26,7 @@ def generate(
     input_ids: Tensor | Sequence[Tensor | Sequence[int]],
     max_new_tokens: int,
     *,
+    attention_mask: Tensor | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -53,6 +55,8 @@ def generate(
     Args:
         input_ids: int64 [B, T] with T ≥ 1; or a list of prompts of any lengths ≥ 1, each int64 [T] or a list of ints.
             Prompts of a list that have one length are read together.
+        attention_mask: bool or int64 [B, T] for prompts [B, T] of different lengths, 1 for a token and 0 for padding:
+            each goes on as it does alone. The last column is all tokens: pad on the left.
         temperature: 0 takes the likeliest token; above, logits are divided by it and sampled.
         top_k: sample among the k likeliest only; 0 for all.
         top_p: sample among the likeliest that hold this much probability, in (0, 1].
@@ -79,7 +83,7 @@ def generate(
 
     Raises:
         ValueError: for an empty prompt, ids outside the vocabulary, settings out of their ranges or that do not go
-            together, and a state of another model or batch.
+            together, a mask that does not fit or ends in padding, and a state of another model or batch.
         TypeError: for ids that are not integers, and settings of other types.
         RuntimeError: where the largest logit of a row is NaN or infinite, before ``streamer`` is called; on a GPU where
             nothing waits, at the end.
@@ -96,15 +100,23 @@ def generate(
 
     def run(prompts: Tensor, seeds: list[int] | None, state: Any) -> Said:
         if num_beams > 1:
-            return search(model, prompts, max_new_tokens, num_beams, sampling, stops, state, return_state)
-        return sample(model, prompts, max_new_tokens, sampling, seeds, stops, streamer, state, return_state)
+            return search(
+                model, prompts, max_new_tokens, num_beams, sampling, stops, state, return_state, attention_mask
+            )
+        return sample(
+            model, prompts, max_new_tokens, sampling, seeds, stops, streamer, state, return_state, attention_mask
+        )
 
     if isinstance(input_ids, Tensor):
         check_prompt(input_ids, model.config.vocab_size)
+        if attention_mask is not None:
+            _check_mask(model, input_ids, attention_mask)
         said = run(input_ids, seeds_of_rows(seed, input_ids.shape[0]), state)
         whole = torch.cat([input_ids, said.tokens], dim=1)
         return (whole, said.state) if return_state else whole
 
+    if attention_mask is not None:
+        raise ValueError("attention_mask goes with prompts in one tensor; a list holds prompts of any lengths")
     prompts = [_prompt(model, ids) for ids in input_ids]
     for prompt in prompts:
         check_prompt(prompt, model.config.vocab_size)
@@ -123,6 +135,18 @@ def generate(
             texts[row] = torch.cat([prompts[row][0], tokens[:length]])
             states[row] = said.state
     return (texts, states) if return_state else texts
+
+
+def _check_mask(model: LanguageModel, input_ids: Tensor, attention_mask: Tensor) -> None:
+    """ValueError for a mask that does not fit ``input_ids``, or ends in padding; TypeError for other types."""
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError("attention_mask is given, but an exported model takes none; generate row by row")
+    batch, tokens = input_ids.shape
+    Sequences.padded(attention_mask, (batch, tokens), input_ids.device)
+    ended = attention_mask[:, -1] == 0
+    if bool(ended.any()):
+        row = int(ended.nonzero()[0])
+        raise ValueError(f"attention_mask ends in padding in row {row}; pad on the left, as the last column goes on")
 
 
 def _prompt(model: LanguageModel, ids: Tensor | Sequence[int]) -> Tensor:

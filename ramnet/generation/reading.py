@@ -40,18 +40,25 @@ class Said:
     state: Any
 
 
-def read(model: LanguageModel, input_ids: Tensor, state: Any, in_place: bool) -> tuple[Tensor, Any]:
+def read(
+    model: LanguageModel, input_ids: Tensor, state: Any, in_place: bool, attention_mask: Tensor | None = None
+) -> tuple[Tensor, Any]:
     """The logits [B, V] after the last of ``input_ids`` [B, T], T ≥ 1, and the state there.
 
     Args:
         in_place: ``state`` may be updated in place; it is left as it was otherwise.
+        attention_mask: [B, T], 0 for padding, of a model that takes one.
     """
     batch, tokens = input_ids.shape
     # An exported graph gives the logits of every token.
-    last: dict[str, Any] = {"logits_to_keep": 1} if isinstance(model, torch.nn.Module) else {}
+    options: dict[str, Any] = {"logits_to_keep": 1} if isinstance(model, torch.nn.Module) else {}
     # Parts of nearly one length, so that a compiled model sees few lengths.
-    for part in input_ids.tensor_split(-(-tokens // max(1, TOKENS_AT_ONCE // batch)), dim=1):
-        out = model(part, state, in_place=in_place and part.shape[1] == 1, **last)
+    parts = -(-tokens // max(1, TOKENS_AT_ONCE // batch))
+    masks = [None] * parts if attention_mask is None else attention_mask.tensor_split(parts, dim=1)
+    for part, mask in zip(input_ids.tensor_split(parts, dim=1), masks, strict=True):
+        if mask is not None:
+            options["attention_mask"] = mask
+        out = model(part, state, in_place=in_place and part.shape[1] == 1, **options)
         state, in_place = out.state, True
     return out.logits[:, -1], state
 

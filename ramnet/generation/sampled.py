@@ -26,19 +26,20 @@ def sample(
     streamer: Callable[[Tensor], None] | None,
     state: Any,
     return_state: bool,
+    attention_mask: Tensor | None,
 ) -> Said:
     """What each row says; the arguments are those of ``generate``, checked."""
     rows, device = input_ids.shape[0], input_ids.device
     uniforms, watch = Uniforms(seeds, rows, device), Watch(stops, rows, device)
-    seen = sampling.seen(input_ids, model.config.vocab_size)
+    seen = sampling.seen(input_ids, model.config.vocab_size, attention_mask)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
     lengths = torch.zeros(rows, dtype=torch.int64, device=device)
     watched = bool(stops) or streamer is not None or device.type in SYNCHRONOUS
     unread, token, columns, in_place = input_ids, input_ids[:, -1], [input_ids[:, :0]], state is None
     tainted = torch.zeros(rows, device=device)
     for _ in range(max_new_tokens):
-        logits, state = read(model, unread, state, in_place)
-        tainted, in_place = tainted + taint(logits), True
+        logits, state = read(model, unread, state, in_place, attention_mask)
+        tainted, in_place, attention_mask = tainted + taint(logits), True, None
         if watched:
             check_finite(tainted)
         token = torch.where(finished, token, sampling.choose(sampling.penalise(logits, seen), uniforms))
@@ -55,5 +56,5 @@ def sample(
                 break
     check_finite(tainted)
     if return_state:
-        state = read(model, unread, state, in_place)[1]
+        state = read(model, unread, state, in_place, attention_mask)[1]
     return Said(torch.cat(columns, dim=1), lengths, state)

@@ -68,10 +68,12 @@ class Sampling:
         penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
         return torch.where(seen, penalised, logits)
 
-    def seen(self, input_ids: Tensor, vocab_size: int) -> Tensor | None:
-        """bool [B, V], the tokens of a prompt [B, T]; None where none is penalised."""
+    def seen(self, input_ids: Tensor, vocab_size: int, attention_mask: Tensor | None) -> Tensor | None:
+        """bool [B, V], the tokens of a prompt [B, T] without its padding; None where none is penalised."""
         if self.repetition_penalty == 1:
             return None
+        if attention_mask is not None:  # the last column is all tokens
+            input_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
         seen = torch.zeros(input_ids.shape[0], vocab_size, dtype=torch.bool, device=input_ids.device)
         return seen.scatter_(1, input_ids.long(), True)
 

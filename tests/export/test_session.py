@@ -63,6 +63,12 @@ def test_cape_turns_right_at_any_position(mixed: Exported, position: int) -> Non
     assert found.state.tensors["position"].tolist() == [position + 12, position + 15]
 
 
+def test_an_exported_model_takes_no_mask(mixed: Exported) -> None:
+    session, ids = OnnxSession(mixed.onnx, threads=1), torch.zeros(1, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="attention_mask is given, but an exported model takes none"):
+        session.generate(ids, 2, attention_mask=torch.ones_like(ids))
+
+
 def test_a_bound_step_equals_a_copying_one_and_allocates_no_state(mixed: Exported) -> None:
     session = OnnxSession(mixed.onnx, threads=1)
     bound = session.prefill(torch.arange(10).view(2, 5)).state

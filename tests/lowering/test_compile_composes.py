@@ -172,7 +172,7 @@ def pre_hook(name: str) -> Callable[[RamNetForCausalLM], None]:
 def own_forward(name: str) -> Callable[[RamNetForCausalLM], None]:
     def patch(model: RamNetForCausalLM) -> None:
         module = model.get_submodule(name)
-        module.forward = lambda *given, inner=module.forward: first_doubled(inner(*given))
+        module.forward = lambda *given, inner=module.forward, **named: first_doubled(inner(*given, **named))
 
     return patch
 

@@ -172,3 +172,32 @@ def test_what_is_no_mask_is_refused(mask: Tensor, error: type[Exception], messag
     state = RamState.zeros(SMALL, ROWS)
     with pytest.raises(error, match="^" + re.escape(message) + "$"):
         small_model()(tokens(ROWS, LENGTH), state, attention_mask=mask)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 2048])
+def test_left_padded_prompts_are_continued_as_each_alone(
+    kernels: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read whole, in parts, and in parts of one token."""
+    model, ids, rows = small_model(conv_layers=2).double(), tokens(ROWS, LENGTH), [0, 3]
+    alone = [model.generate(ids[i : i + 1, MASK[i].bool()], 12)[0, -12:] for i in rows]
+    monkeypatch.setattr("ramnet.generation.reading.TOKENS_AT_ONCE", at_once)
+    said = model.generate(ids[rows], 12, attention_mask=MASK[rows])
+    assert torch.equal(said, torch.cat([ids[rows], torch.stack(alone)], dim=1))
+    assert len(said[:, LENGTH:].unique()) > 2, "a constant would prove little"
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"repetition_penalty": 3.0}])
+def test_padding_is_no_part_of_what_beams_and_penalties_see(options: dict[str, Any]) -> None:
+    model, ids, rows = small_model().double(), tokens(ROWS, LENGTH), [0, 3]
+    alone = [model.generate(ids[i : i + 1, MASK[i].bool()], 12, **options)[0, -12:] for i in rows]
+    said = model.generate(ids[rows], 12, attention_mask=MASK[rows], **options)
+    assert torch.equal(said[:, LENGTH:], torch.stack(alone))
+
+
+def test_prompts_padded_on_the_right_are_not_continued() -> None:
+    model, ids = small_model(), tokens(ROWS, LENGTH)
+    with pytest.raises(ValueError, match="attention_mask ends in padding in row 1; pad on the left"):
+        model.generate(ids, 3, attention_mask=MASK)
+    with pytest.raises(ValueError, match=re.escape("attention_mask has shape [6, 8]; it must be [6, 9]")):
+        model.generate(ids, 3, attention_mask=MASK[:, 1:])

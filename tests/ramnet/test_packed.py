@@ -90,7 +90,7 @@ def test_a_layer_takes_documents_and_layers_share_what_is_made_of_them() -> None
     assert torch.equal(layer(x, sequences=made).output, out)
     for document, found in zip(x.split(LENGTHS, dim=1), out.split(LENGTHS, dim=1), strict=True):
         assert relative_rmse(found, layer(document).output) <= 1e-5
-    assert state.memory[0].shape[0] == 5
+    assert state.memory[0].shape[0] == 5 and state.position.tolist() == LENGTHS
 
 
 def test_no_tokens_give_no_logits_and_the_same_state(kernels: str) -> None:

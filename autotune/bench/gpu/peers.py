@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autotune.bench.gpu.run import without_fla
-from ramnet import RamNetConfig, RamNetForCausalLM
+from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 
 
 class GatedLinearAttention(nn.Module):
@@ -29,17 +30,18 @@ class GatedLinearAttention(nn.Module):
         key, value = (size // self.heads for size in self.sizes[1:3])
         return torch.zeros(batch, self.heads, key, value, device=device)
 
-    def forward(self, x: Tensor, state: Tensor | None, *_: Any) -> tuple[Tensor, Tensor | None, None]:
+    def forward(self, x: Tensor, state: RamState, **_: Any) -> tuple[Tensor, RamState]:
         from fla.ops.gla import chunk_gla, fused_recurrent_gla
 
         *qkv, gate_out, low = self.projections(x).split(self.sizes, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in qkv)
         g = F.logsigmoid(self.gate(low)).unflatten(-1, (self.heads, -1)) / self.normalizer
-        if state is None:
+        memory = state.memory[0]
+        if memory is None:
             out, new = chunk_gla(q, k, v, g)[0], None
         else:
-            out, new = fused_recurrent_gla(q, k, v, gk=g, initial_state=state, output_final_state=True)
-        return self.output(_gated(out, gate_out)), new, None
+            out, new = fused_recurrent_gla(q, k, v, gk=g, initial_state=memory, output_final_state=True)
+        return self.output(_gated(out, gate_out)), replace(state, memory=[new])
 
 
 class GatedDeltaNet(nn.Module):
@@ -64,16 +66,17 @@ class GatedDeltaNet(nn.Module):
         """[B, H, key, value]."""
         return torch.zeros(batch, self.heads, self.key, self.value, device=device)
 
-    def forward(self, x: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor, None]:
+    def forward(self, x: Tensor, state: RamState, **_: Any) -> tuple[Tensor, RamState]:
         from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
 
         *qkv, gate_out, a, b = self.projections(x).split(self.sizes, -1)
         q, k, v = (F.silu(part).unflatten(-1, (self.heads, -1)) for part in qkv)
         g = -self.log_rate.float().exp() * F.softplus(a.float() + self.bias)
         out, new = fused_recurrent_gated_delta_rule(
-            q, k, v, g=g, beta=b.sigmoid(), initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=True
-        )
-        return self.output(_gated(out, gate_out)), new, None
+            q, k, v, g=g, beta=b.sigmoid(), initial_state=state.memory[0], output_final_state=True,
+            use_qk_l2norm_in_kernel=True,
+        )  # fmt: skip
+        return self.output(_gated(out, gate_out)), replace(state, memory=[new])
 
 
 def _gated(out: Tensor, gate: Tensor) -> Tensor:
