@@ -109,7 +109,8 @@ def tune(
         RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset), target,
         budget=budget, trials=trials, ops=ops, batch_sizes=batch_sizes, lengths=lengths, shapes=shapes,
         workloads=None if script is None else (), modelled=modelled, sampler=sampler, seed=seed, threads=threads,
-        build_limit=build_limit, run_limit=run_limit, journal=journal or folder / "journal.log", records_file=records_file,
+        build_limit=build_limit, run_limit=run_limit, journal=journal or folder / "journal.log",
+        records_file=records_file,
     )  # fmt: skip
     page = folder / "report.html"
     require_writable(tuning.journal, tuning.records_file, page)
