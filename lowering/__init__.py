@@ -3,7 +3,7 @@
 
 What is where::
 
-    use, compile        ops on kernels within a block; a model on kernels, its other parts through torch.compile
+    use, compiled       ops on kernels within a block; a model on kernels, its other parts through torch.compile
     targets, cache      the machines; compiled kernels on disk
     model/              what lowering.compile runs in place of a model's blocks and head
     cpu/                backend (tensors in, tensors out), build, runtime, and one TIR template per op
@@ -13,7 +13,7 @@ What is where::
     emit                loops and expressions that all TIR templates share
 """
 
-from lowering.compile import compile
+from lowering.compiled import compile
 from lowering.cpu.build import Kernel, lower
 from lowering.targets import TARGETS, Target, find
 from lowering.use import use

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-from lowering.gpu.address_decode import triton as address_decode
-from lowering.gpu.address_decode import triton_backward as address_decode_backward
-from lowering.gpu.decode_heads import triton as decode_heads
-from lowering.gpu.memory_scan.serial import backward as serial_backward
-from lowering.gpu.memory_scan.serial import forward as serial_forward
-from lowering.gpu.memory_scan.slots import backward as slots_backward
-from lowering.gpu.memory_scan.slots import forward as slots_forward
-from lowering.gpu.memory_step import triton as memory_step
 from lowering.gpu.plan import Plan
-
-_PLANS: dict[tuple[str, str], Callable[..., Plan]] = {
-    ("address_decode", ""): address_decode.plan,
-    ("address_decode_backward", ""): address_decode_backward.plan,
-    ("memory_scan", "serial"): serial_forward.plan,
-    ("memory_scan", "slots"): slots_forward.plan,
-    ("memory_scan_backward", "serial"): serial_backward.plan,
-    ("memory_scan_backward", "slots"): slots_backward.plan,
-    ("memory_step", ""): memory_step.plan,
-    ("decode_heads", ""): decode_heads.plan,
-}
 
 
 def plan(op: str, schedule: Any, *arguments: Any) -> Plan:
     """The launches of an op under a schedule of Triton's."""
-    return _PLANS[op, getattr(schedule, "form", "")](*arguments, schedule)
+    return _plans()[op, getattr(schedule, "form", "")](*arguments, schedule)
+
+
+@cache
+def _plans() -> dict[tuple[str, str], Callable[..., Plan]]:
+    """By op and form. Triton is imported with the first plan, not with this module: it decides at its import whether
+    kernels are interpreted."""
+    from lowering.gpu.address_decode import triton as address_decode
+    from lowering.gpu.address_decode import triton_backward as address_decode_backward
+    from lowering.gpu.decode_heads import triton as decode_heads
+    from lowering.gpu.memory_scan.serial import backward as serial_backward
+    from lowering.gpu.memory_scan.serial import forward as serial_forward
+    from lowering.gpu.memory_scan.slots import backward as slots_backward
+    from lowering.gpu.memory_scan.slots import forward as slots_forward
+    from lowering.gpu.memory_step import triton as memory_step
+
+    return {
+        ("address_decode", ""): address_decode.plan,
+        ("address_decode_backward", ""): address_decode_backward.plan,
+        ("memory_scan", "serial"): serial_forward.plan,
+        ("memory_scan", "slots"): slots_forward.plan,
+        ("memory_scan_backward", "serial"): serial_backward.plan,
+        ("memory_scan_backward", "slots"): slots_backward.plan,
+        ("memory_step", ""): memory_step.plan,
+        ("decode_heads", ""): decode_heads.plan,
+    }

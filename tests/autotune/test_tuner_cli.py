@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.cli import _workloads
+from autotune.call import _workloads
 from autotune.worker import Worker
 from lowering.cpu import runtime
 from ramnet.config import RamNetConfig

@@ -328,7 +328,7 @@ def test_candidates_of_a_compiler_that_does_not_serve_the_target_are_refused(tmp
 def test_without_tvm_candidates_of_tir_are_refused_and_the_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowering.gpu.offline.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     models = Synthetic(lambda schedule: 1e-5)
     (result,) = run(tmp_path, models)
     assert {schedule.compiler for schedule in models.tried} == {"triton"}  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ class NoWaiting(TorchDispatchMode):
     """RuntimeError for an operator that would wait for a GPU, in the place of which the CPU's tensors stand."""
 
     def __enter__(self) -> Any:
-        self.on_cpu = patch("ramnet.state._can_be_read", lambda tensor: False)
+        self.on_cpu = patch("ramnet.state.can_be_read", lambda tensor: False)
         self.on_cpu.start()
         return super().__enter__()
 

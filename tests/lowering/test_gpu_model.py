@@ -209,7 +209,7 @@ def test_without_triton_the_reference_runs_and_one_notice_says_what_is_missing(m
 
 
 def test_a_model_that_the_targets_kernels_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = importlib.import_module("lowering.compile")
+    compiled = importlib.import_module("lowering.compiled")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(compiled.torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="the model is on cpu but target 'h200' runs on cuda: move it there first"):
@@ -217,7 +217,7 @@ def test_a_model_that_the_targets_kernels_cannot_reach_is_refused(monkeypatch: p
 
 
 def test_without_a_target_a_model_goes_to_the_kernels_of_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = importlib.import_module("lowering.compile")
+    compiled = importlib.import_module("lowering.compiled")
     monkeypatch.setattr(compiled.targets, "here", lambda: targets.find("l4"))
     assert compiled._target(model_with("all").cpu(), None).name == "cpu"
     if DEVICE == "cuda":

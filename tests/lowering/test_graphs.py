@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from autotune.heads import EAGER
-from lowering.compile import _CompiledModel
+from lowering.compiled import _CompiledModel
 from lowering.model import heads_block
 from lowering.model.token_graphs import TokenGraphs
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState, ops
@@ -113,7 +113,7 @@ def test_lengths_and_batches_share_the_graphs_of_their_blocks(monkeypatch: pytes
     torch.compiler.reset()
     counters.clear()
     model = small_model(num_layers=1, conv_layers=0, cape_half_layers=0)
-    monkeypatch.setattr("lowering.compile.interpreted", lambda: True)  # without graphs
+    monkeypatch.setattr("lowering.compiled.interpreted", lambda: True)  # without graphs
     compiled = _CompiledModel(model, "test heads", True, (None, True, "aot_eager"))
     built = []
     for batch, length in ((2, 5), (3, 9), (4, 17)):

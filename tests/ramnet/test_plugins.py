@@ -30,7 +30,7 @@ def test_an_installation_may_be_older_than_the_checkout(monkeypatch: pytest.Monk
     old = [EntryPoint("cpu", "lowering.gone:backend", "ramnet.backends"), EntryPoint("npu", "other:backend", "")]
     monkeypatch.setattr(plugins, "entry_points", lambda group: old)
     found = {name: entry.value for name, entry in plugins.plugins("ramnet.backends").items()}
-    assert found["cpu"] == "lowering.cpu:backend" and found["npu"] == "other:backend" and "gpu" in found
+    assert found["cpu"] == "lowering.cpu.backend:backend" and found["npu"] == "other:backend" and "gpu" in found
 
 
 def test_a_group_that_nobody_contributes_to_is_empty() -> None:

@@ -27,6 +27,7 @@ from lowering import nvcc
 from lowering.gpu import threads as threads_module
 from lowering.gpu import tir
 from lowering.gpu.cuda import generate as cuda
+from lowering.gpu.cuda import ptxas
 from lowering.gpu.templates import programs
 from lowering.targets import gpu_of
 
@@ -180,7 +181,7 @@ def test_binaries_spill_nothing(target: str) -> None:
     for op in DEFAULTS if target in ("a100", "h100", "b200") else ("memory_scan", "memory_scan_backward"):
         source = source_for(op, target)
         _, told = nvcc.compile_cuda(source.text, gpu_of(target).arch)
-        found = nvcc.resources(told, source.shared)
+        found = ptxas.resources(told, source.shared)
         assert set(found) == {program.name for program in programs(workload(op), DEFAULTS[op])}
         for name, resources in found.items():
             assert resources.spilled == 0 and resources.local == 0, (name, resources)
