@@ -37,6 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["RAMNET_RECORDS"] = str(config.rootpath / ".pytest_cache" / "no-records")
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests write does not have to outlive the machine; a search alone waits for the disk some twenty times a
+    trial."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """Runs ``ramnet`` with these arguments in this process; gives its exit status."""

@@ -29,12 +29,6 @@ def ramnet(
     return run
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here has to outlive the machine, and a search waits for the disk some twenty times a trial."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.fixture(scope="session")
 def cpp() -> None:
     """Skips the test where there is no C++ compiler."""

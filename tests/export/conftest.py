@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from export import graphs
 from export.build import export_onnx
 from ramnet import RamNetConfig, RamNetForCausalLM
+from ramnet.files import locked
 
 CONFIGS: dict[str, dict[str, Any]] = {
     # Odd sizes; CAPE on one of three heads, then on none; a byte-level vocabulary.
@@ -60,16 +62,19 @@ def make_model(name: str, seed: int = 0) -> RamNetForCausalLM:
 
 @pytest.fixture(scope="session")
 def export_named(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """Exports a model by name, once."""
+    """Exports a model by name, once for all processes of a run: it takes some ten seconds."""
     pytest.importorskip("onnxruntime", reason="the export needs onnxruntime: pip install 'ramnet[export]'")
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
     done: dict[str, Exported] = {}
 
     def export_once(name: str) -> Exported:
         if name not in done:
-            checkpoint = tmp_path_factory.mktemp("checkpoint")
-            made = Exported(make_model(name), checkpoint, checkpoint / "onnx")
-            made.model.save_pretrained(checkpoint)
-            export_onnx(made.model, made.onnx, schedules={"cpu": ["a record"]})
+            made = Exported(make_model(name), shared / name, shared / name / "onnx")
+            with locked(shared / f"{name}.lock"):
+                if not made.onnx.exists():
+                    made.model.save_pretrained(made.checkpoint)
+                    export_onnx(made.model, made.onnx, schedules={"cpu": ["a record"]})
             done[name] = made
         return done[name]
 

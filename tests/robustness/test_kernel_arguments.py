@@ -24,7 +24,7 @@ from tests.samples import TOLERANCE, cotangents, relative_rmse, scan_inputs, ste
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
-EXAMPLES = 60
+EXAMPLES = 40
 MODES: dict[str, Callable[[], AbstractContextManager]] = {
     "grad": nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode,
 }  # fmt: skip
