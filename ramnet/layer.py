@@ -126,12 +126,7 @@ class RamLayer(nn.Module):
         if sequences is None:
             sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), x.device)
         rows = batch if sequences is None else sequences.lengths.shape[0]
-        if state is None:
-            # float32 whatever the weights are, or a long sequence would round at every write.
-            exact = torch.promote_types(self.log_scale.dtype, torch.float32)
-            state = RamState.zeros([self], rows, dtype=exact, device=x.device)
-        else:
-            state.check([self], rows, x.device, in_place)
+        state = RamState.ready(state, [self], rows, self.log_scale, x.device, in_place)
         if sequences is not None:
             x = sequences.without_padding(x)
         address, value = self.query_key_value(x).split([2 * self.address_width, c.num_heads * c.value_dim], dim=-1)

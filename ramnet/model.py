@@ -221,12 +221,7 @@ class RamNetForCausalLM(nn.Module):
             raise ValueError(f"in_place takes one token at a time, not {tokens}")
         sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), input_ids.device)
         rows, lengths = (batch, tokens) if sequences is None else (sequences.lengths.shape[0], sequences.lengths)
-        if state is None:
-            # float32 whatever the weights are, or a long sequence would round at every write.
-            exact = torch.promote_types(self.embedding.weight.dtype, torch.float32)
-            state = RamState.zeros(self.config, rows, dtype=exact, device=input_ids.device)
-        else:
-            state.check(self.config, rows, input_ids.device, in_place)
+        state = RamState.ready(state, self.config, rows, self.embedding.weight, input_ids.device, in_place)
         try:
             x = self.embedding(input_ids)
         except IndexError:  # torch looks at every id anyway, but names none

@@ -62,6 +62,22 @@ class RamState:
             position=torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
 
+    @classmethod
+    def ready(
+        cls, state: RamState | None, layers: RamNetConfig | Sequence[Layer], batch_size: int, weight: Tensor,
+        device: torch.device, in_place: bool,
+    ) -> RamState:  # fmt: skip
+        """``state``, checked; where it is None, a fresh one for layers with weights as ``weight``.
+
+        Errors as in ``check``.
+        """
+        if state is None:
+            # float32 whatever the weights are, or a long sequence would round at every write.
+            exact = torch.promote_types(weight.dtype, torch.float32)
+            return cls.zeros(layers, batch_size, dtype=exact, device=device)
+        state.check(layers, batch_size, device, in_place)
+        return state
+
     @property
     def batch_size(self) -> int:
         return self.memory[0].shape[0]

@@ -23,10 +23,7 @@ from schedules.workload import Workload
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled op: call it with the tensors that its template names, contiguous and of the workload's type.
-
-    A GPU's takes the name of one of the template's functions before them, and tensors of the GPU.
-    """
+    """A compiled op: call it with the tensors that its template names, contiguous and of the workload's type."""
 
     workload: Workload
     schedule: Schedule
@@ -41,9 +38,10 @@ _building = threading.Lock()
 def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
     """The kernel of ``workload`` for ``target`` under ``schedule``, from memory, from disk, or compiled now.
 
-    ValueError for an unknown target, or a schedule that its own rule refuses for this workload; for a GPU's schedule
-    the errors of ``lowering.gpu.tir.binary``.
+    ValueError for an unknown target, for a GPU, and for a schedule that its own rule refuses for this workload.
     """
+    if find(target).gpu is not None:
+        raise ValueError(f"target {target!r} is a GPU; lower builds kernels for 'cpu'")
     schedule.require(workload)
     key = cache_key(workload, target, schedule)
     if key not in _loaded:

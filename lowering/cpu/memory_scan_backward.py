@@ -78,7 +78,7 @@ def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
                     (Factors(decays, slopes, inverses, masses), Gradients(dW, dR, dV, dS, dZ))
                 )
                 tokens = T.meta_var(_Walk(workload, schedule, vn, Accesses(WS, W, RS, R), factors, gradients))
-                if _in_range(workload, vn, L, WS, RS):
+                if tokens.in_range(L):
                     for i in T.serial(M):
                         z[i] = Z0[vn, i]
                         dZ[vn, i] = dZ1[vn, i]
@@ -102,12 +102,6 @@ def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
     return tvm.IRModule({"memory_scan_backward": memory_scan_backward})
 
 
-def _in_range(workload: Workload, n: Any, tokens: Any, WS: Any, RS: Any) -> Any:
-    """Whether a head's slots are."""
-    K, M = workload.shape["K"], workload.shape["M"]
-    return emit.slots_in_range((WS, RS), tokens, K, M, lambda t: [n, t])
-
-
 class _Walk:
     """Emits the work on the tokens of head ``n``, forward and in reverse."""
 
@@ -118,6 +112,11 @@ class _Walk:
         self.workload, self.unroll, self.tile, self.n = workload, schedule.unroll, schedule.tile, n
         self.accesses, self.factors, self.gradients = accesses, factors, gradients
         self.top_k = workload.shape["K"]
+
+    def in_range(self, tokens: Any) -> Any:
+        """Whether the slots of so many tokens are in 0..M-1."""
+        slots = (self.accesses.write_slots, self.accesses.read_slots)
+        return emit.slots_in_range(slots, tokens, self.top_k, self.workload.shape["M"], lambda t: [self.n, t])
 
     def mass_forward(self, t: Any, z: Any) -> None:
         """Token t forward in z, keeping the factors; the gradients of the weights start at 0."""

@@ -48,16 +48,17 @@ def template(
         "memory_step": memory_step.module,
         "decode_heads": decode_heads.module,
     }
-    _require(workload.op)
+    require(workload.op)
     return modules[workload.op](workload, schedule, cuda, state, reverse_threads)
 
 
 def programs(workload: Workload, schedule: Any) -> tuple[Program, ...]:
     """The launches of an op, in order; ValueError for an op that has no template."""
-    _require(workload.op)
+    require(workload.op)
     return _PROGRAMS[workload.op](workload, schedule)
 
 
-def _require(op: str) -> None:
+def require(op: str) -> None:
+    """ValueError for an op that has no template."""
     if op not in _PROGRAMS:
         raise ValueError(f"{op} has no TIR kernel for a GPU; there are {', '.join(sorted(_PROGRAMS))}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from lowering import cache
 from lowering.fingerprint import fingerprint
 from lowering.gpu.cuda.driver import Cubin
+from lowering.gpu.templates import require
 from lowering.targets import find, gpu_of, here
 from schedules.base import Schedule
 from schedules.gpu import shared
@@ -35,8 +36,7 @@ def run(op: Op, schedule: Schedule, target: str, *arguments: Any) -> tuple[Tenso
     """
     if "tir" not in find(target).compilers:
         raise ValueError(f"TIR does not compile for {target}; {' and '.join(find(target).compilers)} does")
-    if op not in _OPS:
-        raise ValueError(f"{op} has no TIR kernel for a GPU; there are {', '.join(sorted(_OPS))}")
+    require(op)
     return _OPS[op](schedule, target, *arguments)
 
 

@@ -158,6 +158,12 @@ def test_default_schedules_are_valid_for_any_sizes() -> None:
             assert kind.default(work).refusal(work) is None
 
 
+def test_a_gpus_kernels_are_not_made_here() -> None:
+    work = workload("memory_scan", N=1, T=64, K=8, M=64, D=64)
+    with pytest.raises(ValueError, match="target 'a100' is a GPU; lower builds kernels for 'cpu'"):
+        lower(work, "a100", MemoryScan.default(work))
+
+
 def test_key_depends_on_what_is_compiled_in_and_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     work = workload("memory_scan", N=1, T=64, K=8, M=64, D=64)
     schedule = MemoryScan.default(work)
