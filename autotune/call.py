@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from autotune.search import Budget, Progress, Result
+from autotune.study.search import Budget, Progress, Result
 from lowering.targets import find, here
 from ramnet.config import RamNetConfig
 from schedules.of_model import of_model, of_model_on_gpu
@@ -19,7 +19,7 @@ from schedules.shapes import parse
 from schedules.workload import Op, Workload
 
 if TYPE_CHECKING:
-    from autotune.study import Sampler
+    from autotune.study.study import Sampler
 
 
 def tune(
@@ -44,7 +44,7 @@ def tune(
         For each op what was found, and how much faster it is than the default schedule.
 
     Raises:
-        As ``prepare`` and ``autotune.tuner.tune`` do.
+        As ``prepare`` and ``autotune.study.tuner.tune`` do.
     """
     tuning = prepare(config, target, **options)
     if not tuning.workloads:
@@ -83,9 +83,9 @@ class Tuning:
         begin: float | None = None,
         calls: dict[str, int] | None = None,
     ) -> list[Result]:
-        """Search; see ``autotune.tuner.tune``."""
-        from autotune import tuner
-        from autotune.worker import Worker
+        """Search; see ``autotune.study.tuner.tune``."""
+        from autotune.study import tuner
+        from autotune.study.worker import Worker
 
         with Worker(self.threads, self.build_limit, self.run_limit, makes=self.makes) as worker:
             return tuner.tune(
@@ -158,7 +158,7 @@ def prepare(
 
 def _cpu_work(modelled: bool) -> tuple[Callable[[], Any], str | None]:
     """What a worker does for this processor, and its name: the tuner's own."""
-    from autotune.worker import measurer
+    from autotune.study.worker import measurer
     from lowering.cpu import runtime
 
     if modelled:
@@ -173,12 +173,12 @@ def _gpu_work(target: str, modelled: bool) -> tuple[Callable[[], Any], str | Non
         raise ImportError("tuning for a GPU needs triton, which is not installed: pip install 'ramnet[gpu]'")
     found = None if modelled else here()
     if found is None or found.name != target:
-        from autotune.modeller import Modeller
+        from autotune.model.prediction import Modeller
 
         return Modeller, None
     import torch
 
-    from autotune.gpu_measurer import GpuMeasurer
+    from autotune.measure.gpu_runner import GpuMeasurer
 
     return GpuMeasurer, torch.cuda.get_device_name()
 

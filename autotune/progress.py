@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import rich.progress
 from rich.console import Console
 
-from autotune.search import Progress
+from autotune.study.search import Progress
 
 
 @contextmanager

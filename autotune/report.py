@@ -14,8 +14,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from autotune.search import Result
-from autotune.study import Study
+from autotune.study.search import Result
+from autotune.study.study import Study
 from ramnet.console import duration
 from ramnet.files import write_text_atomic
 from schedules.workload import DYNAMIC_AXES, Workload
@@ -38,7 +38,7 @@ ABOUT = {
 interquartile range. Eager is the plain PyTorch reference. The default stays (“no gain”) unless a finalist was faster in
 three of four paired rounds.""",
     "modelled, not run": """Nothing was run. Every schedule was compiled for the target; registers, spills and shared
-memory are those of the binaries, times and gains are what <code>autotune/time_model.py</code> makes of them. The
+memory are those of the binaries, times and gains are what <code>autotune/model/gpu.py</code> makes of them. The
 default stays (“no gain”) unless the model sees more than 2 % over it. Schedules that spill registers are refused.""",
 }
 

@@ -72,8 +72,8 @@ def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tu
 
 
 def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None) -> Iterator[Report]:
-    from autotune.bench import everything
-    from autotune.freed_memory import keep_freed_memory
+    from autotune.bench.cpu import everything
+    from autotune.measure.freed_memory import keep_freed_memory
 
     if not run.kernels:
         run.on_step("no kernels")
@@ -84,7 +84,8 @@ def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None)
 
 def _on_gpu(run: Run, on_group: Callable[[int, int], None], parts: tuple[str, ...]) -> Iterator[Report]:
     """What was found so far, after each part, so that it is written even if the run is ended."""
-    from autotune.bench.gpu import apart, everything
+    from autotune.bench.gpu import everything
+    from autotune.bench.gpu import part_process as apart
 
     for done, found in enumerate(everything.measure(run, parts=parts), start=1):
         on_group(done, len(parts or apart.PARTS))

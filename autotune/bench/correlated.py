@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autotune.bench.correlation import rank_correlation
 from autotune.bench.run import Run
-from autotune.correlation import rank_correlation
 from schedules.workload import Workload
 
 FACT = "rank correlation of modelled and measured times"

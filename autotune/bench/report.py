@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from autotune.bench.goals import Goal
+from autotune.bench.goal import Goal
 from autotune.bench.run import FLOOR, Row, Table
 from ramnet.console import digits, duration
 from ramnet.files import write_text_atomic, written_aside

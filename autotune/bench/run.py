@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune.bandwidth import Reader, reader
-from autotune.measure import Clock, interleaved, ratio
+from autotune.measure.bandwidth import Reader, reader
+from autotune.measure.timing import Clock, interleaved, ratio
 from ramnet.ops.backend import Backend, active, registered
 
 Candidate = Callable[[], Any]

@@ -28,7 +28,7 @@ def _ffi() -> Any:
     # spin there when they have nothing to do.
     os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
-    # (a process that only decodes is quicker with 20000: see autotune/bench/apart.py)
+    # (a process that only decodes is quicker with 20000: see autotune/bench/cpu/decode_process.py)
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
     for library in Path(found.origin).parent.rglob("*tvm_runtime.*"):
         if library.suffix in (".so", ".dylib", ".dll"):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.modeller import Modeller
-from autotune.worker import Worker
+from autotune.model.prediction import Modeller
+from autotune.study.worker import Worker
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from autotune.measure import Timing
-from autotune.worker import Worker
+from autotune.measure.timing import Timing
+from autotune.study.worker import Worker
 from schedules.base import Schedule
 from schedules.workload import Workload
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import ramnet
-from autotune.search import Progress
-from autotune.worker import Worker
+from autotune.study.search import Progress
+from autotune.study.worker import Worker
 from ramnet import RamNetConfig
 from schedules import records
 

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from autotune import report
-from autotune.search import Budget, Result
-from autotune.tuner import tune
-from autotune.worker import FailedError
+from autotune.study.search import Budget, Result
+from autotune.study.tuner import tune
+from autotune.study.worker import FailedError
 from schedules.base import Schedule
 from schedules.cpu import AddressDecodeBackward
 from schedules.records import Launch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune import tuner
+from autotune.study import tuner
 from autotune.trace import trace
 from tests.autotune.conftest import Command
 

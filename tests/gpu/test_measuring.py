@@ -7,11 +7,12 @@ import importlib.util
 import pytest
 import torch
 
-from autotune.bench.gpu import apart, scan
+from autotune.bench.gpu import part_process as apart
+from autotune.bench.gpu import scan
 from autotune.bench.gpu.run import GpuRun
 from autotune.bench.run import DEFAULT, FLOOR, TUNED, Run
-from autotune.cuda_clock import CudaClock, captured
-from autotune.gpu_measurer import GpuMeasurer
+from autotune.measure.cuda_clock import CudaClock, captured
+from autotune.measure.gpu_runner import GpuMeasurer
 from ramnet import RamNetConfig
 from schedules.kinds import kind
 from schedules.of_model import of_model_on_gpu

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lowering
-from autotune.cuda_clock import captured
+from autotune.measure.cuda_clock import captured
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 from tests.gpu.conftest import DEVICE
 from tests.samples import relative_rmse

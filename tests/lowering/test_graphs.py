@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from autotune.heads import EAGER
+from autotune.measure.eager_decode_heads import EAGER
 from lowering.compiled import _CompiledModel
 from lowering.model import heads_block
 from lowering.model.token_graphs import TokenGraphs

@@ -97,7 +97,7 @@ def test_nor_do_processes_that_it_starts(tmp_path: Path) -> None:
         (tmp_path / f"{package}.py").write_text("raise SystemExit('this file was run')")
     program = (
         "import subprocess, sys\nfrom ramnet.cli import main\nsys.argv = ['ramnet', '--version']\n"
-        "try: main()\nfinally: subprocess.run([sys.executable, '-m', 'autotune.bench.apart'])"
+        "try: main()\nfinally: subprocess.run([sys.executable, '-m', 'autotune.bench.cpu.decode_process'])"
     )
     done = run(tmp_path, "-c", program)
     assert "this file was run" not in done.stderr and "_main() missing 4 required positional arguments" in done.stderr

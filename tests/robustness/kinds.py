@@ -248,7 +248,7 @@ class Journal(Case):
     """Optuna's journal of a search."""
 
     def _study(self, folder: Path) -> Any:
-        from autotune.study import Study
+        from autotune.study.study import Study
         from schedules.of_model import of_model
 
         study = Study(folder / "study.journal", of_model(SMALL)[3], "cpu", "a machine")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from time import perf_counter
 
-from autotune.bench.gpu import apart
+from autotune.bench.gpu import part_process as apart
 from autotune.bench.gpu.goals import goals
 from autotune.bench.gpu.run import reason
 from autotune.bench.report import Report, machine

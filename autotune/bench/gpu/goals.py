@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autotune.bench.correlated import FACT
-from autotune.bench.goals import Goal
-from autotune.bench.gpu import decode, scan, training
+from autotune.bench.goal import Goal
+from autotune.bench.gpu import decode_step as decode
+from autotune.bench.gpu import scan, training
 from autotune.bench.run import FLOOR, TUNED, Row, Table
 
 # The scan is to be faster than attention from this length on.

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune import eager
-from autotune.bench import autograd
+from autotune.bench import eager_scan_gradients as autograd
 from autotune.bench.gpu.others import CUDNN, FLASH, GLA, GLA_HEADS, GLA_KEY, GLA_VALUE, Sizes, attention, chunk_gla
 from autotune.bench.gpu.run import TOLERANCE, GpuRun, Make
 from autotune.bench.inputs import ScanInputs
 from autotune.bench.run import FLOOR, TUNED, Candidate, Table, check
+from autotune.measure import eager_scan as eager
 from lowering.gpu.backend import GpuKernels
 from ramnet import ops
 from ramnet.ops import reference

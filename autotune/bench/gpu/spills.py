@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from autotune import spills
 from autotune.bench.gpu.run import GpuRun
 from autotune.bench.run import Table
+from autotune.model import spills
 
 
 def shipped(run: GpuRun) -> list[Table]:

@@ -1,0 +1,203 @@
+"""Whether the time model puts schedules in the order that measuring does, on what can be run here.
+
+``python -m autotune.bench.correlation cpu 300`` prints it for every op of "340m", on its whole space, within 300
+seconds; ``… cpu 300 1`` on one thread, which a busy machine leaves alone more often than several at once.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple
+
+import click
+
+from autotune.measure.timing import Timing
+from autotune.study.study import every_schedule
+from autotune.study.worker import FailedError, Worker
+from ramnet.cli import main
+from schedules.base import Schedule
+from schedules.kinds import kind
+from schedules.workload import Workload
+
+# Candidates timed in turn with the default at a time, and how often each; more would not lie in the caches together.
+BATCH, ROUNDS, BATCH_SECONDS = 8, 16, 3.0
+# Two halves of the rounds must agree on the order at least so well, and the quickest tenth be apart from the slowest by
+# so much, before an order is there to be told.
+REPEATABLE, SPREAD = 0.7, 1.1
+FEWEST = 5
+
+
+Model = Callable[[Schedule], float]
+
+
+class Pair(NamedTuple):
+    """A schedule's time by the model and as measured, over the default's: of all rounds, and of every other one.
+
+    Measured is the quickest round: what else goes on in a machine only ever adds to a time.
+    """
+
+    schedule: Schedule
+    modelled: float
+    measured: float
+    halves: tuple[float, float]
+
+
+class Correlation(NamedTuple):
+    """``rho``: Spearman's, between modelled and measured times; None where the measured ones tell no order."""
+
+    rho: float | None
+    pairs: tuple[Pair, ...]
+    agreement: float = 0.0  # the rho of two halves of the rounds, which bounds what a model can reach
+    reason: str = ""  # why there is no rho, in words
+
+    def __str__(self) -> str:
+        if self.rho is None:
+            return f"{self.reason} ({len(self.pairs)} schedules)"
+        return f"{self.rho:.2f} ({len(self.pairs)} schedules; two halves of the rounds agree to {self.agreement:.2f})"
+
+
+def rank_correlation(target: str, workload: Workload, seconds: float, threads: int | None = None) -> Correlation:
+    """Model and measure the schedules of ``workload``, as many as ``seconds`` allow, in an order that is fixed.
+
+    Args:
+        target: "cpu", or the one that this machine's GPU is.
+        threads: of a CPU's kernels; as many as torch uses if not given.
+
+    Raises:
+        ValueError: for a target that is not here. RuntimeError: where the default schedule fails.
+    """
+    default = kind(workload.op, target).default(workload)
+    others = [schedule for schedule in every_schedule(workload, target) if schedule != default]
+    random.Random(0).shuffle(others)
+    pairs: list[Pair] = []
+    begin = perf_counter()
+    with ExitStack() as stack:
+        model, measures = _prepared(target, workload, threads, stack)
+        measures.open(workload, target)
+        try:
+            measures.try_out(default)
+            modelled = model(default)
+        except FailedError as failure:
+            raise RuntimeError(f"{workload.name}: the default schedule fails: {failure}") from None
+        for start in range(0, len(others), BATCH):
+            if start and perf_counter() - begin > seconds:
+                break
+            batch = {}
+            for schedule in others[start : start + BATCH]:
+                try:
+                    batch[schedule] = model(schedule)
+                    measures.try_out(schedule)
+                except FailedError:
+                    batch.pop(schedule, None)
+            pairs += _measured(measures, default, modelled, batch)
+    return correlate(pairs)
+
+
+def correlate(pairs: Sequence[Pair]) -> Correlation:
+    """Spearman's rho of the pairs, or the reason why there is none."""
+    if len(pairs) < FEWEST:
+        return Correlation(None, tuple(pairs), reason=f"fewer than {FEWEST} schedules ran")
+    measured = sorted(pair.measured for pair in pairs)
+    tenth = len(measured) // 10
+    apart = measured[-1 - tenth] / measured[tenth]
+    agreement = spearman([pair.halves[0] for pair in pairs], [pair.halves[1] for pair in pairs])
+    if apart < SPREAD or agreement < REPEATABLE:
+        return Correlation(
+            None, tuple(pairs), agreement,
+            f"no order to tell: the schedules are {apart:.2f}× apart, and two halves of the rounds agree to"
+            f" {agreement:.2f}",
+        )  # fmt: skip
+    rho = spearman([pair.modelled for pair in pairs], [pair.measured for pair in pairs])
+    return Correlation(rho, tuple(pairs), agreement)
+
+
+def spearman(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """The correlation of ranks, equal values sharing theirs; 0 where all are equal."""
+    x, y = _ranks(xs), _ranks(ys)
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return 0.0
+    return statistics.correlation(x, y)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    ranks = [0.0] * len(values)
+    start = 0
+    while start < len(order):
+        end = start
+        while end + 1 < len(order) and values[order[end + 1]] == values[order[start]]:
+            end += 1
+        for i in order[start : end + 1]:
+            ranks[i] = (start + end) / 2
+        start = end + 1
+    return ranks
+
+
+def _measured(measures: Worker, default: Schedule, modelled: float, batch: dict[Schedule, float]) -> list[Pair]:
+    """Each candidate's time over the default's of the same rounds."""
+    names = {str(i): schedule for i, schedule in enumerate(batch)}
+    if not names:
+        return []
+    try:
+        timings = measures.measure({"default": default, **names}, ROUNDS, BATCH_SECONDS)
+    except FailedError:
+        return []
+
+    def over_default(timing: Timing, rounds: slice) -> float:
+        return min(timing.samples[rounds]) / min(timings["default"].samples[rounds])
+
+    return [
+        Pair(schedule, batch[schedule] / modelled, over_default(timings[name], slice(None)),
+             (over_default(timings[name], slice(0, None, 2)), over_default(timings[name], slice(1, None, 2))))
+        for name, schedule in names.items()
+    ]  # fmt: skip
+
+
+def _prepared(target: str, workload: Workload, threads: int | None, stack: ExitStack) -> tuple[Model, Worker]:
+    """From a schedule to modelled seconds, and what measures."""
+    if target == "cpu":
+        import torch
+
+        from autotune.model import cpu as time_model_cpu
+
+        used = threads or torch.get_num_threads()
+        model = partial(time_model_cpu.seconds, workload, machine=time_model_cpu.this_machine(used))
+        return model, stack.enter_context(Worker(used))
+    from autotune.measure.gpu_runner import GpuMeasurer
+    from autotune.model.prediction import Modeller
+    from lowering.targets import here
+
+    found = here()
+    if found is None or found.name != target:
+        raise ValueError(f"{target} is not here; {'there is no GPU' if found is None else f'{found.name} is'}")
+    models = stack.enter_context(Worker(1, makes=Modeller))
+    models.open(workload, target)
+    return lambda schedule: models.model(schedule).seconds, stack.enter_context(Worker(1, makes=GpuMeasurer))
+
+
+@click.command()
+@click.argument("target")
+@click.argument("seconds", type=float, default=300.0)
+@click.argument("threads", type=click.IntRange(min=1), required=False)
+def correlation(target: str, seconds: float, threads: int | None) -> None:
+    """Print how well the model orders the schedules of each op of "340m" on TARGET, within SECONDS."""
+    from autotune.study.search import Budget
+    from lowering.targets import find
+    from ramnet.config import RamNetConfig
+    from schedules.of_model import of_model, of_model_on_gpu
+
+    Budget(seconds, None)  # says what is wrong with it
+    config = RamNetConfig.preset("340m")
+    workloads = of_model(config) if find(target).gpu is None else of_model_on_gpu(config)
+    for workload in workloads:
+        found = rank_correlation(target, workload, seconds / len(workloads), threads)
+        click.echo(f"{workload.name}: {found}")
+
+
+if __name__ == "__main__":
+    main(correlation)

@@ -1,0 +1,66 @@
+"""The groups of the benchmark, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from autotune.bench import correlated
+from autotune.bench.cpu import decode_process as apart
+from autotune.bench.cpu import language_model as model
+from autotune.bench.cpu import ops
+from autotune.bench.cpu import peak_memory as peak
+from autotune.bench.cpu.goals import goals
+from autotune.bench.report import Report
+from autotune.bench.run import Run, Table
+from ramnet.config import RamNetConfig
+from schedules.of_model import of_model
+
+# Of all ops, for comparing what the time model says of their schedules with measurements.
+CORRELATION_SECONDS = 180.0
+
+
+def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) -> Report:
+    """Run every group; ``on_group`` is told how many of how many are done."""
+    groups: list[Callable[[Run], Table | None]] = [
+        ops.memory_scan,
+        ops.memory_scan_training,
+        ops.address_decode,
+        ops.memory_step,
+        ops.memory_step_slots,
+        partial(model.training_step, preset="tiny", batch=4, tokens=1024, threads=model_threads),
+        partial(model.prefill, preset="tiny", batch=4, tokens=1024, threads=model_threads),
+        partial(model.decode, preset="tiny", threads=model_threads),
+        partial(model.decode_late, threads=model_threads),
+        partial(apart.decode, preset="340m", threads=model_threads),
+    ]
+    tables: dict[str, Table] = {}
+    for done, group in enumerate(groups):
+        on_group(done, len(groups) + 2)
+        table = group(run)
+        if table is not None:
+            tables[table.name] = table
+    on_group(len(groups), len(groups) + 2)
+    run.on_step("peak memory")
+    peaked = _peak(run)
+    on_group(len(groups) + 1, len(groups) + 2)
+    _correlate(run)
+    on_group(len(groups) + 2, len(groups) + 2)
+    return Report(list(tables.values()), goals(tables, peaked), run.facts, run.notices)
+
+
+def _correlate(run: Run) -> None:
+    if run.quick:
+        run.notice(f"{correlated.FACT} left out of a quick run")
+    elif run.kernels:
+        correlated.ops(run, of_model(RamNetConfig.preset("340m")), CORRELATION_SECONDS)
+
+
+def _peak(run: Run) -> peak.Peak | None:
+    if not run.kernels:
+        return None
+    try:
+        return peak.measured_apart(run.target)
+    except RuntimeError as problem:
+        run.notice(str(problem))
+        return None

@@ -1,0 +1,64 @@
+"""The speeds to reach, and what was measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autotune.bench.cpu.language_model import COMPILED, FEW, MANY
+from autotune.bench.cpu.ops import LARGE, OPERANDS, SMALL
+from autotune.bench.cpu.peak_memory import Peak
+from autotune.bench.goal import Goal
+from autotune.bench.run import FLOOR, TUNED, Table
+
+
+def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:
+    """Every goal, with what the tables say of it; tables are under their names."""
+    decoded = tables.get("decode 340m")
+    quickest = COMPILED if decoded and _ratio(decoded, COMPILED, FLOOR)[0] else TUNED
+    rows = [
+        (
+            "memory_scan, tuned, over eager, in place", 60, True, ("memory_scan", "eager, in place", TUNED),
+            _limit(tables.get("memory_scan"), "eager, in place"),
+        ),
+        (
+            "memory_scan, tuned, over eager, chunked", 60, True, ("memory_scan", "eager, chunked", TUNED),
+            _limit(tables.get("memory_scan"), "eager, chunked"),
+        ),
+        ("memory_scan, tuned, over plain C++", 1.3, True, ("memory_scan", "plain C++", TUNED), ""),
+        ("memory_scan, tuned, over the floor", 2.4, False, ("memory_scan", TUNED, FLOOR), ""),
+        (
+            "memory_scan forward + backward over autograd through sort + segmented scan", 20, True,
+            ("memory_scan forward + backward", "eager, sorted", TUNED), "",
+        ),
+        ("address_decode over eager topk beams", 30, True, ("address_decode", "eager, topk beams", TUNED), ""),
+        ("memory_step at M = 4^10 over M = 4^5", 1.3, False, ("memory_step by slots", LARGE, SMALL), ""),
+        ("decode of 340m over reading its weights", 1.25, False, ("decode 340m", quickest, FLOOR), quickest),
+        ("decode after 100 000 tokens over after 10", 1.05, False, ("decode tiny by position", MANY, FEW), ""),
+    ]  # fmt: skip
+    found = [
+        Goal(name, bound, at_least, *_ratio(tables.get(table), of, over), note)
+        for name, bound, at_least, (table, of, over), note in rows
+    ]
+    measured = peak.measured / peak.budget if peak else None
+    note = f"{peak.measured / 1e6:.1f} of {peak.budget / 1e6:.1f} MB" if peak else ""
+    name = "memory of a training step's scan, T = 1024, over inputs, outputs and two rows a pair"
+    return [*found, Goal(name, 1.0, False, measured, None, note)]
+
+
+def _ratio(table: Table | None, of: str, over: str) -> tuple[float | None, float | None]:
+    """The median and spread of a ratio that was paired in the run: one of the two is the table's base."""
+    if table is None or table.base not in (of, over):
+        return None, None
+    row = table.row(of if table.base == over else over)
+    if row is None:
+        return None, None
+    # The median of the inverses is the inverse of the median.
+    return (row.ratio if table.base == over else 1 / row.ratio), row.ratio_spread
+
+
+def _limit(table: Table | None, form: str) -> str:
+    """How far ahead of ``form`` the scan's floors themselves would be."""
+    if table is None or (slow := table.row(form)) is None:
+        return ""
+    floors = [(name, table.row(name)) for name in (FLOOR, OPERANDS)]
+    return "; ".join(f"{name}: {slow.ratio / row.ratio:.0f}×" for name, row in floors if row is not None)

@@ -1,0 +1,71 @@
+"""Peak memory of the scan's forward and backward, in a process of its own.
+
+``python -m autotune.bench.cpu.peak_memory TARGET`` is that process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Peak(NamedTuple):
+    """Bytes: what the forward and backward held at most, inputs included, and what they may."""
+
+    measured: int
+    budget: int
+
+
+def measured_apart(target: str, timeout: float = 120) -> Peak:
+    """Run this file; RuntimeError, with the last line it said, where that fails."""
+    command = [sys.executable, "-m", "autotune.bench.cpu.peak_memory", target]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+    if done.returncode:
+        raise RuntimeError(f"measuring the peak memory failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+    measured, budget = map(int, done.stdout.split()[-2:])
+    return Peak(measured, budget)
+
+
+def measure(target: str) -> Peak:
+    """T = 1024 on tuned kernels. The budget is inputs and outputs of both passes and two rows for each pair."""
+    import torch
+
+    import lowering
+    from autotune.bench.inputs import scan_inputs
+    from ramnet import ops
+
+    inputs = scan_inputs().requiring_grad()
+    wanted = [x for x in inputs if x.requires_grad]
+    given = [torch.ones_like(x) for x in (inputs.values, inputs.memory, inputs.mass)]
+
+    def training() -> int:
+        outputs = ops.memory_scan(*inputs)
+        gradients = torch.autograd.grad(outputs, wanted, given)
+        return sum(x.nbytes for x in (*outputs, *gradients))
+
+    with lowering.use(target):
+        produced = training()
+        gc.collect()
+        # What the first call left in the allocator would hide what the second takes.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        training()
+        extra = _status("VmHWM") - before
+    held = sum(x.nbytes for x in (*inputs, *given))
+    rows = 2 * inputs.write_slots.numel() * inputs.values.shape[-1] * 4
+    return Peak(held + extra, held + produced + rows)
+
+
+def _status(name: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+
+
+if __name__ == "__main__":
+    sys.stdout.write("{} {}\n".format(*measure(sys.argv[1])))

@@ -1,0 +1,106 @@
+"""A part of the benchmark in a process of its own.
+
+``python -m autotune.bench.gpu.part_process PART TARGET QUICK SECONDS`` is that process.
+
+A kernel that hangs or faults takes its process with it, and no part finds memory that another has left in pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+from autotune.bench.gpu import correlated, scan, spills, training, warm
+from autotune.bench.gpu import decode_step as decode
+from autotune.bench.gpu.run import GpuRun, reason
+from autotune.bench.run import Row, Run, Table
+from autotune.measure.cuda_clock import CudaClock
+
+# Begins a line that ``measured`` reads.
+MARK = "ramnet bench: "
+# In the order in which they run, with the seconds that each may take.
+PARTS: dict[str, tuple[Callable[[GpuRun], list[Table]], float]] = {
+    "scan": (scan.memory_scan, 100),
+    "attention": (scan.lengths, 100),
+    "position": (decode.by_position, 90),
+    "peers": (warm.peers, 120),
+    "gla": (scan.beside_gla, 120),
+    "decode": (decode.steps, 150),
+    "training": (training.step, 200),
+    "spills": (spills.shipped, 60),
+    "correlation": (correlated.ops, 180),
+}
+
+
+class PartError(RuntimeError):
+    """A part came to an early end; ``tables`` are those that it had done."""
+
+    def __init__(self, why: str, tables: list[Table]) -> None:
+        super().__init__(why)
+        self.tables = tables
+
+
+def measured(run: Run, part: str, seconds: float) -> list[Table]:
+    """The tables of a part; facts and notices go to ``run``. PartError, with the last line it said, where it fails.
+
+    Args:
+        seconds: that it may take.
+    """
+    arguments = (part, run.target, str(int(run.quick)), str(seconds))
+    command = [sys.executable, "-m", "autotune.bench.gpu.part_process", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired as late:
+        why = f"took longer than {seconds:.0f} s; at last: {_last_line(late.stderr)}"
+        raise PartError(why, _read(run, late.stdout)) from None
+    tables = _read(run, done.stdout)
+    if done.returncode:
+        raise PartError(_last_line(done.stderr) or f"exit status {done.returncode}", tables)
+    return tables
+
+
+def tell(run: GpuRun) -> str:
+    """A line of what there is, as ``measured`` reads it."""
+    tables = [asdict(table) for table in run.tables]
+    return MARK + json.dumps({"tables": tables, "facts": run.facts, "notices": run.notices})
+
+
+def _read(run: Run, said: bytes | None) -> list[Table]:
+    """Of the latest line that ``tell`` made; what else libraries print is passed over."""
+    lines = [line for line in (said or b"").decode(errors="replace").splitlines() if line.startswith(MARK)]
+    if not lines:
+        return []
+    found = json.loads(lines[-1].removeprefix(MARK))
+    run.facts |= found["facts"]
+    for text in found["notices"]:
+        run.notice(text)
+    return [Table(**{**table, "rows": [Row(**row) for row in table["rows"]]}) for table in found["tables"]]
+
+
+def _last_line(said: bytes | None) -> str:
+    lines = (said or b"").decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _main(part: str, target: str, quick: str, seconds: str) -> None:
+    def say(run: GpuRun) -> None:
+        sys.stdout.write(tell(run) + "\n")
+        sys.stdout.flush()
+
+    def step(what: str) -> None:
+        sys.stderr.write(f"{what}\n")
+        sys.stderr.flush()
+
+    try:
+        run = GpuRun(target, quick == "1", on_step=step, clock=CudaClock(), seconds=float(seconds), on_table=say)
+        PARTS[part][0](run)
+    except Exception as problem:  # noqa: BLE001 the parent reads one line
+        sys.exit(reason(problem))
+    say(run)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,87 @@
+"""What a worker does for one workload on a GPU: build a schedule's kernels, check their numbers, take their time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from autotune.measure import eager_scan as eager
+from autotune.measure.cpu_runner import check
+from autotune.measure.cuda_clock import CudaClock, captured
+from autotune.measure.eager_decode_heads import EAGER
+from autotune.measure.problems import Problem, checked
+from autotune.measure.timing import Clock, Timing, interleaved
+from lowering.gpu.backend import GpuKernels
+from schedules.base import Schedule
+from schedules.workload import Workload
+
+Call = Callable[[], object]
+
+
+class GpuMeasurer:
+    """The methods of ``autotune.measure.cpu_runner.Measurer``, for the GPU of this machine.
+
+    Args:
+        device: where the kernels run. clock: times them; CUDA's where it is None.
+        capture: makes a CUDA graph of a kernel's call, so that the device's time is what is compared.
+    """
+
+    def __init__(
+        self, device: str = "cuda", clock: Clock | None = None, capture: Callable[[Call], Call] = captured
+    ) -> None:  # fmt: skip
+        self.device, self.clock, self.capture = device, clock, capture
+        self.kernels: dict[Schedule, GpuKernels] = {}
+
+    def open(self, workload: Workload, target: str, threads: int) -> None:
+        """Draw the inputs and compute the right answer; ``threads`` are the host's, which has no part in the times."""
+        torch.set_num_threads(threads)
+        self.target, self.kernels = target, {}
+        self.clock = self.clock or CudaClock()
+        self.timed = Problem(workload, device=self.device)
+        self.checked = Problem(checked(workload), device=self.device)
+        _ = self.timed.arguments, self.checked.expected
+
+    def build(self, schedule: Schedule) -> None:
+        """Compile, by a first call on the sizes that are checked. ValueError for a schedule that is refused."""
+        workload = self.timed.workload
+        schedule.require(workload)
+        if schedule not in self.kernels:
+            kernels = GpuKernels(self.target, given={workload.op: schedule})
+            self.checked.call(kernels)()
+            self._wait()
+            self.kernels[schedule] = kernels
+
+    def check(self, schedule: Schedule) -> None:
+        """WrongResultError where the numbers are not the reference's."""
+        check(self.checked, self.kernels[schedule])
+
+    def measure(self, candidates: dict[str, Schedule | None], rounds: int, seconds: float) -> dict[str, Timing]:
+        """``autotune.measure.timing.interleaved`` of the candidates as CUDA graphs; None is the quickest eager form."""
+        calls: dict[str, Call] = {}
+        for name, schedule in candidates.items():
+            if schedule is None:
+                # As it is called: it may wait for the device, and so cannot be captured.
+                calls[name] = self.timed.call(Eager())
+            else:
+                calls[name] = self.capture(self.timed.call(self.kernels[schedule]))
+        return interleaved(calls, rounds, seconds, clock=self.clock)
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+class Eager:
+    """The quickest eager forms of the ops that go one by one: the reference, but the scan's is the chunked one."""
+
+    def __getattr__(self, op: str) -> Any:
+        return getattr(EAGER, op)
+
+    def memory_scan(self, *arguments: Any) -> Any:
+        *tensors, decay_power, eps, _ = arguments
+        scan = partial(eager.scan_chunked, decay_power=decay_power, eps=eps)
+        output, memory, mass = scan(*eager.as_state(tensors))
+        return output.to(tensors[4].dtype), memory, mass

@@ -1,0 +1,199 @@
+"""A workload made concrete: inputs as a model gives them, the right answer, and what it takes to be near it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotune.measure import eager_decode_heads as heads
+from autotune.measure.eager_decode_heads import EAGER
+from lowering.cpu.backend import CpuKernels
+from lowering.cpu.build import Kernel
+from ramnet.ops import reference
+from schedules.workload import Workload, heads_of
+
+# Largest relative RMSE against the reference in float64 from the same, already rounded, inputs; float32 kernels stay
+# below 1e-6, the narrower types round their results once.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 6e-3, "float16": 1e-3}
+# Checked on more tokens than the longest chunk of a schedule, and no multiple of any; heads beyond a few only repeat.
+CHECKED_TOKENS, CHECKED_HEADS = 1061, 4
+# No multiple of any vector's lanes.
+CHECKED_ROWS = 1021
+# Where the arguments that an op updates in place are.
+IN_PLACE = {"memory_step": slice(5, 7), "decode_heads": slice(3, 5)}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An op's workload with the arguments that ``ramnet.ops`` backends take, drawn from ``seed`` on ``device``."""
+
+    workload: Workload
+    seed: int = 0
+    device: str = "cpu"
+
+    @cached_property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of the workload's type, but the state is at least float32, as the model keeps it.
+
+        Slots are distinct within a token, weights are a product softmax's.
+        """
+        return _arguments(self.workload, torch.Generator(self.device).manual_seed(self.seed))
+
+    @cached_property
+    def expected(self) -> tuple[Tensor, ...]:
+        """The reference's answer, computed on the CPU in float64 from the same numbers."""
+        return self._answer(EAGER, tuple(_double(x) for x in self.arguments))
+
+    def call(self, backend: Any) -> Callable[[], Any]:
+        """The op on ``backend`` (or on the reference, eager PyTorch), ready to be timed.
+
+        What works in place does so on a state of its own, which goes on from call to call.
+        """
+        return partial(getattr(backend, self.workload.op), *_clone_state(self.workload, self.arguments))
+
+    def error(self, backend: Any) -> float:
+        """The largest relative RMSE of the op's results on ``backend``; infinite for NaN."""
+        found = self._answer(backend, self.arguments)
+        return max(map(_relative_rmse, found, self.expected))
+
+    def _answer(self, backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """What there is to compare: the results, and what was updated in place."""
+        arguments = _clone_state(self.workload, arguments)
+        result = getattr(backend, self.workload.op)(*arguments)
+        if self.workload.op == "address_decode":
+            # Addresses of nearly equal weight may stand in either order, so they are compared by their weights.
+            slots, weights = result
+            return weights, _weights_of(arguments[0].double(), slots), _distinct(slots)
+        if self.workload.op in IN_PLACE:
+            return result, *arguments[IN_PLACE[self.workload.op]]
+        return result if isinstance(result, tuple) else (result,)
+
+
+def checked(workload: Workload) -> Workload:
+    """The workload that candidates for ``workload`` are checked on: the same kernel at other dynamic sizes."""
+    shape = dict(workload.shape)
+    if "T" in shape:
+        shape.update(T=CHECKED_TOKENS, N=min(shape["N"], CHECKED_HEADS))
+    if "R" in shape:
+        shape.update(R=min(shape["R"], CHECKED_ROWS) + 1)
+    return workload.model_copy(update={"shape": shape})
+
+
+class OneKernel(CpuKernels):
+    """The backend whose every op is one given kernel."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.given = kernel
+
+    def kernel(self, *_: Any, **__: Any) -> Kernel:
+        return self.given
+
+
+def _arguments(workload: Workload, generator: torch.Generator) -> tuple[Any, ...]:
+    dtype = getattr(torch, workload.dtype)
+    state_dtype = torch.promote_types(dtype, torch.float32)
+    shape, constants = workload.shape, workload.constants
+    K = shape["K"]
+
+    def normal(*sizes: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(sizes, generator=generator, device=generator.device).to(dtype)
+
+    if "R" in shape:
+        logits = 2 * normal(shape["R"], shape["U"], shape["P"])
+        if workload.op == "address_decode":
+            return logits, K
+        slots, weights = reference.address_decode(logits, K)
+        return normal(*weights.shape), logits, slots, weights
+
+    N, M, D = shape["N"], shape["M"], shape["D"]
+    decay_power, eps = constants.get("decay_power", 1.0), constants.get("eps", 1e-6)
+
+    def mass_of(*leading: int) -> Tensor:
+        return (0.5 + torch.rand(*leading, M, generator=generator, device=generator.device)).to(state_dtype)
+
+    if workload.op == "decode_heads":
+        H = heads_of(workload)
+        U, P = shape["U"], shape["P"]
+        log_scale = 0.1 * normal(2, H)
+        addresses = heads.apart(lambda: 2 * normal(N // H, 2, H, U, P), log_scale, K)
+        projected = torch.cat([addresses.flatten(1), normal(N // H, H * D)], 1)
+        position = M + 3 + torch.arange(N // H, device=generator.device)
+        state = normal(N // H, H, M, D, dtype=state_dtype), mass_of(N // H, H)
+        return projected, log_scale, position, *state, U, P, K, H // 2, 1.0, decay_power, eps
+
+    leading = (1, N, shape["T"]) if "T" in shape else (1, N)
+    sub_dim, order = _digits(M)
+
+    def access() -> tuple[Tensor, Tensor]:
+        return reference.address_decode(2 * normal(*leading, order, sub_dim), K)
+
+    (write_slots, write_weights), (read_slots, read_weights) = access(), access()
+    values, memory, mass = normal(*leading, D), normal(1, N, M, D, dtype=state_dtype), mass_of(1, N)
+    tensors = (write_slots, write_weights, read_slots, read_weights, values, memory, mass)
+    step = (*tensors, decay_power, eps)
+    if workload.op == "memory_step":
+        return step
+    scan = (*step, constants.get("proxy_eps", 0.01))
+    if workload.op == "memory_scan":
+        return scan
+    return (
+        normal(*values.shape),
+        normal(*memory.shape, dtype=state_dtype),
+        normal(*mass.shape, dtype=state_dtype),
+        *scan,
+    )
+
+
+def _digits(slots: int) -> tuple[int, int]:
+    """P and U with P^U = M, the smallest P ≥ 4 that has one, else M itself."""
+    for sub_dim in range(4, slots):
+        order = round(torch.tensor(float(slots)).log().item() / torch.tensor(float(sub_dim)).log().item())
+        if sub_dim**order == slots:
+            return sub_dim, order
+    return slots, 1
+
+
+def _clone_state(workload: Workload, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments with a state of their own where the op updates it in place."""
+    if workload.op not in IN_PLACE:
+        return arguments
+    where = IN_PLACE[workload.op]
+    return *arguments[: where.start], *(x.clone() for x in arguments[where]), *arguments[where.stop :]
+
+
+def _double(value: Any) -> Any:
+    """On the CPU, floating numbers in float64."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.double().cpu() if value.is_floating_point() else value.cpu()
+
+
+def _weights_of(logits: Tensor, slots: Tensor) -> Tensor:
+    """The product softmax [R, U, P] at slots [R, K]; 0 for a slot out of range."""
+    order, sub_dim = logits.shape[-2:]
+    outside = (slots < 0) | (slots >= sub_dim**order)
+    powers = sub_dim ** torch.arange(order, device=slots.device)
+    digits = slots.long().masked_fill(outside, 0).unsqueeze(-2) // powers.unsqueeze(-1) % sub_dim  # [R, U, K]
+    return logits.log_softmax(-1).gather(-1, digits).sum(-2).exp().masked_fill(outside, 0)
+
+
+def _distinct(slots: Tensor) -> Tensor:
+    """How many of a row's slots [R, K] differ from its others, [R]."""
+    ordered = slots.sort(-1).values
+    return 1 + (ordered[..., 1:] != ordered[..., :-1]).double().sum(-1)
+
+
+def _relative_rmse(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return float("inf")
+    found, expected = _double(found), _double(expected)
+    error, scale = float((found - expected).norm()), float(expected.norm())
+    if error == 0:
+        return 0.0
+    return error / scale if scale > 0 and error == error else float("inf")

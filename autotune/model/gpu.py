@@ -1,0 +1,187 @@
+"""How long compiled launches would take on a GPU that is not there: a model, stated whole in this file.
+
+A launch of G programs is told by its ``Work``, counted from the sizes, and the ``Resources`` of its binary. R programs
+are resident on a processor at a time (``resident``), so P processors take them in ⌈G / (P R)⌉ waves. Its time is::
+
+    launch + ‖ memory, cache, shared, arithmetic, chain ‖₄
+
+    memory      bytes of DRAM / what a copy reaches
+    cache       bytes through L2, spills included / (busy processors × bytes a cycle)
+    shared      bytes through shared memory / (busy processors × bytes a cycle)
+    arithmetic  instructions of single lanes / (busy processors × lanes), on the processor that has the most programs
+    chain       waves × steps × (waits for memory, for shared memory and at barriers, and the step's instructions)
+
+The terms overlap, so the longest decides; the 4-norm lets those that are nearly as long count too, since no overlap is
+perfect (two equal terms give 1.19 of one). An op's time is the sum over its launches, which run one after another.
+
+The constants are cycles, or bytes a cycle, so that they carry over between clocks. Nothing here was fitted to a
+measurement: ``autotune.bench.correlation`` says how well the order of schedules is told wherever something can be run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lowering.gpu.resources import Compiled, Resources, Work
+from lowering.targets import Gpu
+
+# Latencies in cycles of an L2 hit, a DRAM access and shared memory: assumed, in the round numbers that microbenchmarks
+# of NVIDIA's GPUs since the A100 tell. AMD's are assumed to be as long.
+L2_LATENCY, DRAM_LATENCY, SHARED_LATENCY = 265.0, 500.0, 30.0
+# Cycles that a barrier of one program costs its warps beyond their own work: assumed, as long as shared memory.
+BARRIER_LATENCY = 30.0
+# Cycles from one instruction of a warp to the next that can be issued: a dependent one takes 4 (PMC10448217, table 3),
+# and half of them are assumed not to depend on the one before.
+ISSUE_CYCLES = 2.0
+# Of a processor. L2: the data sheets' peak is 47 (5120 over the A100's 108), of which half is assumed to be reached by
+# rows at random places. Shared memory: 32 banks of 4 bytes (CUDA programming guide).
+L2_BYTES_A_CYCLE, SHARED_BYTES_A_CYCLE = 24.0, 128.0
+# Of the data sheet's bandwidth: a copy on an H200 reached 4300 of 4800 GB/s.
+DRAM_SHARE = 0.9
+# Of the lanes' peak, that loads, stores and addresses leave to what Work counts: assumed.
+ARITHMETIC_SHARE = 0.5
+# Seconds from one launch to the next on a stream: assumed, within the 2 to 5 µs that are commonly seen.
+LAUNCH = 3e-6
+NORM = 4
+
+# How a processor shares out what it has (CUDA occupancy calculator, compute capability 8.0 to 10.0; AMD's CDNA3 ISA
+# guide): registers of a thread in eights, over four schedulers; NVIDIA's system takes 1 KB of shared memory a program.
+REGISTER_GRANULE, SCHEDULERS, SHARED_GRANULE, SYSTEM_SHARED = 8, 4, 128, 1024
+
+
+class RejectedError(ValueError):
+    """A binary is not fit for the target: ``status`` in one word, why in one sentence."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the model says of one launch, in seconds by term; ``resident`` programs on a processor."""
+
+    name: str
+    resident: int
+    occupancy: float  # threads resident over threads that a processor can hold
+    waves: int
+    launch: float
+    memory: float
+    cache: float
+    shared: float
+    arithmetic: float
+    chain: float
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Seconds of what runs side by side."""
+        names = ("memory", "cache", "shared", "arithmetic", "chain")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def seconds(self) -> float:
+        return self.launch + sum(term**NORM for term in self.terms.values()) ** (1 / NORM)
+
+    @property
+    def binds(self) -> str:
+        """The longest term, "launch" among them."""
+        terms = {**self.terms, "launch": self.launch}
+        return max(terms, key=lambda name: terms[name])
+
+
+def check(compiled: Compiled, gpu: Gpu) -> None:
+    """RejectedError, with a status and a sentence, where the binary spills registers or cannot run on ``gpu``."""
+    needs, threads, name = compiled.resources, compiled.work.threads, compiled.name
+    if threads < gpu.warp or threads > 1024:
+        raise RejectedError("threads", f"{name} has programs of {threads} threads; {gpu.arch} takes {gpu.warp} to 1024")
+    if needs.shared > gpu.shared_block:
+        raise RejectedError(
+            "shared_memory", f"{name} needs {needs.shared} bytes of shared memory; {gpu.arch} has {gpu.shared_block}"
+        )
+    if needs.spilled:
+        raise RejectedError("spills", f"{name} spills {needs.spilled} bytes of a thread's {needs.registers} registers")
+    if not resident(threads, needs, gpu):
+        raise RejectedError(
+            "registers", f"{name} needs {needs.registers} registers for {threads} threads; {gpu.arch} has fewer"
+        )
+
+
+def resident(threads: int, needs: Resources, gpu: Gpu) -> int:
+    """Programs that a processor holds at a time; 0 where not one fits."""
+    warps = math.ceil(threads / gpu.warp)
+    register_lanes = _round_up(max(needs.registers, 1), REGISTER_GRANULE) * gpu.warp
+    # A warp's registers lie with one scheduler.
+    warps_by_registers = gpu.registers // SCHEDULERS // register_lanes * SCHEDULERS
+    system = SYSTEM_SHARED if gpu.backend == "cuda" else 0
+    shared = _round_up(needs.shared, SHARED_GRANULE) + system
+    return min(
+        gpu.programs,
+        gpu.threads // (warps * gpu.warp),
+        warps_by_registers // warps,
+        gpu.shared // shared if shared else gpu.programs,
+    )
+
+
+def estimate(compiled: Compiled, gpu: Gpu) -> Estimate:
+    """The model's terms for one launch. RejectedError where not one program fits on a processor."""
+    work, needs = compiled.work, compiled.resources
+    fits = resident(work.threads, needs, gpu)
+    if not fits:
+        check(compiled, gpu)
+        raise RejectedError("threads", f"{compiled.name}: no program of {work.threads} threads fits on {gpu.arch}")
+    programs = max(work.programs, 1)
+    waves = math.ceil(programs / (gpu.processors * fits))
+    busy = min(programs, gpu.processors)
+    # Of the processor that has the most programs: what it does, over what all do.
+    share = math.ceil(programs / gpu.processors) / programs
+    # Each spilled byte goes out and comes back in every step.
+    spills = 2.0 * needs.spilled * work.threads * programs * work.steps
+    missed = _missed(work, gpu)
+    through_cache = work.cache_bytes + spills
+    from_memory = work.dram_bytes + missed * max(through_cache - work.dram_bytes, 0.0)
+    lanes = gpu.float32 / 2 / gpu.clock / gpu.processors  # a peak counts a multiply-add as two
+    return Estimate(
+        name=compiled.name,
+        resident=fits,
+        occupancy=fits * work.threads / gpu.threads,
+        waves=waves,
+        launch=LAUNCH,
+        memory=from_memory / (gpu.bandwidth * DRAM_SHARE),
+        cache=through_cache / (busy * L2_BYTES_A_CYCLE * gpu.clock),
+        shared=work.shared_bytes / (busy * SHARED_BYTES_A_CYCLE * gpu.clock),
+        arithmetic=share * work.operations / (lanes * ARITHMETIC_SHARE * gpu.clock),
+        chain=waves * work.steps * _step_cycles(work, programs, missed) / gpu.clock,
+    )
+
+
+def explain(compiled: Sequence[Compiled], gpu: Gpu) -> list[Estimate]:
+    """The estimate of each launch, so that one sees what binds."""
+    return [estimate(launch, gpu) for launch in compiled]
+
+
+def seconds(compiled: Sequence[Compiled], gpu: Gpu) -> float:
+    """The model's time of launches that run one after another."""
+    return sum(launch.seconds for launch in explain(compiled, gpu))
+
+
+def _missed(work: Work, gpu: Gpu) -> float:
+    """The share of the repeated accesses that L2 does not hold, where what they fall on is larger than it."""
+    return max(0.0, 1.0 - gpu.l2 / work.reused_bytes) if work.reused_bytes else 0.0
+
+
+def _step_cycles(work: Work, programs: int, missed: float) -> float:
+    """Cycles of one step of one program that has its processor to itself; what is read once is asked for ahead."""
+    latency = L2_LATENCY + missed * (DRAM_LATENCY - L2_LATENCY)
+    instructions = work.operations / (programs * max(work.steps, 1.0) * work.threads)  # of a thread
+    return (
+        work.trips * latency
+        + work.shared_trips * SHARED_LATENCY
+        + work.barriers * BARRIER_LATENCY
+        + instructions * ISSUE_CYCLES
+    )
+
+
+def _round_up(number: int, granule: int) -> int:
+    return -(-number // granule) * granule

@@ -1,0 +1,77 @@
+"""What a worker does for a GPU that is not there: compile a schedule's kernels, and say what a model thinks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from autotune.model import gpu as time_model
+from lowering.gpu.offline import compile_for
+from lowering.gpu.resources import Compiled
+from lowering.targets import gpu_of
+from schedules.base import Schedule
+from schedules.records import Launch
+from schedules.workload import Workload
+
+Compile = Callable[[Workload, str, Schedule], list[Compiled]]
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """A schedule that was compiled, not run.
+
+    Attributes:
+        seconds: what ``autotune.model.gpu`` says. launches: what the binaries need.
+        binds: of each launch, the model's longest term and its seconds in all.
+        status, reason: "ok", or in one word and in one sentence why the binaries are not fit for the target.
+    """
+
+    seconds: float
+    launches: tuple[Launch, ...]
+    binds: tuple[tuple[str, float], ...]
+    status: str = "ok"
+    reason: str = ""
+
+
+class Models(Protocol):
+    """What a search by modelling needs. Failures are ``autotune.study.worker.FailedError``; ``deadline`` is as it is of
+    ``autotune.measure.cpu_runner.Measures``."""
+
+    deadline: float | None
+
+    def open(self, workload: Workload, target: str) -> None:
+        """What follows is about ``workload``."""
+
+    def model(self, schedule: Schedule) -> Modelled:
+        """Compile for the target, and ask the model."""
+
+
+class Modeller:
+    """Runs in the worker's process. ``compile_launches`` really compiles a schedule's launches."""
+
+    def __init__(self, compile_launches: Compile = compile_for) -> None:
+        self.compile_launches = compile_launches
+
+    def open(self, workload: Workload, target: str, threads: int) -> None:
+        """Nothing is drawn and nothing runs, so ``threads`` has no part in it."""
+        self.workload, self.target, self.gpu = workload, target, gpu_of(target)
+
+    def model(self, schedule: Schedule) -> Modelled:
+        """RejectedError, with a status, where not one program fits on the target; compilers' errors pass through."""
+        compiled = self.compile_launches(self.workload, self.target, schedule)
+        terms = time_model.explain(compiled, self.gpu)
+        launches = tuple(
+            Launch(name=x.name, registers=x.resources.registers, spilled=x.resources.spilled, local=x.resources.local,
+                   shared=x.resources.shared)
+            for x in compiled
+        )  # fmt: skip
+        status, reason = "ok", ""
+        for launch in compiled:
+            try:
+                time_model.check(launch, self.gpu)
+            except time_model.RejectedError as rejected:
+                status, reason = rejected.status, str(rejected)
+                break
+        seconds = sum(term.seconds for term in terms)
+        return Modelled(seconds, launches, tuple((term.binds, term.seconds) for term in terms), status, reason)

@@ -1,0 +1,265 @@
+"""One op's search: an Optuna study in a journal that knows the default, what is refused, and what was tried."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import random
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from autotune.study.journal import open_journal
+from autotune.study.trials import NOT_MEASURED, refuse_damaged
+from lowering.gpu.compilers import why_unsupported
+from lowering.targets import find
+from ramnet.files import locked
+from schedules.base import Schedule, combinations
+from schedules.kinds import kind
+from schedules.workload import Workload
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.storages import JournalStorage
+
+Sampler = Literal["tpe", "random"]
+# Suggestions in a row that need no measurement, before a combination that nobody has tried is drawn by lot.
+PATIENCE = 5
+# A combination that was under way when so many processes were killed is refused: it may be what kills them.
+MOST_KILLS = 2
+
+
+class Study:
+    """The trials of ``workload`` on one device under one fingerprint of the kernels; values are gains over the default.
+
+    ``begin`` comes before what searches, and makes the study where the journal has none: until then nothing is written.
+
+    Trial 0 is the default schedule. Each trial has a ``status``: "ok", "refused", "duplicate", "interrupted"
+    (by Ctrl-C), "killed", or how it failed; and ``error``, in words, where it is not "ok". All of it is on disk when
+    a method returns.
+
+    Args:
+        target: whose kinds of schedule are searched.
+        identity: what else makes a result another one: device, threads, fingerprint.
+        seconds_a_trial: no trial takes longer; one that did was left by a process that ended.
+        storage: of the journal, where it is open: to read a quarter of a million lines takes 15 s.
+
+    Raises:
+        ValueError: for a file that is no journal, and for a damaged one. ImportError: without Optuna.
+    """
+
+    def __init__(
+        self, journal: Path, workload: Workload, target: str, identity: str, sampler: Sampler = "tpe", seed: int = 0,
+        seconds_a_trial: float = 300.0, storage: JournalStorage | None = None,
+    ) -> None:  # fmt: skip
+        self.workload, self.target = workload, target
+        self.sampler, self.seed, self.seconds_a_trial = sampler, seed, seconds_a_trial
+        self.kind = kind(workload.op, target)
+        self.space = space_of(workload, target)
+        self.valid = every_schedule(workload, target)
+        self.storage = open_journal(journal) if storage is None else storage
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        space = hashlib.sha256(repr(self.space).encode()).hexdigest()[:6]
+        self.name = f"{workload.name} | {identity} | space {space}"
+        if self.name in optuna.get_all_study_names(self.storage):
+            self.optuna = optuna.load_study(storage=self.storage, study_name=self.name)
+            try:
+                refuse_damaged(self.optuna, self.kind, self.space)
+            except ValueError as error:
+                raise ValueError(f"{journal}: {error}; name another file") from None
+        self.lock = journal.with_name(f".{journal.name}.lock")
+
+    def begin(self, *first: Schedule) -> None:
+        """Take over what ended processes left, and put the default, then ``first``, at the head of those not tried."""
+        import optuna
+
+        with locked(self.lock):
+            self.optuna = optuna.create_study(
+                storage=self.storage, study_name=self.name, direction="maximize", load_if_exists=True
+            )
+            for trial in self._trials("RUNNING"):
+                if not _alive(trial, self.seconds_a_trial):
+                    self._end(trial, "killed", "its process ended before it did")
+                    schedule = self._schedule(trial)
+                    if schedule is not None and schedule not in self._given_up():
+                        self.optuna.enqueue_trial(trial.params)
+            untried = {*self.untried()}
+            for schedule in (self.kind.default(self.workload), *first):
+                if schedule in untried:
+                    self.optuna.enqueue_trial(schedule.model_dump(), skip_if_exists=True)
+
+    def next(self) -> tuple[optuna.Trial, Schedule] | None:
+        """A trial of a combination that nobody has tried, and its schedule; None when all were."""
+        with locked(self.lock):  # so that two processes do not begin the same one
+            for suggestions in itertools.count():
+                untried, waiting = self.untried(), self._trials("WAITING")
+                if not untried and not waiting:
+                    return None
+                if suggestions >= PATIENCE and untried and not waiting:
+                    number = len(self.optuna.get_trials(deepcopy=False))
+                    self.optuna.enqueue_trial(random.Random(self.seed + number).choice(untried).model_dump())
+                trial, schedule = self._ask()
+                refusal = refused(schedule, self.workload, self.target)
+                if schedule in self._given_up():
+                    refusal = f"{MOST_KILLS} processes were killed while it was under way"
+                same = self.finished().get(schedule) or self._under_way(schedule, trial.number)
+                if refusal is not None:
+                    self._end(trial, "refused", refusal)
+                elif same is not None:
+                    self._end(trial, "duplicate", f"of trial {same.number}", same.value)
+                else:
+                    return trial, schedule
+        raise AssertionError
+
+    def succeed(self, trial: optuna.Trial, gain: float, **details: Any) -> None:
+        """``gain`` is the default's time over the trial's."""
+        for name, value in details.items():
+            trial.set_user_attr(name, value)
+        self._end(trial, "ok", "", gain)
+
+    def fail(self, trial: optuna.Trial, status: str, error: str) -> None:
+        """The trial came to nothing."""
+        self._end(trial, status, error)
+
+    def interrupt(self, trial: optuna.Trial) -> None:
+        """The search stops in mid-trial; the next one begins with it."""
+        self._end(trial, "interrupted", "the search was stopped")
+        self.optuna.enqueue_trial(trial.params)
+
+    def finished(self) -> dict[Schedule, optuna.trial.FrozenTrial]:
+        """The trials that tell what a schedule is worth: one of each, the first."""
+        found: dict[Schedule, optuna.trial.FrozenTrial] = {}
+        for trial in self._trials("COMPLETE", "FAIL"):
+            if trial.user_attrs.get("status", "killed") not in NOT_MEASURED:
+                found.setdefault(self.kind(**trial.params), trial)
+        return found
+
+    def untried(self) -> list[Schedule]:
+        """Valid combinations that are neither finished nor under way."""
+        taken = {*self.finished(), *(self._schedule(trial) for trial in self._trials("RUNNING"))}
+        return [schedule for schedule in self.valid if schedule not in taken | self._given_up()]
+
+    def best(self, count: int) -> list[Schedule]:
+        """The ``count`` best schedules by gain, the default left out."""
+        default = self.kind.default(self.workload)
+        ok = [(t.value, s) for s, t in self.finished().items() if t.value is not None and s != default]
+        return [schedule for _, schedule in sorted(ok, key=lambda pair: -pair[0])[:count]]
+
+    def seconds(self, schedule: Schedule) -> float:
+        """The time of a call when it was measured; 0 where it was not."""
+        trial = self.finished().get(schedule)
+        return 0.0 if trial is None else float(trial.user_attrs.get("seconds", 0.0))
+
+    def summary(self) -> Summary:
+        """How the search stands."""
+        finished = list(self.finished().values())
+        gains = [trial.value for trial in finished if trial.value is not None]
+        reasons = Counter(trial.user_attrs["status"] for trial in self._trials("COMPLETE", "FAIL", "PRUNED"))
+        return Summary(len(finished), max(gains, default=1.0), dict(reasons))
+
+    def _ask(self) -> tuple[optuna.Trial, Schedule]:
+        trial = self.optuna.ask()
+        # A sampler for each trial, seeded by its number: a resumed search goes on as if it had never stopped.
+        self.optuna.sampler = self._sampler((self.seed * 100_003 + trial.number) % 2**32)
+        trial.set_user_attr("owner", {"host": socket.gethostname(), "pid": os.getpid(), "began": _birth(os.getpid())})
+        knobs: dict[str, Any] = {}
+        for name, values in self.space.items():
+            if name not in self.kind.idle(knobs):
+                knobs[name] = trial.suggest_categorical(name, values)
+        return trial, self.kind(**knobs)
+
+    def _under_way(self, schedule: Schedule, number: int) -> optuna.trial.FrozenTrial | None:
+        """A trial of the same combination that another process has under way."""
+        others = (trial for trial in self._trials("RUNNING") if trial.number != number)
+        return next((trial for trial in others if self._schedule(trial) == schedule), None)
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        import optuna
+
+        if self.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(seed=seed)
+
+    def _end(self, trial: Any, status: str, error: str, value: float | None = None) -> None:
+        """Finish a trial, of this process or another."""
+        import optuna
+
+        State = optuna.trial.TrialState
+        for name, text in (("status", status), ("error", error)):
+            self.storage.set_trial_user_attr(trial._trial_id, name, text)
+        state = State.PRUNED if status == "refused" else State.FAIL if value is None else State.COMPLETE
+        self.optuna.tell(trial.number, value, state=state)
+
+    def _given_up(self) -> set[Schedule | None]:
+        killed = (trial for trial in self._trials("FAIL") if trial.user_attrs.get("status") == "killed")
+        counts = Counter(self._schedule(trial) for trial in killed)
+        return {schedule for schedule, count in counts.items() if count >= MOST_KILLS}
+
+    def _schedule(self, trial: optuna.trial.FrozenTrial) -> Schedule | None:
+        """None where the trial was stopped before it had all its knobs."""
+        complete = self.space.keys() <= trial.params.keys() | self.kind.idle(trial.params)
+        return self.kind(**trial.params) if complete else None
+
+    def _trials(self, *states: str) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state.name in states]
+
+
+def space_of(workload: Workload, target: str) -> dict[str, tuple[Any, ...]]:
+    """The values of each knob, the default's, which may lie outside those worth trying, among them."""
+    kinds = kind(workload.op, target)
+    default = kinds.default(workload)
+    return {
+        name: tuple(dict.fromkeys((*values, getattr(default, name)))) for name, values in kinds.space(workload).items()
+    }
+
+
+def every_schedule(workload: Workload, target: str) -> list[Schedule]:
+    """The combinations of ``space_of`` that are not ``refused``."""
+    kinds = kind(workload.op, target)
+    schedules = (kinds(**knobs) for knobs in combinations(kinds, space_of(workload, target)))
+    return [schedule for schedule in schedules if refused(schedule, workload, target) is None]
+
+
+def refused(schedule: Schedule, workload: Workload, target: str) -> str | None:
+    """Why a schedule cannot be built, in one sentence: its own rule, or no compiler of the kind for a GPU."""
+    if find(target).gpu is None:
+        return schedule.refusal(workload)
+    return schedule.refusal(workload) or why_unsupported(schedule, target)
+
+
+class Summary(NamedTuple):
+    """How a search stands: combinations measured (failures too), the best gain, trials by status."""
+
+    trials: int
+    best: float
+    statuses: dict[str, int]
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Trials that were begun and came to nothing, by reason."""
+        return {status: count for status, count in self.statuses.items() if status not in ("ok", *NOT_MEASURED)}
+
+
+def _birth(pid: int) -> float | None:
+    """When a process of this machine began; None where there is none."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def _alive(trial: optuna.trial.FrozenTrial, seconds: float) -> bool:
+    """Whether the process that runs a trial is still there, as far as can be told from here."""
+    owner = trial.user_attrs.get("owner")
+    if owner is not None and owner["began"] is not None and owner["host"] == socket.gethostname():
+        birth = _birth(owner["pid"])
+        return birth is not None and abs(birth - owner["began"]) < 5  # the system's clock may have been set
+    begun = trial.datetime_start
+    return begun is not None and time.time() - begun.timestamp() < seconds

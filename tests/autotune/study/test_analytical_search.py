@@ -1,0 +1,335 @@
+"""Tuning for a GPU that is not there: compiled, ranked by a model, and said to be so at every step."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from autotune import progress, report
+from autotune.model.prediction import Modelled, Modeller
+from autotune.study.analytical_search import LEAST_GAIN
+from autotune.study.search import Budget, Progress, Result
+from autotune.study.tuner import tune
+from autotune.study.worker import FailedError, Worker
+from lowering.gpu.resources import Compiled, Resources, Work
+from schedules import records
+from schedules.base import Schedule
+from schedules.gpu import MemoryStep
+from schedules.records import Launch, Time
+from schedules.workload import Workload
+
+pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[tune]'")
+
+NOT_RUN = "modelled, not run"
+WORKLOAD = Workload(
+    op="memory_step", shape={"N": 64, "K": 4, "M": 64, "D": 32}, dtype="bfloat16",
+    constants={"decay_power": 1.0, "eps": 1e-6},
+)  # fmt: skip
+DEFAULT = MemoryStep.default(WORKLOAD)
+NEEDS = Launch(name="kernel", registers=40, spilled=0, local=0, shared=0)
+
+
+class Synthetic:
+    """Models by a rule: what a schedule takes, or how it fails."""
+
+    def __init__(self, rule: Any) -> None:
+        self.rule = rule
+        self.tried: list[Schedule] = []
+
+    def open(self, workload: Workload, target: str) -> None:
+        self.workload = workload
+
+    def model(self, schedule: Schedule) -> Modelled:
+        assert schedule.refusal(self.workload) is None
+        self.tried.append(schedule)
+        found = self.rule(schedule)
+        if isinstance(found, Exception):
+            raise found
+        return found if isinstance(found, Modelled) else Modelled(found, (NEEDS,), (("chain", found),))
+
+
+def run(
+    folder: Path, models: Any, trials: int | None = None, target: str = "a100", workload: Workload = WORKLOAD,
+    **options: Any,
+) -> list[Result]:  # fmt: skip
+    return tune(
+        target, [workload], models, journal=folder / "journal.log", records_file=folder / "records.jsonl",
+        budget=Budget(seconds=None, trials=trials), threads=1, modelled=True, **options,
+    )  # fmt: skip
+
+
+def others() -> list[Schedule]:
+    from autotune.study.study import every_schedule
+
+    return [schedule for schedule in every_schedule(WORKLOAD, "a100") if schedule != DEFAULT]
+
+
+@pytest.mark.parametrize("target", ["a100", "mi300x"])
+def test_every_candidate_is_really_compiled(tmp_path: Path, compiler: Worker, target: str) -> None:
+    pytest.importorskip("triton", reason="the GPU kernels need triton: pip install 'ramnet[gpu]'")
+    shown: list[Progress] = []
+    (result,) = run(tmp_path, compiler, target=target, trials=2, on_progress=shown.append)
+    record = result.record
+    assert (record.how, record.device, record.target) == (NOT_RUN, target, target)
+    assert record.eager is None and result.over_eager is None
+    assert (record.tuned.runs, record.tuned.spread) == (0, 0.0)
+    assert record.launches and all(launch.spilled == 0 and launch.registers > 0 for launch in record.launches)
+    assert record.versions["triton"]
+    assert {step.how for step in shown} == {NOT_RUN}
+    first, *_ = result.study.optuna.get_trials()
+    assert first.params == DEFAULT.model_dump()
+    assert first.user_attrs["how"] == NOT_RUN
+    assert first.user_attrs["launches"][0]["registers"] > 0
+    assert first.user_attrs["seconds"] > 0
+    assert records.load(tmp_path / "records.jsonl") == [record]
+
+
+def test_the_best_by_the_model_is_recorded_with_what_its_binaries_need(tmp_path: Path) -> None:
+    best = others()[0]
+    models = Synthetic(lambda schedule: 1e-5 if schedule == best else 2e-5)
+    shown: list[Progress] = []
+    (result,) = run(tmp_path, models, on_progress=shown.append)
+    assert shown[-1].doing == "choosing by the model"
+    assert models.tried.count(DEFAULT) == 1
+    trial = result.study.finished()[best]
+    assert (trial.user_attrs["how"], trial.user_attrs["binds"]) == (NOT_RUN, [["chain", 1e-5]])
+    record = result.record
+    assert (record.device, record.how) == ("a100", NOT_RUN)
+    assert {(time.spread, time.runs) for time in (record.tuned, record.default)} == {(0.0, 0)}
+    assert (record.schedule(), record.gain, record.gain_spread) == (best, 2.0, 0.0)
+    assert (record.tuned.median, record.default.median) == (1e-5, 2e-5)
+    assert record.launches == (NEEDS,)
+    assert record.trials == len(others()) + 1
+
+
+def test_the_default_stays_within_what_the_model_can_tell(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == DEFAULT else 1e-5 / (LEAST_GAIN - 0.001)))
+    assert result.is_default
+    assert result.record.gain == 1.0
+    assert "no gain" in report.cells(result)
+
+
+def test_what_is_not_fit_is_never_recorded(tmp_path: Path) -> None:
+    spills = replace(NEEDS_SPILLED, seconds=1e-9)
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == DEFAULT else spills))
+    assert result.is_default
+    assert result.study.summary().failures == {"spills": len(others())}
+    failed = [trial for trial in result.study.optuna.get_trials() if trial.user_attrs["status"] == "spills"]
+    assert {trial.user_attrs["error"] for trial in failed} == {"kernel spills 8 bytes"}
+    assert all(trial.user_attrs["launches"][0]["spilled"] == 8 for trial in failed)
+
+
+NEEDS_SPILLED = Modelled(1e-5, (NEEDS.model_copy(update={"spilled": 8}),), (), "spills", "kernel spills 8 bytes")
+
+
+def test_a_default_that_is_not_fit_is_still_the_yardstick(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, Synthetic(lambda schedule: NEEDS_SPILLED if schedule == DEFAULT else 4e-5))
+    assert not result.is_default
+    assert result.record.gain == 0.25
+
+
+def test_where_nothing_is_fit_no_record_is_written(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"none of the schedules that were compiled is fit for a100; .* spills 8"):
+        run(tmp_path, Synthetic(lambda schedule: NEEDS_SPILLED))
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_a_default_that_cannot_be_compiled_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the default schedule fails: no such register"):
+        run(tmp_path, Synthetic(lambda schedule: FailedError("compile_error", "no such register")))
+
+
+def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    first = Synthetic(lambda schedule: 1e-5)
+    run(tmp_path, first, trials=2)
+    second = Synthetic(lambda schedule: 1e-5)
+    (result,) = run(tmp_path, second, trials=4)
+    assert result.record.trials == 4
+    assert not {*first.tried[1:]} & {*second.tried[1:]}
+
+
+def compile_badly(workload: Workload, target: str, schedule: Schedule) -> list[Compiled]:
+    """For ``Modeller``: ways to fail, by the compiler and the number of threads."""
+    assert isinstance(schedule, MemoryStep)
+    if schedule.compiler == "tir":
+        raise ValueError("no such instruction")
+    spilled = 16 if schedule.threads == 128 else 0
+    work = Work(programs=64, threads=schedule.threads, dram_bytes=1e6, cache_bytes=1e6, operations=1e6)
+    return [Compiled("kernel", work, Resources(255, spilled, spilled, 0))]
+
+
+def modeller() -> Modeller:
+    return Modeller(compile_badly)
+
+
+def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: "nvcc")  # so that TIR is tried on any machine
+    with Worker(1, makes=modeller) as worker:
+        (result,) = run(tmp_path, worker)
+    assert result.is_default
+    found = {
+        (trial.params["compiler"], trial.params["threads"]): (trial.user_attrs["status"], trial.user_attrs["error"])
+        for trial in result.study.optuna.get_trials()
+        if trial.user_attrs["status"] not in ("duplicate", "refused")
+    }
+    assert found["triton", 64] == ("ok", "")
+    assert found["triton", 128] == ("spills", "kernel spills 16 bytes of a thread's 255 registers")
+    assert found["tir", 64] == ("compile_error", "ValueError: no such instruction")
+
+
+def test_without_a_compiler_its_candidates_fail_and_the_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowering.gpu.offline import NoCompilerError, compile_for
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(NoCompilerError, match=r"TVM, which is not installed: pip install 'ramnet\[tvm\]'") as found:
+        compile_for(WORKLOAD, "a100", MemoryStep(compiler="tir"))
+    assert found.value.status == "no_compiler"
+    with pytest.raises(NoCompilerError, match="tir does not compile for mi300x, which triton serves"):
+        compile_for(WORKLOAD, "mi300x", MemoryStep(compiler="tir"))
+
+
+SHIPPED = next(
+    r for r in records.load(Path(records.__file__).parent / "records" / "a100.jsonl") if r.workload.op == "memory_scan"
+)
+
+
+@pytest.mark.parametrize("nvcc", ["nvcc", None])
+def test_one_trial_does_not_replace_a_better_schedule_of_a_layers_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvcc: str | None
+) -> None:
+    """Where its compiler is not there, so that it cannot be compared, the record stays, and a note says so."""
+    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: nvcc)
+    path = tmp_path / "records.jsonl"
+    best = SHIPPED.schedule()
+    assert best.compiler == "tir" and best != type(best).default(SHIPPED.workload)  # type: ignore[attr-defined]
+    models = Synthetic(lambda schedule: 1.63e-3 if schedule == best else 2.51e-3)
+    (result,) = run(tmp_path, models, trials=1, workload=SHIPPED.workload)
+    if nvcc is None:
+        assert result.kept and not path.exists()
+        assert "the known record stays" in report.notes([result])[0]
+    else:
+        (record,) = records.load(path)
+        assert (record.schedule(), record.tuned.median, record.default.median) == (best, 1.63e-3, 2.51e-3)
+        assert not result.kept
+
+
+def test_the_known_best_stays_within_what_the_model_can_tell(tmp_path: Path) -> None:
+    known, another = others()[:2]
+    run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == known else 2e-5))
+    (tmp_path / "journal.log").unlink()
+    (result,) = run(tmp_path, Synthetic(lambda s: 1e-5 if s == known else 0.99e-5 if s == another else 2e-5))
+    assert result.record.schedule() == known
+    (tmp_path / "journal.log").unlink()
+    (result,) = run(tmp_path, Synthetic(lambda s: 1e-5 if s == known else 0.9e-5 if s == another else 2e-5))
+    assert result.record.schedule() == another
+
+
+def test_a_measured_row_is_not_replaced_and_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path))
+    path = records.records_path("a100")
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == others()[0] else 2e-5))
+    modelled = result.record
+    records.merge(path, [modelled])
+    assert records.choose(WORKLOAD, "a100", "a100").schedule == others()[0]
+    time = Time(median=1e-5, spread=1e-6, runs=9)
+    measured = modelled.model_copy(update={
+        "how": "measured", "device": "NVIDIA A100-SXM4-80GB", "knobs": DEFAULT.model_dump(), "tuned": time,
+        "default": time, "eager": time, "launches": (),
+    })  # fmt: skip
+    records.merge(path, [measured])
+    assert records.load(path) == [measured]
+    records.merge(path, [modelled])
+    assert records.load(path) == [measured]
+    assert records.choose(WORKLOAD, "a100", "a100").schedule == DEFAULT
+
+
+def test_an_equally_near_measured_record_comes_before_a_modelled_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path))
+    (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == others()[0] else 2e-5))
+    half, double = (WORKLOAD.model_copy(update={"shape": {**WORKLOAD.shape, "M": m}}) for m in (32, 128))
+    modelled = result.record.model_copy(update={"workload": half})
+    measured = result.record.model_copy(
+        update={"workload": double, "how": "measured", "device": "z", "knobs": DEFAULT.model_dump()}
+    )
+    records.merge(records.records_path("a100"), [modelled, measured])
+    assert records.choose(WORKLOAD, "a100", "a100").schedule == DEFAULT
+
+
+def test_a_modelled_row_says_so_and_has_no_time_of_eager(tmp_path: Path) -> None:
+    run(tmp_path, Synthetic(lambda schedule: 1e-5))
+    row = json.loads((tmp_path / "records.jsonl").read_text())
+    assert row["how"] == NOT_RUN
+    assert "eager" not in row
+    assert row["launches"] == [{"name": "kernel", "registers": 40, "spilled": 0, "local": 0, "shared": 0}]
+
+
+# As the first version wrote it: no launches, and always a time of eager PyTorch.
+OLD_ROW = (
+    '{"workload":{"op":"memory_step","shape":{"N":16,"K":8,"M":1024,"D":64},"dtype":"float32","constants":'
+    '{"decay_power":1.0,"eps":1e-6}},"target":"cpu","device":"a processor","knobs":{"tile":32,"unroll":8,'
+    '"parallel":false,"prefetch":0},"how":"measured","gain":1.0,"gain_spread":0.0,"tuned":{"median":1e-05,"spread":1e-07,'
+    '"runs":31},"default":{"median":1e-05,"spread":1e-07,"runs":31},"eager":{"median":1e-04,"spread":1e-06,"runs":31},'
+    '"trials":96,"fingerprint":"0123456789abcdef","versions":{"apache-tvm":"0.27.0"},"date":"2026-01-01"}'
+)
+
+
+def test_rows_written_before_there_were_modelled_ones_are_read_and_written_alike(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.jsonl"
+    path.write_text(OLD_ROW + "\n")
+    (record,) = records.load(path)
+    assert record.eager is not None and record.eager.median == 1e-4
+    assert record.launches == ()
+    records.merge(path, [])
+    assert json.loads(path.read_text()) == json.loads(OLD_ROW)
+
+
+def test_the_table_the_page_and_the_line_say_that_nothing_was_run(tmp_path: Path) -> None:
+    results = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == others()[0] else 2e-5))
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(report.table(results))
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "compiled; times modelled, not run" in text
+    assert "2.00×" in text and "eager" not in text
+    page = tmp_path / "report.html"
+    report.write(results, page)
+    written = page.read_text()
+    assert "a100: modelled, not run</h1>" in written
+    assert "Nothing was run." in written
+    line = io.StringIO()
+    with progress.shown(Console(file=line, force_terminal=True, width=200)) as update:
+        update(Progress(WORKLOAD, NOT_RUN, "searching", 1, 6, 1.5, 2, 9.0))
+    assert NOT_RUN in line.getvalue()
+    assert "2 failed" in line.getvalue() and "9 s left" in line.getvalue()
+    measured = io.StringIO()
+    with progress.shown(Console(file=measured, force_terminal=True, width=200)) as update:
+        update(Progress(WORKLOAD, "measured", "searching", 1, 6, 1.5, 2, None))
+    assert "best 1.50× · 2 failed · searching\n" in measured.getvalue()
+    piped = io.StringIO()
+    with progress.shown(Console(file=piped, width=200)) as update:
+        update(Progress(WORKLOAD, "measured", "searching", 1, 6, 1.5, 2, None))
+    assert not piped.getvalue()
+
+
+def test_candidates_of_a_compiler_that_does_not_serve_the_target_are_refused(tmp_path: Path) -> None:
+    models = Synthetic(lambda schedule: 1e-5)
+    (result,) = run(tmp_path, models, target="mi300x")
+    assert {schedule.compiler for schedule in models.tried} == {"triton"}  # type: ignore[attr-defined]
+    assert not result.study.summary().failures
+
+
+def test_without_tvm_candidates_of_tir_are_refused_and_the_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    models = Synthetic(lambda schedule: 1e-5)
+    (result,) = run(tmp_path, models)
+    assert {schedule.compiler for schedule in models.tried} == {"triton"}  # type: ignore[attr-defined]
+    assert result.record.trials == len({*models.tried})
