@@ -158,13 +158,13 @@ def prepare(
 
 def _cpu_work(modelled: bool) -> tuple[Callable[[], Any], str | None]:
     """What a worker does for this processor, and its name: the tuner's own."""
-    from autotune.study.worker import measurer
+    from autotune.study.worker import cpu_runner
     from lowering.cpu import runtime
 
     if modelled:
         raise ValueError("--model is for GPUs; the processor is here and is measured")
     runtime.match_threads()  # says what is missing, before anything is begun
-    return measurer, None
+    return cpu_runner, None
 
 
 def _gpu_work(target: str, modelled: bool) -> tuple[Callable[[], Any], str | None]:
@@ -173,14 +173,14 @@ def _gpu_work(target: str, modelled: bool) -> tuple[Callable[[], Any], str | Non
         raise ImportError("tuning for a GPU needs triton, which is not installed: pip install 'ramnet[gpu]'")
     found = None if modelled else here()
     if found is None or found.name != target:
-        from autotune.model.prediction import Modeller
+        from autotune.model.prediction import Predictor
 
-        return Modeller, None
+        return Predictor, None
     import torch
 
-    from autotune.measure.gpu_runner import GpuMeasurer
+    from autotune.measure.gpu_runner import GpuRunner
 
-    return GpuMeasurer, torch.cuda.get_device_name()
+    return GpuRunner, torch.cuda.get_device_name()
 
 
 def _workloads(

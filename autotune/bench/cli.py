@@ -84,9 +84,8 @@ def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None)
 
 def _on_gpu(run: Run, on_group: Callable[[int, int], None], parts: tuple[str, ...]) -> Iterator[Report]:
     """What was found so far, after each part, so that it is written even if the run is ended."""
-    from autotune.bench.gpu import everything
-    from autotune.bench.gpu import part_process as apart
+    from autotune.bench.gpu import everything, part_process
 
     for done, found in enumerate(everything.measure(run, parts=parts), start=1):
-        on_group(done, len(parts or apart.PARTS))
+        on_group(done, len(parts or part_process.PARTS))
         yield found

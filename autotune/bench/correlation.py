@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import click
 
+from autotune.bench.run import Run
 from autotune.measure.timing import Timing
 from autotune.study.study import every_schedule
 from autotune.study.worker import FailedError, Worker
@@ -30,7 +31,7 @@ BATCH, ROUNDS, BATCH_SECONDS = 8, 16, 3.0
 # so much, before an order is there to be told.
 REPEATABLE, SPREAD = 0.7, 1.1
 FEWEST = 5
-
+FACT = "rank correlation of modelled and measured times"
 
 Model = Callable[[Schedule], float]
 
@@ -77,10 +78,10 @@ def rank_correlation(target: str, workload: Workload, seconds: float, threads: i
     pairs: list[Pair] = []
     begin = perf_counter()
     with ExitStack() as stack:
-        model, measures = _prepared(target, workload, threads, stack)
-        measures.open(workload, target)
+        model, runner = _prepared(target, workload, threads, stack)
+        runner.open(workload, target)
         try:
-            measures.try_out(default)
+            runner.try_out(default)
             modelled = model(default)
         except FailedError as failure:
             raise RuntimeError(f"{workload.name}: the default schedule fails: {failure}") from None
@@ -91,11 +92,26 @@ def rank_correlation(target: str, workload: Workload, seconds: float, threads: i
             for schedule in others[start : start + BATCH]:
                 try:
                     batch[schedule] = model(schedule)
-                    measures.try_out(schedule)
+                    runner.try_out(schedule)
                 except FailedError:
                     batch.pop(schedule, None)
-            pairs += _measured(measures, default, modelled, batch)
+            pairs += _measured(runner, default, modelled, batch)
     return correlate(pairs)
+
+
+def add_facts(run: Run, workloads: Sequence[Workload], seconds: float) -> None:
+    """A fact for each workload that has an order to tell, and a notice with how many schedules were compared."""
+    for i, workload in enumerate(workloads):
+        run.on_step(f"rank correlation, {workload.op}")
+        share = seconds / len(workloads)
+        try:
+            found = rank_correlation(run.target, workload, share)
+        except (RuntimeError, ImportError) as problem:
+            run.notice(f"{FACT}, {workload.name}: {problem}")
+            continue
+        if found.rho is not None:
+            run.facts[f"{FACT}, {i + 1}. {workload.op}"] = found.rho
+        run.notice(f"{FACT}, {i + 1}. {workload.name}: {found}")
 
 
 def correlate(pairs: Sequence[Pair]) -> Correlation:
@@ -138,13 +154,13 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return ranks
 
 
-def _measured(measures: Worker, default: Schedule, modelled: float, batch: dict[Schedule, float]) -> list[Pair]:
+def _measured(runner: Worker, default: Schedule, modelled: float, batch: dict[Schedule, float]) -> list[Pair]:
     """Each candidate's time over the default's of the same rounds."""
     names = {str(i): schedule for i, schedule in enumerate(batch)}
     if not names:
         return []
     try:
-        timings = measures.measure({"default": default, **names}, ROUNDS, BATCH_SECONDS)
+        timings = runner.measure({"default": default, **names}, ROUNDS, BATCH_SECONDS)
     except FailedError:
         return []
 
@@ -159,7 +175,7 @@ def _measured(measures: Worker, default: Schedule, modelled: float, batch: dict[
 
 
 def _prepared(target: str, workload: Workload, threads: int | None, stack: ExitStack) -> tuple[Model, Worker]:
-    """From a schedule to modelled seconds, and what measures."""
+    """From a schedule to modelled seconds, and what runs them."""
     if target == "cpu":
         import torch
 
@@ -168,16 +184,16 @@ def _prepared(target: str, workload: Workload, threads: int | None, stack: ExitS
         used = threads or torch.get_num_threads()
         model = partial(time_model_cpu.seconds, workload, machine=time_model_cpu.this_machine(used))
         return model, stack.enter_context(Worker(used))
-    from autotune.measure.gpu_runner import GpuMeasurer
-    from autotune.model.prediction import Modeller
+    from autotune.measure.gpu_runner import GpuRunner
+    from autotune.model.prediction import Predictor
     from lowering.targets import here
 
     found = here()
     if found is None or found.name != target:
         raise ValueError(f"{target} is not here; {'there is no GPU' if found is None else f'{found.name} is'}")
-    models = stack.enter_context(Worker(1, makes=Modeller))
-    models.open(workload, target)
-    return lambda schedule: models.model(schedule).seconds, stack.enter_context(Worker(1, makes=GpuMeasurer))
+    predictor = stack.enter_context(Worker(1, makes=Predictor))
+    predictor.open(workload, target)
+    return lambda schedule: predictor.predict(schedule).seconds, stack.enter_context(Worker(1, makes=GpuRunner))
 
 
 @click.command()

@@ -1,15 +1,15 @@
-"""What a worker does for one workload: build a schedule's kernel, check its numbers, take its time."""
+"""What a worker does for one workload on the processor: build a schedule's kernel, check its numbers, time it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from autotune.measure.freed_memory import keep_freed_memory
-from autotune.measure.problems import TOLERANCE, OneKernel, Problem, checked
+from autotune.measure.problems import OneKernel, Problem, checked
 from autotune.measure.timing import Timing, interleaved
 from lowering.cpu.build import Kernel, lower
 from ramnet.ops import reference
@@ -19,39 +19,8 @@ from schedules.workload import Workload
 Build = Callable[[Workload, str, Schedule], Kernel]
 
 
-class WrongResultError(Exception):
-    """A kernel computes other numbers than the reference."""
-
-    status = "wrong_result"
-
-
-def check(problem: Problem, backend: Any) -> None:
-    """WrongResultError, with the error and what is allowed, where the numbers are not the reference's."""
-    error, allowed = problem.error(backend), TOLERANCE[problem.workload.dtype]
-    if not error <= allowed:
-        raise WrongResultError(f"the relative RMSE is {error:.1e}; {allowed:.0e} is allowed")
-
-
-class Measures(Protocol):
-    """What the tuner needs. Failures of one candidate are ``autotune.study.worker.FailedError``; ``OutOfTimeError`` is
-    for what was still going on at ``deadline``, by ``perf_counter``."""
-
-    deadline: float | None
-
-    def open(self, workload: Workload, target: str) -> None:
-        """What follows is about ``workload``."""
-
-    def try_out(self, schedule: Schedule) -> None:
-        """Build and check."""
-
-    def measure(
-        self, candidates: Mapping[str, Schedule | None], rounds: int, seconds: float
-    ) -> dict[str, Timing]:  # fmt: skip
-        """Time in turn what was tried out; None is the reference in eager PyTorch."""
-
-
 @dataclass
-class Measurer:
+class CpuRunner:
     """Runs in the worker's process. ``build`` makes a kernel; ``open`` comes before all else."""
 
     build_kernel: Build = lower
@@ -71,7 +40,7 @@ class Measurer:
 
     def check(self, schedule: Schedule) -> None:
         """WrongResultError where the numbers are not the reference's."""
-        check(self.checked, OneKernel(self.kernels[schedule]))
+        self.checked.check(OneKernel(self.kernels[schedule]))
 
     def measure(self, candidates: dict[str, Schedule | None], rounds: int, seconds: float) -> dict[str, Timing]:
         """``autotune.measure.timing.interleaved`` of the candidates' kernels; None is the reference."""

@@ -13,7 +13,7 @@ from ramnet import ops
 from ramnet.ops import reference
 
 # The next address after the last must weigh less than this part of it, or rounding could exchange the two.
-APART = 0.98
+LARGEST_RATIO = 0.98
 
 
 def decode_heads(
@@ -34,7 +34,7 @@ def decode_heads(
     return output.flatten(1)
 
 
-def apart(draw: Callable[[], Tensor], log_scale: Tensor, top_k: int) -> Tensor:
+def separated(draw: Callable[[], Tensor], log_scale: Tensor, top_k: int) -> Tensor:
     """Logits [B, 2, H, U, P] from ``draw`` whose K-th address weighs clearly more than the next.
 
     In narrow types two sums of logits are often the same, and either address would then be right.
@@ -44,7 +44,7 @@ def apart(draw: Callable[[], Tensor], log_scale: Tensor, top_k: int) -> Tensor:
         return logits
     while True:
         _, weights = reference.address_decode(_scaled(logits, log_scale, 1.0), top_k + 1)
-        close = weights[..., -1] > APART * weights[..., -2]
+        close = weights[..., -1] > LARGEST_RATIO * weights[..., -2]
         if not close.any():
             return logits
         logits = torch.where(close[..., None, None], draw(), logits)

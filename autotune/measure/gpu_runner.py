@@ -1,4 +1,4 @@
-"""What a worker does for one workload on a GPU: build a schedule's kernels, check their numbers, take their time."""
+"""What a worker does for one workload on a GPU: build a schedule's kernels, check their numbers, time them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from autotune.measure import eager_scan as eager
-from autotune.measure.cpu_runner import check
+from autotune.measure import eager_scan
 from autotune.measure.cuda_clock import CudaClock, captured
 from autotune.measure.eager_decode_heads import EAGER
 from autotune.measure.problems import Problem, checked
@@ -21,8 +20,8 @@ from schedules.workload import Workload
 Call = Callable[[], object]
 
 
-class GpuMeasurer:
-    """The methods of ``autotune.measure.cpu_runner.Measurer``, for the GPU of this machine.
+class GpuRunner:
+    """The methods of ``autotune.measure.cpu_runner.CpuRunner``, for the GPU of this machine.
 
     Args:
         device: where the kernels run. clock: times them; CUDA's where it is None.
@@ -56,7 +55,7 @@ class GpuMeasurer:
 
     def check(self, schedule: Schedule) -> None:
         """WrongResultError where the numbers are not the reference's."""
-        check(self.checked, self.kernels[schedule])
+        self.checked.check(self.kernels[schedule])
 
     def measure(self, candidates: dict[str, Schedule | None], rounds: int, seconds: float) -> dict[str, Timing]:
         """``autotune.measure.timing.interleaved`` of the candidates as CUDA graphs; None is the quickest eager form."""
@@ -82,6 +81,6 @@ class Eager:
 
     def memory_scan(self, *arguments: Any) -> Any:
         *tensors, decay_power, eps, _ = arguments
-        scan = partial(eager.scan_chunked, decay_power=decay_power, eps=eps)
-        output, memory, mass = scan(*eager.as_state(tensors))
+        scan = partial(eager_scan.scan_chunked, decay_power=decay_power, eps=eps)
+        output, memory, mass = scan(*eager_scan.as_state(tensors))
         return output.to(tensors[4].dtype), memory, mass

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune.measure import eager_decode_heads as heads
+from autotune.measure import eager_decode_heads
 from autotune.measure.eager_decode_heads import EAGER
 from lowering.cpu.backend import CpuKernels
 from lowering.cpu.build import Kernel
@@ -26,6 +26,12 @@ CHECKED_TOKENS, CHECKED_HEADS = 1061, 4
 CHECKED_ROWS = 1021
 # Where the arguments that an op updates in place are.
 IN_PLACE = {"memory_step": slice(5, 7), "decode_heads": slice(3, 5)}
+
+
+class WrongResultError(Exception):
+    """A kernel computes other numbers than the reference."""
+
+    status = "wrong_result"
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,12 @@ class Problem:
         """The largest relative RMSE of the op's results on ``backend``; infinite for NaN."""
         found = self._answer(backend, self.arguments)
         return max(map(_relative_rmse, found, self.expected))
+
+    def check(self, backend: Any) -> None:
+        """WrongResultError, with the error and what is allowed, where the numbers are not the reference's."""
+        error, allowed = self.error(backend), TOLERANCE[self.workload.dtype]
+        if not error <= allowed:
+            raise WrongResultError(f"the relative RMSE is {error:.1e}; {allowed:.0e} is allowed")
 
     def _answer(self, backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """What there is to compare: the results, and what was updated in place."""
@@ -121,7 +133,7 @@ def _arguments(workload: Workload, generator: torch.Generator) -> tuple[Any, ...
         H = heads_of(workload)
         U, P = shape["U"], shape["P"]
         log_scale = 0.1 * normal(2, H)
-        addresses = heads.apart(lambda: 2 * normal(N // H, 2, H, U, P), log_scale, K)
+        addresses = eager_decode_heads.separated(lambda: 2 * normal(N // H, 2, H, U, P), log_scale, K)
         projected = torch.cat([addresses.flatten(1), normal(N // H, H * D)], 1)
         position = M + 3 + torch.arange(N // H, device=generator.device)
         state = normal(N // H, H, M, D, dtype=state_dtype), mass_of(N // H, H)

@@ -1,6 +1,6 @@
 """How long a schedule's kernel takes on a CPU: a model, stated whole in this file.
 
-The kernels of ``lowering/tir`` are counted by what their loops do: instructions, bytes through the ports of L1, lines
+The kernels of ``lowering/cpu`` are counted by what their loops do: instructions, bytes through the ports of L1, lines
 that come from L2, and lines that come from beyond it. A core's time follows the execution-cache-memory model (Hager,
 Treibig, Habich and Wellein 2016): moving data between levels does not overlap with itself, and computing overlaps with
 it, of which the 2-norm takes the longer and, since they wait for one another now and then, some of the other ::

@@ -1,10 +1,9 @@
-"""What a worker does for a GPU that is not there: compile a schedule's kernels, and say what a model thinks of them."""
+"""What a worker does for a GPU that is not there: compile a schedule's kernels, and predict their time by the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from autotune.model import gpu as time_model
 from lowering.gpu.offline import compile_for
@@ -18,7 +17,7 @@ Compile = Callable[[Workload, str, Schedule], list[Compiled]]
 
 
 @dataclass(frozen=True)
-class Modelled:
+class Prediction:
     """A schedule that was compiled, not run.
 
     Attributes:
@@ -34,20 +33,7 @@ class Modelled:
     reason: str = ""
 
 
-class Models(Protocol):
-    """What a search by modelling needs. Failures are ``autotune.study.worker.FailedError``; ``deadline`` is as it is of
-    ``autotune.measure.cpu_runner.Measures``."""
-
-    deadline: float | None
-
-    def open(self, workload: Workload, target: str) -> None:
-        """What follows is about ``workload``."""
-
-    def model(self, schedule: Schedule) -> Modelled:
-        """Compile for the target, and ask the model."""
-
-
-class Modeller:
+class Predictor:
     """Runs in the worker's process. ``compile_launches`` really compiles a schedule's launches."""
 
     def __init__(self, compile_launches: Compile = compile_for) -> None:
@@ -57,7 +43,7 @@ class Modeller:
         """Nothing is drawn and nothing runs, so ``threads`` has no part in it."""
         self.workload, self.target, self.gpu = workload, target, gpu_of(target)
 
-    def model(self, schedule: Schedule) -> Modelled:
+    def predict(self, schedule: Schedule) -> Prediction:
         """RejectedError, with a status, where not one program fits on the target; compilers' errors pass through."""
         compiled = self.compile_launches(self.workload, self.target, schedule)
         terms = time_model.explain(compiled, self.gpu)
@@ -74,4 +60,4 @@ class Modeller:
                 status, reason = rejected.status, str(rejected)
                 break
         seconds = sum(term.seconds for term in terms)
-        return Modelled(seconds, launches, tuple((term.binds, term.seconds) for term in terms), status, reason)
+        return Prediction(seconds, launches, tuple((term.binds, term.seconds) for term in terms), status, reason)

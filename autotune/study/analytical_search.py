@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autotune.model.prediction import Modelled, Models
+from autotune.model.prediction import Prediction
 from autotune.study.search import Result, Search
 from autotune.study.worker import FailedError
 from schedules.base import Schedule
@@ -21,27 +21,25 @@ if TYPE_CHECKING:
 LEAST_GAIN = 1.02
 
 
-class ModelledSearch(Search):
-    """Trials are compiled by ``measures`` in a process that can be killed."""
+class AnalyticalSearch(Search):
+    """Trials are compiled in a process that can be killed."""
 
     how = "modelled, not run"
 
-    measures: Models
-
     def prepare(self) -> None:
-        self.measures.open(self.study.workload, self.target)
-        self.models_of: dict[Schedule, Modelled] = {}
-        self.yardstick = self._model(self.default)
+        self.worker.open(self.study.workload, self.target)
+        self.predictions: dict[Schedule, Prediction] = {}
+        self.yardstick = self._predict(self.default)
 
     def try_out(self, schedule: Schedule) -> None:
-        """Compile and model; FailedError also where the binaries are not fit."""
-        found = self._model(schedule)
+        """Compile and predict; FailedError also where the binaries are not fit."""
+        found = self._predict(schedule)
         if found.status != "ok":
             raise FailedError(found.status, found.reason)
 
     def attempt(self, trial: optuna.Trial, schedule: Schedule) -> None:
         """The binaries' needs are kept also of what is refused for them."""
-        found = self._model(schedule)
+        found = self._predict(schedule)
         trial.set_user_attr("how", self.how)
         trial.set_user_attr("launches", [launch.model_dump() for launch in found.launches])
         trial.set_user_attr("binds", found.binds)
@@ -55,10 +53,10 @@ class ModelledSearch(Search):
         """The best by the model, or what is standing, or the default, within what the model can tell."""
         self.report("choosing by the model")
         winner = self._winner()
-        chosen = self._model(winner)
+        chosen = self._predict(winner)
         record = self.record(
-            winner, device, gain=self.yardstick.seconds / chosen.seconds, gain_spread=0.0, tuned=_modelled(chosen),
-            default=_modelled(self.yardstick), launches=chosen.launches,
+            winner, device, gain=self.yardstick.seconds / chosen.seconds, gain_spread=0.0, tuned=_time(chosen),
+            default=_time(self.yardstick), launches=chosen.launches,
         )  # fmt: skip
         return Result(record, None, self.study)
 
@@ -68,7 +66,7 @@ class ModelledSearch(Search):
         if self.yardstick.status == "ok":
             seconds[self.default] = self.yardstick.seconds
         if self.standing is not None:
-            seconds[self.standing] = self._model(self.standing).seconds
+            seconds[self.standing] = self._predict(self.standing).seconds
         if not seconds:
             raise RuntimeError(
                 f"{self.study.workload.name}: none of the schedules that were compiled is fit for {self.target};"
@@ -78,11 +76,11 @@ class ModelledSearch(Search):
         stays = self.standing or self.default
         return stays if stays in seconds and seconds[stays] <= LEAST_GAIN * seconds[best] else best
 
-    def _model(self, schedule: Schedule) -> Modelled:
-        if schedule not in self.models_of:
-            self.models_of[schedule] = self.measures.model(schedule)
-        return self.models_of[schedule]
+    def _predict(self, schedule: Schedule) -> Prediction:
+        if schedule not in self.predictions:
+            self.predictions[schedule] = self.worker.predict(schedule)
+        return self.predictions[schedule]
 
 
-def _modelled(found: Modelled) -> Time:
+def _time(found: Prediction) -> Time:
     return Time(median=found.seconds, spread=0.0, runs=0)

@@ -1,4 +1,4 @@
-"""A search by measuring: candidates in turn with the default, then the finalists anew, then eager PyTorch."""
+"""A search that runs its candidates: each in turn with the default, then the finalists anew, then eager PyTorch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import statistics
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from autotune.measure.cpu_runner import Measures
 from autotune.measure.timing import Timing, ratio
 from autotune.study.search import Result, Search
 from autotune.study.worker import OutOfTimeError
@@ -31,25 +30,23 @@ def is_faster(default: Timing, candidate: Timing) -> bool:
     return len(paired) > 1 and statistics.quantiles(paired, n=4, method="inclusive")[0] > 1.0
 
 
-class MeasuredSearch(Search):
-    """Trials are built, checked and timed by ``measures``."""
-
-    measures: Measures
+class EmpiricalSearch(Search):
+    """Trials are built, checked and timed in a process that can be killed."""
 
     def prepare(self) -> None:
-        self.measures.open(self.study.workload, self.target)
-        self.measures.try_out(self.default)
+        self.worker.open(self.study.workload, self.target)
+        self.worker.try_out(self.default)
 
     def reserve(self) -> float:
         """A third of its seconds at most."""
         return 0.0 if self.seconds is None else min(self.seconds / 3, 3 * FINAL_SECONDS)
 
     def try_out(self, schedule: Schedule) -> None:
-        self.measures.try_out(schedule)
+        self.worker.try_out(schedule)
 
     def attempt(self, trial: optuna.Trial, schedule: Schedule) -> None:
         self.try_out(schedule)
-        timings = self.measures.measure({"default": self.default, "candidate": schedule}, ROUNDS, SECONDS)
+        timings = self.worker.measure({"default": self.default, "candidate": schedule}, ROUNDS, SECONDS)
         gain = ratio(timings, of="default", over="candidate")
         self.study.succeed(
             trial, gain.median, gain_spread=gain.spread * gain.median, seconds=timings["candidate"].median,
@@ -72,7 +69,7 @@ class MeasuredSearch(Search):
             granted = max(seconds, 3 * rounds * round_seconds)
             if self.end is not None:
                 granted = min(granted, max(0.0, self.end - perf_counter()))
-            timings = self.measures.measure({"default": self.default, **finalists}, rounds, granted)
+            timings = self.worker.measure({"default": self.default, **finalists}, rounds, granted)
             named = {"default": self.default, **finalists}
             stays = next(name for name, schedule in named.items() if schedule == standing)
             best = min(named, key=lambda name: timings[name].median)
@@ -83,7 +80,7 @@ class MeasuredSearch(Search):
                 winner, gain, spread = named[chosen], found.median, found.spread * found.median
         self.report("comparing with eager PyTorch")
         try:
-            timings = self.measures.measure(
+            timings = self.worker.measure(
                 {"eager": None, "tuned": winner, "default": self.default}, FINAL_ROUNDS, seconds
             )  # fmt: skip
         except OutOfTimeError:

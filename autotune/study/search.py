@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from autotune.study.study import Study, refused
-from autotune.study.worker import FailedError, OutOfTimeError
+from autotune.study.worker import FailedError, OutOfTimeError, Worker
 from lowering.fingerprint import fingerprint, versions
 from schedules.base import Schedule
 from schedules.kinds import kind
@@ -82,7 +82,7 @@ class Search:
     """Trials of one workload. ``prepare``, ``try_out``, ``attempt`` and ``finish`` raise FailedError for what a
     schedule does.
 
-    ``measures`` does the work; ``seconds`` are this workload's, and ``end`` is the whole run's, by ``perf_counter``.
+    ``worker`` does the work; ``seconds`` are this workload's, and ``end`` is the whole run's, by ``perf_counter``.
     ``known``: schedules that a record of the workload would take the place of. Each is tried, however few trials are
     asked for, and the first that works is ``standing`` from then on: it stays unless another one is better beyond
     the noise.
@@ -91,10 +91,10 @@ class Search:
     how: How = "measured"
 
     def __init__(
-        self, study: Study, target: str, measures: Any, seconds: float | None, trials: int | None,
+        self, study: Study, target: str, worker: Worker, seconds: float | None, trials: int | None,
         on_progress: Callable[[Progress], None], known: Sequence[Schedule] = (), end: float | None = None,
     ) -> None:  # fmt: skip
-        self.measures, self.end = measures, end
+        self.worker, self.end = worker, end
         self.durations: list[float] = []  # of trials
         self.study, self.target, self.known = study, target, tuple(known)
         self.standing: Schedule | None = None
@@ -109,7 +109,7 @@ class Search:
         a result.
         """
         self.report("starting")
-        self.measures.deadline = self.end
+        self.worker.deadline = self.end
         try:
             self.prepare()
         except OutOfTimeError:
@@ -123,7 +123,7 @@ class Search:
                 break
             trial, schedule = found
             begin = perf_counter()
-            self.measures.deadline = self.last_moment()
+            self.worker.deadline = self.last_moment()
             try:
                 self.attempt(trial, schedule)
             except OutOfTimeError as late:
@@ -137,7 +137,7 @@ class Search:
                 self.study.interrupt(trial)
                 raise
             self.durations.append(perf_counter() - begin)
-        self.measures.deadline = None if self.end is None else max(self.end, perf_counter() + GRACE)
+        self.worker.deadline = None if self.end is None else max(self.end, perf_counter() + GRACE)
         tried = self.compare_known()
         result = self.finish(device)
         finished = [s for s, t in self.study.finished().items() if t.user_attrs["status"] not in UNCOMPARED]

@@ -8,16 +8,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from autotune.measure.cpu_runner import Measures
 from autotune.model import gpu as time_model
-from autotune.model.prediction import Models
-from autotune.study.analytical_search import ModelledSearch
-from autotune.study.empirical_search import MeasuredSearch
+from autotune.study.analytical_search import AnalyticalSearch
+from autotune.study.empirical_search import EmpiricalSearch
 from autotune.study.journal import open_journal
 from autotune.study.search import Budget, Progress, Result
 from autotune.study.shares import shares
 from autotune.study.study import Sampler, Study, refused
-from autotune.study.worker import OutOfTimeError
+from autotune.study.worker import OutOfTimeError, Worker
 from lowering import targets
 from lowering.fingerprint import code, fingerprint
 from ramnet.files import require_writable
@@ -31,7 +29,7 @@ from schedules.workload import Workload
 def tune(
     target: str,
     workloads: Sequence[Workload],
-    measures: Measures | Models,
+    worker: Worker,
     *,
     journal: Path,
     records_file: Path,
@@ -55,7 +53,7 @@ def tune(
     compared, for want of its compiler, stays as it is.
 
     Args:
-        measures: also models, where ``modelled``: candidates are compiled for the target and nothing is run.
+        worker: builds, checks and times candidates; where ``modelled`` it compiles them for the target and predicts.
         calls: how often the model calls each workload; see ``autotune.study.shares``.
         begin: when the budget's seconds began, by ``perf_counter``; now if not given.
         device: the name of what runs; this machine's processor, or, modelled, the target's own name, if not given.
@@ -80,7 +78,7 @@ def tune(
     studies = [
         Study(journal, w, name, f"{how} | {fingerprint(w.op, name)}", sampler, seed, storage=storage) for w in workloads
     ]
-    kind: Any = ModelledSearch if modelled else MeasuredSearch
+    kind: Any = AnalyticalSearch if modelled else EmpiricalSearch
     results: list[Result] = []
     end = None if budget.seconds is None else (perf_counter() if begin is None else begin) + budget.seconds
 
@@ -101,7 +99,7 @@ def tune(
                 break
             share = left * parts[i] / sum(parts[j] for j in order[place:])
         displaced = displaced_by(study.workload, known, name, device)
-        search = kind(study, name, measures, share, budget.trials, in_all, displaced, end)
+        search = kind(study, name, worker, share, budget.trials, in_all, displaced, end)
         study.begin(*displaced)
         try:
             result = search.run(device)

@@ -22,7 +22,7 @@ from schedules.base import Schedule
 from schedules.workload import Workload
 
 if TYPE_CHECKING:
-    from autotune.model.prediction import Modelled
+    from autotune.model.prediction import Prediction
 
 # Imports of torch and tvm, and the reference's answer, on a slow and busy machine.
 START_SECONDS = 180.0
@@ -38,11 +38,11 @@ class FailedError(RuntimeError):
         self.status = status
 
 
-def measurer() -> Any:
+def cpu_runner() -> Any:
     """What a worker does for a CPU."""
-    from autotune.measure.cpu_runner import Measurer
+    from autotune.measure.cpu_runner import CpuRunner
 
-    return Measurer()
+    return CpuRunner()
 
 
 class OutOfTimeError(FailedError):
@@ -66,7 +66,7 @@ class Worker:
     """
 
     def __init__(
-        self, threads: int, build_limit: float = 60.0, run_limit: float = 30.0, makes: Callable[[], Any] = measurer
+        self, threads: int, build_limit: float = 60.0, run_limit: float = 30.0, makes: Callable[[], Any] = cpu_runner
     ) -> None:
         for name, limit in (("build_limit", build_limit), ("run_limit", run_limit)):
             if not 0 < limit <= LONGEST_LIMIT:
@@ -109,10 +109,10 @@ class Worker:
         )
         return timings
 
-    def model(self, schedule: Schedule) -> Modelled:
+    def predict(self, schedule: Schedule) -> Prediction:
         """Compile for the target, of which nothing runs. FailedError: compile_error, compile_timeout, crash, or why
         the binary is not fit for the target."""
-        found: Modelled = self._call("model", self.build_limit, "compile", schedule)
+        found: Prediction = self._call("predict", self.build_limit, "compile", schedule)
         return found
 
     def kill(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.model.prediction import Modeller
+from autotune.model.prediction import Predictor
 from autotune.study.worker import Worker
 
 Command = Callable[..., tuple[int, str, str]]
@@ -39,5 +39,5 @@ def cpp() -> None:
 @pytest.fixture(scope="session")
 def compiler() -> Iterator[Worker]:
     """A worker that really compiles for GPUs: one for all, as its process takes seconds to begin."""
-    with Worker(1, makes=Modeller) as worker:
+    with Worker(1, makes=Predictor) as worker:
         yield worker

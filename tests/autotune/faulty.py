@@ -21,13 +21,13 @@ STATUS = {
 
 
 class WrongError(Exception):
-    """As ``Measurer``'s, which names its status."""
+    """As ``CpuRunner``'s, which names its status."""
 
     status = "wrong_result"
 
 
 class Faulty:
-    """In the place of a ``Measurer``. Imports nothing heavy, so that a process of it begins in a moment."""
+    """In the place of a ``CpuRunner``. Imports nothing heavy, so that a process of it begins in a moment."""
 
     def open(self, workload: Workload, target: str, threads: int) -> None:
         pass
@@ -53,7 +53,7 @@ class Faulty:
     def measure(self, candidates: Any, rounds: int, seconds: float) -> dict[str, Timing]:
         return {name: Timing((1e-3,) * rounds, rounds) for name in candidates}
 
-    def model(self, schedule: Any) -> None:
+    def predict(self, schedule: Any) -> None:
         threading.Event().wait()
 
 
@@ -75,7 +75,7 @@ class Impatient(Worker):
 
 
 class Synthetic:
-    """What measures in this process, by a rule: ``gain`` of a schedule over the default."""
+    """In the place of a worker, in this process: times follow a rule, ``gain`` of a schedule over the default."""
 
     def __init__(self, gain: Any) -> None:
         self.gain = gain

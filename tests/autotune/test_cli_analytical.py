@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.model.prediction import Modeller
+from autotune.model.prediction import Predictor
 from autotune.study.worker import Worker
 from lowering import targets
 from ramnet.config import RamNetConfig
@@ -36,7 +36,7 @@ def _one_worker(monkeypatch: pytest.MonkeyPatch, compiler: Worker) -> None:
     """The command's own makes the same."""
 
     def same(threads: int, build_limit: float, run_limit: float, makes: type) -> AbstractContextManager[Worker]:
-        assert makes is Modeller
+        assert makes is Predictor
         return nullcontext(compiler)
 
     monkeypatch.setattr("autotune.study.worker.Worker", same)

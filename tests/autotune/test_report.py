@@ -36,9 +36,9 @@ class Some(Synthetic):
             raise FailedError("run_error", "out of luck")
 
 
-def results(folder: Path, measures: Any, trials: int | None = None) -> list[Result]:
+def results(folder: Path, worker: Any, trials: int | None = None) -> list[Result]:
     return tune(
-        "cpu", [WORKLOAD], measures, journal=folder / "journal.log", records_file=folder / "records.jsonl",
+        "cpu", [WORKLOAD], worker, journal=folder / "journal.log", records_file=folder / "records.jsonl",
         budget=Budget(None, trials), threads=1, device="a <processor>",
     )  # fmt: skip
 

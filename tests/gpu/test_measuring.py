@@ -7,12 +7,11 @@ import importlib.util
 import pytest
 import torch
 
-from autotune.bench.gpu import part_process as apart
-from autotune.bench.gpu import scan
+from autotune.bench.gpu import part_process, scan
 from autotune.bench.gpu.run import GpuRun
 from autotune.bench.run import DEFAULT, FLOOR, TUNED, Run
 from autotune.measure.cuda_clock import CudaClock, captured
-from autotune.measure.gpu_runner import GpuMeasurer
+from autotune.measure.gpu_runner import GpuRunner
 from ramnet import RamNetConfig
 from schedules.kinds import kind
 from schedules.of_model import of_model_on_gpu
@@ -50,11 +49,11 @@ def test_a_graph_computes_the_same_without_calling_anything() -> None:
 def test_the_default_of_each_op_is_right_and_can_be_timed(target: str, op: str) -> None:
     """At the sizes that are tuned for; the numbers are checked at odd ones."""
     (workload,) = (w for w in of_model_on_gpu(RamNetConfig.preset("340m"), length=1024) if w.op == op)
-    measurer, schedule = GpuMeasurer(), kind(op, target).default(workload)
-    measurer.open(workload, target, 1)
-    measurer.build(schedule)
-    measurer.check(schedule)
-    timing = measurer.measure({"default": schedule}, rounds=3, seconds=1.0)["default"]
+    runner, schedule = GpuRunner(), kind(op, target).default(workload)
+    runner.open(workload, target, 1)
+    runner.build(schedule)
+    runner.check(schedule)
+    timing = runner.measure({"default": schedule}, rounds=3, seconds=1.0)["default"]
     assert len(timing.samples) == 3 and min(timing.samples) > 0
 
 
@@ -62,10 +61,10 @@ def test_the_default_of_each_op_is_right_and_can_be_timed(target: str, op: str) 
 def test_the_default_of_each_op_is_right_in_other_types(target: str, dtype: str) -> None:
     for workload in of_model_on_gpu(RamNetConfig.preset("340m"), 1, 63, 3):
         other = Workload.model_validate(workload.model_dump() | {"dtype": dtype})
-        measurer, schedule = GpuMeasurer(), kind(other.op, target).default(other)
-        measurer.open(other, target, 1)
-        measurer.build(schedule)
-        measurer.check(schedule)
+        runner, schedule = GpuRunner(), kind(other.op, target).default(other)
+        runner.open(other, target, 1)
+        runner.build(schedule)
+        runner.check(schedule)
 
 
 def test_the_scans_forms_run_in_the_benchmark(target: str) -> None:
@@ -78,5 +77,5 @@ def test_the_scans_forms_run_in_the_benchmark(target: str) -> None:
 
 def test_a_part_runs_in_a_process_of_its_own(target: str) -> None:
     run = Run(target, quick=True)
-    apart.measured(run, "spills", 300)
+    part_process.measured(run, "spills", 300)
     assert any(fact.startswith("bytes of registers spilled") for fact in run.facts)

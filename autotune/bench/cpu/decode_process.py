@@ -14,7 +14,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
-from autotune.bench.cpu import language_model as model
+from autotune.bench.cpu import language_model
 from autotune.bench.run import Row, Run, Table
 from autotune.measure.freed_memory import keep_freed_memory
 
@@ -45,7 +45,7 @@ def decode(run: Run, preset: str, threads: int, timeout: float = 600) -> Table:
 def _main(target: str, preset: str, threads: str, quick: str) -> None:
     run = Run(target, quick == "1")
     keep_freed_memory()
-    table = model.decode(run, preset, int(threads))
+    table = language_model.decode(run, preset, int(threads))
     sys.stdout.write(json.dumps({"table": asdict(table), "facts": run.facts, "notices": run.notices}) + "\n")
 
 

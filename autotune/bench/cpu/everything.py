@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from autotune.bench import correlated
-from autotune.bench.cpu import decode_process as apart
-from autotune.bench.cpu import language_model as model
-from autotune.bench.cpu import ops
-from autotune.bench.cpu import peak_memory as peak
+from autotune.bench import correlation
+from autotune.bench.cpu import decode_process, language_model, ops, peak_memory
 from autotune.bench.cpu.goals import goals
 from autotune.bench.report import Report
 from autotune.bench.run import Run, Table
@@ -28,11 +25,11 @@ def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) 
         ops.address_decode,
         ops.memory_step,
         ops.memory_step_slots,
-        partial(model.training_step, preset="tiny", batch=4, tokens=1024, threads=model_threads),
-        partial(model.prefill, preset="tiny", batch=4, tokens=1024, threads=model_threads),
-        partial(model.decode, preset="tiny", threads=model_threads),
-        partial(model.decode_late, threads=model_threads),
-        partial(apart.decode, preset="340m", threads=model_threads),
+        partial(language_model.training_step, preset="tiny", batch=4, tokens=1024, threads=model_threads),
+        partial(language_model.prefill, preset="tiny", batch=4, tokens=1024, threads=model_threads),
+        partial(language_model.decode, preset="tiny", threads=model_threads),
+        partial(language_model.decode_late, threads=model_threads),
+        partial(decode_process.decode, preset="340m", threads=model_threads),
     ]
     tables: dict[str, Table] = {}
     for done, group in enumerate(groups):
@@ -51,16 +48,16 @@ def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) 
 
 def _correlate(run: Run) -> None:
     if run.quick:
-        run.notice(f"{correlated.FACT} left out of a quick run")
+        run.notice(f"{correlation.FACT} left out of a quick run")
     elif run.kernels:
-        correlated.ops(run, of_model(RamNetConfig.preset("340m")), CORRELATION_SECONDS)
+        correlation.add_facts(run, of_model(RamNetConfig.preset("340m")), CORRELATION_SECONDS)
 
 
-def _peak(run: Run) -> peak.Peak | None:
+def _peak(run: Run) -> peak_memory.Peak | None:
     if not run.kernels:
         return None
     try:
-        return peak.measured_apart(run.target)
+        return peak_memory.measure_in_process(run.target)
     except RuntimeError as problem:
         run.notice(str(problem))
         return None

@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune.bench import eager_scan_gradients as autograd
-from autotune.bench.cpu import eager_address_decode as decode
-from autotune.bench.cpu import eager_memory_step as step
-from autotune.bench.cpu import plain_cpp as cpp
+from autotune.bench import eager_scan_gradients
+from autotune.bench.cpu import eager_address_decode, eager_memory_step, plain_cpp
 from autotune.bench.cpu.eager_memory_step import Steps
 from autotune.bench.inputs import ScanInputs, decode_logits, scan_inputs
 from autotune.bench.run import FLOOR, TUNED, Candidate, Run, Table, check, within
-from autotune.measure import eager_scan as eager
-from autotune.measure import native
+from autotune.measure import eager_scan, native
 from ramnet import ops
 from ramnet.ops.backend import Backend
 
@@ -37,12 +34,12 @@ def memory_scan(run: Run) -> Table:
     """
     inputs = scan_inputs()
     expected = ops.memory_scan(*inputs)
-    slow: Forms = {"eager, tokens and slots": partial(eager.scan_by_slots, *inputs)}
+    slow: Forms = {"eager, tokens and slots": partial(eager_scan.scan_by_slots, *inputs)}
     fast: Forms = {
-        "eager, in place": partial(eager.scan_in_place, *inputs),
-        "eager, chunked": partial(eager.scan_chunked, *inputs),
-        **_compiled(run, "torch.compile, sorted", partial(autograd.scan_sorted, compiled=True), *inputs),
-        **_plain_cpp(run, cpp.scan, *inputs),
+        "eager, in place": partial(eager_scan.scan_in_place, *inputs),
+        "eager, chunked": partial(eager_scan.scan_chunked, *inputs),
+        **_compiled(run, "torch.compile, sorted", partial(eager_scan_gradients.scan_sorted, compiled=True), *inputs),
+        **_plain_cpp(run, plain_cpp.scan, *inputs),
         **run.on_kernels(lambda: ops.memory_scan(*inputs)),
     }
     _check_all(run, slow | fast, expected)
@@ -68,11 +65,11 @@ def memory_scan_training(run: Run) -> Table:
         return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, wanted, grads)]
 
     expected = training(ops.memory_scan)
-    slow: Forms = {"eager, sorted": lambda: training(autograd.scan_sorted)}
+    slow: Forms = {"eager, sorted": lambda: training(eager_scan_gradients.scan_sorted)}
     fast: Forms = {
-        "eager, chunked": lambda: training(autograd.ScanChunked.apply),
-        **_compiled(run, "torch.compile, sorted", training, partial(autograd.scan_sorted, compiled=True)),
-        **_plain_cpp(run, cpp.scan_forward_backward, *inputs, *grads),
+        "eager, chunked": lambda: training(eager_scan_gradients.ScanChunked.apply),
+        **_compiled(run, "torch.compile, sorted", training, partial(eager_scan_gradients.scan_sorted, compiled=True)),
+        **_plain_cpp(run, plain_cpp.scan_forward_backward, *inputs, *grads),
         **run.on_kernels(lambda: training(ops.memory_scan)),
     }
     _check_all(run, slow | fast, expected)
@@ -84,15 +81,15 @@ def memory_step(run: Run, tokens: int = 64) -> Table:
     """Tokens one by one on a state kept in place. The floor is three rows a pair, as in the scan."""
     inputs = scan_inputs(tokens=tokens)
     expected = ops.memory_scan(*inputs)[0]
-    beside = partial(step.beside_mass, inputs)
+    beside = partial(eager_memory_step.beside_mass, inputs)
     forms = {
-        "eager, slots": Steps(inputs, step.by_slots),
-        "eager, in place": Steps(inputs, step.in_place),
-        "eager, one gather": Steps(inputs, step.one_gather, beside()),
+        "eager, slots": Steps(inputs, eager_memory_step.by_slots),
+        "eager, in place": Steps(inputs, eager_memory_step.in_place),
+        "eager, one gather": Steps(inputs, eager_memory_step.one_gather, beside()),
     }
     if run.compiling("memory_step"):
-        forms["torch.compile, one gather"] = Steps(inputs, torch.compile(step.one_gather), beside())
-    forms |= {name: Steps(inputs, one) for name, one in _plain_cpp(run, cpp.step).items()}
+        forms["torch.compile, one gather"] = Steps(inputs, torch.compile(eager_memory_step.one_gather), beside())
+    forms |= {name: Steps(inputs, one) for name, one in _plain_cpp(run, plain_cpp.step).items()}
     for form, call in forms.items():
         check(form, [call.outputs()], [expected])
     fast: Forms = dict(forms)
@@ -133,7 +130,7 @@ def memory_step_slots(run: Run, tokens: int = 16) -> Table:
 
     what = _shape(small)
     if not run.undispatched:
-        forms: Forms = dict(steps(step.in_place))
+        forms: Forms = dict(steps(eager_memory_step.in_place))
         return run.compare("memory_step by slots", f"{what}, eager, in place", forms, base=SMALL, calls=tokens)
     use = run.kernels[TUNED]
     called = {name: within(use, call) for name, call in steps(ops.memory_step).items()}
@@ -147,11 +144,13 @@ def address_decode(run: Run) -> Table:
     logits = decode_logits(tokens, order, sub_dim)
     slots, weights = ops.address_decode(logits, top_k)
     fast: Forms = {
-        "eager, all M entries": partial(decode.decode_full, logits, top_k),
-        "eager, topk beams": partial(decode.decode_beams, logits, top_k),
-        "eager, merging network": partial(decode.decode_merged, logits, top_k),
-        **_compiled(run, "torch.compile, merging network", torch.compile(decode.decode_merged), logits, top_k),
-        **_plain_cpp(run, cpp.decode, logits, top_k),
+        "eager, all M entries": partial(eager_address_decode.decode_full, logits, top_k),
+        "eager, topk beams": partial(eager_address_decode.decode_beams, logits, top_k),
+        "eager, merging network": partial(eager_address_decode.decode_merged, logits, top_k),
+        **_compiled(
+            run, "torch.compile, merging network", torch.compile(eager_address_decode.decode_merged), logits, top_k
+        ),
+        **_plain_cpp(run, plain_cpp.decode, logits, top_k),
         **run.on_kernels(lambda: ops.address_decode(logits, top_k)),
     }
     for form, call in fast.items():
@@ -173,7 +172,7 @@ def _compiled(run: Run, name: str, call: Callable[..., Any], *arguments: Any) ->
 def _plain_cpp(run: Run, call: Callable[..., Any], *arguments: Any) -> Forms:
     """The C++ loop, where there is a compiler; it has one thread."""
     try:
-        cpp.library()
+        plain_cpp.library()
     except native.NoCompilerError as problem:
         run.notice(f"plain C++ left out: {problem}")
         return {}

@@ -20,7 +20,7 @@ class Peak(NamedTuple):
     budget: int
 
 
-def measured_apart(target: str, timeout: float = 120) -> Peak:
+def measure_in_process(target: str, timeout: float = 120) -> Peak:
     """Run this file; RuntimeError, with the last line it said, where that fails."""
     command = [sys.executable, "-m", "autotune.bench.cpu.peak_memory", target]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)

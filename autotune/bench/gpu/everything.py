@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from time import perf_counter
 
-from autotune.bench.gpu import part_process as apart
+from autotune.bench.gpu import part_process
 from autotune.bench.gpu.goals import goals
 from autotune.bench.gpu.run import reason
 from autotune.bench.report import Report, machine
@@ -31,26 +31,26 @@ def check_target(name: str) -> None:
 
 def check_parts(parts: Sequence[str]) -> None:
     """ValueError, listing what there is, for an unknown part."""
-    unknown = [part for part in parts if part not in apart.PARTS]
+    unknown = [part for part in parts if part not in part_process.PARTS]
     if unknown:
-        raise ValueError(f"part {unknown[0]!r} is unknown; there are {', '.join(apart.PARTS)}")
+        raise ValueError(f"part {unknown[0]!r} is unknown; there are {', '.join(part_process.PARTS)}")
 
 
 def measure(
     run: Run, *, parts: Sequence[str] = (), seconds: float = SECONDS,
-    measured: Callable[[Run, str, float], list[Table]] = apart.measured,
+    measured: Callable[[Run, str, float], list[Table]] = part_process.measured,
 ) -> Iterator[Report]:  # fmt: skip
     """What has been found so far, after each of ``parts``, or of all. One that fails is a table that says why."""
     begin = perf_counter()
     tables: dict[str, Table] = {}
-    for part in parts or apart.PARTS:
+    for part in parts or part_process.PARTS:
         left = seconds - (perf_counter() - begin)
         run.on_step(f"{part}, {left:.0f} s left")
         try:
             if left < 0.02 * seconds:
-                raise apart.PartError(f"left out: {seconds:.0f} s had passed", [])
-            found = measured(run, part, min(apart.PARTS[part][1], left))
-        except apart.PartError as problem:
+                raise part_process.PartError(f"left out: {seconds:.0f} s had passed", [])
+            found = measured(run, part, min(part_process.PARTS[part][1], left))
+        except part_process.PartError as problem:
             what = "what is missing of the part" if problem.tables else "the whole part"
             found = [*problem.tables, Table(part, what, 1, "", [], {"all": reason(problem)})]
         run.facts[f"seconds that {part} took"] = perf_counter() - begin - (seconds - left)

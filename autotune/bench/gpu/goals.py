@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from autotune.bench.correlated import FACT
+from autotune.bench.correlation import FACT
 from autotune.bench.goal import Goal
-from autotune.bench.gpu import decode_step as decode
-from autotune.bench.gpu import scan, training
+from autotune.bench.gpu import decode_step, scan, training
 from autotune.bench.run import FLOOR, TUNED, Row, Table
 
 # The scan is to be faster than attention from this length on.
 FROM = 8192
-DECODED, PLACED = f"{decode.NAME} 340m", f"{decode.LATE_NAME} 340m"
+DECODED, PLACED = f"{decode_step.NAME} 340m", f"{decode_step.LATE_NAME} 340m"
 TRAINED = f"{training.NAME} 340m"
 
 
@@ -20,7 +19,7 @@ def goals(tables: Mapping[str, Table], facts: Mapping[str, float]) -> list[Goal]
     """Every goal, with what the tables (under their names) and the facts say of it."""
     scanned, trained = tables.get(scan.NAME), tables.get(TRAINED)
     beside_gla = tables.get(scan.GLA_NAME)
-    peers = [name + how for name in (decode.GLA, decode.DELTA) for how in ("", decode.COMPILED)]
+    peers = [name + how for name in (decode_step.GLA, decode_step.DELTA) for how in ("", decode_step.COMPILED)]
     found = [
         _at_most("memory_scan forward + backward, tuned, over chunk_gla", 1.0, beside_gla, [scan.GLA], inverse=True),
         _from_length(tables),
@@ -30,10 +29,10 @@ def goals(tables: Mapping[str, Table], facts: Mapping[str, float]) -> list[Goal]
         *(
             _at_least(f"decode tokens/s, 340m, batch 64, over {name}", 2.0, tables.get(DECODED),
                       [form for form in peers if form.startswith(name)])
-            for name in (decode.GLA, decode.DELTA)
+            for name in (decode_step.GLA, decode_step.DELTA)
         ),
         _at_most("decode at 1 M tokens of context over at 1 k", 1.03, tables.get(PLACED),
-                 [decode.position(decode.MANY)], inverse=False),
+                 [decode_step.position(decode_step.MANY)], inverse=False),
         _at_least("training step tokens/s, 340m, 65 k tokens, over GLA layers", 1.0, trained, [training.GLA]),
     ]  # fmt: skip
     for name, value in facts.items():
@@ -78,7 +77,7 @@ def _from_length(tables: Mapping[str, Table]) -> Goal:
 
 def _quickest(table: Table | None, forms: Sequence[str]) -> Row | None:
     """The row of the quickest of ``forms``; None where they were not timed beside what they are compared with."""
-    bases = {TUNED, decode.position(decode.FEW)}
+    bases = {TUNED, decode_step.position(decode_step.FEW)}
     if table is None or table.base not in bases or table.row(table.base) is None:
         return None
     rows = [row for form in forms if (row := table.row(form)) is not None]

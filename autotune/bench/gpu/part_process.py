@@ -13,8 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 
-from autotune.bench.gpu import correlated, scan, spills, training, warm
-from autotune.bench.gpu import decode_step as decode
+from autotune.bench.gpu import decode_step, facts, scan, training, warm
 from autotune.bench.gpu.run import GpuRun, reason
 from autotune.bench.run import Row, Run, Table
 from autotune.measure.cuda_clock import CudaClock
@@ -25,13 +24,13 @@ MARK = "ramnet bench: "
 PARTS: dict[str, tuple[Callable[[GpuRun], list[Table]], float]] = {
     "scan": (scan.memory_scan, 100),
     "attention": (scan.lengths, 100),
-    "position": (decode.by_position, 90),
+    "position": (decode_step.by_position, 90),
     "peers": (warm.peers, 120),
     "gla": (scan.beside_gla, 120),
-    "decode": (decode.steps, 150),
+    "decode": (decode_step.steps, 150),
     "training": (training.step, 200),
-    "spills": (spills.shipped, 60),
-    "correlation": (correlated.ops, 180),
+    "spills": (facts.spilled_registers, 60),
+    "correlation": (facts.correlation, 180),
 }
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune.bench import eager_scan_gradients as autograd
+from autotune.bench import eager_scan_gradients
 from autotune.bench.gpu.others import CUDNN, FLASH, GLA, GLA_HEADS, GLA_KEY, GLA_VALUE, Sizes, attention, chunk_gla
 from autotune.bench.gpu.run import TOLERANCE, GpuRun, Make
 from autotune.bench.inputs import ScanInputs
 from autotune.bench.run import FLOOR, TUNED, Candidate, Table, check
-from autotune.measure import eager_scan as eager
+from autotune.measure import eager_scan
 from lowering.gpu.backend import GpuKernels
 from ramnet import ops
 from ramnet.ops import reference
@@ -43,8 +43,12 @@ def memory_scan(run: GpuRun, sizes: Sizes = Sizes()) -> list[Table]:  # noqa: B0
     for form in FORMS:
         forms[f"untuned, {form}"] = partial(_one_form, run.target, form, inputs, grads, expected)
     forms |= {
-        CHUNKED: partial(_checked, CHUNKED, inputs, grads, expected, partial(_as_state, autograd.ScanChunked.apply)),
-        SORTED: partial(_checked, SORTED, inputs, grads, expected, partial(_as_state, autograd.scan_sorted)),
+        CHUNKED: partial(
+            _checked, CHUNKED, inputs, grads, expected, partial(_as_state, eager_scan_gradients.ScanChunked.apply)
+        ),
+        SORTED: partial(
+            _checked, SORTED, inputs, grads, expected, partial(_as_state, eager_scan_gradients.scan_sorted)
+        ),
         FLASH: partial(attention, run, sizes, "FLASH_ATTENTION"),
         CUDNN: partial(attention, run, sizes, "CUDNN_ATTENTION"),
         FLOOR: lambda: run.copying(nbytes),
@@ -213,5 +217,5 @@ def _of_one_sequence(name: str, inputs: ScanInputs, grads: Sequence[Tensor], use
 
 def _as_state(scan: Callable[..., Any], *tensors: Tensor) -> Any:
     """An eager scan with its operands widened, and its output as narrow as the values."""
-    output, memory, mass = scan(*eager.as_state(tensors))
+    output, memory, mass = scan(*eager_scan.as_state(tensors))
     return output.to(tensors[4].dtype), memory, mass

@@ -19,10 +19,10 @@ from autotune.bench.correlation import (
     rank_correlation,
     spearman,
 )  # fmt: skip
-from autotune.measure.gpu_runner import GpuMeasurer
+from autotune.measure.gpu_runner import GpuRunner
 from autotune.measure.timing import Timing
 from autotune.model import cpu as time_model_cpu
-from autotune.model.prediction import Modelled, Modeller
+from autotune.model.prediction import Prediction, Predictor
 from autotune.study.study import every_schedule
 from autotune.study.worker import FailedError
 from lowering import targets
@@ -159,11 +159,11 @@ def test_for_a_gpu_one_worker_models_and_another_measures(monkeypatch: pytest.Mo
     class Worker(Here):
         def __init__(self, threads: int, makes: type) -> None:
             super().__init__(threads)
-            self.makes, self.modelled = makes, 0
+            self.makes, self.predicted = makes, 0
 
-        def model(self, schedule: Schedule) -> Modelled:
-            self.modelled += 1
-            return Modelled(1.0, (), ())
+        def predict(self, schedule: Schedule) -> Prediction:
+            self.predicted += 1
+            return Prediction(1.0, (), ())
 
         def measure(self, candidates: Any, rounds: int, seconds: float) -> Any:
             return Synthetic(lambda schedule: 1.0).measure(candidates, rounds, seconds)
@@ -175,10 +175,10 @@ def test_for_a_gpu_one_worker_models_and_another_measures(monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="h200 is not here; h100 is"):
         rank_correlation("h200", work, 1.0)
     found = rank_correlation("h100", work, 0.0)
-    models, measures = made
-    assert (models.makes, measures.makes) == (Modeller, GpuMeasurer)
-    assert models.workload == measures.workload == work
-    assert models.modelled == len(found.pairs) + 1 == len({*measures.tried})
+    predictor, runner = made
+    assert (predictor.makes, runner.makes) == (Predictor, GpuRunner)
+    assert predictor.workload == runner.workload == work
+    assert predictor.predicted == len(found.pairs) + 1 == len({*runner.tried})
 
 
 def test_its_command_prints_a_line_for_each_op(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,21 @@
 import pytest
 import torch
 
-from autotune.bench import eager_scan_gradients as autograd
-from autotune.bench.cpu import eager_address_decode as decode
-from autotune.bench.cpu import eager_memory_step as step
-from autotune.bench.cpu import plain_cpp as cpp
+from autotune.bench import eager_scan_gradients
+from autotune.bench.cpu import eager_address_decode, eager_memory_step, plain_cpp
 from autotune.bench.inputs import decode_logits, scan_inputs
 from autotune.bench.run import check
-from autotune.measure import eager_scan as eager
+from autotune.measure import eager_scan
 from ramnet import ops
 
 SMALL = {"heads": 3, "tokens": 45, "top_k": 3, "order": 2, "sub_dim": 4, "value_dim": 5}
-SCANS = [eager.scan_by_slots, eager.scan_in_place, eager.scan_chunked, autograd.scan_sorted, cpp.scan]
+SCANS = [
+    eager_scan.scan_by_slots,
+    eager_scan.scan_in_place,
+    eager_scan.scan_chunked,
+    eager_scan_gradients.scan_sorted,
+    plain_cpp.scan,
+]
 GAMMAS = [0.0, 0.5, 1.0, 2.0]
 
 
@@ -31,7 +35,7 @@ def test_scans(scan, gamma):
     check("scan", scan(*inputs, gamma), ops.memory_scan(*inputs, gamma), 1e-6)
 
 
-@pytest.mark.parametrize("scan", [*SCANS, autograd.ScanChunked.apply], ids=name)
+@pytest.mark.parametrize("scan", [*SCANS, eager_scan_gradients.ScanChunked.apply], ids=name)
 def test_scans_of_a_slot_that_every_token_overwrites(scan):
     inputs = scan_inputs(**SMALL)
     inputs.write_slots[..., 0] = 0
@@ -64,9 +68,9 @@ def test_gradients(form, gamma):
 
     expected = differentiated(ops.memory_scan)
     got = {
-        "sorted": lambda: differentiated(autograd.scan_sorted),
-        "chunked": lambda: differentiated(autograd.ScanChunked.apply),
-        "cpp": lambda: cpp.scan_forward_backward(*inputs, *grads, gamma),
+        "sorted": lambda: differentiated(eager_scan_gradients.scan_sorted),
+        "chunked": lambda: differentiated(eager_scan_gradients.ScanChunked.apply),
+        "cpp": lambda: plain_cpp.scan_forward_backward(*inputs, *grads, gamma),
     }[form]()
     check(form, got, expected, 1e-5)
 
@@ -75,8 +79,10 @@ def test_gradients(form, gamma):
 def test_steps_are_the_scan(form):
     inputs = scan_inputs(**SMALL)
     expected, memory, mass = ops.memory_scan(*inputs)
-    one = cpp.step if form == "cpp" else getattr(step, form)
-    steps = step.Steps(inputs, one, step.beside_mass(inputs) if form == "one_gather" else None)
+    one = plain_cpp.step if form == "cpp" else getattr(eager_memory_step, form)
+    steps = eager_memory_step.Steps(
+        inputs, one, eager_memory_step.beside_mass(inputs) if form == "one_gather" else None
+    )
     check(form, [steps.outputs()], [expected], 1e-6)
     if form == "one_gather":
         check("state", [steps.state[0]], [torch.cat([memory, mass.unsqueeze(-1)], -1).flatten(0, 2)], 1e-6)
@@ -87,7 +93,16 @@ def test_steps_are_the_scan(form):
 @pytest.mark.parametrize(
     ("order", "sub_dim", "top_k"), [(5, 4, 8), (1, 4, 2), (1, 4, 4), (2, 4, 16), (6, 2, 16), (3, 2, 1)]
 )
-@pytest.mark.parametrize("form", [decode.decode_full, decode.decode_beams, decode.decode_merged, cpp.decode], ids=name)
+@pytest.mark.parametrize(
+    "form",
+    [
+        eager_address_decode.decode_full,
+        eager_address_decode.decode_beams,
+        eager_address_decode.decode_merged,
+        plain_cpp.decode,
+    ],
+    ids=name,
+)
 def test_decoders(form, order, sub_dim, top_k):
     logits = decode_logits(77, order, sub_dim)
     slots, weights = form(logits, top_k)

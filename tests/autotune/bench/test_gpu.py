@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.bench.gpu import decode_step as decode
-from autotune.bench.gpu import scan, training
+from autotune.bench.gpu import decode_step, scan, training
 from autotune.bench.gpu.run import NO_FLA, GpuRun, without_fla
 from autotune.bench.run import DEFAULT, FLOOR, TUNED, Table
 from autotune.measure.timing import interleaved
@@ -193,8 +192,8 @@ def test_inputs_are_distinct_slots_and_weights_of_a_softmax_in_bfloat16() -> Non
 def test_a_library_that_is_missing_is_a_row_and_not_a_failure(run: GpuRun, no_fla: None, tiny: None) -> None:
     (scanned,) = scan.beside_gla(run, TINY)
     assert scanned.failed[scan.GLA] == NO_FLA and TUNED in forms(scanned)
-    (decoded,) = decode.steps(run, batch=1, capture=lambda call: call)
-    assert decoded.failed == {decode.GLA: NO_FLA, decode.DELTA: NO_FLA}
+    (decoded,) = decode_step.steps(run, batch=1, capture=lambda call: call)
+    assert decoded.failed == {decode_step.GLA: NO_FLA, decode_step.DELTA: NO_FLA}
     (trained,) = training.step(run, batch=2, tokens=8)
     assert trained.failed == {training.GLA: NO_FLA} and forms(trained) == {TUNED}
 
@@ -206,8 +205,8 @@ def test_what_the_library_itself_lacks_is_said() -> None:
 
 
 def test_a_form_with_wrong_numbers_is_not_timed(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    doubled = scan.autograd.ScanChunked.apply
-    monkeypatch.setattr(scan.autograd, "scan_sorted", lambda *x: tuple(2 * y for y in doubled(*x)))
+    doubled = scan.eager_scan_gradients.ScanChunked.apply
+    monkeypatch.setattr(scan.eager_scan_gradients, "scan_sorted", lambda *x: tuple(2 * y for y in doubled(*x)))
     (table,) = scan.memory_scan(run, TINY)
     assert scan.SORTED not in forms(table)
     assert "its result 0 is off by 1.0e+00; 6e-03 is allowed" in table.failed[scan.SORTED]
@@ -257,10 +256,15 @@ def test_decoding_compares_models_of_one_skeleton(
 ) -> None:
     captures = itertools.count()
     run.quick = False
-    (table,) = decode.steps(run, batch=3, capture=lambda call: (next(captures), call)[1])
+    (table,) = decode_step.steps(run, batch=3, capture=lambda call: (next(captures), call)[1])
     assert not table.failed
-    peers = {decode.GLA, decode.DELTA, decode.GLA + decode.COMPILED, decode.DELTA + decode.COMPILED}
-    assert forms(table) == {TUNED, DEFAULT, decode.AS_CALLED, *peers}
+    peers = {
+        decode_step.GLA,
+        decode_step.DELTA,
+        decode_step.GLA + decode_step.COMPILED,
+        decode_step.DELTA + decode_step.COMPILED,
+    }
+    assert forms(table) == {TUNED, DEFAULT, decode_step.AS_CALLED, *peers}
     assert kernels[TUNED].calls["memory_step"] > kernels[DEFAULT].calls["memory_step"] > table.row(DEFAULT).runs
     assert next(captures) == len(peers) + 2, "all but the call as users make it are replayed from graphs"
     assert run.facts[f"{table.name}, {TUNED}, tokens/s"] == pytest.approx(3 / table.row(TUNED).seconds)
@@ -268,7 +272,7 @@ def test_decoding_compares_models_of_one_skeleton(
 
 def test_the_states_of_340m_and_its_peers_are_stated() -> None:
     """RAM-Net's 28.75 M are the paper's; the peers' are those of 27 layers, which the paper has fewer of."""
-    stated = decode._states(RamNetConfig.preset("340m"))
+    stated = decode_step._states(RamNetConfig.preset("340m"))
     assert stated == "float32 states of RAM-Net 28.8 M, GLA 3.5 M, Gated DeltaNet 10.6 M"
 
 
@@ -276,11 +280,11 @@ def test_decoding_late_starts_from_a_filled_state_at_a_million(
     run: GpuRun, kernels: dict[str, Kernels], tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = []
-    real = decode._step
+    real = decode_step._step
     monkeypatch.setattr(
-        decode, "_step", lambda model, state, *x: (states.append(state.clone()), real(model, state, *x))[1]
+        decode_step, "_step", lambda model, state, *x: (states.append(state.clone()), real(model, state, *x))[1]
     )
-    (table,) = decode.by_position(run, batch=1, capture=lambda call: call)
+    (table,) = decode_step.by_position(run, batch=1, capture=lambda call: call)
     assert forms(table) == {"at position 1,000", "at position 1,000,000"} and table.base == "at position 1,000"
     assert kernels[TUNED].calls["memory_scan"] == 2, "the tokens before are read by the kernels, in both layers"
     assert [int(state.position) for state in states] == [1_000, 1_000_000]
@@ -292,14 +296,14 @@ def test_logits_that_are_not_finite_are_a_failure(
 ) -> None:
     rule = sys.modules["fla.ops.gated_delta_rule"]
     monkeypatch.setattr(rule, "fused_recurrent_gated_delta_rule", lambda q, k, v, **named: (v / 0, v))
-    (table,) = decode.steps(run, batch=1, capture=lambda call: call)
-    assert "GatedDeltaNet is wrong: its result 0 holds numbers that are not finite" in table.failed[decode.DELTA]
+    (table,) = decode_step.steps(run, batch=1, capture=lambda call: call)
+    assert "GatedDeltaNet is wrong: its result 0 holds numbers that are not finite" in table.failed[decode_step.DELTA]
 
     def compiled(model: Any, target: str, tuned: bool) -> Any:
         return lambda *x, **named: model(*x, **named)._replace(logits=torch.full((1, 1, 11), torch.nan))
 
     monkeypatch.setattr("lowering.compile", compiled)
-    (table,) = decode.by_position(run, batch=1, capture=lambda call: call)
+    (table,) = decode_step.by_position(run, batch=1, capture=lambda call: call)
     assert not table.rows
     assert "RAM-Net is wrong: its result 0 holds numbers that are not finite" in table.failed["at position 1,000"]
 
@@ -315,7 +319,7 @@ def test_kernels_that_decode_other_logits_are_a_failure(
         return call
 
     monkeypatch.setattr("lowering.compile", twice)
-    (table,) = decode.steps(run, batch=1, capture=lambda call: call)
+    (table,) = decode_step.steps(run, batch=1, capture=lambda call: call)
     assert DEFAULT not in forms(table) and TUNED in forms(table)
     assert "RAM-Net is wrong" in table.failed[DEFAULT]
 

@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from autotune.bench import correlated
-from autotune.bench.correlated import FACT
-from autotune.bench.correlation import Correlation
+from autotune.bench import correlation
+from autotune.bench.correlation import FACT, Correlation
 from autotune.bench.cpu import everything as on_cpu
-from autotune.bench.gpu import decode_step as decode
-from autotune.bench.gpu import scan, training
+from autotune.bench.gpu import decode_step, scan, training
 from autotune.bench.gpu.goals import DECODED, PLACED, TRAINED, goals
 from autotune.bench.gpu.run import NO_FLA
 from autotune.bench.run import TUNED, Row, Run, Table
@@ -56,11 +54,17 @@ def test_the_goal_over_attention_is_that_of_the_worst_length() -> None:
 
 
 def test_the_goals_of_decoding_and_training() -> None:
-    decoded = table(DECODED, TUNED, {TUNED: 1.0, decode.GLA: 3.0, decode.GLA + decode.COMPILED: 1.5, decode.DELTA: 2.5})
+    decoded = table(
+        DECODED,
+        TUNED,
+        {TUNED: 1.0, decode_step.GLA: 3.0, decode_step.GLA + decode_step.COMPILED: 1.5, decode_step.DELTA: 2.5},
+    )
     placed = table(PLACED, "at position 1,000", {"at position 1,000": 1.0, "at position 1,000,000": 0.8})
     trained = table(TRAINED, TUNED, {TUNED: 1.0, training.GLA: 1.5})
     found = met(decoded, placed, trained)
-    over_gla, over_delta = (found[f"decode tokens/s, 340m, batch 64, over {x}"] for x in (decode.GLA, decode.DELTA))
+    over_gla, over_delta = (
+        found[f"decode tokens/s, 340m, batch 64, over {x}"] for x in (decode_step.GLA, decode_step.DELTA)
+    )
     assert (over_gla.measured, over_gla.verdict, over_delta.verdict) == (1.5, "not met", "met")
     assert over_gla.note.endswith("torch.compile"), "the quicker of a peer's forms counts"
     assert found["decode at 1 M tokens of context over at 1 k"].verdict == "met"
@@ -139,9 +143,9 @@ def test_the_model_is_compared_with_measurements_where_there_is_an_order(monkeyp
             raise answer
         return answer
 
-    monkeypatch.setattr(correlated, "rank_correlation", compared)
+    monkeypatch.setattr(correlation, "rank_correlation", compared)
     run = Run()
-    correlated.ops(run, workloads, 30)
+    correlation.add_facts(run, workloads, 30)
     assert run.facts == {f"{FACT}, 1. address_decode": 0.8}
     assert [notice.rpartition(": ")[2] for notice in run.notices] == [
         "0.80 (0 schedules; two halves of the rounds agree to 0.90)",

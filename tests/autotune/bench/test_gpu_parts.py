@@ -15,8 +15,7 @@ from rich.console import Console
 
 from autotune.bench import report
 from autotune.bench.cli import bench
-from autotune.bench.gpu import everything, scan, warm
-from autotune.bench.gpu import part_process as apart
+from autotune.bench.gpu import everything, part_process, scan, warm
 from autotune.bench.gpu.goals import goals
 from autotune.bench.gpu.run import NO_FLA, GpuRun
 from autotune.bench.run import TUNED, Run, Table
@@ -31,7 +30,7 @@ def run() -> GpuRun:
 def test_a_part_that_fails_leaves_the_others_and_what_it_had_done() -> None:
     def measured(run: Run, part: str, seconds: float) -> list[Table]:
         if part == "attention":
-            raise apart.PartError("CUDA error: an illegal memory access was encountered", [BESIDE_GLA])
+            raise part_process.PartError("CUDA error: an illegal memory access was encountered", [BESIDE_GLA])
         return [SCAN] if part == "scan" else []
 
     *_, found = everything.measure(Run("h200"), parts=["scan", "attention", "decode"], measured=measured)
@@ -48,14 +47,14 @@ def test_parts_that_would_begin_too_late_are_left_out() -> None:
 def said_by(run: GpuRun) -> bytes:
     """A part's output, among what libraries print, when it has two tables of which the second is not whole yet."""
     run.tables, run.facts, run.notices = [SCAN], {"fact": 1.5}, ["noted"]
-    return f"chatter\n{apart.tell(run)}\nchatter\n".encode()
+    return f"chatter\n{part_process.tell(run)}\nchatter\n".encode()
 
 
 def test_a_part_comes_back_from_its_process(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 0, said_by(run), b"")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     parent = Run("h200")
-    assert apart.measured(parent, "scan", 9.0) == [SCAN]
+    assert part_process.measured(parent, "scan", 9.0) == [SCAN]
     assert (parent.facts, parent.notices) == ({"fact": 1.5}, ["noted"])
 
 
@@ -70,8 +69,8 @@ def test_a_part_tells_of_each_table_that_is_done(run: GpuRun) -> None:
 def test_the_last_line_of_a_part_that_fails_is_its_reason(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 1, said_by(run), b"step\nout of memory\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(apart.PartError, match=r"^out of memory$") as caught:
-        apart.measured(Run("h200"), "scan", 9.0)
+    with pytest.raises(part_process.PartError, match=r"^out of memory$") as caught:
+        part_process.measured(Run("h200"), "scan", 9.0)
     assert caught.value.tables == [SCAN]
 
 
@@ -82,15 +81,15 @@ def test_a_part_that_hangs_is_ended_and_what_it_had_done_is_kept(run: GpuRun, mo
         raise subprocess.TimeoutExpired(command, timeout, said, b"checking GLA\n")
 
     monkeypatch.setattr(subprocess, "run", hang)
-    with pytest.raises(apart.PartError, match=r"took longer than 9 s; at last: checking GLA") as caught:
-        apart.measured(Run("h200"), "scan", 9.0)
+    with pytest.raises(part_process.PartError, match=r"took longer than 9 s; at last: checking GLA") as caught:
+        part_process.measured(Run("h200"), "scan", 9.0)
     assert caught.value.tables == [SCAN]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_process_of_a_part_without_a_gpu_says_so_in_one_line() -> None:
-    with pytest.raises(apart.PartError) as caught:
-        apart.measured(Run("h200"), "spills", 600.0)
+    with pytest.raises(part_process.PartError) as caught:
+        part_process.measured(Run("h200"), "spills", 600.0)
     assert re.fullmatch("Torch not compiled with CUDA enabled|.*NVIDIA driver.*|.*No CUDA GPUs.*", str(caught.value))
     assert caught.value.tables == []
 
@@ -138,7 +137,9 @@ def test_the_command_writes_after_each_part(tmp_path: Path, monkeypatch: pytest.
         return [SCAN] if part == "scan" else []
 
     monkeypatch.setattr(everything, "check_target", lambda target: None)
-    monkeypatch.setattr(apart, "PARTS", {part: apart.PARTS[part] for part in ("scan", "decode", "spills")})
+    monkeypatch.setattr(
+        part_process, "PARTS", {part: part_process.PARTS[part] for part in ("scan", "decode", "spills")}
+    )
     monkeypatch.setattr(
         everything.measure, "__kwdefaults__", {**everything.measure.__kwdefaults__, "measured": measured}
     )

@@ -141,8 +141,8 @@ def test_a_group_times_its_forms_in_turn_and_slow_ones_apart(run):
 
 
 def test_a_group_checks_its_forms_before_it_times_any(run, monkeypatch):
-    right = ops.step.in_place
-    monkeypatch.setattr(ops.step, "in_place", lambda *x: right(*x) * 1.001)
+    right = ops.eager_memory_step.in_place
+    monkeypatch.setattr(ops.eager_memory_step, "in_place", lambda *x: right(*x) * 1.001)
     with pytest.raises(ValueError, match=r"in place is wrong: its result 0 is off by 1\.0e-03; 1e-05 is allowed"):
         ops.memory_step(run, tokens=2)
     assert not run.groups

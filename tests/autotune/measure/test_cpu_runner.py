@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.measure.cpu_runner import Measurer, WrongResultError
+from autotune.measure.cpu_runner import CpuRunner
+from autotune.measure.problems import WrongResultError
 from lowering.cpu.build import Kernel
 from ramnet.ops import reference
 from schedules.base import Schedule
@@ -27,7 +28,7 @@ def rows() -> list[int]:
 
 
 @pytest.fixture
-def measurer(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> Iterator[Measurer]:
+def runner(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> Iterator[CpuRunner]:
     """Of kernels that are the reference, which is off by 1 in the last number where it is to be wrong."""
 
     def build(workload: Workload, target: str, schedule: Schedule) -> Kernel:
@@ -40,29 +41,29 @@ def measurer(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> Iterator[Measu
 
     monkeypatch.setattr("autotune.measure.cpu_runner.keep_freed_memory", lambda: None)  # of the whole process
     before = torch.get_num_threads()
-    measurer = Measurer(build)
-    measurer.open(WORKLOAD, "cpu", 3)
-    yield measurer
+    runner = CpuRunner(build)
+    runner.open(WORKLOAD, "cpu", 3)
+    yield runner
     torch.set_num_threads(before)
 
 
-def test_numbers_are_checked_at_rows_that_no_vector_divides(measurer: Measurer, rows: list[int]) -> None:
+def test_numbers_are_checked_at_rows_that_no_vector_divides(runner: CpuRunner, rows: list[int]) -> None:
     for schedule in (RIGHT, WRONG):
-        measurer.build(schedule)
-    measurer.check(RIGHT)
+        runner.build(schedule)
+    runner.check(RIGHT)
     with pytest.raises(WrongResultError, match=r"the relative RMSE is \d.*; 1e-05 is allowed") as caught:
-        measurer.check(WRONG)
+        runner.check(WRONG)
     assert caught.value.status == "wrong_result"
     assert rows == [33, 33]
 
 
 def test_a_kernel_is_timed_beside_eager_at_the_sizes_asked_for(
-    measurer: Measurer, rows: list[int], monkeypatch: pytest.MonkeyPatch
+    runner: CpuRunner, rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: dict[str, Any] = {}
     monkeypatch.setattr("autotune.measure.cpu_runner.interleaved", lambda *arguments: calls.update(arguments[0]))
-    measurer.build(RIGHT)
-    measurer.measure({"eager": None, "kernel": RIGHT}, rounds=3, seconds=1.0)
+    runner.build(RIGHT)
+    runner.measure({"eager": None, "kernel": RIGHT}, rounds=3, seconds=1.0)
     assert torch.equal(calls["kernel"](), calls["eager"]())
     assert rows == [32], "eager is not the kernel"
     assert torch.get_num_threads() == 3

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.bench import eager_scan_gradients as autograd
-from autotune.measure import eager_scan as eager
-from autotune.measure.cpu_runner import WrongResultError
+from autotune.bench import eager_scan_gradients
+from autotune.measure import eager_scan
 from autotune.measure.cuda_clock import CudaClock
-from autotune.measure.eager_decode_heads import EAGER, apart
-from autotune.measure.gpu_runner import Eager, GpuMeasurer
-from autotune.measure.problems import TOLERANCE, Problem, checked
+from autotune.measure.eager_decode_heads import EAGER, separated
+from autotune.measure.gpu_runner import Eager, GpuRunner
+from autotune.measure.problems import TOLERANCE, Problem, WrongResultError, checked
 from autotune.measure.timing import HostClock, interleaved, ratio
 from schedules.base import Schedule
 from schedules.workload import AXES, Workload
@@ -161,7 +160,7 @@ def test_a_fused_token_is_the_papers(cape_heads: int) -> None:
 
 def test_all_addresses_have_no_next_to_be_apart_from() -> None:
     drawn = torch.zeros(1, 2, 1, 2, 3)
-    assert apart(lambda: drawn, torch.zeros(2, 1), top_k=9) is drawn
+    assert separated(lambda: drawn, torch.zeros(2, 1), top_k=9) is drawn
 
 
 def test_the_last_address_of_a_fused_token_is_no_tie() -> None:
@@ -181,7 +180,7 @@ class Twofold(Schedule):
 
 
 @pytest.fixture
-def measurer(monkeypatch: pytest.MonkeyPatch) -> GpuMeasurer:
+def runner(monkeypatch: pytest.MonkeyPatch) -> GpuRunner:
     class Kernels:
         def __init__(self, target: str, given: dict[str, Twofold]) -> None:
             self.factor = given["memory_step"].factor
@@ -194,42 +193,42 @@ def measurer(monkeypatch: pytest.MonkeyPatch) -> GpuMeasurer:
 
     monkeypatch.setattr("autotune.measure.gpu_runner.GpuKernels", Kernels)
     captures = itertools.count()
-    measurer = GpuMeasurer("cpu", HostClock(), lambda call: (next(captures), call)[1])
-    measurer.captures, measurer.called = captures, called  # type: ignore[attr-defined]
-    measurer.open(workload("memory_step"), "h200", 1)
-    return measurer
+    runner = GpuRunner("cpu", HostClock(), lambda call: (next(captures), call)[1])
+    runner.captures, runner.called = captures, called  # type: ignore[attr-defined]
+    runner.open(workload("memory_step"), "h200", 1)
+    return runner
 
 
-def test_a_candidate_is_built_checked_and_timed_beside_eager(measurer: GpuMeasurer) -> None:
+def test_a_candidate_is_built_checked_and_timed_beside_eager(runner: GpuRunner) -> None:
     good = Twofold()
-    measurer.build(good)
-    measurer.build(good)
-    assert len(measurer.called) == 1, "by the first call it is compiled, once"  # type: ignore[attr-defined]
-    measurer.check(good)
-    assert len(measurer.called) == 2  # type: ignore[attr-defined]
-    timings = measurer.measure({"eager": None, "good": good}, rounds=3, seconds=0.1)
+    runner.build(good)
+    runner.build(good)
+    assert len(runner.called) == 1, "by the first call it is compiled, once"  # type: ignore[attr-defined]
+    runner.check(good)
+    assert len(runner.called) == 2  # type: ignore[attr-defined]
+    timings = runner.measure({"eager": None, "good": good}, rounds=3, seconds=0.1)
     assert set(timings) == {"eager", "good"} and all(timing.median > 0 for timing in timings.values())
-    assert next(measurer.captures) == 1, "the kernel is captured, the eager form is not"  # type: ignore[attr-defined]
+    assert next(runner.captures) == 1, "the kernel is captured, the eager form is not"  # type: ignore[attr-defined]
 
 
-def test_wrong_numbers_and_refused_schedules_are_errors(measurer: GpuMeasurer) -> None:
-    measurer.build(Twofold(factor=1.1))
+def test_wrong_numbers_and_refused_schedules_are_errors(runner: GpuRunner) -> None:
+    runner.build(Twofold(factor=1.1))
     with pytest.raises(WrongResultError, match=r"1\.0e-01; 6e-03 is allowed"):
-        measurer.check(Twofold(factor=1.1))
+        runner.check(Twofold(factor=1.1))
     with pytest.raises(ValueError, match="memory_step: factor is below 0"):
-        measurer.build(Twofold(factor=-1.0))
+        runner.build(Twofold(factor=-1.0))
 
 
 def test_candidates_are_checked_at_odd_sizes() -> None:
     assert checked(workload("memory_scan", T=4096, N=256)).shape == {"N": 4, "T": 1061, "K": 4, "M": 27, "D": 5}
 
 
-@pytest.mark.parametrize("scan", [eager.scan_by_slots, eager.scan_in_place, eager.scan_chunked])
+@pytest.mark.parametrize("scan", [eager_scan.scan_by_slots, eager_scan.scan_in_place, eager_scan.scan_chunked])
 def test_eager_forms_stay_on_the_device_of_their_inputs(scan: Any) -> None:
     *tensors, decay_power, eps, _ = (
         x.to("meta") if isinstance(x, torch.Tensor) else x for x in Problem(workload("memory_scan")).arguments
     )
-    found = scan(*eager.as_state(tensors), decay_power, eps)
+    found = scan(*eager_scan.as_state(tensors), decay_power, eps)
     assert [x.device.type for x in found] == ["meta"] * 3
 
 
@@ -237,8 +236,8 @@ def test_eager_forms_with_gradients_stay_on_the_device_of_their_inputs() -> None
     *tensors, decay_power, eps, proxy_eps = (
         x.to("meta") if isinstance(x, torch.Tensor) else x for x in Problem(workload("memory_scan")).arguments
     )
-    state = [x.requires_grad_(x.is_floating_point()) for x in eager.as_state(tensors)]
-    outputs = autograd.ScanChunked.apply(*state, decay_power, eps, proxy_eps)
+    state = [x.requires_grad_(x.is_floating_point()) for x in eager_scan.as_state(tensors)]
+    outputs = eager_scan_gradients.ScanChunked.apply(*state, decay_power, eps, proxy_eps)
     grads = torch.autograd.grad(outputs, [x for x in state if x.requires_grad], [torch.empty_like(x) for x in outputs])
     assert {x.device.type for x in grads} == {"meta"}
-    assert autograd.sort_plan(tensors[0], tensors[2], tensors[5]).order.device.type == "meta"
+    assert eager_scan_gradients.sort_plan(tensors[0], tensors[2], tensors[5]).order.device.type == "meta"

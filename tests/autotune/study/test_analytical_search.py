@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from autotune import progress, report
-from autotune.model.prediction import Modelled, Modeller
+from autotune.model.prediction import Prediction, Predictor
 from autotune.study.analytical_search import LEAST_GAIN
 from autotune.study.search import Budget, Progress, Result
 from autotune.study.tuner import tune
@@ -36,7 +36,7 @@ NEEDS = Launch(name="kernel", registers=40, spilled=0, local=0, shared=0)
 
 
 class Synthetic:
-    """Models by a rule: what a schedule takes, or how it fails."""
+    """In the place of a worker, by a rule: what a schedule takes, or how it fails."""
 
     def __init__(self, rule: Any) -> None:
         self.rule = rule
@@ -45,21 +45,21 @@ class Synthetic:
     def open(self, workload: Workload, target: str) -> None:
         self.workload = workload
 
-    def model(self, schedule: Schedule) -> Modelled:
+    def predict(self, schedule: Schedule) -> Prediction:
         assert schedule.refusal(self.workload) is None
         self.tried.append(schedule)
         found = self.rule(schedule)
         if isinstance(found, Exception):
             raise found
-        return found if isinstance(found, Modelled) else Modelled(found, (NEEDS,), (("chain", found),))
+        return found if isinstance(found, Prediction) else Prediction(found, (NEEDS,), (("chain", found),))
 
 
 def run(
-    folder: Path, models: Any, trials: int | None = None, target: str = "a100", workload: Workload = WORKLOAD,
+    folder: Path, worker: Any, trials: int | None = None, target: str = "a100", workload: Workload = WORKLOAD,
     **options: Any,
 ) -> list[Result]:  # fmt: skip
     return tune(
-        target, [workload], models, journal=folder / "journal.log", records_file=folder / "records.jsonl",
+        target, [workload], worker, journal=folder / "journal.log", records_file=folder / "records.jsonl",
         budget=Budget(seconds=None, trials=trials), threads=1, modelled=True, **options,
     )  # fmt: skip
 
@@ -92,11 +92,11 @@ def test_every_candidate_is_really_compiled(tmp_path: Path, compiler: Worker, ta
 
 def test_the_best_by_the_model_is_recorded_with_what_its_binaries_need(tmp_path: Path) -> None:
     best = others()[0]
-    models = Synthetic(lambda schedule: 1e-5 if schedule == best else 2e-5)
+    worker = Synthetic(lambda schedule: 1e-5 if schedule == best else 2e-5)
     shown: list[Progress] = []
-    (result,) = run(tmp_path, models, on_progress=shown.append)
+    (result,) = run(tmp_path, worker, on_progress=shown.append)
     assert shown[-1].doing == "choosing by the model"
-    assert models.tried.count(DEFAULT) == 1
+    assert worker.tried.count(DEFAULT) == 1
     trial = result.study.finished()[best]
     assert (trial.user_attrs["how"], trial.user_attrs["binds"]) == (NOT_RUN, [["chain", 1e-5]])
     record = result.record
@@ -125,7 +125,7 @@ def test_what_is_not_fit_is_never_recorded(tmp_path: Path) -> None:
     assert all(trial.user_attrs["launches"][0]["spilled"] == 8 for trial in failed)
 
 
-NEEDS_SPILLED = Modelled(1e-5, (NEEDS.model_copy(update={"spilled": 8}),), (), "spills", "kernel spills 8 bytes")
+NEEDS_SPILLED = Prediction(1e-5, (NEEDS.model_copy(update={"spilled": 8}),), (), "spills", "kernel spills 8 bytes")
 
 
 def test_a_default_that_is_not_fit_is_still_the_yardstick(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def compile_badly(workload: Workload, target: str, schedule: Schedule) -> list[Compiled]:
-    """For ``Modeller``: ways to fail, by the compiler and the number of threads."""
+    """For ``Predictor``: ways to fail, by the compiler and the number of threads."""
     assert isinstance(schedule, MemoryStep)
     if schedule.compiler == "tir":
         raise ValueError("no such instruction")
@@ -164,13 +164,13 @@ def compile_badly(workload: Workload, target: str, schedule: Schedule) -> list[C
     return [Compiled("kernel", work, Resources(255, spilled, spilled, 0))]
 
 
-def modeller() -> Modeller:
-    return Modeller(compile_badly)
+def bad_predictor() -> Predictor:
+    return Predictor(compile_badly)
 
 
 def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowering.nvcc.nvcc", lambda: "nvcc")  # so that TIR is tried on any machine
-    with Worker(1, makes=modeller) as worker:
+    with Worker(1, makes=bad_predictor) as worker:
         (result,) = run(tmp_path, worker)
     assert result.is_default
     found = {
@@ -208,8 +208,8 @@ def test_one_trial_does_not_replace_a_better_schedule_of_a_layers_scan(
     path = tmp_path / "records.jsonl"
     best = SHIPPED.schedule()
     assert best.compiler == "tir" and best != type(best).default(SHIPPED.workload)  # type: ignore[attr-defined]
-    models = Synthetic(lambda schedule: 1.63e-3 if schedule == best else 2.51e-3)
-    (result,) = run(tmp_path, models, trials=1, workload=SHIPPED.workload)
+    worker = Synthetic(lambda schedule: 1.63e-3 if schedule == best else 2.51e-3)
+    (result,) = run(tmp_path, worker, trials=1, workload=SHIPPED.workload)
     if nvcc is None:
         assert result.kept and not path.exists()
         assert "the known record stays" in report.notes([result])[0]
@@ -319,9 +319,9 @@ def test_the_table_the_page_and_the_line_say_that_nothing_was_run(tmp_path: Path
 
 
 def test_candidates_of_a_compiler_that_does_not_serve_the_target_are_refused(tmp_path: Path) -> None:
-    models = Synthetic(lambda schedule: 1e-5)
-    (result,) = run(tmp_path, models, target="mi300x")
-    assert {schedule.compiler for schedule in models.tried} == {"triton"}  # type: ignore[attr-defined]
+    worker = Synthetic(lambda schedule: 1e-5)
+    (result,) = run(tmp_path, worker, target="mi300x")
+    assert {schedule.compiler for schedule in worker.tried} == {"triton"}  # type: ignore[attr-defined]
     assert not result.study.summary().failures
 
 
@@ -329,7 +329,7 @@ def test_without_tvm_candidates_of_tir_are_refused_and_the_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    models = Synthetic(lambda schedule: 1e-5)
-    (result,) = run(tmp_path, models)
-    assert {schedule.compiler for schedule in models.tried} == {"triton"}  # type: ignore[attr-defined]
-    assert result.record.trials == len({*models.tried})
+    worker = Synthetic(lambda schedule: 1e-5)
+    (result,) = run(tmp_path, worker)
+    assert {schedule.compiler for schedule in worker.tried} == {"triton"}  # type: ignore[attr-defined]
+    assert result.record.trials == len({*worker.tried})

@@ -57,9 +57,9 @@ class Timed:
         return (self.seconds_a_call,) * rounds
 
 
-def run(folder: Path, measures: Any, budget: Budget, *workloads: Workload, **options: Any) -> list[Result]:
+def run(folder: Path, worker: Any, budget: Budget, *workloads: Workload, **options: Any) -> list[Result]:
     return tune(
-        "cpu", workloads or [MANY], measures, journal=folder / "journal.log", records_file=folder / "records.jsonl",
+        "cpu", workloads or [MANY], worker, journal=folder / "journal.log", records_file=folder / "records.jsonl",
         budget=budget, threads=1, **options,
     )  # fmt: skip
 

@@ -39,16 +39,16 @@ BEST = AddressDecodeBackward(lanes=8, parallel=False)
 
 
 def run(
-    folder: Path, measures: Any, trials: int | None = None, workloads: Sequence[Workload] = (WORKLOAD,), **options: Any
+    folder: Path, worker: Any, trials: int | None = None, workloads: Sequence[Workload] = (WORKLOAD,), **options: Any
 ) -> list[Result]:
     places = {"journal": folder / "journal.log", "records_file": folder / "records.jsonl", "threads": 1} | options
-    return tune("cpu", workloads, measures, budget=Budget(seconds=None, trials=trials), **places)
+    return tune("cpu", workloads, worker, budget=Budget(seconds=None, trials=trials), **places)
 
 
 def test_the_fastest_is_recorded_with_its_gain(tmp_path: Path) -> None:
-    measures = Synthetic(lambda schedule: 2.0 if schedule == BEST else 1.0)
-    (result,) = run(tmp_path, measures)
-    assert measures.tried[1] == DEFAULT
+    worker = Synthetic(lambda schedule: 2.0 if schedule == BEST else 1.0)
+    (result,) = run(tmp_path, worker)
+    assert worker.tried[1] == DEFAULT
     (record,) = records.load(tmp_path / "records.jsonl")
     assert record == result.record
     assert (record.schedule(), record.gain, record.gain_spread) == (BEST, 2.0, 0.0)
@@ -137,9 +137,9 @@ def known(folder: Path, schedule: Schedule = BEST, **changes: Any) -> Record:
 
 def test_the_known_best_is_tried_with_however_few_trials_and_stays(tmp_path: Path) -> None:
     known(tmp_path)
-    measures = Synthetic(lambda schedule: 1.6 if schedule == BEST else 1.0)
-    (result,) = run(tmp_path, measures, trials=1)
-    assert measures.tried[1:] == [DEFAULT, BEST]
+    worker = Synthetic(lambda schedule: 1.6 if schedule == BEST else 1.0)
+    (result,) = run(tmp_path, worker, trials=1)
+    assert worker.tried[1:] == [DEFAULT, BEST]
     (record,) = records.load(tmp_path / "records.jsonl")
     assert (record, record.schedule(), record.gain) == (result.record, BEST, 1.6)
     assert stale(record) is None, "it was measured anew"
@@ -192,9 +192,9 @@ def test_a_known_best_outside_the_knobs_that_are_searched_is_compared_too(
 ) -> None:
     monkeypatch.setattr(AddressDecodeBackward, "space", lambda workload: {"lanes": (4, 16), "parallel": (False,)})
     known(tmp_path)
-    measures = Synthetic(lambda schedule: 1.6 if schedule == BEST else 1.0)
-    run(tmp_path, measures)
-    assert BEST in measures.tried
+    worker = Synthetic(lambda schedule: 1.6 if schedule == BEST else 1.0)
+    run(tmp_path, worker)
+    assert BEST in worker.tried
     (record,) = records.load(tmp_path / "records.jsonl")
     assert (record.schedule(), record.gain) == (BEST, 1.6)
 
@@ -352,8 +352,8 @@ def test_what_goes_on_at_the_deadline_is_ended_and_says_nothing_of_the_schedule(
 def test_a_schedule_that_compiles_for_ever_is_ended() -> None:
     with faulty.Impatient(faulty.hangs, makes=faulty.Faulty) as worker:
         worker.open(WORKLOAD, "cpu")
-        with pytest.raises(FailedError, match=r"model took longer than 0\.5 s") as caught:
-            worker.model(DEFAULT)
+        with pytest.raises(FailedError, match=r"predict took longer than 0\.5 s") as caught:
+            worker.predict(DEFAULT)
         assert caught.value.status == "compile_timeout"
         worker.try_out(DEFAULT)
 
