@@ -142,14 +142,14 @@ def _table(title: str, rows: Sequence[Record], mine: set[tuple[str, str]]) -> Ta
 
     from lowering.fingerprint import stale
     from ramnet.console import duration
-    from schedules.kinds import kind
+    from schedules.kinds import default_schedule
 
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in ("workload", "device", "how", "time", "gain", "knobs", "whose", "date"):
         table.add_column(column, no_wrap=column == "date", overflow="fold")
     for record in rows:
         why, schedule = stale(record), record.schedule()
-        is_default = schedule == kind(record.workload.op, record.target).default(record.workload)
+        is_default = schedule == default_schedule(record.workload, record.target)
         op, _, sizes = record.workload.name.partition(" ")
         table.add_row(
             f"{op}\n  {sizes}", record.device, record.how if why is None else f"stale: {why}",

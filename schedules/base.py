@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -19,7 +20,8 @@ class Schedule(BaseModel):
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
-        """What is used when nothing was tuned: valid for every workload."""
+        """What is used when nothing was tuned. The op's default, which takes every workload, is that of
+        ``schedules.kinds.default_schedule``."""
         raise NotImplementedError
 
     @classmethod
@@ -27,19 +29,13 @@ class Schedule(BaseModel):
         """The values of each knob worth trying; not every combination is valid."""
         raise NotImplementedError
 
-    @classmethod
-    def idle(cls, chosen: Mapping[str, Any]) -> frozenset[str]:
-        """Knobs that kernels have no use for with those chosen so far; they keep their default."""
-        return frozenset()
-
     def refusal(self, workload: Workload) -> str | None:
         """Why this combination cannot be built for ``workload``, in one sentence; None where it can."""
         raise NotImplementedError
 
     def __str__(self) -> str:
-        """The knobs that the kernel has a use for, as "name=value"."""
-        knobs = self.model_dump()
-        return " ".join(f"{name}={value}" for name, value in knobs.items() if name not in self.idle(knobs))
+        """The knobs, as "name=value"."""
+        return " ".join(f"{name}={value}" for name, value in self.model_dump().items())
 
     def require(self, workload: Workload) -> None:
         """ValueError, with the op and why, where this combination cannot be built for ``workload``."""
@@ -48,19 +44,9 @@ class Schedule(BaseModel):
             raise ValueError(f"{workload.op}: {refused}")
 
 
-def combinations(kind: type[Schedule], space: Mapping[str, KNOB_VALUES]) -> Iterator[dict[str, Any]]:
-    """Every choice of the knobs that are not idle, in the order of the space."""
-
-    def rest(chosen: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
-        if not names:
-            yield chosen
-        elif names[0] in kind.idle(chosen):
-            yield from rest(chosen, names[1:])
-        else:
-            for value in space[names[0]]:
-                yield from rest(chosen | {names[0]: value}, names[1:])
-
-    return rest({}, list(space))
+def combinations(kind: type[Schedule], space: Mapping[str, KNOB_VALUES]) -> Iterator[Schedule]:
+    """The schedules with every choice of the knobs' values, in the order of the space."""
+    return (kind(**dict(zip(space, values, strict=True))) for values in itertools.product(*space.values()))
 
 
 def largest_divisor(number: int, limit: int) -> int:

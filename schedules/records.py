@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ramnet.config import one_line
 from ramnet.files import locked, read_text, write_text_atomic
 from schedules.base import Schedule
-from schedules.kinds import kind
+from schedules.kinds import default_schedule, schedule_of
 from schedules.workload import Workload
 
 How = Literal["measured", "modelled, not run"]  # modelled: compiled for the target
@@ -79,7 +79,7 @@ class Record(BaseModel):
 
     def schedule(self) -> Schedule:
         """The knobs, validated."""
-        return kind(self.workload.op, self.target)(**self.knobs)
+        return schedule_of(self.workload.op, self.target, self.knobs)
 
 
 def records_path(target: str) -> Path:
@@ -242,4 +242,4 @@ def choose(
             exact = record.key == (workload.name, device)
             source = "record" if exact else f"nearest: {record.workload.name} on {record.device}"
             return Choice(schedule=schedule, source=source, record=record)
-    return Choice(schedule=kind(workload.op, target).default(workload), source="default")
+    return Choice(schedule=default_schedule(workload, target), source="default")

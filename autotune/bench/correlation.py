@@ -22,7 +22,7 @@ from autotune.study.study import every_schedule
 from autotune.study.worker import FailedError, Worker
 from ramnet.cli import main
 from schedules.base import Schedule
-from schedules.kinds import kind
+from schedules.kinds import default_schedule
 from schedules.workload import Workload
 
 # Candidates timed in turn with the default at a time, and how often each; more would not lie in the caches together.
@@ -72,7 +72,7 @@ def rank_correlation(target: str, workload: Workload, seconds: float, threads: i
     Raises:
         ValueError: for a target that is not here. RuntimeError: where the default schedule fails.
     """
-    default = kind(workload.op, target).default(workload)
+    default = default_schedule(workload, target)
     others = [schedule for schedule in every_schedule(workload, target) if schedule != default]
     random.Random(0).shuffle(others)
     pairs: list[Pair] = []

@@ -17,7 +17,7 @@ from ramnet.cli import main
 from ramnet.config import RamNetConfig
 from schedules import records
 from schedules.base import Schedule
-from schedules.kinds import kind
+from schedules.kinds import default_schedule
 from schedules.of_model import of_model_on_gpu
 from schedules.workload import Workload
 
@@ -42,7 +42,7 @@ def shipped(arch: str) -> list[tuple[str, Workload, Schedule]]:
         found += [(target, record.workload, record.schedule()) for record in known]
         recorded = {record.workload.op for record in known}
         found += [
-            (target, workload, kind(workload.op, target).default(workload))
+            (target, workload, default_schedule(workload, target))
             for workload in of_model_on_gpu(RamNetConfig.preset("340m"))
             if workload.op not in recorded
         ]

@@ -13,7 +13,7 @@ from autotune.study.study import Study, refused
 from autotune.study.worker import FailedError, OutOfTimeError, Worker
 from lowering.fingerprint import fingerprint, versions
 from schedules.base import Schedule
-from schedules.kinds import kind
+from schedules.kinds import default_schedule
 from schedules.records import How, Record
 from schedules.workload import Workload
 
@@ -75,7 +75,7 @@ class Result:
 
     @property
     def is_default(self) -> bool:
-        return self.record.schedule() == kind(self.record.workload.op, self.record.target).default(self.record.workload)
+        return self.record.schedule() == default_schedule(self.record.workload, self.record.target)
 
 
 class Search:
@@ -99,7 +99,7 @@ class Search:
         self.study, self.target, self.known = study, target, tuple(known)
         self.standing: Schedule | None = None
         self.seconds, self.trials, self.on_progress = seconds, trials, on_progress
-        self.default = study.kind.default(study.workload)
+        self.default = default_schedule(study.workload, target)
         self.begin = perf_counter()
 
     def run(self, device: str) -> Result:

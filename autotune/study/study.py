@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from autotune.study.journal import open_journal
+from autotune.study.space import Space
 from autotune.study.trials import NOT_MEASURED, refuse_damaged
 from lowering.gpu.compilers import why_unsupported
 from lowering.targets import find
 from ramnet.files import locked
-from schedules.base import Schedule, combinations
-from schedules.kinds import kind
+from schedules.base import Schedule
+from schedules.kinds import default_schedule
 from schedules.workload import Workload
 
 if TYPE_CHECKING:
@@ -57,19 +58,18 @@ class Study:
     ) -> None:  # fmt: skip
         self.workload, self.target = workload, target
         self.sampler, self.seed, self.seconds_a_trial = sampler, seed, seconds_a_trial
-        self.kind = kind(workload.op, target)
-        self.space = space_of(workload, target)
+        self.space = Space(workload, target)
         self.valid = every_schedule(workload, target)
         self.storage = open_journal(journal) if storage is None else storage
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        space = hashlib.sha256(repr(self.space).encode()).hexdigest()[:6]
+        space = hashlib.sha256(repr(self.space.parameters).encode()).hexdigest()[:6]
         self.name = f"{workload.name} | {identity} | space {space}"
         if self.name in optuna.get_all_study_names(self.storage):
             self.optuna = optuna.load_study(storage=self.storage, study_name=self.name)
             try:
-                refuse_damaged(self.optuna, self.kind, self.space)
+                refuse_damaged(self.optuna, self.space)
             except ValueError as error:
                 raise ValueError(f"{journal}: {error}; name another file") from None
         self.lock = journal.with_name(f".{journal.name}.lock")
@@ -85,13 +85,13 @@ class Study:
             for trial in self._trials("RUNNING"):
                 if not _alive(trial, self.seconds_a_trial):
                     self._end(trial, "killed", "its process ended before it did")
-                    schedule = self._schedule(trial)
+                    schedule = self.space.schedule(trial.params)
                     if schedule is not None and schedule not in self._given_up():
                         self.optuna.enqueue_trial(trial.params)
             untried = {*self.untried()}
-            for schedule in (self.kind.default(self.workload), *first):
+            for schedule in (default_schedule(self.workload, self.target), *first):
                 if schedule in untried:
-                    self.optuna.enqueue_trial(schedule.model_dump(), skip_if_exists=True)
+                    self.optuna.enqueue_trial(self.space.chosen(schedule), skip_if_exists=True)
 
     def next(self) -> tuple[optuna.Trial, Schedule] | None:
         """A trial of a combination that nobody has tried, and its schedule; None when all were."""
@@ -102,7 +102,8 @@ class Study:
                     return None
                 if suggestions >= PATIENCE and untried and not waiting:
                     number = len(self.optuna.get_trials(deepcopy=False))
-                    self.optuna.enqueue_trial(random.Random(self.seed + number).choice(untried).model_dump())
+                    drawn = random.Random(self.seed + number).choice(untried)
+                    self.optuna.enqueue_trial(self.space.chosen(drawn))
                 trial, schedule = self._ask()
                 refusal = refused(schedule, self.workload, self.target)
                 if schedule in self._given_up():
@@ -135,18 +136,19 @@ class Study:
         """The trials that tell what a schedule is worth: one of each, the first."""
         found: dict[Schedule, optuna.trial.FrozenTrial] = {}
         for trial in self._trials("COMPLETE", "FAIL"):
-            if trial.user_attrs.get("status", "killed") not in NOT_MEASURED:
-                found.setdefault(self.kind(**trial.params), trial)
+            schedule = self.space.schedule(trial.params)
+            if schedule is not None and trial.user_attrs.get("status", "killed") not in NOT_MEASURED:
+                found.setdefault(schedule, trial)
         return found
 
     def untried(self) -> list[Schedule]:
         """Valid combinations that are neither finished nor under way."""
-        taken = {*self.finished(), *(self._schedule(trial) for trial in self._trials("RUNNING"))}
+        taken = {*self.finished(), *(self.space.schedule(trial.params) for trial in self._trials("RUNNING"))}
         return [schedule for schedule in self.valid if schedule not in taken | self._given_up()]
 
     def best(self, count: int) -> list[Schedule]:
         """The ``count`` best schedules by gain, the default left out."""
-        default = self.kind.default(self.workload)
+        default = default_schedule(self.workload, self.target)
         ok = [(t.value, s) for s, t in self.finished().items() if t.value is not None and s != default]
         return [schedule for _, schedule in sorted(ok, key=lambda pair: -pair[0])[:count]]
 
@@ -167,16 +169,12 @@ class Study:
         # A sampler for each trial, seeded by its number: a resumed search goes on as if it had never stopped.
         self.optuna.sampler = self._sampler((self.seed * 100_003 + trial.number) % 2**32)
         trial.set_user_attr("owner", {"host": socket.gethostname(), "pid": os.getpid(), "began": _birth(os.getpid())})
-        knobs: dict[str, Any] = {}
-        for name, values in self.space.items():
-            if name not in self.kind.idle(knobs):
-                knobs[name] = trial.suggest_categorical(name, values)
-        return trial, self.kind(**knobs)
+        return trial, self.space.suggest(trial)
 
     def _under_way(self, schedule: Schedule, number: int) -> optuna.trial.FrozenTrial | None:
         """A trial of the same combination that another process has under way."""
         others = (trial for trial in self._trials("RUNNING") if trial.number != number)
-        return next((trial for trial in others if self._schedule(trial) == schedule), None)
+        return next((trial for trial in others if self.space.schedule(trial.params) == schedule), None)
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         import optuna
@@ -197,32 +195,16 @@ class Study:
 
     def _given_up(self) -> set[Schedule | None]:
         killed = (trial for trial in self._trials("FAIL") if trial.user_attrs.get("status") == "killed")
-        counts = Counter(self._schedule(trial) for trial in killed)
+        counts = Counter(self.space.schedule(trial.params) for trial in killed)
         return {schedule for schedule, count in counts.items() if count >= MOST_KILLS}
-
-    def _schedule(self, trial: optuna.trial.FrozenTrial) -> Schedule | None:
-        """None where the trial was stopped before it had all its knobs."""
-        complete = self.space.keys() <= trial.params.keys() | self.kind.idle(trial.params)
-        return self.kind(**trial.params) if complete else None
 
     def _trials(self, *states: str) -> list[optuna.trial.FrozenTrial]:
         return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state.name in states]
 
 
-def space_of(workload: Workload, target: str) -> dict[str, tuple[Any, ...]]:
-    """The values of each knob, the default's, which may lie outside those worth trying, among them."""
-    kinds = kind(workload.op, target)
-    default = kinds.default(workload)
-    return {
-        name: tuple(dict.fromkeys((*values, getattr(default, name)))) for name, values in kinds.space(workload).items()
-    }
-
-
 def every_schedule(workload: Workload, target: str) -> list[Schedule]:
-    """The combinations of ``space_of`` that are not ``refused``."""
-    kinds = kind(workload.op, target)
-    schedules = (kinds(**knobs) for knobs in combinations(kinds, space_of(workload, target)))
-    return [schedule for schedule in schedules if refused(schedule, workload, target) is None]
+    """The schedules of the ``Space`` that are not ``refused``."""
+    return [each for each in Space(workload, target).schedules() if refused(each, workload, target) is None]
 
 
 def refused(schedule: Schedule, workload: Workload, target: str) -> str | None:

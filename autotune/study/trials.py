@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autotune.study.space import Space
 from ramnet.config import one_line
-from schedules.base import Schedule
 
 if TYPE_CHECKING:
     import optuna
@@ -38,26 +38,27 @@ class _Attributes(BaseModel):
     seconds: float = Field(0.0, allow_inf_nan=False)
 
 
-def refuse_damaged(study: optuna.Study, kind: type[Schedule], space: dict[str, tuple[Any, ...]]) -> None:
+def refuse_damaged(study: optuna.Study, space: Space) -> None:
     """ValueError, naming the trial, where a study is none of a search of ``space``, or not whole."""
     if [direction.name for direction in study.directions] != ["MAXIMIZE"]:
         raise ValueError(f"the study {study.study_name!r} does not look for the largest gain")
     for trial in study.get_trials(deepcopy=False):
-        why = _damage(trial, kind, space)
+        why = _damage(trial, space)
         if why is not None:
             raise ValueError(f"trial {trial.number} of {study.study_name!r} is damaged: {why}")
 
 
-def _damage(trial: optuna.trial.FrozenTrial, kind: type[Schedule], space: dict[str, tuple[Any, ...]]) -> str | None:
+def _damage(trial: optuna.trial.FrozenTrial, space: Space) -> str | None:
     try:
         found = _Attributes.model_validate(trial.user_attrs)
     except ValidationError as error:
         return one_line(error)
+    known = space.parameters
     for name, distribution in trial.distributions.items():
-        if getattr(distribution, "choices", None) != space.get(name):
+        if getattr(distribution, "choices", None) != known.get(name):
             return f"{name} is no knob with the values {getattr(distribution, 'choices', distribution)}"
     planned = trial.system_attrs.get("fixed_params", {})
-    if not isinstance(planned, dict) or any(value not in space.get(name, ()) for name, value in planned.items()):
+    if not isinstance(planned, dict) or any(value not in known.get(name, ()) for name, value in planned.items()):
         return f"the knobs {planned!r:.80} are none of this search"
     if not trial.state.is_finished():
         return None
@@ -66,7 +67,7 @@ def _damage(trial: optuna.trial.FrozenTrial, kind: type[Schedule], space: dict[s
     values = trial.values
     if (trial.state.name == "COMPLETE" or values is not None) and not _is_gain(values):
         return f"its value is {values!r:.40}; it must be a number"
-    if found.status not in NOT_MEASURED and not space.keys() <= trial.params.keys() | kind.idle(trial.params):
+    if found.status not in NOT_MEASURED and space.schedule(trial.params) is None:
         return "some of its knobs are missing"
     return None
 

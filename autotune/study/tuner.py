@@ -21,7 +21,7 @@ from lowering.fingerprint import code, fingerprint
 from ramnet.files import require_writable
 from schedules import records
 from schedules.base import Schedule
-from schedules.kinds import kind as kind_of
+from schedules.kinds import default_schedule
 from schedules.records import Record
 from schedules.workload import Workload
 
@@ -116,5 +116,5 @@ def displaced_by(workload: Workload, known: Sequence[Record], target: str, devic
     use for it here until then; without the default."""
     own = [r.schedule() for r in known if r.target == target and r.key == (workload.name, device)]
     used = records.choose(workload, target, device, lambda s: refused(s, workload, target), known).schedule
-    default = kind_of(workload.op, target).default(workload)
+    default = default_schedule(workload, target)
     return [schedule for schedule in dict.fromkeys([*own, used]) if schedule != default]

@@ -17,7 +17,7 @@ from lowering.targets import gpu_of
 from ramnet.ops import checks
 from schedules import records
 from schedules.base import Schedule
-from schedules.gpu import SCHEDULES
+from schedules.kinds import default_schedule
 from schedules.workload import Op, Workload
 
 
@@ -52,7 +52,7 @@ class GpuKernels:
                 choice = records.choose(workload, self.target, self.target, lambda s: why_unsupported(s, self.target))
                 self._schedules[key] = choice.schedule
             else:
-                self._schedules[key] = SCHEDULES[op].default(workload)
+                self._schedules[key] = default_schedule(workload, self.target)
         return self._schedules[key]
 
     def address_decode(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,6 @@ from lowering.gpu.cuda.driver import Cubin
 from lowering.gpu.templates import require
 from lowering.targets import find, gpu_of, here
 from schedules.base import Schedule
-from schedules.gpu import shared
 from schedules.workload import Op, Workload
 
 # Launches one function of a template on tensors, in the order of its parameters.
@@ -154,7 +153,7 @@ def _memory_scan_backward(
     run = _kernels("memory_scan_backward", (*write_slots.shape, *memory.shape[1:]), dtype, state, schedule, target,
                    values.is_cuda, decay_power=decay_power, eps=eps, proxy_eps=proxy_eps)  # fmt: skip
     (heads, T, K), D = write_slots.shape, memory.shape[-1]
-    width, group = shared.tile(schedule), min(heads, schedule.heads or heads)
+    width, group = schedule.tile, schedule.group(heads)
     count, padded = -(-D // width), -(-T // schedule.chunk) * schedule.chunk
     kept = dtype if dtype == torch.bfloat16 else sums
 

@@ -13,7 +13,7 @@ from autotune.bench.run import DEFAULT, FLOOR, TUNED, Run
 from autotune.measure.cuda_clock import CudaClock, captured
 from autotune.measure.gpu_runner import GpuRunner
 from ramnet import RamNetConfig
-from schedules.kinds import kind
+from schedules.kinds import default_schedule
 from schedules.of_model import of_model_on_gpu
 from schedules.workload import Workload
 from tests.gpu.conftest import DEVICE
@@ -49,7 +49,7 @@ def test_a_graph_computes_the_same_without_calling_anything() -> None:
 def test_the_default_of_each_op_is_right_and_can_be_timed(target: str, op: str) -> None:
     """At the sizes that are tuned for; the numbers are checked at odd ones."""
     (workload,) = (w for w in of_model_on_gpu(RamNetConfig.preset("340m"), length=1024) if w.op == op)
-    runner, schedule = GpuRunner(), kind(op, target).default(workload)
+    runner, schedule = GpuRunner(), default_schedule(workload, target)
     runner.open(workload, target, 1)
     runner.build(schedule)
     runner.check(schedule)
@@ -61,7 +61,7 @@ def test_the_default_of_each_op_is_right_and_can_be_timed(target: str, op: str) 
 def test_the_default_of_each_op_is_right_in_other_types(target: str, dtype: str) -> None:
     for workload in of_model_on_gpu(RamNetConfig.preset("340m"), 1, 63, 3):
         other = Workload.model_validate(workload.model_dump() | {"dtype": dtype})
-        runner, schedule = GpuRunner(), kind(other.op, target).default(other)
+        runner, schedule = GpuRunner(), default_schedule(other, target)
         runner.open(other, target, 1)
         runner.build(schedule)
         runner.check(schedule)

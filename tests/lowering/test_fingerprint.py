@@ -15,8 +15,8 @@ from lowering.fingerprint import code, fingerprint, stale, versions
 from schedules import cpu, gpu
 from schedules.base import Schedule
 from schedules.cpu import MemoryStep
-from schedules.gpu import MemoryScan
 from schedules.gpu import MemoryStep as GpuStep
+from schedules.gpu import SharedScan
 from schedules.records import Record, Time
 from schedules.workload import Workload
 
@@ -104,10 +104,10 @@ def cases() -> list[tuple[str, str, Schedule]]:
     found: list[tuple[str, str, Schedule]] = [
         (op, "cpu", kind.model_construct()) for op, kind in cpu.SCHEDULES.items()
     ]  # fmt: skip
-    for op, kind in gpu.SCHEDULES.items():
-        name, values = ("form", ("serial", "slots", "shared")) if op.startswith("memory_scan") else (
-            "compiler", ("triton", "tir"))  # fmt: skip
-        found += [(op, "a100", kind.model_construct(**{name: value})) for value in values]
+    for op, forms in gpu.SCHEDULES.items():
+        for form, kind in forms.items():
+            compilers = [{}] if form else [{"compiler": "triton"}, {"compiler": "tir"}]
+            found += [(op, "a100", kind(**each)) for each in compilers]
     return found
 
 
@@ -169,7 +169,7 @@ def test_a_record_is_stale_where_its_code_or_its_compilers_are_others(
 def test_a_compiler_that_is_not_here_says_nothing_against_a_record(
     monkeypatch: pytest.MonkeyPatch, fresh: None
 ) -> None:
-    schedule = MemoryScan(form="shared")
+    schedule = SharedScan()
     workload = WORKLOAD.model_copy(update={"op": "memory_scan", "shape": {"N": 1, "T": 1, **WORKLOAD.shape}})
     monkeypatch.setattr(nvcc, "version", lambda: "13.0.1")
     made = record(

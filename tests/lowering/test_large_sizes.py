@@ -17,7 +17,6 @@ from ramnet import ops
 from ramnet.ops import reference
 from schedules import gpu
 from schedules.cpu import SCHEDULES
-from schedules.gpu.scan import MemoryScan, MemoryScanBackward
 from schedules.gpu.step import MemoryStep
 from schedules.workload import Op, Workload
 from tests.samples import relative_rmse, scan_inputs
@@ -92,8 +91,9 @@ def test_cpu_kernels_count_in_64_bits(op: Op) -> None:
 @pytest.mark.parametrize("op", gpu.SCHEDULES)
 def test_tirs_gpu_kernels_count_in_64_bits(op: Op) -> None:
     work = Workload(op=op, shape=SHAPES[op], constants=CONSTANTS)
-    knobs: dict[str, Any] = {"form": "shared"} if "scan" in op else {"compiler": "tir"}
-    module = template(work, gpu.SCHEDULES[op](**knobs), cuda=False)
+    kinds = gpu.SCHEDULES[op]
+    schedule = kinds["shared"]() if "shared" in kinds else kinds[""](compiler="tir")
+    module = template(work, schedule, cuda=False)
     assert narrow_accesses(module, tvm.target.Target({"kind": "llvm"})) <= {"A"}  # [2, H]
 
 
@@ -174,14 +174,16 @@ def test_a_scan_of_a_large_memory_is_right_on_the_gpus_kernels(form: Any) -> Non
     inputs = [x.flatten(0, 1) for x in large.values()]
     rows = spread(torch.arange(8)).long()
 
-    output, new_memory, new_mass = walked("memory_scan", MemoryScan(form=form), *inputs, 1.0, 1e-6)
+    output, new_memory, new_mass = walked("memory_scan", gpu.SCHEDULES["memory_scan"][form](), *inputs, 1.0, 1e-6)
     assert relative_rmse(output.view(expected[0].shape), expected[0]) < 1e-5
     assert relative_rmse(new_memory[:, rows], expected[1].flatten(0, 1)) < 1e-5
     assert relative_rmse(new_mass[:, rows], expected[2].flatten(0, 1)) < 1e-5
     del new_memory
 
     wide = [given[0].flatten(0, 1), untouched_zeros().flatten(0, 1), torch.zeros_like(mass).flatten(0, 1)]
-    found = walked("memory_scan_backward", MemoryScanBackward(form=form), *wide, *inputs, 1.0, 1e-6, 0.01)
+    found = walked(
+        "memory_scan_backward", gpu.SCHEDULES["memory_scan_backward"][form](), *wide, *inputs, 1.0, 1e-6, 0.01
+    )
     for actual, wanted in zip(found[:3], gradients[:3], strict=True):
         assert relative_rmse(actual.view(wanted.shape), wanted) < 1e-4
     assert relative_rmse(found[3][:, rows], gradients[3].flatten(0, 1)) < 1e-4

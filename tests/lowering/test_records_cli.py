@@ -12,7 +12,7 @@ from lowering.fingerprint import fingerprint, versions
 from ramnet.cli import ramnet as command
 from schedules import records
 from schedules.cpu import MemoryStep
-from schedules.gpu import MemoryScan
+from schedules.gpu import SharedScan
 from schedules.records import Record, Time
 from schedules.workload import Workload
 
@@ -76,7 +76,7 @@ def test_show_tells_times_of_todays_kernels_alone_and_whose_a_record_is(run: Run
 
 
 def test_show_names_what_a_kernel_has_a_use_for(run: Run) -> None:
-    scan = MemoryScan(form="shared", channels=2)
+    scan = SharedScan(channels=2)
     shape = {"N": 16, "T": 64, "K": 8, "M": 64, "D": 64}
     of = Workload(op="memory_scan", shape=shape, dtype="bfloat16")
     changes = {"workload": of, "target": "a100", "device": "a100"}
@@ -125,7 +125,7 @@ def test_a_file_that_holds_no_records_is_refused_before_anything_is_written(run:
     (tmp_path / "letter").write_text("a letter\n")
     records.save(tmp_path / "good.jsonl", [record(64)])
     of = Workload(op="memory_scan", shape={"N": 1, "T": 1, "K": 1, "M": 1, "D": 1})
-    strange = record(64, workload=of, target="abacus", knobs=MemoryScan().model_dump())
+    strange = record(64, workload=of, target="abacus", knobs=SharedScan().model_dump())
     records.save(tmp_path / "strange.jsonl", [strange])
     for name, why in (("letter", "letter, line 1, is not a record"), ("strange.jsonl", "target 'abacus' is unknown")):
         status, out = run("import", tmp_path / "good.jsonl", tmp_path / name)

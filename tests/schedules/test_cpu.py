@@ -18,7 +18,7 @@ from schedules.cpu import (
     MemoryStep,
     Project,
 )  # fmt: skip
-from schedules.kinds import kind
+from schedules.kinds import default_schedule
 from schedules.workload import AXES, Op, Workload
 
 SIZES = {"N": 16, "T": 1024, "K": 8, "M": 1024, "D": 64, "R": 32768, "U": 5, "P": 4, "O": 96, "I": 64, "C": 32, "H": 2}
@@ -145,7 +145,7 @@ def test_the_first_that_cannot(schedule: Schedule, workload: Workload, sentence:
     ],
 )  # fmt: skip
 def test_defaults(workload: Workload, default: Schedule) -> None:
-    assert kind(workload.op, "cpu").default(workload) == default
+    assert default_schedule(workload, "cpu") == default
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_defaults(workload: Workload, default: Schedule) -> None:
     ],
 )  # fmt: skip
 def test_what_is_searched(workload: Workload, space: dict[str, tuple[Any, ...]]) -> None:
-    assert kind(workload.op, "cpu").space(workload) == space
+    assert SCHEDULES[workload.op].space(workload) == space
 
 
 @pytest.mark.parametrize("op", SCHEDULES)
@@ -173,4 +173,4 @@ def test_defaults_can_be_built_whatever_the_sizes(op: Op) -> None:
     for size, dtype in itertools.product((1, 2, 3, 5, 48, 1009), ("float32", "float64")):
         sizes = dict.fromkeys("NTKDRPOICH", size) | {"U": 1, "M": max(size, 2)}
         workload = work(op, dtype, **sizes)
-        assert kind(op, "cpu").default(workload).refusal(workload) is None, workload.name
+        assert default_schedule(workload, "cpu").refusal(workload) is None, workload.name

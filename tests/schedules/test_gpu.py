@@ -6,6 +6,7 @@ Form slots is in test_gpu_slots.py.
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -16,13 +17,16 @@ from schedules.gpu import (
     AddressDecode,
     AddressDecodeBackward,
     DecodeHeads,
-    MemoryScan,
-    MemoryScanBackward,
     MemoryStep,
+    SerialScan,
+    SerialScanBackward,
+    SharedScan,
+    SharedScanBackward,
+    SlotsScan,
     shared,
 )  # fmt: skip
 from schedules.gpu.address import exchanges, straight_exchanges
-from schedules.kinds import kind
+from schedules.kinds import default_schedule, schedule_of
 from schedules.workload import AXES, Op, Workload, heads_of
 
 SIZES = {"N": 256, "T": 4096, "K": 8, "M": 1024, "D": 64, "R": 32768, "U": 5, "P": 4}
@@ -36,10 +40,6 @@ SCAN, BACK, STEP = work("memory_scan"), work("memory_scan_backward"), work("memo
 ADDRESS, GRADIENT, HEADS = work("address_decode"), work("address_decode_backward"), work("decode_heads")
 
 
-def of_shared(**knobs: int) -> MemoryScan:
-    return MemoryScan(form="shared", **knobs)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("schedule", "workload"),
     [
@@ -48,13 +48,13 @@ def of_shared(**knobs: int) -> MemoryScan:
         (AddressDecodeBackward(), work("address_decode_backward", K=64)),
         (MemoryStep(threads=32), STEP),
         (DecodeHeads(threads=32), work("decode_heads", K=16)),
-        (MemoryScan(), work("memory_scan", K=16)), (MemoryScan(tile=128, threads=32), work("memory_scan", D=68)),
-        (MemoryScan(tile=128, threads=64), work("memory_scan", D=68)),
-        (MemoryScan(tile=64, threads=64), work("memory_scan", D=63)),
-        (MemoryScanBackward(checkpoint=1), BACK),
-        (of_shared(slot_lanes=8, chunk=8), SCAN),
-        (of_shared(channels=2, chunk=8, slot_lanes=8), work("memory_scan", D=66)),
-        (of_shared(slot_lanes=8, chunk=8), work("memory_scan", N=65535)),
+        (SerialScan(), work("memory_scan", K=16)), (SerialScan(tile=128, threads=32), work("memory_scan", D=68)),
+        (SerialScan(tile=128, threads=64), work("memory_scan", D=68)),
+        (SerialScan(tile=64, threads=64), work("memory_scan", D=63)),
+        (SerialScanBackward(checkpoint=1), BACK),
+        (SharedScan(slot_lanes=8, chunk=8), SCAN),
+        (SharedScan(channels=2, chunk=8, slot_lanes=8), work("memory_scan", D=66)),
+        (SharedScan(slot_lanes=8, chunk=8), work("memory_scan", N=65535)),
     ],
 )  # fmt: skip
 def test_the_last_that_can_be_built(schedule: Schedule, workload: Workload) -> None:
@@ -66,7 +66,7 @@ def test_the_last_that_can_be_built(schedule: Schedule, workload: Workload) -> N
     [
         *((made(threads=n), workload, f"threads is {n}; it must be a power of two in 32..1024")
           for made, workload in ((AddressDecode, ADDRESS), (AddressDecodeBackward, GRADIENT), (MemoryStep, STEP),
-                                 (DecodeHeads, HEADS), (MemoryScan, SCAN))
+                                 (DecodeHeads, HEADS), (SerialScan, SCAN))
           for n in (0, -32, 16, 48, 2048)),
         (AddressDecode(unroll=3), ADDRESS, "unroll is 3; it must be 0, 1 or 2"),
         (AddressDecode(unroll=2), work("address_decode", K=32),
@@ -75,38 +75,35 @@ def test_the_last_that_can_be_built(schedule: Schedule, workload: Workload) -> N
         (AddressDecodeBackward(), work("address_decode_backward", K=65),
          "K is 65; a thread's registers hold 64 addresses"),
         (DecodeHeads(threads=32), work("decode_heads", K=17), "threads is 32; it must be at least 64"),
-        (MemoryScan(), work("memory_scan", K=17), "K is 17; form serial walks at most 16 slots a token"),
-        (MemoryScan(spans=0), SCAN, "spans is 0; it must be 1 or more"),
-        (MemoryScan(tile=96), SCAN, "tile is 96; it must be a power of two"),
-        (MemoryScan(tile=0), SCAN, "tile is 0; it must be a power of two"),
-        (MemoryScan(tile=32), SCAN,
+        (SerialScan(), work("memory_scan", K=17), "K is 17; form serial walks at most 16 slots a token"),
+        (SerialScan(spans=0), SCAN, "spans is 0; it must be 1 or more"),
+        (SerialScan(tile=96), SCAN, "tile is 96; it must be a power of two"),
+        (SerialScan(tile=0), SCAN, "tile is 0; it must be a power of two"),
+        (SerialScan(tile=32), SCAN,
          "tile is 32, fewer channels than the 64 threads; a channel must be one thread's alone"),
-        (MemoryScan(tile=256, threads=32), SCAN,
+        (SerialScan(tile=256, threads=32), SCAN,
          "tile is 256; a thread has 4 channels at most, so that 32 have 128"),
-        (MemoryScan(tile=128), work("memory_scan", D=66),
+        (SerialScan(tile=128), work("memory_scan", D=66),
          "tile is 128, more channels than the 64 threads; D = 66 is no multiple of 4 for that"),
-        (MemoryScan(tile=128), SCAN, "tile is 128; half of it holds all D = 64 channels"),
-        (MemoryScan(piece=32), SCAN, "piece is 32, which form serial has no use for; it must stay 64"),
-        (MemoryScan(form="slots", spans=2), SCAN, "spans is 2, which form slots has no use for; it must stay 1"),
-        (of_shared(tile=32), SCAN, "tile is 32, which form shared has no use for; it must stay 64"),
-        (MemoryScanBackward(checkpoint=0), BACK, "checkpoint is 0; it must be 1 or more"),
-        (MemoryScanBackward(form="shared", heads=-1), BACK,
+        (SerialScan(tile=128), SCAN, "tile is 128; half of it holds all D = 64 channels"),
+        (SerialScanBackward(checkpoint=0), BACK, "checkpoint is 0; it must be 1 or more"),
+        (SharedScanBackward(heads=-1), BACK,
          "heads is -1; it must be 0, for all, or how many heads' rows are kept at a time"),
-        (of_shared(slot_lanes=16), SCAN, "slot_lanes is 16; it must be a power of two up to 32 that divides K = 8"),
-        (of_shared(slot_lanes=3), SCAN, "slot_lanes is 3; it must be a power of two up to 32 that divides K = 8"),
-        (of_shared(channels=3), SCAN,
+        (SharedScan(slot_lanes=16), SCAN, "slot_lanes is 16; it must be a power of two up to 32 that divides K = 8"),
+        (SharedScan(slot_lanes=3), SCAN, "slot_lanes is 3; it must be a power of two up to 32 that divides K = 8"),
+        (SharedScan(channels=3), SCAN,
          "channels is 3; it must be 1, 2 or 4, divide D = 64, and be 16 bytes of sums at most"),
-        (of_shared(channels=4), work("memory_scan", D=66),
+        (SharedScan(channels=4), work("memory_scan", D=66),
          "channels is 4; it must be 1, 2 or 4, divide D = 66, and be 16 bytes of sums at most"),
-        (of_shared(channels=4), work("memory_scan", "float64"),
+        (SharedScan(channels=4), work("memory_scan", "float64"),
          "channels is 4; it must be 1, 2 or 4, divide D = 64, and be 16 bytes of sums at most"),
-        (of_shared(slot_lanes=8), work("memory_scan", N=65536),
+        (SharedScan(slot_lanes=8), work("memory_scan", N=65536),
          "a launch has 65536 heads; form shared takes 65535 at most"),
-        (of_shared(slot_lanes=8, chunk=0), SCAN, "chunk is 0; it must be 1 or more"),
+        (SharedScan(slot_lanes=8, chunk=0), SCAN, "chunk is 0; it must be 1 or more"),
         # Of 2 slots and 2 weights for each of K, and a tile of 128 channels: 160 numbers a token, 5 a thread.
-        (of_shared(chunk=20), SCAN, "a thread would hold 100 operands of a chunk of 20 tokens; 96 are the most"),
+        (SharedScan(chunk=20), SCAN, "a thread would hold 100 operands of a chunk of 20 tokens; 96 are the most"),
         # 129 numbers of each of 1024 rows.
-        (of_shared(chunk=8), SCAN,
+        (SharedScan(chunk=8), SCAN,
          f"a program needs {1024 * 129 * 4 + 8 * 160 * 4} bytes of shared memory; the limit is 232448"),
     ],
 )  # fmt: skip
@@ -116,24 +113,24 @@ def test_the_first_that_cannot(schedule: Schedule, workload: Workload, sentence:
 
 def test_the_backward_of_form_shared_needs_more_than_its_forward() -> None:
     small = work("memory_scan", M=256), work("memory_scan_backward", M=256)
-    knobs: dict[str, Any] = {"form": "shared", "slot_lanes": 4, "chunk": 16}
-    assert MemoryScan(**knobs).refusal(small[0]) is None
+    knobs: dict[str, Any] = {"slot_lanes": 4, "chunk": 16}
+    assert SharedScan(**knobs).refusal(small[0]) is None
     # 5 arrays by slot and one by both of 8 slots and 32 channels in bfloat16, 2 numbers a word.
     held = 16 * (7 * 8 + 2 * 32 + 8 * 32 // 2) // 32
-    assert MemoryScanBackward(**knobs).refusal(small[1]) == (
+    assert SharedScanBackward(**knobs).refusal(small[1]) == (
         f"a thread would hold {held} operands of a chunk of 16 tokens; 96 are the most"
     )
-    assert MemoryScanBackward(**knobs | {"chunk": 8, "heads": 3}).refusal(small[1]) is None
+    assert SharedScanBackward(**knobs | {"chunk": 8, "heads": 3}).refusal(small[1]) is None
 
 
 def test_the_sizes_of_form_shared() -> None:
-    knobs = of_shared(slot_lanes=4, channels=2)
-    assert shared.tile(knobs) == 16
-    assert [shared.tiles(work("memory_scan", D=d), knobs) for d in (16, 17, 64)] == [1, 2, 4]
+    knobs = SharedScan(slot_lanes=4, channels=2)
+    assert knobs.tile == 16
+    assert [knobs.tiles(work("memory_scan", D=d)) for d in (16, 17, 64)] == [1, 2, 4]
     assert [shared.word(work("memory_scan", dtype)) for dtype in ("bfloat16", "float32", "float64")] == [4, 4, 8]
     kept = {dtype: shared.history_type(work("memory_scan", dtype)) for dtype in ("bfloat16", "float16", "float64")}
     assert kept == {"bfloat16": "bfloat16", "float16": "float32", "float64": "float64"}
-    collisions = [shared.collisions(SCAN, of_shared(slot_lanes=lanes, channels=1)) for lanes in (1, 2, 32)]
+    collisions = [SharedScan(slot_lanes=lanes, channels=1).collisions(SCAN) for lanes in (1, 2, 32)]
     assert collisions == [1.0, 1.5, 3.53]
 
 
@@ -144,18 +141,18 @@ def test_the_sizes_of_form_shared() -> None:
         (GRADIENT, AddressDecodeBackward()), (STEP, MemoryStep()),
         (HEADS, DecodeHeads()), (work("decode_heads", K=33), DecodeHeads(threads=128, unroll=0)),
         # A span reads and writes M, where the walk takes T · K: 4096 · 8 / 2048 is 16.
-        (SCAN, MemoryScan(spans=16)), (work("memory_scan", T=8192), MemoryScan(spans=16)),
-        (work("memory_scan", T=4095), MemoryScan(spans=8)), (work("memory_scan", T=1), MemoryScan(spans=1)),
+        (SCAN, SerialScan(spans=16)), (work("memory_scan", T=8192), SerialScan(spans=16)),
+        (work("memory_scan", T=4095), SerialScan(spans=8)), (work("memory_scan", T=1), SerialScan(spans=1)),
         # √(4096 · 1024 / 8) is 724, nearer to 2^9.5 above than below.
-        (BACK, MemoryScanBackward(spans=16, checkpoint=1024)),
-        (work("memory_scan_backward", T=1), MemoryScanBackward(checkpoint=16)),
-        (work("memory_scan", K=17), MemoryScan(form="slots")),
-        (work("memory_scan", K=17, D=257), MemoryScan(form="slots", threads=128)),
-        (work("memory_scan_backward", K=17, D=256), MemoryScanBackward(form="slots")),
+        (BACK, SerialScanBackward(spans=16, checkpoint=1024)),
+        (work("memory_scan_backward", T=1), SerialScanBackward(checkpoint=16)),
+        (work("memory_scan", K=17), SlotsScan()),
+        (work("memory_scan", K=17, D=257), SlotsScan(threads=128)),
+        (work("memory_scan_backward", K=17, D=256), SlotsScan()),
     ],
 )  # fmt: skip
 def test_defaults(workload: Workload, default: Schedule) -> None:
-    assert kind(workload.op, "h200").default(workload) == default
+    assert default_schedule(workload, "h200") == default
     assert default.refusal(workload) is None
 
 
@@ -186,17 +183,43 @@ def test_straight_code_is_of_one_sub_vector_or_of_all() -> None:
 def test_defaults_can_be_built_whatever_the_sizes(op: Op) -> None:
     for size, top_k in itertools.product((2, 3, 48, 1009), (1, 3, 33)):
         workload = work(op, **dict.fromkeys("NTDRPM", size), K=top_k, U=2)
-        assert kind(op, "h200").default(workload).refusal(workload) is None, workload.name
+        assert default_schedule(workload, "h200").refusal(workload) is None, workload.name
 
 
 @pytest.mark.parametrize("op", ["memory_scan", "memory_scan_backward"])
-def test_every_form_has_schedules_and_each_knob_is_some_forms(op: Op) -> None:
-    scans = kind(op, "h200")
-    found = [scans(**knobs) for knobs in combinations(scans, scans.space(work(op, M=256)))]
-    refusals = {each: each.refusal(work(op, M=256)) or "" for each in found}
-    assert {each.form for each in found if not refusals[each]} == {"serial", "slots", "shared"}  # type: ignore[attr-defined]
-    assert not [each for each in found if "has no use for" in refusals[each]]
-    assert set(scans.space(work(op))) == set(scans.model_fields)
+def test_each_form_searches_all_its_knobs_and_some_can_be_built(op: Op) -> None:
+    workload = work(op, M=256)
+    for form, kind in SCHEDULES[op].items():
+        space = kind.space(workload)
+        assert {*space, "form"} == {*kind.model_fields}
+        found = list(combinations(kind, space))
+        assert {each.form for each in found} == {form}  # type: ignore[attr-defined]
+        assert any(each.refusal(workload) is None for each in found)
+
+
+def test_knobs_are_those_of_the_form_that_they_name() -> None:
+    for op, kind in (("memory_scan", SharedScan), ("memory_scan_backward", SharedScanBackward)):
+        assert schedule_of(op, "a100", {"form": "shared", "chunk": 8}) == kind(chunk=8)
+        # As older records have them, with those of the other forms.
+        assert schedule_of(op, "a100", {"form": "shared", "chunk": 8, "tile": 64, "spans": 2}) == kind(chunk=8)
+
+
+@pytest.mark.parametrize(
+    ("op", "knobs", "problem"),
+    [
+        ("memory_scan", {"form": "sorted"}, "form is 'sorted'; it must be one of serial, slots, shared"),
+        ("memory_scan", {"tile": 64}, "form is None; it must be one of serial, slots, shared"),
+        ("memory_scan", {"form": ["slots"]}, "form is ['slots']; it must be one of serial, slots, shared"),
+        ("memory_scan", {"form": "slots", "depth": 3}, "depth"),
+        # Of the backward alone.
+        ("memory_scan", {"form": "serial", "checkpoint": 64}, "checkpoint"),
+        ("memory_step", {"form": "slots"}, "form"),
+        ("project", {}, "project has no kernel for a100; there are address_decode, address_decode_backward,"),
+    ],
+)
+def test_knobs_that_no_form_has_are_refused(op: Op, knobs: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        schedule_of(op, "a100", knobs)
 
 
 def test_heads_are_16_where_they_may_be() -> None:

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from schedules.gpu.scan import MemoryScan, MemoryScanBackward
+from schedules.gpu import SlotsScan
 from schedules.workload import Op, Workload
 
 
 def refusal(knobs: dict[str, Any], op: Op = "memory_scan", **sizes: int) -> str | None:
     shape = {"N": 16, "T": 4096, "K": 8, "M": 1024, "D": 64} | sizes
-    kind = MemoryScan if op == "memory_scan" else MemoryScanBackward
-    return kind(form="slots", **knobs).refusal(Workload(op=op, shape=shape, dtype="bfloat16"))
+    return SlotsScan(**knobs).refusal(Workload(op=op, shape=shape, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("op", ["memory_scan", "memory_scan_backward"])
@@ -31,7 +30,6 @@ def test_the_defaults_serve_the_papers_sizes_and_any_number_of_slots(op: Op) -> 
         ({"heads": -1}, {}, "heads is -1"),
         ({"threads": 48}, {}, "threads is 48"),
         ({"threads": 32, "channels": 1}, {}, "threads · channels is 32"),
-        ({"tile": 32}, {}, "tile is 32"),
         ({}, {"T": 2**28}, "2·T·K = 4294967296"),
         ({}, {"M": 2**25}, "rows have 2147483648 numbers"),
     ],

@@ -259,6 +259,7 @@ def test_shipped_gpu_records_are_modelled_and_spill_nothing(target: str) -> None
     assert {r.workload.op for r in shipped} == set(SCHEDULES)
     for r in shipped:
         assert r.target == target and r.schedule().refusal(r.workload) is None
+        assert r.knobs == r.schedule().model_dump(), "of a scan's knobs those of its form"
         if r.how == "measured":
             assert r.device != target, "what was measured names the device"
         else:

@@ -190,10 +190,9 @@ def untuned(workload: Workload, form: str) -> Schedule:
 
     ValueError, with the form's reason, where it takes none.
     """
-    kind = SCHEDULES[workload.op]
-    knobs = combinations(kind, kind.space(workload) | {"form": (form,)})
-    first = kind.model_validate({"form": form})
-    found = (kind.model_validate(each) for each in ({"form": form}, *knobs))
+    kind = SCHEDULES[workload.op][form]
+    first = kind()
+    found = (first, *combinations(kind, kind.space(workload)))
     schedule = next((each for each in found if each.refusal(workload) is None), None)
     if schedule is None:
         raise ValueError(f"{workload.op}: {first.refusal(workload)}")

@@ -21,6 +21,7 @@ from lowering.gpu.resources import Compiled, Resources, Work
 from ramnet import RamNetConfig
 from schedules import records
 from schedules.gpu import SCHEDULES
+from schedules.kinds import default_schedule
 from schedules.of_model import of_model
 from schedules.workload import Workload
 from tests.autotune.bench.tables import BESIDE_GLA, SCAN, table
@@ -113,7 +114,7 @@ def test_what_has_no_record_is_compiled_with_its_default(monkeypatch: pytest.Mon
     monkeypatch.setattr(records, "SHIPPED", tmp_path / "none")
     found = spills.shipped("sm_90")
     assert {target for target, *_ in found} == {"h100", "h200"}
-    assert all(schedule == SCHEDULES[work.op].default(work) for _, work, schedule in found)
+    assert all(schedule == default_schedule(work, target) for target, work, schedule in found)
     assert len(found) == 2 * len(SCHEDULES)
 
 
@@ -121,7 +122,7 @@ def test_the_command_prints_what_each_spills_or_why_it_is_not_known(monkeypatch:
     work = of_model(RamNetConfig.preset("tiny"))[3]
 
     def spilled(arch: str) -> list[spills.Spilled]:
-        known = spills.Spilled(arch, work, SCHEDULES[work.op].default(work), 8)
+        known = spills.Spilled(arch, work, default_schedule(work, "cpu"), 8)
         return [known, known._replace(found=None, reason="no nvcc")]
 
     monkeypatch.setattr(spills, "spilled", spilled)

@@ -206,7 +206,7 @@ def test_a_trial_that_the_end_cuts_short_is_no_failure_and_is_tried_again(
     assert result.study.summary().statuses["interrupted"] > 0
     (again,) = run(tmp_path, Timed(monkeypatch), Budget(None, 2))
     cut = next(t for t in again.study.optuna.get_trials() if t.user_attrs.get("status") == "interrupted")
-    assert again.study.kind(**cut.params) in again.study.finished()
+    assert again.study.space.schedule(cut.params) in again.study.finished()
 
 
 def test_a_run_without_time_tries_nothing_and_records_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 from autotune.study.study import MOST_KILLS, Study
 from schedules.base import Schedule
 from schedules.cpu import MemoryScan
+from schedules.gpu import SCHEDULES
 from schedules.workload import Workload
 from tests.samples import full_disk
 
@@ -144,7 +145,7 @@ def test_after_kill_9_the_search_goes_on_with_the_trial_that_was_cut_off(tmp_pat
     assert found.summary().trials == 5
     (cut_off,) = found._trials("RUNNING")
     tried = search(found)
-    assert tried[0] == found.kind(**cut_off.params)
+    assert tried[0] == found.space.schedule(cut_off.params)
     assert len(tried) == len(VALID) - 5
     assert not found._trials("RUNNING")
     assert found.summary().statuses["killed"] == 1
@@ -262,7 +263,7 @@ def test_all_is_on_disk_when_a_method_returns(tmp_path: Path, monkeypatch: pytes
         assert synced == {journal.stat().st_ino: journal.stat().st_size}
 
 
-def test_knobs_that_a_form_has_no_use_for_are_not_suggested(tmp_path: Path) -> None:
+def test_a_trial_has_the_knobs_of_its_form_alone(tmp_path: Path) -> None:
     shape = {"N": 2, "T": 64, "K": 8, "M": 64, "D": 32}
     work = Workload(op="memory_scan_backward", shape=shape, dtype="bfloat16", constants=CONSTANTS)
     found = Study(tmp_path / "journal.log", work, "a100", "a device", sampler="random")
@@ -271,10 +272,10 @@ def test_knobs_that_a_form_has_no_use_for_are_not_suggested(tmp_path: Path) -> N
         suggestion = found.next()
         assert suggestion is not None
         trial, schedule = suggestion
-        knobs = found.optuna.get_trials()[trial.number].params
-        assert set(knobs) == set(found.space) - type(schedule).idle({"form": knobs["form"]})
-        assert schedule.refusal(work) is None
+        form = schedule.form  # type: ignore[attr-defined]
+        names = {f"{form}.{knob}" for knob in schedule.model_dump() if knob != "form"}
+        assert found.optuna.get_trials()[trial.number].params.keys() == {"form"} | names
+        assert type(schedule) is SCHEDULES[work.op][form] and schedule.refusal(work) is None
         found.succeed(trial, gain(schedule))
-    refused = [t.user_attrs["error"] for t in found.optuna.get_trials() if t.user_attrs["status"] == "refused"]
-    assert refused and not [error for error in refused if "has no use for" in error]
+    assert {schedule.form for schedule in found.finished()} == {"serial", "slots", "shared"}  # type: ignore[attr-defined]
     assert len(set(found.valid)) == len(found.valid) > len(found.finished()) == 15

@@ -4,7 +4,7 @@ A process either interprets kernels or compiles them, so compiling happens in on
 the tests. Arguments are what ``plan`` takes; of tensors only shape and type matter::
 
     inputs = [torch.zeros(2, 7, 8, dtype=torch.int32), …]
-    for binary in compile_plan("lowering.gpu.memory_scan.serial.forward", inputs, MemoryScan(), "sm_90"):
+    for binary in compile_plan("lowering.gpu.memory_scan.serial.forward", inputs, SerialScan(), "sm_90"):
         assert binary.resources.spilled == 0, binary.name
         assert "bar.sync" not in binary.asm["ptx"]
 """

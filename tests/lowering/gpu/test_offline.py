@@ -9,7 +9,7 @@ from lowering import nvcc
 from lowering.gpu import offline
 from lowering.gpu.offline import NoCompilerError, arguments, compile_for
 from ramnet.config import RamNetConfig
-from schedules.gpu import SCHEDULES, AddressDecode, MemoryScan, MemoryScanBackward, MemoryStep
+from schedules.gpu import SCHEDULES, AddressDecode, MemoryStep
 from schedules.of_model import of_model_on_gpu
 from schedules.workload import Workload
 
@@ -51,8 +51,9 @@ def test_tensors_are_on_no_device_and_the_state_is_float32(op: str) -> None:
 def test_which_compiler_a_schedule_wants() -> None:
     assert MemoryStep().compiler == "triton"
     assert MemoryStep(compiler="tir").compiler == "tir"
-    for scan in (MemoryScan, MemoryScanBackward):
-        assert [scan(form=form).compiler for form in ("serial", "slots", "shared")] == ["triton", "triton", "tir"]
+    for op in ("memory_scan", "memory_scan_backward"):
+        found = {form: kind().compiler for form, kind in SCHEDULES[op].items()}
+        assert found == {"serial": "triton", "slots": "triton", "shared": "tir"}
 
 
 def test_a_target_without_a_gpu_is_refused() -> None:

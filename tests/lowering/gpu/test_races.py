@@ -12,7 +12,7 @@ from lowering.gpu.memory_scan.serial import mass as memory_scan_mass
 from lowering.gpu.memory_scan.serial import mass_backward as memory_scan_mass_backward
 from lowering.gpu.races import RaceError, check_barriers_kept, check_ordered, check_thread_owned
 from lowering.gpu.triton_compiler import Binary
-from schedules.gpu.scan import MemoryScan, MemoryScanBackward
+from schedules.gpu import SerialScan, SerialScanBackward
 from tests.lowering.gpu import racing
 from tests.lowering.gpu.compiled import compile_plan
 from tests.samples import scan_inputs
@@ -79,7 +79,7 @@ def test_a_barrier_that_the_machine_code_lost_is_told() -> None:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
 def test_a_tile_with_fewer_channels_than_threads_is_told(arch: str) -> None:
     inputs = [x.flatten(0, 1) for x in scan_inputs(1, 1, 7, 3, 9, 64).values()]
-    schedule = MemoryScan(tile=32)
+    schedule = SerialScan(tile=32)
     rows = compile_plan("lowering.gpu.memory_scan.serial.forward", [*inputs, 1.0, 1e-6], schedule, arch)[-1]
     with pytest.raises(RaceError, match="elements of state are held by several threads"):
         check_thread_owned(rows.asm["ttgir"], "state")
@@ -97,7 +97,7 @@ def backward_rows(
     sampled = scan_inputs(1, 1, 7, 3, 8, value_dim, dtype=dtype, state_dtype=state)
     inputs = [x.flatten(0, 1) for x in sampled.values()]
     arguments = [inputs[4], inputs[5], inputs[6], *inputs, 1.0, 1e-6, 0.01]
-    schedule = MemoryScanBackward(tile=tile, threads=threads, checkpoint=3)
+    schedule = SerialScanBackward(tile=tile, threads=threads, checkpoint=3)
     binaries = compile_plan("lowering.gpu.memory_scan.serial.backward", arguments, schedule, "sm_90")
     return next(x for x in binaries if x.name == "scan_rows_backward").asm["ttgir"]
 
@@ -124,7 +124,7 @@ def test_memory_that_all_threads_access_alike_is_no_threads_own() -> None:
     inputs = [x.flatten(0, 1) for x in scan_inputs(1, 1, 7, 3, 9, 64, dtype=torch.bfloat16).values()]
     rows = next(
         x
-        for x in compile_plan("lowering.gpu.memory_scan.serial.forward", [*inputs, 1.0, 1e-6], MemoryScan(), "sm_90")
+        for x in compile_plan("lowering.gpu.memory_scan.serial.forward", [*inputs, 1.0, 1e-6], SerialScan(), "sm_90")
         if x.name == "scan_rows"
     )
     with pytest.raises(RaceError, match="write_slots is accessed by all threads alike"):

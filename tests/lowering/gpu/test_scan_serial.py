@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lowering.gpu.memory_scan.serial import forward as memory_scan
 from lowering.gpu.races import check_barriers_kept, check_ordered, check_thread_owned
-from schedules.gpu.scan import MemoryScan
+from schedules.gpu import SerialScan
 from schedules.workload import Workload
 from tests import brute_force
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
@@ -18,16 +18,16 @@ EPS = 1e-6
 
 
 def scan(
-    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: MemoryScan | None = None
+    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: SerialScan | None = None
 ) -> tuple[Tensor, ...]:
     """Output, memory and mass of inputs [B, H, …], on the CPU."""
     arguments = [x.flatten(0, 1).contiguous().to(device) for x in inputs.values()]
-    results = memory_scan.plan(*arguments, power, EPS, schedule or MemoryScan()).run(warp)
+    results = memory_scan.plan(*arguments, power, EPS, schedule or SerialScan()).run(warp)
     like = (inputs["values"], inputs["memory"], inputs["mass"])
     return tuple(x.cpu().view(same.shape) for x, same in zip(results, like, strict=True))
 
 
-def check(inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: MemoryScan | None = None) -> None:
+def check(inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: SerialScan | None = None) -> None:
     before = {name: x.clone() for name, x in inputs.items()}
     results = scan(inputs, power, device, warp, schedule)
     expected = brute_force.memory_scan(**inputs, decay_power=power, eps=EPS)
@@ -58,7 +58,7 @@ def test_equals_the_dense_recurrence(
     power: float, tile: int,
 ) -> None:  # fmt: skip
     inputs = scan_inputs(batch, heads, tokens, top_k, num_slots, value_dim)
-    check(inputs, power, device, warp, MemoryScan(tile=tile, threads=min(tile, 64)))
+    check(inputs, power, device, warp, SerialScan(tile=tile, threads=min(tile, 64)))
 
 
 @pytest.mark.parametrize("state", [None, torch.float32], ids=["same_state", "float32_state"])
@@ -101,7 +101,7 @@ def test_two_runs_give_the_same_bits(device: str, warp: int) -> None:
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
 def test_the_mass_walked_in_spans(device: str, warp: int, tokens: int, spans: int, power: float) -> None:
     inputs = scan_inputs(1, 2, tokens, 3, 9, 5, access="saturated", state_dtype=torch.float32, dtype=torch.bfloat16)
-    check(inputs, power, device, warp, MemoryScan(spans=spans))
+    check(inputs, power, device, warp, SerialScan(spans=spans))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -109,7 +109,7 @@ def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) 
     inputs = scan_inputs(1, 1, 7, 8, 1024, 64, dtype=torch.bfloat16, state_dtype=torch.float32)
     arguments = [*(x.flatten(0, 1) for x in inputs.values()), 1.0, EPS]
     binaries = {
-        x.name: x for x in compile_plan("lowering.gpu.memory_scan.serial.forward", arguments, MemoryScan(spans=4), arch)
+        x.name: x for x in compile_plan("lowering.gpu.memory_scan.serial.forward", arguments, SerialScan(spans=4), arch)
     }
     assert set(binaries) == {"copy_elements", "open_spans", "sum_mass", "join_spans", "walk_mass", "scan_rows"}
     for name, binary in binaries.items():
@@ -123,7 +123,7 @@ def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) 
 
 def test_work_is_counted_from_the_sizes() -> None:
     inputs = [x.flatten(0, 1).to("meta") for x in scan_inputs(2, 3, 7, 4, 9, 48).values()]
-    rows = memory_scan.plan(*inputs, 1.0, EPS, MemoryScan(tile=32, threads=32)).launches[-1]
+    rows = memory_scan.plan(*inputs, 1.0, EPS, SerialScan(tile=32, threads=32)).launches[-1]
     tokens, tiles = 2 * 3 * 7, 2
     row_bytes = 3 * 4 * 48 * 4  # a write loads and stores its row, a read loads it: K rows of D float32 each
     operands = 4 * 4 * 4  # K slots and weights of writes, slots and factors of reads
@@ -145,27 +145,27 @@ def test_work_is_counted_from_the_sizes() -> None:
 )
 def test_a_schedule_that_cannot_be_built_is_refused(knobs: dict[str, int], message: str) -> None:
     workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 24})
-    assert MemoryScan(**knobs).refusal(workload) == message  # type: ignore[arg-type]
+    assert SerialScan(**knobs).refusal(workload) == message  # type: ignore[arg-type]
 
 
 def test_threads_with_several_channels_need_aligned_rows() -> None:
     workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 33})
     message = "tile is 64, more channels than the 32 threads; D = 33 is no multiple of 4 for that"
-    assert MemoryScan(tile=64, threads=32).refusal(workload) == message
-    assert MemoryScan(tile=64, threads=64).refusal(workload) is None
+    assert SerialScan(tile=64, threads=32).refusal(workload) == message
+    assert SerialScan(tile=64, threads=64).refusal(workload) is None
 
 
 def test_a_thread_has_no_more_channels_than_a_load_takes() -> None:
     workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 256})
     message = "tile is 256; a thread has 4 channels at most, so that 32 have 128"
-    assert MemoryScan(tile=256, threads=32).refusal(workload) == message
-    assert MemoryScan(tile=256, threads=64).refusal(workload) is None
+    assert SerialScan(tile=256, threads=32).refusal(workload) == message
+    assert SerialScan(tile=256, threads=64).refusal(workload) is None
 
 
 @pytest.mark.parametrize("top_k", [1, 8, 16, 17, 64])
 @pytest.mark.parametrize("value_dim", [1, 24, 64, 300])
 def test_the_default_is_valid_and_serial_where_registers_hold_a_token(top_k: int, value_dim: int) -> None:
     workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": top_k, "M": 64, "D": value_dim})
-    default = MemoryScan.default(workload)
+    default = SerialScan.default(workload)
     assert default.refusal(workload) is None
     assert default.form == ("serial" if top_k <= 16 else "slots")

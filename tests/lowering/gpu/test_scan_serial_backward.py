@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lowering.gpu.memory_scan.serial import backward as memory_scan_backward
 from lowering.gpu.races import check_barriers_kept, check_ordered, check_thread_owned
-from schedules.gpu.scan import MemoryScanBackward
+from schedules.gpu import SerialScanBackward
 from schedules.workload import Workload
 from tests import brute_force
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
@@ -18,7 +18,7 @@ EPS, PROXY_EPS = 1e-6, 0.01
 
 
 def gradients(
-    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: MemoryScanBackward
+    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: SerialScanBackward
 ) -> tuple[Tensor, ...]:
     """Those of ``DIFFERENTIABLE``, on the CPU."""
     arguments = [x.flatten(0, 1).contiguous().to(device) for x in (*cotangents(inputs), *inputs.values())]
@@ -27,10 +27,10 @@ def gradients(
 
 
 def check(
-    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: MemoryScanBackward | None = None
+    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: SerialScanBackward | None = None
 ) -> None:
     before = {name: x.clone() for name, x in inputs.items()}
-    results = gradients(inputs, power, device, warp, schedule or MemoryScanBackward())
+    results = gradients(inputs, power, device, warp, schedule or SerialScanBackward())
     expected = brute_force.memory_scan_gradients(cotangents(inputs), inputs, power, EPS, PROXY_EPS)
     for name, actual, right in zip(DIFFERENTIABLE, results, expected, strict=True):
         assert actual.dtype == inputs[name].dtype, name
@@ -59,7 +59,7 @@ def test_equals_the_dense_recurrence(
     power: float, tile: int, checkpoint: int,
 ) -> None:  # fmt: skip
     inputs = scan_inputs(batch, heads, tokens, top_k, num_slots, value_dim)
-    schedule = MemoryScanBackward(tile=tile, threads=min(tile, 64), checkpoint=checkpoint)
+    schedule = SerialScanBackward(tile=tile, threads=min(tile, 64), checkpoint=checkpoint)
     check(inputs, power, device, warp, schedule)
 
 
@@ -67,25 +67,25 @@ def test_equals_the_dense_recurrence(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_every_type(device: str, warp: int, dtype: torch.dtype, state: torch.dtype | None) -> None:
     inputs = scan_inputs(1, 1, 5, 3, 9, 24, dtype=dtype, state_dtype=state)
-    check(inputs, 0.5, device, warp, MemoryScanBackward(checkpoint=2))
+    check(inputs, 0.5, device, warp, SerialScanBackward(checkpoint=2))
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the interpreter's; 0^γ is right
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.3])
 def test_write_weights_of_exactly_one_and_zero(device: str, warp: int, power: float) -> None:
     """A decay of 0 leaves nothing of the row before it, which the way back must yet know."""
-    check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, warp, MemoryScanBackward(checkpoint=4))
+    check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, warp, SerialScanBackward(checkpoint=4))
 
 
 def test_a_slot_that_most_tokens_touch(device: str, warp: int) -> None:
-    check(scan_inputs(1, 1, 21, 2, 9, 5, access="hot"), 1.0, device, warp, MemoryScanBackward(checkpoint=8))
+    check(scan_inputs(1, 1, 21, 2, 9, 5, access="hot"), 1.0, device, warp, SerialScanBackward(checkpoint=8))
 
 
 def test_neither_copies_of_the_state_nor_a_second_run_change_the_bits(device: str, warp: int) -> None:
     inputs = scan_inputs(1, 1, 7, 3, 9, 24)
-    once = gradients(inputs, 0.5, device, warp, MemoryScanBackward(checkpoint=7))
+    once = gradients(inputs, 0.5, device, warp, SerialScanBackward(checkpoint=7))
     for checkpoint in (3, 7):
-        again = gradients(inputs, 0.5, device, warp, MemoryScanBackward(checkpoint=checkpoint))
+        again = gradients(inputs, 0.5, device, warp, SerialScanBackward(checkpoint=checkpoint))
         for name, actual, expected in zip(DIFFERENTIABLE, again, once, strict=True):
             assert torch.equal(actual, expected), name
 
@@ -94,7 +94,7 @@ def test_neither_copies_of_the_state_nor_a_second_run_change_the_bits(device: st
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
 def test_the_mass_walked_in_spans(device: str, warp: int, tokens: int, spans: int, power: float) -> None:
     inputs = scan_inputs(1, 2, tokens, 3, 9, 5, access="saturated")
-    check(inputs, power, device, warp, MemoryScanBackward(spans=spans))
+    check(inputs, power, device, warp, SerialScanBackward(spans=spans))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -102,7 +102,7 @@ def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) 
     inputs = scan_inputs(1, 1, 7, 8, 1024, 64, dtype=torch.bfloat16, state_dtype=torch.float32)
     arguments = [x.flatten(0, 1) for x in (*cotangents(inputs), *inputs.values())]
     compiled = compile_plan(
-        "lowering.gpu.memory_scan.serial.backward", [*arguments, 1.0, EPS, PROXY_EPS], MemoryScanBackward(spans=4), arch
+        "lowering.gpu.memory_scan.serial.backward", [*arguments, 1.0, EPS, PROXY_EPS], SerialScanBackward(spans=4), arch
     )
     binaries = {x.name: x for x in compiled}
     assert set(binaries) == {
@@ -123,11 +123,11 @@ def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) 
 def test_the_default_keeps_copies_where_they_take_least_memory() -> None:
     """T/c copies of M rows and c tokens' K rows: 4096/1024 · 1024 + 1024 · 8 rows are fewer than at half or twice c."""
     shape = {"N": 256, "T": 4096, "K": 8, "M": 1024, "D": 64}
-    default = MemoryScanBackward.default(Workload(op="memory_scan_backward", shape=shape))
+    default = SerialScanBackward.default(Workload(op="memory_scan_backward", shape=shape))
     assert (default.checkpoint, default.spans) == (1024, 16)
     assert default.checkpoint in default.space(Workload(op="memory_scan_backward", shape=shape))["checkpoint"]
 
 
 def test_a_checkpoint_of_no_tokens_is_refused() -> None:
     workload = Workload(op="memory_scan_backward", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 24})
-    assert MemoryScanBackward(checkpoint=0).refusal(workload) == "checkpoint is 0; it must be 1 or more"
+    assert SerialScanBackward(checkpoint=0).refusal(workload) == "checkpoint is 0; it must be 1 or more"

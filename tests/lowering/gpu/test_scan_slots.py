@@ -11,7 +11,7 @@ from torch import Tensor
 from lowering.gpu import races as ordering
 from lowering.gpu.memory_scan.slots import forward as memory_scan_slots
 from lowering.gpu.plan import Plan
-from schedules.gpu.scan import MemoryScan
+from schedules.gpu import SlotsScan
 from tests import brute_force
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse, scan_inputs
@@ -29,12 +29,12 @@ CASES = [
 ]
 
 
-def schedule(device: str, piece: int = 16, heads: int = 0) -> MemoryScan:
+def schedule(device: str, piece: int = 16, heads: int = 0) -> SlotsScan:
     """Interpreted, a program costs time; so few of them, of many threads."""
-    return MemoryScan(form="slots", threads=64 if device == "cuda" else 1024, piece=piece, heads=heads)
+    return SlotsScan(threads=64 if device == "cuda" else 1024, piece=piece, heads=heads)
 
 
-def plan_of(device: str, inputs: dict[str, Tensor], power: float, knobs: MemoryScan) -> Plan:
+def plan_of(device: str, inputs: dict[str, Tensor], power: float, knobs: SlotsScan) -> Plan:
     given = [x.flatten(0, 1).to(device) for x in inputs.values()]
     return memory_scan_slots.plan(*given, power, 1e-6, knobs)
 
@@ -93,7 +93,7 @@ def meta_arguments(heads: int = 4) -> list[object]:
 
 
 def test_work_counts_what_the_launches_do() -> None:
-    plan = memory_scan_slots.plan(*meta_arguments(), MemoryScan(form="slots"))
+    plan = memory_scan_slots.plan(*meta_arguments(), SlotsScan())
     for launch in plan.launches:
         work = launch.work
         assert (work.programs, work.threads) == (prod(launch.grid), launch.threads)
@@ -105,7 +105,7 @@ def test_work_counts_what_the_launches_do() -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: str) -> None:
-    given, knobs = meta_arguments(), MemoryScan(form="slots")
+    given, knobs = meta_arguments(), SlotsScan()
     launches = memory_scan_slots.plan(*given, knobs).launches
     binaries = compile_plan("lowering.gpu.memory_scan.slots.forward", given, knobs, arch)
     for launch, binary in zip(launches, binaries, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 from lowering.gpu import races as ordering
 from lowering.gpu.memory_scan.slots import backward as memory_scan_slots_backward
 from lowering.gpu.plan import Plan
-from schedules.gpu.scan import MemoryScanBackward
+from schedules.gpu import SlotsScan
 from tests import brute_force
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.lowering.gpu.test_scan_slots import CASES, meta_arguments
@@ -20,15 +20,15 @@ from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, 
 PROXY_EPS = 0.01
 
 
-def schedule(device: str, piece: int = 16, heads: int = 0) -> MemoryScanBackward:
-    return MemoryScanBackward(form="slots", threads=64 if device == "cuda" else 1024, piece=piece, heads=heads)
+def schedule(device: str, piece: int = 16, heads: int = 0) -> SlotsScan:
+    return SlotsScan(threads=64 if device == "cuda" else 1024, piece=piece, heads=heads)
 
 
 def expected_of(inputs: dict[str, Tensor], power: float) -> tuple[Tensor, ...]:
     return brute_force.memory_scan_gradients(cotangents(inputs), inputs, power, proxy_eps=PROXY_EPS)
 
 
-def plan_of(device: str, inputs: dict[str, Tensor], power: float, knobs: MemoryScanBackward) -> Plan:
+def plan_of(device: str, inputs: dict[str, Tensor], power: float, knobs: SlotsScan) -> Plan:
     given = [x.flatten(0, 1).to(device) for x in (*cotangents(inputs), *inputs.values())]
     return memory_scan_slots_backward.plan(*given, power, 1e-6, PROXY_EPS, knobs)
 
@@ -70,7 +70,7 @@ def arguments(heads: int) -> list[object]:
 
 def test_fewer_heads_at_a_time_take_less_memory() -> None:
     def held(heads: int) -> int:
-        plan = memory_scan_slots_backward.plan(*arguments(8), MemoryScanBackward(form="slots", heads=heads))
+        plan = memory_scan_slots_backward.plan(*arguments(8), SlotsScan(heads=heads))
         tensors = [x for launch in plan.launches for x in launch.arguments.values() if isinstance(x, Tensor)]
         scratch = {id(x.untyped_storage()): x.untyped_storage().nbytes() for x in tensors if x.dim() <= 2}
         return sum(scratch.values())
@@ -79,7 +79,7 @@ def test_fewer_heads_at_a_time_take_less_memory() -> None:
 
 
 def test_work_counts_what_the_launches_do() -> None:
-    plan = memory_scan_slots_backward.plan(*arguments(4), MemoryScanBackward(form="slots"))
+    plan = memory_scan_slots_backward.plan(*arguments(4), SlotsScan())
     for launch in plan.launches:
         work = launch.work
         assert (work.programs, work.threads) == (prod(launch.grid), launch.threads)
@@ -91,7 +91,7 @@ def test_work_counts_what_the_launches_do() -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: str) -> None:
-    given, knobs = arguments(4), MemoryScanBackward(form="slots")
+    given, knobs = arguments(4), SlotsScan()
     launches = memory_scan_slots_backward.plan(*given, knobs).launches
     binaries = compile_plan("lowering.gpu.memory_scan.slots.backward", given, knobs, arch)
     for launch, binary in zip(launches, binaries, strict=True):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ramnet.ops import reference
 from schedules.base import Schedule
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
-from schedules.gpu.scan import MemoryScan, MemoryScanBackward
+from schedules.gpu.shared import SharedScan, SharedScanBackward
 from schedules.gpu.step import DecodeHeads, MemoryStep
 from schedules.workload import Op
 from tests import brute_force
@@ -59,8 +59,8 @@ SHAPES = [
 def test_scans_follow_the_paper(T, K, M, D, gamma, access, dtype, lanes, channels, chunk, heads) -> None:
     state = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = scan_inputs(1, 2, T, K, M, D, dtype=dtype, state_dtype=state, access=access, seed=1)
-    knobs = {"form": "shared", "slot_lanes": lanes, "channels": channels, "chunk": chunk}
-    ops = kernels(memory_scan=MemoryScan(**knobs), memory_scan_backward=MemoryScanBackward(**knobs, heads=heads))
+    knobs = {"slot_lanes": lanes, "channels": channels, "chunk": chunk}
+    ops = kernels(memory_scan=SharedScan(**knobs), memory_scan_backward=SharedScanBackward(**knobs, heads=heads))
     expected = brute_force.memory_scan(**tensors, decay_power=gamma, eps=1e-6)
     for got, want in zip(ops.memory_scan(*tensors.values(), gamma, 1e-6, 0.01), expected, strict=True):
         assert relative_rmse(got, want) < TOLERANCE[got.dtype]
@@ -127,7 +127,7 @@ def both_ways(op: Op, schedule: Schedule, tensors: list[Tensor], outputs: list[T
 
 def test_no_thread_of_a_phase_needs_another() -> None:
     tensors = [x.flatten(0, 1) for x in scan_inputs(1, 2, 19, 6, 20, 24, access="hot", seed=6).values()]
-    schedule = MemoryScan(form="shared", slot_lanes=2, channels=1, chunk=8)
+    schedule = SharedScan(slot_lanes=2, channels=1, chunk=8)
     forwards, reverse = both_ways("memory_scan", schedule, tensors, [torch.zeros_like(x) for x in tensors[4:]])
     assert all(torch.equal(x, y) for x, y in zip(forwards, reverse, strict=True))
     step = [x.flatten(0, 1) for x in step_inputs(scan_inputs(1, 2, 1, 6, 20, 24, seed=7), 0).values()]
@@ -140,7 +140,7 @@ def test_no_thread_of_a_phase_needs_another() -> None:
 def test_no_thread_of_a_backward_phase_needs_another(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = scan_inputs(1, 1, 19, 6, 20, 24, access="hot", seed=8)
     grads = [torch.ones_like(tensors[name]) for name in ("values", "memory", "mass")]
-    ops = kernels(memory_scan_backward=MemoryScanBackward(form="shared", slot_lanes=2, channels=1, chunk=8))
+    ops = kernels(memory_scan_backward=SharedScanBackward(slot_lanes=2, channels=1, chunk=8))
     found = []
     on_cpu = tir.on_cpu
     for reverse in (False, True):

@@ -20,13 +20,13 @@ from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
-from schedules.gpu.scan import MemoryScanBackward
+from schedules.gpu.serial import SerialScanBackward
 
 
 def plan(
     grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor, write_slots: Tensor, write_weights: Tensor,
     read_slots: Tensor, read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor, decay_power: float,
-    eps: float, proxy_eps: float, schedule: MemoryScanBackward,
+    eps: float, proxy_eps: float, schedule: SerialScanBackward,
 ) -> Plan:  # fmt: skip
     """Gradients of write_weights, read_weights, values, memory and mass, each of the type of what it belongs to.
 
@@ -73,7 +73,7 @@ def plan(
 def _rows(
     grad_output: Tensor, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, factors: Tensor,
     values: Tensor, states: Tensor, history: Tensor, grad_state: Tensor, grad_values: Tensor, along_reads: Tensor,
-    along_writes: Tensor, decay_power: float, proxy_eps: float, schedule: MemoryScanBackward,
+    along_writes: Tensor, decay_power: float, proxy_eps: float, schedule: SerialScanBackward,
 ) -> Launch:  # fmt: skip
     copies, heads, slots, width = states.shape
     tiles, tokens, top_k = along_reads.shape[1:]

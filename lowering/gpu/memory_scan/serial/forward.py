@@ -19,7 +19,7 @@ from lowering.gpu.triton.arithmetic import decay, load_each, load_inside, load_r
 from lowering.gpu.triton.copying import copy
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
-from schedules.gpu.scan import MemoryScan, MemoryScanBackward
+from schedules.gpu.serial import SerialScan
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -68,7 +68,7 @@ def scan_rows(
 
 def plan(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor, values: Tensor,
-    memory: Tensor, mass: Tensor, decay_power: float, eps: float, schedule: MemoryScan,
+    memory: Tensor, mass: Tensor, decay_power: float, eps: float, schedule: SerialScan,
 ) -> Plan:  # fmt: skip
     """Output [N, T, D] of the type of ``values``, memory [N, M, D] and mass [N, M] of the types they came in.
 
@@ -98,7 +98,7 @@ def plan(
 
 def _rows(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, factors: Tensor, values: Tensor, state: Tensor,
-    output: Tensor, decay_power: float, schedule: MemoryScan,
+    output: Tensor, decay_power: float, schedule: SerialScan,
 ) -> Launch:  # fmt: skip
     heads, tokens, top_k = write_slots.shape
     slots, width = state.shape[1:]
@@ -121,7 +121,7 @@ def _rows(
     return Launch(scan_rows, (heads, tiles), arguments, threads, work)
 
 
-def row_threads(schedule: MemoryScan | MemoryScanBackward, acc: torch.dtype) -> int:
+def row_threads(schedule: SerialScan, acc: torch.dtype) -> int:
     """Threads of a program on rows, of which one has at most the 16 bytes that a load or a store takes at once.
 
     In float64 those are half of the channels that ``schedule`` may give it; see ``schedules.gpu.serial``.

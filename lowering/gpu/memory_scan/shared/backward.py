@@ -17,12 +17,11 @@ from lowering.gpu.memory_scan.shared.reverse import Reverse
 from lowering.gpu.memory_scan.shared.walk import TokenWalk
 from lowering.gpu.memory_scan.shared.writes import Writes
 from lowering.gpu.threads import Threads
-from schedules.gpu.scan import MemoryScanBackward
-from schedules.gpu.shared import SUM_THREADS, THREADS, history_type, tile, tiles
+from schedules.gpu.shared import SUM_THREADS, THREADS, SharedScanBackward, history_type
 from schedules.workload import Workload
 
 
-def module(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str = "float32",
+def module(workload: Workload, schedule: SharedScanBackward, cuda: bool, state: str = "float32",
            reverse_threads: bool = False) -> Any:  # fmt: skip
     """The IRModule of four kernels that run one after another.
 
@@ -46,10 +45,10 @@ def module(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: 
     )
 
 
-def _recompute(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
+def _recompute(workload: Workload, schedule: SharedScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
     K, M, D = (workload.shape[axis] for axis in "KMD")
-    dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), tiles(workload, schedule)
-    threads, kept, width = Threads(THREADS, cuda, reverse_threads), history_type(workload), count * tile(schedule)
+    dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), schedule.tiles(workload)
+    threads, kept, width = Threads(THREADS, cuda, reverse_threads), history_type(workload), count * schedule.tile
 
     @T.prim_func(s_tir=True)
     def recompute(
@@ -90,10 +89,10 @@ def _recompute_walk(walk: TokenWalk, WS: Any, W: Any, V: Any, RS: Any, dO: Any, 
     return Recompute(walk, Writes(walk, WS, W, V), RS, dO, outputs)
 
 
-def _reverse(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
+def _reverse(workload: Workload, schedule: SharedScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
     K, M, D = (workload.shape[axis] for axis in "KMD")
-    dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), tiles(workload, schedule)
-    threads, kept, width = Threads(THREADS, cuda, reverse_threads), history_type(workload), count * tile(schedule)
+    dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), schedule.tiles(workload)
+    threads, kept, width = Threads(THREADS, cuda, reverse_threads), history_type(workload), count * schedule.tile
 
     @T.prim_func(s_tir=True)
     def reverse(
@@ -137,12 +136,12 @@ def _reverse(workload: Workload, schedule: MemoryScanBackward, cuda: bool, state
     return threads.bound(reverse, ordered=True)
 
 
-def _reads(workload: Workload, schedule: MemoryScanBackward, cuda: bool, reverse_threads: bool) -> Any:
+def _reads(workload: Workload, schedule: SharedScanBackward, cuda: bool, reverse_threads: bool) -> Any:
     K, dtype, sums, count = (
         workload.shape["K"],
         workload.dtype,
         emit.sum_type(workload.dtype),
-        tiles(workload, schedule),
+        schedule.tiles(workload),
     )
     threads = Threads(SUM_THREADS, cuda, reverse_threads)
 
@@ -175,12 +174,12 @@ def _read(at: list[Any], dot: Any, R: Any, I: Any, dR: Any, P: Any) -> None:
     emit.store(P, at, dot * inverse * R[tuple(at)].astype(str(P.dtype)) * inverse)
 
 
-def _writes(workload: Workload, schedule: MemoryScanBackward, cuda: bool, reverse_threads: bool) -> Any:
+def _writes(workload: Workload, schedule: SharedScanBackward, cuda: bool, reverse_threads: bool) -> Any:
     K, dtype, sums, count = (
         workload.shape["K"],
         workload.dtype,
         emit.sum_type(workload.dtype),
-        tiles(workload, schedule),
+        schedule.tiles(workload),
     )
     threads = Threads(SUM_THREADS, cuda, reverse_threads)
 

@@ -14,13 +14,12 @@ from lowering import emit
 from lowering.gpu.memory_scan.shared.walk import TokenWalk
 from lowering.gpu.memory_scan.shared.writes import Writes
 from lowering.gpu.threads import Threads
-from schedules.gpu.scan import MemoryScan
-from schedules.gpu.shared import THREADS, tiles
+from schedules.gpu.shared import THREADS, SharedScan
 from schedules.workload import Workload
 
 
 def module(
-    workload: Workload, schedule: MemoryScan, cuda: bool, state: str = "float32", reverse_threads: bool = False
+    workload: Workload, schedule: SharedScan, cuda: bool, state: str = "float32", reverse_threads: bool = False
 ) -> Any:
     """The IRModule of the kernel, with its programs bound to blocks of a GPU or run in parallel on a CPU.
 
@@ -29,7 +28,7 @@ def module(
     ``state``.
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
-    dtype, count = workload.dtype, tiles(workload, schedule)
+    dtype, count = workload.dtype, schedule.tiles(workload)
     threads = Threads(THREADS, cuda, reverse_threads)
 
     @T.prim_func(s_tir=True)

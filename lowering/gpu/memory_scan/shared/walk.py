@@ -17,7 +17,7 @@ from lowering import emit
 from lowering.gpu.memory_scan.shared.operand import Operand
 from lowering.gpu.threads import Private, Threads
 from schedules.base import largest_divisor
-from schedules.gpu.shared import STRAIGHT, Knobs, tile
+from schedules.gpu.shared import STRAIGHT, SharedScan
 from schedules.workload import Workload
 
 # Called as (thread, turn, t, ahead): a thread's work on token t. It calls ``ahead``, which prefetches, after its loads.
@@ -30,9 +30,9 @@ class TokenWalk:
     ``rows`` [M, tile] is the state, or its gradient, and ``mass`` [M] the mass, or its gradient.
     """
 
-    def __init__(self, workload: Workload, schedule: Knobs, threads: Threads, n: Any, g: Any, tokens: Any) -> None:
+    def __init__(self, workload: Workload, schedule: SharedScan, threads: Threads, n: Any, g: Any, tokens: Any) -> None:
         self.K, self.M, self.D = (workload.shape[axis] for axis in "KMD")
-        self.tile, self.channels, self.chunk = tile(schedule), schedule.channels, schedule.chunk
+        self.tile, self.channels, self.chunk = schedule.tile, schedule.channels, schedule.chunk
         self.groups, self.width = self.tile // self.channels, self.K // schedule.slot_lanes
         self.straight = largest_divisor(self.chunk, STRAIGHT)
         self.constants, self.sums = workload.constants, emit.sum_type(workload.dtype)

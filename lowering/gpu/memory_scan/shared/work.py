@@ -20,7 +20,7 @@ def programs(workload: Workload, schedule: Any) -> tuple[Program, ...]:
 def programs_backward(workload: Workload, schedule: Any) -> tuple[Program, ...]:
     """The backward's, a group of heads after another."""
     N = workload.shape["N"]
-    group = min(N, schedule.heads or N)
+    group = schedule.group(N)
     made: list[Program] = []
     for first in range(0, N, group):
         heads = min(group, N - first)
@@ -61,7 +61,7 @@ _WALKS = {
 def _walk(name: str, workload: Workload, schedule: Any, heads: int) -> Program:
     T, K, M, D = (workload.shape[axis] for axis in "TKMD")
     walk, size, sums = _WALKS[name], BYTES[workload.dtype], word(workload)
-    of, tile, count = walk.operands, shared.tile(schedule), shared.tiles(workload, schedule)
+    of, tile, count = walk.operands, schedule.tile, schedule.tiles(workload)
     programs, width = heads * count, K // schedule.slot_lanes
     by_slot = K * (of.slots * 4 + of.by_slot * size + walk.by_slot * sums)
     by_channel = D * (of.by_channel + walk.by_channel) * size
@@ -70,7 +70,7 @@ def _walk(name: str, workload: Workload, schedule: Any, heads: int) -> Program:
     moved = heads * T * (by_slot + by_channel + kept) + state
     again = heads * T * (by_slot * count + by_channel + kept) + state
     # A warp's access to shared memory takes one cycle for each LINE bytes, and more where narrow rows share banks.
-    rows = walk.rows * K * tile * sums * shared.collisions(workload, schedule)
+    rows = walk.rows * K * tile * sums * schedule.collisions(workload)
     turns = of.slots + of.by_slot + of.by_channel + 3
     of_row, of_slot, of_channel = walk.steps
     steps = width * (schedule.channels * of_row + of_slot) + schedule.channels * of_channel
@@ -84,7 +84,7 @@ def _walk(name: str, workload: Workload, schedule: Any, heads: int) -> Program:
 
 def _sum(name: str, workload: Workload, schedule: Any, heads: int) -> Program:
     T, K = workload.shape["T"], workload.shape["K"]
-    size, sums, count = BYTES[workload.dtype], word(workload), shared.tiles(workload, schedule)
+    size, sums, count = BYTES[workload.dtype], word(workload), schedule.tiles(workload)
     moved = heads * T * K * (count * sums + size + (2 * sums + size if name == "reads" else 0))
     work = Work(heads, SUM_THREADS, moved, moved, float(heads * T * K * (count + 4)), steps=-(-T * K // SUM_THREADS))
     return Program(name, (("N", 1),), SUM_THREADS, work)

@@ -22,8 +22,7 @@ from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
 from ramnet.ops.reference import sum_type
-from schedules.gpu.scan import MemoryScanBackward
-from schedules.gpu.slots import BATCH
+from schedules.gpu.slots import BATCH, SlotsScan
 
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
@@ -133,7 +132,7 @@ def slot_writes(
 def plan(
     grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor, write_slots: Tensor, write_weights: Tensor,
     read_slots: Tensor, read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor, decay_power: float,
-    eps: float, proxy_eps: float, schedule: MemoryScanBackward,
+    eps: float, proxy_eps: float, schedule: SlotsScan,
 ) -> Plan:  # fmt: skip
     """Gradients of write_weights and read_weights [N, T, K], values [N, T, D], memory [N, M, D] and mass [N, M].
 

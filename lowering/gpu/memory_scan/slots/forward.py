@@ -12,8 +12,7 @@ from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
 from ramnet.ops.reference import sum_type
-from schedules.gpu.scan import MemoryScan
-from schedules.gpu.slots import BATCH
+from schedules.gpu.slots import BATCH, SlotsScan
 
 
 @triton.jit(do_not_specialize=["T", "M", "pieces", "all_pieces"])
@@ -53,7 +52,7 @@ def slot_scan(
 
 def plan(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor, values: Tensor,
-    memory: Tensor, mass: Tensor, decay_power: float, eps: float, schedule: MemoryScan,
+    memory: Tensor, mass: Tensor, decay_power: float, eps: float, schedule: SlotsScan,
 ) -> Plan:  # fmt: skip
     """Steps 5 and 6 of the paper on slots and weights [N, T, K], values [N, T, D], memory [N, M, D], mass [N, M].
 
