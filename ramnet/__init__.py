@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from ramnet.sequences import Sequences
     from ramnet.state import RamState
 
-    compile: Callable[..., RamNetForCausalLM]  # of lowering
-    use: Callable[..., AbstractContextManager[None]]  # of lowering
-    export_onnx: Callable[..., list[Any]]  # of export.build
-    tune: Callable[..., list[Any]]  # of autotune.call
+    compile: Callable[..., RamNetForCausalLM]  # defined in lowering
+    use: Callable[..., AbstractContextManager[None]]  # defined in lowering
+    export_onnx: Callable[..., list[Any]]  # defined in export.build
+    tune: Callable[..., list[Any]]  # defined in autotune.call
 
 __all__ = [
     "RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "Sequences",
@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 __version__ = "0.1.0"
 
-# torch is imported with the first name that needs it, so that the command line can answer without it.
+# Names are imported on first use, so that the command line does not have to import torch.
 __getattr__, __dir__ = attributes(
     __name__,
     {

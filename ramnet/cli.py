@@ -1,4 +1,4 @@
-"""The ``ramnet`` command. Each package contributes its verbs through the entry points ``ramnet.commands``."""
+"""The ``ramnet`` command. Each package adds its subcommands through the entry points ``ramnet.commands``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HERE = str(Path(__file__).parents[1])
 
 
 class _Commands(click.Group):
-    """A group whose commands are the installed entry points, imported when they are asked for."""
+    """A group whose commands are the installed entry points, each imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(plugins("ramnet.commands"))
@@ -26,9 +26,10 @@ class _Commands(click.Group):
         return None if entry is None else load(entry)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # Loading the verbs for their help would import torch: 2.0 s of processor time, where reading it takes 0.2.
-        verbs = (click.Command(name, help=docstring(entry)) for name, entry in plugins("ramnet.commands").items())
-        click.Group(commands=sorted(verbs, key=lambda verb: str(verb.name))).format_commands(ctx, formatter)
+        # Importing the subcommands for their help would import torch: 2.0 s of CPU time, against 0.2 s for reading
+        # their source.
+        commands = (click.Command(name, help=docstring(entry)) for name, entry in plugins("ramnet.commands").items())
+        click.Group(commands=sorted(commands, key=lambda each: str(each.name))).format_commands(ctx, formatter)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -38,17 +39,17 @@ def ramnet() -> None:
 
 
 def main(command: click.Command = ramnet) -> None:
-    """Run a command line; a failure is one line on stderr and an exit status other than 0."""
-    # Processes that a verb starts do not look for modules in the current folder either.
+    """Run the command line. A failure prints one line on stderr and exits with a non-zero status."""
+    # Child processes must not import modules from the current folder either.
     os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join([_HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
     if "OMP_WAIT_POLICY" not in os.environ:
-        # After each of its ops torch's threads spin for milliseconds on cores that the kernels' threads want. With both
-        # cores busy elsewhere a training step took 415 ms so and 147 ms with short spins; on idle cores, 56 to 78 ms
-        # either way. OpenMP reads this once, when torch is imported, so that it can be set neither where kernels are
-        # loaded nor by a package that is imported after torch.
+        # By default, torch's OpenMP threads spin for milliseconds after each op, on cores that the kernels' threads
+        # need. With both cores busy elsewhere, a training step took 415 ms with the default and 147 ms with short
+        # spins; on idle cores, 56 to 78 ms either way. OpenMP reads the variable once, when torch is imported, so it
+        # must be set before that.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # A plain `kill` unwinds like Ctrl-C, so that files written aside are removed and children stopped.
+    # SIGTERM unwinds the stack as Ctrl-C does, so that temporary files are removed and child processes stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         command.main(standalone_mode=False)
@@ -66,7 +67,7 @@ def main(command: click.Command = ramnet) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return the error's message as one line."""
     from pydantic import ValidationError
 
     from ramnet.config import one_line
@@ -77,5 +78,5 @@ def _sentence(error: Exception) -> str:
 
 if __name__ == "__main__":
     if not sys.flags.safe_path:
-        sys.path[0] = _HERE  # in place of the current folder, where files of the user's could hide packages
+        sys.path[0] = _HERE  # instead of the current folder, where the user's files could shadow these packages
     main()

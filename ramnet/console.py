@@ -1,4 +1,4 @@
-"""Where the commands print."""
+"""How the commands print."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from rich.console import Console
 
 
 def console(stderr: bool = False) -> Console:
-    """As wide as the terminal; 120 columns in a pipe or a file, where rich would take 80 and cut the tables.
+    """Return a console as wide as the terminal; 120 columns in a pipe or a file, as rich's default of 80 cuts tables.
 
-    Brackets are text, as in a path or "ramnet[gpu]", no markup.
+    Square brackets, as in "ramnet[gpu]", are printed as text rather than read as markup.
     """
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Console(stderr=stderr, width=None if terminal else 120, markup=False)
 
 
 def duration(seconds: float) -> str:
-    """Three digits and an SI unit."""
+    """Format a duration with three digits and an SI unit."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * factor >= 1:
             return f"{digits(seconds * factor)} {unit}"
@@ -25,5 +25,5 @@ def duration(seconds: float) -> str:
 
 
 def digits(number: float) -> str:
-    """Three significant digits without an exponent."""
+    """Format a number with three significant digits and no exponent."""
     return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"

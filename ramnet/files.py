@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic writes and file locks: a reader finds either the previous file or the complete new one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from pathlib import Path
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """A path in a temporary folder beside ``path``. What the block writes there takes the place of ``path`` when it
-    ends well, once it is on the disk, and is removed when it does not.
+    """Yield a temporary path beside ``path``. The file that the block writes there replaces ``path`` after it is synced
+    to disk, or is removed if the block raises.
 
-    Missing folders are made, and removed too when the block fails. OSError, naming ``path``, where it cannot be
-    written.
+    Missing parent folders are created, and removed again if the block raises.
+
+    Raises:
+        OSError: if ``path`` cannot be written; the message names it.
     """
     path = Path(path)
     missing = [folder for folder in path.parents if not folder.exists()]  # deepest first
@@ -36,25 +38,25 @@ def written_aside(path: str | Path) -> Iterator[Path]:
             sync(path.parent)
     except OSError as error:
         if error.strerror is None:
-            raise  # a sentence of ours
+            raise  # raised by this project, with a message of its own
         named = type(error)(f"{path} cannot be written: {error.strerror}")
         named.errno = error.errno
         raise named from None
     finally:
-        with suppress(OSError):  # a folder that holds something stays
+        with suppress(OSError):  # rmdir fails for a folder that is not empty, which is to stay
             for each in missing:
                 each.rmdir()
 
 
 @contextmanager
 def folder_written_aside(folder: Path) -> Iterator[Path]:
-    """A temporary folder. Its files take the place of ``folder`` when the block ends well, once they are on the disk,
-    and are removed when it does not.
+    """Yield a temporary folder. It replaces ``folder`` after its files are synced to disk, or is removed if the block
+    raises.
 
-    ``folder`` is absolute and no link. At no time is it absent, or neither the old nor the new one, on a file system
-    that exchanges names. OSError, of the system, where it cannot be written.
+    ``folder`` must be absolute and not a link. The replacement is atomic on file systems that support
+    RENAME_EXCHANGE. Raises the system's OSError if ``folder`` cannot be written.
     """
-    # On the same file system, and without making parents that may not be needed.
+    # The nearest existing ancestor is on the same file system, and no parent has to be created before the block ends.
     ancestor = next(path for path in folder.parents if path.exists())
     with folder_aside(ancestor / folder.name) as aside:
         new, old = aside / "new", aside / "old"
@@ -76,7 +78,7 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
 
 
 def _exchange(path: Path, other: Path) -> bool:
-    """Give each the other's name at one stroke; False where the system or the file system cannot."""
+    """Exchange two names atomically. Returns False if the system or the file system does not support it."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename is not None and rename(here, os.fsencode(path), here, os.fsencode(other), exchange) == 0
@@ -87,16 +89,16 @@ _ASIDE = ".aside"
 
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``, removed when the block ends; what killed processes left of theirs is, too."""
+    """Yield a temporary folder beside ``path`` and remove it afterwards, and first those that killed processes left."""
     clear_asides(path.parent, path.name)
     lock: int | None = None
     while True:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE))
         try:
             lock = _lock(folder)
-        except (FileNotFoundError, BlockingIOError):  # another process took it for one left behind
+        except (FileNotFoundError, BlockingIOError):  # another process is removing it as one left behind
             continue
-        except OSError:  # a file system without locks: there nothing is cleared, either
+        except OSError:  # the file system has no locks, so no process removes folders left there
             pass
         break
     try:
@@ -108,18 +110,18 @@ def folder_aside(path: Path) -> Iterator[Path]:
 
 
 def clear_asides(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary folders in ``folder``, beside the file ``name`` or any, whose processes ended."""
+    """Remove temporary folders of processes that have ended: those in ``folder`` made for the file ``name``, or all."""
     for left in folder.glob(f".{escape(name) if name else '*'}.*{_ASIDE}"):
-        with suppress(OSError):  # BlockingIOError where its process is at work
+        with suppress(OSError):  # BlockingIOError if its process still runs
             lock = _lock(left)
             shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
 
 
 def _lock(folder: Path) -> int:
-    """A handle that holds the folder's lock, of which the system lets go when the process ends, however it ends.
+    """Return a file descriptor that holds the folder's lock. The system releases the lock when the process ends.
 
-    BlockingIOError where another one holds it, FileNotFoundError where the folder is gone.
+    Raises BlockingIOError if another process holds the lock, and FileNotFoundError if the folder was removed.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -133,7 +135,7 @@ def _lock(folder: Path) -> int:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or what a folder lists, is on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -142,13 +144,13 @@ def sync(path: Path) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all."""
+    """Write ``text`` as UTF-8, atomically."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def read_text(path: str | Path) -> str:
-    """The file's text; ValueError where it is not UTF-8."""
+    """Read a text file. Raises ValueError if it is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -157,16 +159,14 @@ def read_text(path: str | Path) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the file ``path``, made empty where it is missing, against other processes within the block.
+    """Hold an exclusive lock on the file ``path`` within the block; the file is created if it is missing.
 
-    The block may put another file in its place; those who waited then wait for that one. The system lets go of it when
-    a process ends, however it ends.
+    The block may replace the file; processes that waited for the old one then wait for the new one. The system
+    releases the lock when the process ends.
     """
-    import fcntl  # which Windows has not
-
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with path.open("ab") as file:  # a lock over NFS needs a file that is open for writing
+        with path.open("ab") as file:  # NFS locks only files that are open for writing
             fcntl.flock(file, fcntl.LOCK_EX)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield
@@ -174,17 +174,17 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def require_writable(*paths: Path) -> None:
-    """Before long work whose results go to ``paths``: nothing is written and no folder made.
+    """Check, before long work, that its results can be written to ``paths``. No file or folder is created.
 
     Raises:
-        OSError: naming the path, where a file cannot be written.
-        ValueError: where two of the paths are one file, or something other than a file lies there.
+        OSError: if a file cannot be written; the message names the path.
+        ValueError: if two of the paths are the same file, or a path exists and is not a file.
     """
     for path in paths:
         if os.path.lexists(path) and not path.is_file():
             raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; it must be a file")
         if [os.path.realpath(other) for other in paths].count(os.path.realpath(path)) > 1:
-            raise ValueError(f"{path} is to be two files at once; name another for one of them")
+            raise ValueError(f"{path} is given for two files; each file needs a path of its own")
         folder = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
         try:
             if path.is_file():

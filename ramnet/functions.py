@@ -1,6 +1,6 @@
-"""``ramnet.compile``, ``use``, ``tune`` and ``export_onnx``: entry points of the packages that do the work.
+"""``ramnet.compile``, ``use``, ``tune`` and ``export_onnx``, loaded through the entry points ``ramnet.functions``.
 
-``ramnet`` imports none of these packages, and they import ``ramnet``.
+The packages that implement them import ``ramnet``, so ``ramnet`` does not import them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The RAM-Net layer: what stands in the place of attention, in this project's model and in any other."""
+"""The RAM-Net layer, which takes the place of attention in this project's model or in any other."""
 
 from __future__ import annotations
 
@@ -15,38 +15,43 @@ from ramnet.state import RamState
 
 
 class RamLayerOutput(NamedTuple):
-    """output [B, T, C], and the state after the last token."""
+    """Output of ``RamLayer``.
+
+    Attributes:
+        output: [B, T, C].
+        state: the state after the last token.
+    """
 
     output: Tensor
     state: RamState
 
 
-# A named tuple is a pytree by itself; its name lets torch.export.save write a program that gives one.
+# A named tuple is a pytree without registration; torch.export.save also needs a name to serialise it under.
 _pytree._register_namedtuple(RamLayerOutput, serialized_type_name="ramnet.RamLayerOutput")
 
 
 class RamLayer(nn.Module):
-    """The RAM-Net mixer (paper, steps 1 to 8), a causal map of sequences from [B, T, C] to [B, T, C].
+    """The RAM-Net mixer (paper, steps 1 to 8): a causal map from [B, T, C] to [B, T, C].
 
-    It takes the place of an attention layer: norms and residual connections are left to the caller. Each of its
-    ``num_heads`` heads owns a memory of M = ``sub_dim ** order`` slots, of which a token writes ``top_k`` and reads
-    ``top_k``. The defaults are the paper's language model.
+    It replaces an attention layer; norms and residual connections are left to the caller. Each of its ``num_heads``
+    heads owns a memory of M = ``sub_dim ** order`` slots. Each token writes ``top_k`` of them and reads ``top_k``. The
+    default order, sub_dim and top_k are those of the paper's language model.
 
     Args:
         hidden_size: C, the width of input and output.
         num_heads: H.
         value_dim: D, the width of a slot; ``hidden_size // num_heads`` when None.
-        order: U, the sub-vectors of an address.
-        sub_dim: P, the digits of each.
+        order: U, the number of sub-vectors in an address.
+        sub_dim: P, the size of a sub-vector.
         top_k: K, from 1 to M.
-        cape_heads: how many heads, counted from the first, shift their addresses by the position (paper, step 4).
+        cape_heads: the number of heads, counted from the first, that use CAPE (paper, step 4).
         decay_power: γ of the memory's decay (paper, step 5).
         temperature: τ of the product softmax (paper, step 2).
         eps: ε, added to the mass before a read divides by it (paper, step 6).
         proxy_eps: ε' of the decay's proxy gradient (paper, step 7).
 
     Raises:
-        ValueError: for sizes that cannot be a layer, in one sentence that names the value.
+        ValueError: if an argument is out of range or does not fit the others; the message names the value.
     """
 
     def __init__(
@@ -67,7 +72,9 @@ class RamLayer(nn.Module):
         super().__init__()
         if value_dim is None:
             if num_heads < 1 or hidden_size % num_heads:
-                raise ValueError(f"hidden_size is {hidden_size}, no multiple of num_heads, {num_heads}: give value_dim")
+                raise ValueError(
+                    f"hidden_size is {hidden_size}; without value_dim it must be a multiple of num_heads, {num_heads}"
+                )
             value_dim = hidden_size // num_heads
         self.config = config = RamLayerConfig(
             hidden_size=hidden_size, num_heads=num_heads, value_dim=value_dim, order=order, sub_dim=sub_dim,
@@ -77,7 +84,7 @@ class RamLayer(nn.Module):
             raise ValueError(f"cape_heads is {cape_heads}; it must be in 0..{num_heads}, the number of heads")
         self.cape_heads = cape_heads
         self.address_width = config.num_heads * config.order * config.sub_dim
-        # W_q, W_k and W_v in one matrix: one product a token, and one pass over the weights in decoding.
+        # W_q, W_k and W_v are one matrix, so that decoding runs one matrix product instead of three.
         self.query_key_value = nn.Linear(
             config.hidden_size, 2 * self.address_width + config.num_heads * config.value_dim, bias=False
         )
@@ -94,28 +101,29 @@ class RamLayer(nn.Module):
         cu_seqlens: Tensor | None = None,
         sequences: Sequences | None = None,
     ) -> RamLayerOutput:
-        """Mix each token with those before it.
+        """Mix each token with the tokens before it.
 
         Args:
-            x: [B, T, C], of the type of the weights; T = 0 returns the state unchanged.
-            state: what came before, of this layer alone (``RamState.zeros([layer], B)``); a fresh one, in float32 or
-                wider, when None. It is left as it was unless ``in_place``.
-            in_place: for T = 1 without gradients, update ``state`` in place and return it, so that a token costs
-                O(K·D) whatever M is.
-            attention_mask: bool or int64 [B, T], True or 1 for a token and False or 0 for padding, which may be
-                anywhere in a row: it is neither written, nor read for, nor counted in the position.
-            cu_seqlens: int32 or int64 [D + 1], for x [1, T] that holds D documents one after another: where each
-                begins, and T. Each is a sequence of its own, and the states before and after have D rows.
-            sequences: what ``Sequences.of`` makes of these two, in their place, so that layers share it.
+            x: [B, T, C], of the dtype of the weights; T = 0 returns the state unchanged.
+            state: the state after the tokens before ``x``, of this layer alone (``RamState.zeros([layer], B)``). None
+                starts from a fresh state, in float32 or wider. It is not modified unless ``in_place``.
+            in_place: update ``state`` in place and return it, so that a token costs O(K·D) for any M. Needs T = 1 and
+                no gradients.
+            attention_mask: bool or integer [B, T], True or 1 for a token and False or 0 for padding, which may be
+                anywhere in a row. Padding neither writes nor reads the memory and does not advance the position.
+            cu_seqlens: int32 or int64 [S + 1], for x [1, T] that holds S documents one after another: the offset at
+                which each document begins, then T. Each document is a sequence of its own; states have S rows.
+            sequences: the result of ``Sequences.of`` for ``attention_mask`` or ``cu_seqlens``, given instead of them
+                so that layers can share it.
 
         Returns:
-            ``output`` [B, T, C], 0 for padding, and ``state``. Splitting a sequence over several calls changes nothing.
+            ``output`` [B, T, C], 0 for padding, and ``state``. A sequence may be split over several calls.
 
         Raises:
-            ValueError: for an ``x`` that is not [B, T, C], ``in_place`` with T ≠ 1, a mask or documents that do
-                not fit (``Sequences.padded``, ``.packed``), or a state of another layer, batch or device. A state that
-                is refused is as it was: see ``RamState.check``.
-            TypeError: for types that do not fit.
+            ValueError: if ``x`` is not [B, T, C], ``in_place`` is set and T ≠ 1, the mask or the documents do not fit
+                (``Sequences.padded``, ``Sequences.packed``), or ``state`` does not fit the layer, batch or device
+                (``RamState.check``). ``state`` is not modified then.
+            TypeError: if a mask, documents or a state have a wrong dtype.
         """
         c = self.config
         if x.dim() != 3 or x.shape[2] != c.hidden_size:

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first asked for."""
+"""Packages whose attributes are imported on first use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from typing import Any
 
 
 def attributes(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A package's ``__getattr__`` and ``__dir__``: its modules, and each name of ``homes`` from its module."""
+    """Return a package's ``__getattr__`` and ``__dir__``, which import its submodules and the names of ``homes``.
+
+    Args:
+        package: the name of the package.
+        homes: the module that each public name is imported from.
+    """
 
     def get(name: str) -> Any:
         if name in homes:

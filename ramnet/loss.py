@@ -1,4 +1,4 @@
-"""The cross entropy of a language model, without all of its logits in memory at once."""
+"""The cross entropy of a language model, computed without holding all logits in memory at once."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from torch.utils.checkpoint import checkpoint
 
 from ramnet.ids import check_range, check_type
 
-IGNORED = -100  # a label that counts for nothing
-# Numbers, 64 MB in float32: 512 tokens of a vocabulary of 32 000, still a large matrix product.
+IGNORED = -100  # labels of this value do not contribute to the loss
+# Elements, 64 MB in float32: 512 tokens of a vocabulary of 32 000, which is still a large matrix product.
 LOGITS_AT_ONCE = 2**24
 
 
 def summed_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
-    """The sum over tokens of −log softmax(head(hidden))[label], in nats; a float32 (float64) scalar.
+    """Sum −log softmax(head(hidden))[label] over tokens, in nats.
 
-    At most ``LOGITS_AT_ONCE`` logits exist at a time, in the backward pass too, which computes them again where
-    they are more.
+    At most ``LOGITS_AT_ONCE`` logits (or those of one token) exist at a time. If there are more in all, the backward
+    pass recomputes them.
 
     Args:
-        head: logits [n, V] of [n, C].
+        head: maps hidden states [n, C] to logits [n, V].
         hidden: [N, C].
-        labels: int64 [N]; the token that each ``hidden`` is to predict, not shifted. ``IGNORED`` counts for nothing.
+        labels: int64 [N], the token that each row of ``hidden`` predicts (not shifted), or ``IGNORED``.
         vocab_size: V.
+
+    Returns:
+        A float32 scalar, float64 if the logits are.
     """
 
     def part(hidden: Tensor, labels: Tensor) -> Tensor:
@@ -42,8 +45,8 @@ def summed_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, label
 
 
 def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> None:
-    """ValueError for labels of another shape than ``input_ids`` or, on the CPU, outside the vocabulary; TypeError for
-    other types."""
+    """Raise ValueError if ``labels`` differs from ``input_ids`` in shape or, on the CPU, holds a label outside the
+    vocabulary; TypeError if it is neither int64 nor int32."""
     check_type(labels, "labels")
     if labels.shape != input_ids.shape:
         raise ValueError(
@@ -56,9 +59,10 @@ def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> None:
 
 
 def next_labels(labels: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-    """What each token but the last is to predict, int64 [B, T − 1].
+    """Return the label that each token but the last predicts, int64 [B, T − 1].
 
-    ``IGNORED`` to and from padding, and from one document to the next. Arguments as in ``RamNetForCausalLM.forward``.
+    It is ``IGNORED`` if either token is padding, or the second begins a document. The arguments are those of
+    ``RamNetForCausalLM.forward``.
     """
     wanted = labels[:, 1:].long()
     if attention_mask is not None:

@@ -1,4 +1,4 @@
-"""RAM-Net: the whole model."""
+"""The RAM-Net language model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ramnet.config import RamLayerConfig, RamNetConfig
+from ramnet.blocks import Block, GatedConvBlock
+from ramnet.config import RamNetConfig
 from ramnet.files import written_aside
 from ramnet.generation import generate
 from ramnet.ids import check_range, check_type
-from ramnet.layer import RamLayer
 from ramnet.loss import IGNORED, check_labels, next_labels, summed_cross_entropy
 from ramnet.sequences import Sequences
 from ramnet.state import RamState, read_safetensors, write_safetensors
@@ -24,92 +23,21 @@ WEIGHT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class RamNetOutput(NamedTuple):
-    """logits [B, T, V], the state after the last token, and the loss where labels were given."""
+    """Output of ``RamNetForCausalLM``.
+
+    Attributes:
+        logits: [B, T, V].
+        state: the state after the last token.
+        loss: the mean cross entropy in nats, or None if no labels were given.
+    """
 
     logits: Tensor
     state: RamState
     loss: Tensor | None = None
 
 
-# A named tuple is a pytree by itself; its name lets torch.export.save write a program that gives one.
+# A named tuple is a pytree without registration; torch.export.save also needs a name to serialise it under.
 _pytree._register_namedtuple(RamNetOutput, serialized_type_name="ramnet.RamNetOutput")
-
-
-class SwiGLU(nn.Module):
-    """The gated feed-forward network of width ``intermediate_size``."""
-
-    def __init__(self, config: RamNetConfig) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
-
-
-class Block(nn.Module):
-    """x + RAM(LayerNorm(x)), then x + FFN(LayerNorm(x)) (paper, step 8)."""
-
-    def __init__(self, config: RamNetConfig, layer: int) -> None:
-        super().__init__()
-        self.config = config
-        self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        fields = {name: getattr(config, name) for name in RamLayerConfig.model_fields}
-        self.mixer = RamLayer(**fields, cape_heads=config.cape_heads(layer))
-        self.has_ffn = config.intermediate_size > 0
-        if self.has_ffn:
-            self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-            self.ffn = SwiGLU(config)
-
-    def forward(
-        self,
-        x: Tensor,
-        memory: Tensor,
-        mass: Tensor,
-        position: Tensor,
-        in_place: bool,
-        sequences: Sequences | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # The model counts the position of all its layers; in place, each would count it on.
-        state = RamState([memory], [mass], [], position.clone() if in_place else position)
-        mixed, state = self.mixer(self.mixer_norm(x), state, in_place=in_place, sequences=sequences)
-        x = x + mixed
-        if self.has_ffn:
-            x = x + self.ffn(self.ffn_norm(x))
-        return x, state.memory[0], state.mass[0]
-
-
-class GatedConvBlock(nn.Module):
-    """x + conv(h) · W h with h = LayerNorm(x), the conv depthwise, causal and short.
-
-    The local mixer that the recall task's models put before the layer under test; the paper's model has none.
-    """
-
-    def __init__(self, config: RamNetConfig) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.gate = nn.Linear(config.hidden_size, config.hidden_size)
-        self.taps = nn.Parameter(torch.randn(config.conv_kernel, config.hidden_size) / config.conv_kernel**0.5)
-
-    def forward(self, x: Tensor, recent: Tensor, sequences: Sequences | None = None) -> tuple[Tensor, Tensor]:
-        h = self.norm(x)
-        along = h if sequences is None else sequences.gather(h)
-        tokens = along.shape[1]
-        seen = torch.cat([recent.to(h.dtype), along], dim=1)  # [B, kernel − 1 + T, C]
-        if tokens == 1:  # two operations take 7 µs where the dozen below take 45
-            conv = (self.taps * seen).sum(1, keepdim=True)
-        else:
-            conv = sum(tap * seen[:, i : i + tokens] for i, tap in enumerate(self.taps))
-        if sequences is None:
-            last = seen[:, tokens:]
-        else:
-            conv = sequences.scatter(conv)
-            at = sequences.lengths.unsqueeze(1) + torch.arange(recent.shape[1], device=x.device)
-            last = seen.gather(1, at.unsqueeze(2).expand(-1, -1, seen.shape[2]))
-        # A copy, or the state would hold the whole sequence's memory.
-        recent = last.to(recent.dtype, copy=True, memory_format=torch.contiguous_format)
-        return x + h + conv * self.gate(h), recent
 
 
 class RamNetForCausalLM(nn.Module):
@@ -138,38 +66,37 @@ class RamNetForCausalLM(nn.Module):
         logits_to_keep: int | None = None,
         labels: Tensor | None = None,
     ) -> RamNetOutput:
-        """Logits of every token, or of the last ones, the state after the last, and the loss where labels are given.
+        """Compute logits and the state after the last token, and the loss if ``labels`` are given.
 
         Args:
             input_ids: int64 [B, T]; T = 0 returns the state unchanged.
-            state: what came before; a fresh one when None. It is left as it was unless ``in_place``.
-            attention_mask: bool or int64 [B, T], True or 1 for a token and False or 0 for padding, which may be
-                anywhere in a row. Each row then gives what it gives without its padding, and ``state`` is that of its
-                tokens alone. The ids of padding must be in the vocabulary; their logits mean nothing.
-            cu_seqlens: int32 or int64 [D + 1], for ids [1, T] that hold D documents one after another: where each
-                begins, and T. Each gives what it gives alone; ``state``, before and after, has D rows. The scan runs
-                them side by side, each as long as the longest.
-            in_place: for T = 1 without gradients, update ``state`` in place and return it, so that a token costs
-                O(K·D) whatever M is.
-            logits_to_keep: how many tokens to give logits of, counted from the last; 0 for all, and None for all
-                without ``labels`` and for none with them.
-            labels: int64 [B, T], ``input_ids`` itself for a language model; −100 counts for nothing. They are shifted
-                inside: the logits of token t are to predict label t + 1, so that label 0 is not used. Neither are
-                those of padding and of the first token of a document.
+            state: the state after the tokens before ``input_ids``; None starts from a fresh one. It is not modified
+                unless ``in_place``.
+            attention_mask: bool or integer [B, T], True or 1 for a token and False or 0 for padding, which may be
+                anywhere in a row. The logits and the state of a row are those of the row without its padding. The ids
+                of padding must be in the vocabulary; their logits are meaningless.
+            cu_seqlens: int32 or int64 [S + 1], for ids [1, T] that hold S documents one after another: the offset at
+                which each document begins, then T. Each document is computed as if it were alone; states have S rows.
+                Internally the documents are padded to the length of the longest.
+            in_place: update ``state`` in place and return it, so that a token costs O(K·D) for any M. Needs T = 1 and
+                no gradients.
+            logits_to_keep: return logits of this many last tokens only; 0 returns all. None returns all without
+                ``labels``, and none with them.
+            labels: int64 [B, T], usually ``input_ids`` itself. They are shifted internally: token t predicts label
+                t + 1. Labels of −100, of padding and of the first token of each sequence are ignored.
 
         Returns:
-            ``logits`` [B, T, V], or [B, min(T, logits_to_keep), V], and ``state``. Splitting a sequence over several
-            calls changes nothing. With ``labels`` also ``loss``, the mean cross entropy in nats of the labels that
-            count (NaN where none does), float32 or float64. The logits that only the loss needs are made
-            ``ramnet.loss.LOGITS_AT_ONCE`` numbers at a time.
+            ``logits`` [B, T, V], or [B, min(T, logits_to_keep), V], and ``state``. A sequence may be split over several
+            calls. With ``labels`` also ``loss``, the mean cross entropy in nats, float32 or float64; NaN if all labels
+            are ignored. Logits that only the loss needs are computed ``ramnet.loss.LOGITS_AT_ONCE`` elements at a time.
 
         Raises:
-            ValueError: for ids that are not [B, T] or, on the CPU, outside the vocabulary, labels likewise or of
-                another shape, a state of another model, batch or device, a mask or documents that do not fit
-                (``Sequences.padded``, ``.packed``), ``in_place`` with T ≠ 1, or a negative ``logits_to_keep``. On a
-                GPU, where a look at the ids would wait for the device, torch's assertion stops it at an id outside the
-                vocabulary, and a mask is not looked at. A state that is refused is as it was: see ``RamState.check``.
-            TypeError: for ids that are not integers, and other types that do not fit.
+            ValueError: if ids or labels are not [B, T] or, on the CPU, outside the vocabulary; if ``state`` does not
+                fit the model, batch or device (``RamState.check``); if the mask or the documents do not fit
+                (``Sequences.padded``, ``Sequences.packed``); if ``in_place`` is set and T ≠ 1; or if
+                ``logits_to_keep`` is negative. ``state`` is not modified then. On a GPU, torch's device-side assertion
+                stops at an id outside the vocabulary, and the values of a mask are not checked.
+            TypeError: if ids or labels are not integers, or a mask, documents or a state have a wrong dtype.
         """
         if logits_to_keep is not None and logits_to_keep < 0:
             raise ValueError(f"logits_to_keep is {logits_to_keep}; it must be >= 0")
@@ -212,7 +139,7 @@ class RamNetForCausalLM(nn.Module):
         cu_seqlens: Tensor | None = None,
         in_place: bool = False,
     ) -> tuple[Tensor, RamState]:
-        """What ``head`` turns into logits, [B, T, C], and the state; arguments and errors as in ``forward``."""
+        """Return the input of the output head, [B, T, C], and the state; arguments and errors as in ``forward``."""
         check_type(input_ids)
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [B, T]")
@@ -224,7 +151,7 @@ class RamNetForCausalLM(nn.Module):
         state = RamState.ready(state, self.config, rows, self.embedding.weight, input_ids.device, in_place)
         try:
             x = self.embedding(input_ids)
-        except IndexError:  # torch looks at every id anyway, but names none
+        except IndexError:  # torch checks every id, but its message does not name the wrong one
             check_range(input_ids, self.config.vocab_size)
             raise
         memory, mass, conv = [], [], []
@@ -247,11 +174,12 @@ class RamNetForCausalLM(nn.Module):
     generate = generate
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` in ``directory``, whole or not at all.
+        """Write ``config.json`` and ``model.safetensors`` to ``directory``, each atomically. Weights keep their dtype.
 
-        Each weight keeps its type. ValueError, before anything is written, for a weight that holds NaN or infinity, or
-        a head of its own where the config ties it to the embedding. OSError, naming the file, where it cannot be
-        written.
+        Raises:
+            ValueError: if a weight holds NaN or infinity, or the head differs from the embedding although the config
+                ties them. Nothing is written then.
+            OSError: if a file cannot be written; the message names it.
         """
         directory = Path(directory)
         tensors = {name: x.contiguous() for name, x in self.state_dict().items()}
@@ -259,16 +187,17 @@ class RamNetForCausalLM(nn.Module):
             raise ValueError(f"{name} holds NaN or infinity; {directory} is left as it is")
         if self.config.tie_embeddings and not torch.equal(tensors.pop("head.weight"), tensors["embedding.weight"]):
             raise ValueError("head.weight differs from embedding.weight, but tie_embeddings is True in the config")
-        # The new config waits aside until the weights are there, so that a full disk leaves the old pair.
+        # The new config stays in its temporary file until the weights are written, so that a full disk leaves both old
+        # files.
         with written_aside(directory / "config.json") as aside:
             aside.write_text(self.config.to_json(), encoding="utf-8")
             write_safetensors(directory / "model.safetensors", tensors)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
-        """Read a model that ``save_pretrained`` wrote, each weight in the type that it has in the file.
+        """Read a model that ``save_pretrained`` wrote. Weights have the dtype that they have in the file.
 
-        ValueError, naming the file, where it is none.
+        Raises ValueError if a file is missing or damaged or does not fit the config; the message names the file.
         """
         directory = Path(directory)
         if not (directory / "config.json").is_file():
@@ -300,7 +229,7 @@ class RamNetForCausalLM(nn.Module):
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity, if one does."""
-    # The extremes carry a NaN along, and need no copy of the tensor.
+    """Return the name of the first tensor that holds NaN or infinity, or None."""
+    # aminmax propagates NaN and, unlike isfinite, allocates no tensor of the same size.
     bad = (name for name, x in tensors.items() if x.numel() and not all(y.isfinite() for y in x.aminmax()))
     return next(bad, None)

@@ -1,4 +1,4 @@
-"""What the other packages contribute, by entry points: those of a checkout that is not installed too."""
+"""Entry points of the other packages, also in a checkout that is not installed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 _HERE = Path(__file__).resolve().parents[1]
 _PROJECT = _HERE / "pyproject.toml"
-# They stand beside ``ramnet``, installed or not.
+# These packages are in the same folder as ``ramnet``, whether installed or in a checkout.
 _PACKAGES = ("schedules", "lowering", "autotune", "export")
 
 
 def plugins(group: str) -> dict[str, EntryPoint]:
-    """The entry points of ``group`` by name: a checkout declares its own, however old its installation is."""
+    """Return the entry points of ``group`` by name. A checkout's pyproject.toml overrides the installed ones."""
     found = {entry.name: entry for entry in entry_points(group=group)}
     if _PROJECT.is_file():
         declared = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["entry-points"].get(group, {})
@@ -25,11 +25,12 @@ def plugins(group: str) -> dict[str, EntryPoint]:
 
 
 def load(entry: EntryPoint) -> Any:
-    """What ``entry`` names. ImportError, naming the file, where one of the user's own hides a package of RAM-Net."""
+    """Import what ``entry`` names. Raises ImportError, naming the file, if a user's file shadows a RAM-Net package."""
     for name in _PACKAGES:
         found = find_spec(name)
         if found is not None:
-            places = [found.origin] if found.origin else found.submodule_search_locations or ()  # a file, else a folder
+            # A namespace package, such as a folder without __init__.py, has no origin.
+            places = [found.origin] if found.origin else found.submodule_search_locations or ()
             for place in places:
                 if not Path(place).resolve().is_relative_to(_HERE / name):
                     raise ImportError(f"{place} hides the package {name!r} of RAM-Net: rename it or move it elsewhere")
@@ -37,7 +38,7 @@ def load(entry: EntryPoint) -> Any:
 
 
 def docstring(entry: EntryPoint) -> str:
-    """The docstring of the function that ``entry`` names, read from its source: nothing is imported for it."""
+    """Read the docstring of the function that ``entry`` names from its source, without importing it."""
     package, *parts = entry.module.split(".")
     found = find_spec(package)
     for folder in (found and found.submodule_search_locations) or ():

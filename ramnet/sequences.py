@@ -1,4 +1,4 @@
-"""The sequences among the tokens of a batch, where they are not simply its rows."""
+"""Padded and packed batches: where the sequences are among the tokens of a batch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _MASK_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, to
 
 
 class Sequences(NamedTuple):
-    """R sequences of at most L tokens each, among the tokens [B, T] of a batch.
+    """The map between the tokens [B, T] of a batch and its R sequences of at most L tokens each, [R, L].
 
-    A layer computes what concerns tokens alone on [B, T], and what goes along a sequence on [R, L], where each
-    begins at 0. Past its end a sequence writes and reads with weight 0, which changes neither memory nor mass.
+    Operations on single tokens run on [B, T]; operations along a sequence run on [R, L], where every sequence begins at
+    index 0. Beyond a sequence's end, write and read weights are 0, which changes neither memory nor mass.
 
     Attributes:
-        source: int64 [R, L], the place of each token among the B·T; past the end, that of some token.
-        inside: bool [R, L], False past the end.
+        source: int64 [R, L], the index of each token in the flattened [B, T]; any valid index beyond the end.
+        inside: bool [R, L], False beyond the end.
         lengths: int64 [R].
-        back: int64 [B, T], the place of each token among the R·L; that of some token for padding.
-        real: bool [B, T], False for padding; None where there is none.
+        back: int64 [B, T], the index of each token in the flattened [R, L]; any valid index for padding.
+        real: bool [B, T], False for padding; None if there is none.
     """
 
     source: Tensor
@@ -37,9 +37,9 @@ class Sequences(NamedTuple):
     def of(
         cls, attention_mask: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int], device: torch.device
     ) -> Self | None:
-        """What ``padded`` or ``packed`` makes of the one that is given; None where the rows are the sequences.
+        """Return ``padded`` or ``packed`` of the argument that is given, or None if neither is.
 
-        ValueError where both are given; further errors are theirs.
+        Raises ValueError if both are given, and the errors of ``padded`` and ``packed``.
         """
         if attention_mask is not None and cu_seqlens is not None:
             raise ValueError("attention_mask and cu_seqlens are both given; packed documents have no padding")
@@ -49,15 +49,16 @@ class Sequences(NamedTuple):
 
     @classmethod
     def padded(cls, attention_mask: Tensor, shape: tuple[int, int], device: torch.device) -> Self:
-        """The rows of a batch without their padding, R = B and L = T, wherever in a row the padding is.
+        """Return the rows of a padded batch as sequences, R = B and L = T. Padding may be anywhere in a row.
 
         Args:
             attention_mask: bool or integer [B, T], True or 1 for a token.
-            shape: B and T. device: of the tokens.
+            shape: (B, T).
+            device: the device of the tokens.
 
         Raises:
-            ValueError: for another shape or device, and numbers other than 0 and 1 on the CPU.
-            TypeError: for floating masks, such as attention adds to its scores.
+            ValueError: if the mask has another shape or device or, on the CPU, holds a value other than 0 and 1.
+            TypeError: if the mask is floating, as additive masks of attention are.
         """
         if attention_mask.shape != shape:
             raise ValueError(f"attention_mask has shape {list(attention_mask.shape)}; it must be {list(shape)}")
@@ -70,7 +71,7 @@ class Sequences(NamedTuple):
         batch, tokens = shape
         real = attention_mask.bool()
         starts = tokens * torch.arange(batch, device=device).unsqueeze(1)
-        # A stable sort keeps the tokens of a row in their order, and puts the padding behind them.
+        # A stable sort moves the padding of a row behind its tokens and keeps their order.
         source = starts + (~real).to(torch.uint8).argsort(dim=1, stable=True)
         lengths = real.sum(1)
         inside = torch.arange(tokens, device=device) < lengths.unsqueeze(1)
@@ -79,16 +80,17 @@ class Sequences(NamedTuple):
 
     @classmethod
     def packed(cls, cu_seqlens: Tensor, shape: tuple[int, int], device: torch.device) -> Self:
-        """The documents that one row holds one after another, R = D; L is the length of the longest.
+        """Return the documents packed into one row as sequences; R is their number and L the length of the longest.
 
         Args:
-            cu_seqlens: int32 or int64 [D + 1], on any device: where each document begins, and T. Its numbers are read,
-                which waits for a GPU and has no place within a graph of torch.compile.
-            shape: 1 and T. device: of the tokens.
+            cu_seqlens: int32 or int64 [R + 1] on any device, the offset at which each document begins, then T. Its
+                values are read, which synchronises with a GPU and breaks a graph of torch.compile.
+            shape: (1, T).
+            device: the device of the tokens.
 
         Raises:
-            ValueError: for a batch other than 1, another shape, and numbers that do not rise from 0 to T.
-            TypeError: for other types.
+            ValueError: if B is not 1, ``cu_seqlens`` is not [R + 1], or its values do not ascend from 0 to T.
+            TypeError: if ``cu_seqlens`` is neither int32 nor int64.
         """
         batch, tokens = shape
         if cu_seqlens.dtype not in (torch.int32, torch.int64):
@@ -102,7 +104,7 @@ class Sequences(NamedTuple):
             raise ValueError(f"cu_seqlens goes from {bounds[0]} to {bounds[-1]}; it must go from 0 to {tokens}")
         for before, after in pairwise(bounds):
             if after < before:
-                raise ValueError(f"cu_seqlens falls from {before} to {after}; it must not fall")
+                raise ValueError(f"cu_seqlens falls from {before} to {after}; it must be ascending")
         longest = max(after - before for before, after in pairwise(bounds))
         at = torch.tensor(bounds, device=device)
         lengths, steps = at.diff(), torch.arange(longest, device=device)
@@ -112,19 +114,19 @@ class Sequences(NamedTuple):
         return cls(source, steps < lengths.unsqueeze(1), lengths, back.unsqueeze(0), None)
 
     def gather(self, x: Tensor) -> Tensor:
-        """[B, T, …] as [R, L, …], with zeros past the ends."""
+        """Convert [B, T, …] to [R, L, …], with zeros beyond the ends."""
         return _keep(self.inside, self.take(x))
 
     def take(self, x: Tensor) -> Tensor:
-        """``gather`` with some token's values past the ends."""
+        """Convert [B, T, …] to [R, L, …], with the values of any token beyond the ends."""
         return _pick(x, self.source)
 
     def scatter(self, x: Tensor) -> Tensor:
-        """[R, L, …] as [B, T, …], with zeros for padding."""
+        """Convert [R, L, …] to [B, T, …], with zeros for padding."""
         return self.without_padding(_pick(x, self.back))
 
     def without_padding(self, x: Tensor) -> Tensor:
-        """x [B, T, …] with zeros for padding, whose numbers may be NaN."""
+        """Return x [B, T, …] with padding, which may hold NaN, set to zero."""
         return x if self.real is None else _keep(self.real, x)
 
 

@@ -1,4 +1,4 @@
-"""What a RAM-Net remembers: a value of fixed size, however long the sequence behind it."""
+"""The recurrent state of a RAM-Net, whose size does not depend on the length of the sequence."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from ramnet.config import RamLayerConfig, RamNetConfig
 from ramnet.files import written_aside
 
-# Axes of each tensor of a state; all but the position hold floating numbers.
+# The number of dimensions of each tensor of a state. All but the position are floating.
 _RANKS = {"memory": 4, "mass": 3, "conv": 3, "position": 1}
 
 
 class Layer(Protocol):
-    """A ``ramnet.RamLayer``, of which the state concerns the configuration alone."""
+    """The part of ``ramnet.RamLayer`` that determines the shapes of its state."""
 
     config: RamLayerConfig
 
@@ -28,10 +28,10 @@ class RamState:
     """The state of a model, or of a list of ``RamLayer``, after ``position`` tokens of each row.
 
     Attributes:
-        memory: for each RAM-Net layer, S, [B, H, M, D].
-        mass: for each RAM-Net layer, z, [B, H, M].
-        conv: for each gated convolution block, its last inputs, [B, conv_kernel − 1, hidden].
-        position: int64 [B], the tokens that each row has seen.
+        memory: S of each RAM-Net layer, [B, H, M, D] (paper, step 5).
+        mass: z of each RAM-Net layer, [B, H, M] (paper, step 5).
+        conv: the last normalised inputs of each gated convolution block, [B, conv_kernel − 1, C].
+        position: int64 [B], the number of tokens that each row has read.
     """
 
     memory: list[Tensor]
@@ -47,10 +47,12 @@ class RamState:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """The state before the first token: S = 0, z = 1/M (paper, step 5).
+        """Return the state before the first token: S = 0, z = 1/M (paper, step 5).
 
         Args:
-            layers: the configuration of a model, or ``RamLayer`` modules in any number, of any sizes.
+            layers: the configuration of a model, or a list of ``RamLayer`` modules, whose sizes may differ.
+            batch_size: B ≥ 1.
+            dtype: of all tensors but the position.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -67,12 +69,9 @@ class RamState:
         cls, state: RamState | None, layers: RamNetConfig | Sequence[Layer], batch_size: int, weight: Tensor,
         device: torch.device, in_place: bool,
     ) -> RamState:  # fmt: skip
-        """``state``, checked; where it is None, a fresh one for layers with weights as ``weight``.
-
-        Errors as in ``check``.
-        """
+        """Return ``state`` after ``check``; if it is None, a fresh one in float32, or float64 if ``weight`` is."""
         if state is None:
-            # float32 whatever the weights are, or a long sequence would round at every write.
+            # At least float32: in a narrower dtype, the rounding of every write adds up over a long sequence.
             exact = torch.promote_types(weight.dtype, torch.float32)
             return cls.zeros(layers, batch_size, dtype=exact, device=device)
         state.check(layers, batch_size, device, in_place)
@@ -83,7 +82,7 @@ class RamState:
         return self.memory[0].shape[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor under the name it has in files and graphs: memory.0, mass.0, …, conv.0, …, position."""
+        """Return every tensor by its name in files and graphs: memory.0, …, mass.0, …, conv.0, …, position."""
         named = {
             f"{name}.{i}": tensor
             for name, layers in (("memory", self.memory), ("mass", self.mass), ("conv", self.conv))
@@ -92,7 +91,7 @@ class RamState:
         return named | {"position": self.position}
 
     def clone(self) -> Self:
-        """A copy that shares nothing with this one."""
+        """Return a copy that shares no memory with this state."""
         return type(self)(
             [x.clone() for x in self.memory],
             [x.clone() for x in self.mass],
@@ -101,7 +100,7 @@ class RamState:
         )
 
     def reorder(self, index: Tensor) -> Self:
-        """The state whose batch entry i is this one's ``index[i]``, as a beam search needs; ``index`` is int64."""
+        """Return a state whose row i is row ``index[i]`` of this one, as beam search needs; ``index`` is int64 [B']."""
         return type(self)(
             [x.index_select(0, index) for x in self.memory],
             [x.index_select(0, index) for x in self.mass],
@@ -111,9 +110,9 @@ class RamState:
 
     @classmethod
     def merge(cls, states: Sequence[RamState]) -> Self:
-        """One state of the rows of all ``states``, in their order; rows may have seen different numbers of tokens.
+        """Concatenate the rows of ``states``. Their positions may differ.
 
-        ValueError for no states, and for layers, sizes, types or devices that differ.
+        Raises ValueError if ``states`` is empty, or their layers, shapes, dtypes or devices differ.
         """
         if not states:
             raise ValueError("states is empty; there must be at least one")
@@ -134,9 +133,9 @@ class RamState:
         return cls(memory, mass, conv, torch.cat([s.position for s in states]))
 
     def split(self, sizes: Sequence[int] | None = None) -> list[Self]:
-        """States of ``sizes`` rows each, in the order of the rows, or of one row each; they share nothing with this.
+        """Split the rows into states of ``sizes`` rows each, or of one row each if None. They are copies.
 
-        ValueError for sizes that are not at least 1, or do not add up to the batch size.
+        Raises ValueError if a size is below 1, or the sizes do not add up to the batch size.
         """
         sizes = [1] * self.batch_size if sizes is None else list(sizes)
         if sum(sizes) != self.batch_size or min(sizes) < 1:
@@ -145,15 +144,15 @@ class RamState:
         return [self.reorder(index) for index in rows]
 
     def layers(self) -> list[Self]:
-        """A state for each RAM-Net layer, to hand to it: memory and mass are this one's, the position is a copy."""
+        """Return a state for each RAM-Net layer, sharing memory and mass with this one; the position is copied."""
         pairs = zip(self.memory, self.mass, strict=True)
         return [type(self)([memory], [mass], [], self.position.clone()) for memory, mass in pairs]
 
     @classmethod
     def of_layers(cls, states: Sequence[RamState]) -> Self:
-        """One state of what ``layers`` took apart, sharing its tensors.
+        """Join states of single layers, as ``layers`` returns, into one that shares their tensors.
 
-        ValueError for no states, and where positions differ, as of layers that have not read the same tokens.
+        Raises ValueError if ``states`` is empty, or their positions differ.
         """
         if not states:
             raise ValueError("states is empty; there must be at least one")
@@ -162,20 +161,20 @@ class RamState:
             if can_be_read(position) and not torch.equal(state.position, position):
                 raise ValueError(
                     f"states[{i}] is at position {state.position.tolist()} and states[0] at {position.tolist()};"
-                    " states of one sequence are at the same"
+                    " all layers must be at the same position"
                 )
         memory, mass, conv = ([x for s in states for x in getattr(s, name)] for name in ("memory", "mass", "conv"))
         return cls(memory, mass, conv, position)
 
     def save(self, path: str | Path) -> None:
-        """Write the state as safetensors, whole or not at all."""
+        """Write the state as safetensors, atomically. Raises OSError, naming the file, if it cannot be written."""
         write_safetensors(path, {name: x.contiguous() for name, x in self.tensors().items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a state that ``save`` wrote; ValueError, naming the file, where it is none.
+        """Read a state that ``save`` wrote. Raises ValueError, naming the file, if it is not one.
 
-        Files of version 0.1.0 hold one position for all rows, which each row then takes.
+        Files of version 0.1.0 hold a single position, which is used for every row.
         """
         tensors = read_safetensors(path)
         layers: dict[str, list[Tensor]] = {}
@@ -202,15 +201,16 @@ class RamState:
         device: torch.device,
         in_place: bool = False,
     ) -> None:
-        """Refuse what is no state of ``layers`` (as in ``zeros``) at ``batch_size`` on ``device``.
+        """Check that this is a state of ``layers`` (as in ``zeros``) for ``batch_size`` rows on ``device``.
 
         Args:
-            in_place: the state is about to be updated in place, so every tensor must also be contiguous, without
-                gradients, and no inference tensor outside of inference mode.
+            in_place: also check that every tensor can be updated in place: it must be contiguous, not require
+                gradients and, outside inference mode, not be an inference tensor.
 
         Raises:
-            ValueError: for wrong sizes, shapes or devices, a negative position, or what cannot be updated.
-            TypeError: for wrong types.
+            ValueError: if a number of layers, a shape or a device is wrong, a position is negative, or a tensor cannot
+                be updated in place.
+            TypeError: if a dtype is wrong.
         """
         for name, shapes in _shapes(layers, batch_size).items():
             tensors: list[Tensor] = getattr(self, name)
@@ -232,14 +232,14 @@ class RamState:
             raise ValueError(f"state.position holds {lowest}; it must be >= 0")
 
 
-# torch.export, torch.func and compiled callers take a state apart into its tensors, and put it together again.
+# A pytree, so that torch.export, torch.func and torch.compile can flatten a state into its tensors.
 torch.export.register_dataclass(RamState, serialized_type_name="ramnet.RamState")
-# torch.load, by which torch.export.load reads example inputs, makes one of tensors and needs no trust for it.
+# torch.export.load reads example inputs by torch.load, which constructs only classes that are known to be safe.
 torch.serialization.add_safe_globals([RamState])
 
 
 def _shapes(layers: RamNetConfig | Sequence[Layer], batch_size: int) -> dict[str, list[tuple[int, ...]]]:
-    """The shapes of memory, mass and conv, layer by layer."""
+    """Return the shapes of memory, mass and conv for each layer."""
     convs: list[tuple[int, ...]] = []
     if isinstance(layers, RamNetConfig):
         convs = [(batch_size, layers.conv_kernel - 1, layers.hidden_size)] * layers.conv_layers
@@ -251,7 +251,7 @@ def _shapes(layers: RamNetConfig | Sequence[Layer], batch_size: int) -> dict[str
 
 
 def can_be_read(tensor: Tensor) -> bool:
-    """Whether there is a number, and reading it waits for nothing: not on a GPU, nor while a graph is traced."""
+    """Return whether values can be read without synchronising: on the CPU, and not while a graph is traced."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -268,31 +268,31 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.devi
         raise ValueError(f"{name} requires gradients, which a state that is updated in place cannot have")
     if not torch.compiler.is_compiling() and tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
-            f"{name} was made in torch.inference_mode(), outside of which it is not updated; go on with state.clone()"
+            f"{name} was made in torch.inference_mode() and cannot be updated in place outside it; use state.clone()"
         )
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all; OSError, naming the file, where it cannot be written."""
+    """Write a safetensors file atomically. Raises OSError, naming the file, if it cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with written_aside(path) as aside:
         try:
             save_file(tensors, aside, metadata)
-        except SafetensorError as error:  # a full disk, for one; it is no OSError
+        except SafetensorError as error:  # raised for a full disk, among others; it is not an OSError
             raise OSError(f"{path} cannot be written: {error}") from None
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError, naming the file, where it is none."""
+    """Read the tensors of a safetensors file. Raises ValueError, naming the file, if it is not one."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file; a safetensors file was expected there")
     try:
-        # Copies: the file's own pages would change with it, and lie on 8 bytes, where torch's lie on 64.
+        # Copies: mapped pages would change with the file, and are aligned to 8 bytes instead of torch's 64.
         return {name: x.clone() for name, x in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None

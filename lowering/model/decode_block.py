@@ -1,4 +1,4 @@
-"""Blocks that decode one token on a CPU in one call of a kernel each (``lowering/cpu/decode_layer.py``)."""
+"""Decodes one token of a block on a CPU in a single kernel (``lowering/cpu/decode_layer.py``)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from lowering.model.untouched import has_global_hooks, is_plain, untouched, untouched_linear
+from ramnet.blocks import Block, SwiGLU
 from ramnet.layer import RamLayer
-from ramnet.model import Block, SwiGLU
 from ramnet.ops import registered
 
 
 def decode(block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, kernels: str) -> Tensor | None:
-    """What ``block`` makes of one token x [1, 1, C], its state updated in place.
+    """Run ``block`` on one token x [1, 1, C], updating its state in place. Returns y [1, 1, C].
 
-    None, with nothing done, for a batch, gradients, another type than float32, and a block that is not as it was made.
+    Returns None, without doing so, if B > 1, gradients are enabled, a tensor is not float32, or the block was changed.
     """
     if x.shape[0] != 1 or torch.is_grad_enabled() or has_global_hooks():
         return None
@@ -35,7 +35,7 @@ def decode(block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: 
 
 
 def _weights(block: nn.Module) -> tuple[Any, ...] | None:
-    """The kernel's, looked up at each token as they may have been replaced; None where they are not all there is."""
+    """Return the kernel's weights, or None if the block was changed. They are looked up anew at each token."""
     if not untouched(block, Block):
         return None
     parts = block._modules
@@ -56,7 +56,7 @@ def _weights(block: nn.Module) -> tuple[Any, ...] | None:
 
 
 def _norm(norm: Any, eps: float) -> tuple[Tensor | None, Tensor | None]:
-    """Gain and bias of an untouched LayerNorm."""
+    """Return gain and bias of an untouched LayerNorm with this ``eps``, else None twice."""
     if not untouched(norm, nn.LayerNorm) or norm.eps != eps:
         return None, None
     return norm._parameters["weight"], norm._parameters["bias"]

@@ -1,7 +1,5 @@
-"""Blocks that decode a token on a GPU, all between two projections in one launch (``GpuKernels.decode_heads``).
-
-The products with weights stay torch's, whatever the batch.
-"""
+"""Decodes one token of a block on a GPU. All between the two projections is one kernel (``GpuKernels.decode_heads``);
+matrix products with weights are torch's."""
 
 from __future__ import annotations
 
@@ -11,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lowering.model.untouched import untouched
+from ramnet.blocks import Block
 from ramnet.layer import RamLayer
-from ramnet.model import Block
 from ramnet.ops import registered
 
-# By schema, for the reason that ramnet/ops/library.py gives at memory_step.
+# Defined by its schema for speed; see memory_step in ramnet/ops/library.py.
 _LIBRARY = torch.library.Library("ramnet", "FRAGMENT")
 _LIBRARY.define(
     "decode_heads(Tensor projected, Tensor log_scale, Tensor position, Tensor(a!) memory, Tensor(b!) mass, int order,"
@@ -44,7 +42,7 @@ def _(
 
 
 def serves(block: Any, memory: Tensor, mass: Tensor) -> bool:
-    """Whether ``decode`` can stand for the block: as it was made, with a state in one piece, and without gradients."""
+    """Return whether ``decode`` can replace the block: unchanged, with a contiguous state and gradients disabled."""
     return (
         memory.is_contiguous()
         and mass.is_contiguous()
@@ -55,9 +53,9 @@ def serves(block: Any, memory: Tensor, mass: Tensor) -> bool:
 
 
 def decode(block: Any, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, kernels: str) -> Tensor:
-    """What ``block`` makes of one token of each sequence, x [B, 1, C], its state updated in place.
+    """Run ``block`` on one token of each row, x [B, 1, C], updating its state in place. Returns y [B, 1, C].
 
-    The layers within are called as the modules they are.
+    The block's norms and linear layers are called as modules.
     """
     mixer, c = block.mixer, block.mixer.config
     projected = mixer.query_key_value(block.mixer_norm(x)).flatten(1)  # [B, 2·H·U·P + H·D]

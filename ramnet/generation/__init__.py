@@ -1,7 +1,7 @@
-"""Text from a model: ``generate`` (call.py) samples token by token (sampled.py) or searches with beams (beams.py).
+"""Text generation: ``generate`` (call.py) samples token by token (sampled.py) or runs beam search (beams.py).
 
-Both read tokens in parts of bounded size (reading.py) and end where a stop was said (stopping.py); sampling.py turns
-logits into a token.
+Both read tokens in chunks of bounded size (reading.py) and end at stop tokens or strings (stopping.py). sampling.py
+draws a token from logits.
 """
 
 from ramnet.generation.call import generate

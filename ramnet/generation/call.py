@@ -1,4 +1,4 @@
-"""``generate``: what is asked for is checked here, before anything runs."""
+"""``generate``: checks its arguments, then samples or runs beam search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ramnet.generation.beams import search
 from ramnet.generation.checks import check
-from ramnet.generation.reading import LanguageModel, Said
+from ramnet.generation.reading import Generated, LanguageModel
 from ramnet.generation.sampled import sample
 from ramnet.generation.sampling import Sampling, seeds_of_rows
 from ramnet.generation.stopping import Stops
@@ -41,52 +41,52 @@ def generate(
     state: Any = None,
     return_state: bool = False,
 ) -> Any:
-    """Continue each prompt until ``max_new_tokens`` or until it stops.
+    """Continue each prompt by ``max_new_tokens`` tokens, or until it stops.
 
-    Prompts are read ``reading.TOKENS_AT_ONCE`` tokens at a time, so that memory does not grow with their length. Tokens
-    are chosen where the logits are. On a GPU nothing waits for the device between tokens, unless there are stops to
-    look for, beams, or a ``streamer`` to call.
+    Prompts are read in chunks of ``reading.TOKENS_AT_ONCE`` tokens, so that memory does not grow with their length.
+    On a GPU, tokens are chosen on the device, and generation does not synchronise between tokens unless there are
+    stops, beams or a ``streamer``.
 
-    The state makes a conversation: a turn costs its own tokens, whatever came before::
+    With ``return_state``, the next turn of a conversation reads its own tokens only::
 
-        said, state = model.generate(first, 100, stop="\\n", return_state=True)
+        generated, state = model.generate(first, 100, stop="\\n", return_state=True)
         more, state = model.generate(second, 100, stop="\\n", state=state, return_state=True)
 
     Args:
-        input_ids: int64 [B, T] with T ≥ 1; or a list of prompts of any lengths ≥ 1, each int64 [T] or a list of ints.
-            Prompts of a list that have one length are read together.
-        attention_mask: bool or int64 [B, T] for prompts [B, T] of different lengths, 1 for a token and 0 for padding:
-            each goes on as it does alone. The last column is all tokens: pad on the left.
-        temperature: 0 takes the likeliest token; above, logits are divided by it and sampled.
-        top_k: sample among the k likeliest only; 0 for all.
-        top_p: sample among the likeliest that hold this much probability, in (0, 1].
-        min_p: sample among those at least this many times as probable as the likeliest, in [0, 1].
-        repetition_penalty: logits of the tokens of the prompt and of what was said are divided by it where they are
-            above 0, and multiplied elsewhere (CTRL, arXiv 1909.05858); 1 changes nothing.
-        num_beams: above 1, and with a temperature of 0, search for the likeliest continuation with so many beams; the
-            sum of log-probabilities decides, whatever the length. Each beam has a state of its own.
-        stop_tokens: a row that says one of these has stopped.
-        stop: strings; a row has stopped once the text of its new tokens holds one.
-        decode: the text of a list of new token ids, for ``stop``. Not needed where the vocabulary is the 256 bytes.
-        seed: of the sampling, the same tokens at each run on a device. Row i draws from a generator of its own, seeded
-            with ``seed`` + i, or with ``seed[i]`` of a sequence, so that no row's tokens depend on those beside it.
-            None takes torch's global generator.
-        streamer: called with each new column [B]; not with beams or a list of prompts.
-        state: what came before the prompts, which is left as it was: of B rows, or for a list of prompts a list of
-            states of one row each.
-        return_state: also return the state after the last token, to go on from.
+        input_ids: int64 [B, T] with T ≥ 1, or a list of prompts of any lengths ≥ 1, each int64 [T] or a list of ints.
+            Prompts of a list that have the same length are run as one batch.
+        attention_mask: bool or integer [B, T], 1 for a token and 0 for padding, for prompts [B, T] of different
+            lengths. Each row continues as it would alone. The last column must be tokens: pad on the left.
+        temperature: 0 takes the most probable token; above 0, logits are divided by it and sampled.
+        top_k: sample from the k most probable tokens only; 0 disables it.
+        top_p: sample from the smallest set of most probable tokens with at least this probability, in (0, 1].
+        min_p: sample from tokens with at least this fraction of the largest probability, in [0, 1].
+        repetition_penalty: divides positive logits of tokens that occurred in the prompt or were generated, and
+            multiplies negative ones (CTRL, arXiv 1909.05858); 1 disables it.
+        num_beams: above 1, run beam search with this many beams, which needs a temperature of 0. Beams are ranked by
+            the sum of log-probabilities, without a length penalty. Each beam has a state of its own.
+        stop_tokens: a row stops after generating one of these.
+        stop: a string or strings; a row stops once the text of its new tokens contains one.
+        decode: converts a list of new token ids to text, for ``stop``. Not needed if the tokens are the 256 bytes.
+        seed: makes sampling reproducible on a given device. Row i draws from its own generator, seeded with
+            ``seed`` + i, or ``seed[i]`` of a sequence, so that its tokens do not depend on other rows. None uses
+            torch's global generator.
+        streamer: called with each new column of tokens, int64 [B]; excludes beams and lists of prompts.
+        state: the state before the prompts, of B rows; for a list of prompts, a list of states of one row each. It is
+            not modified.
+        return_state: also return the state after the last token.
 
     Returns:
         int64 [B, T + new], where a row that has stopped repeats its last token. For a list of prompts, a list of int64
-        [T + new], each ending where it stopped. With ``return_state`` a pair of this and the state, which has read all
-        that is returned; for a list, a list of states of one row each.
+        [T + new], each ending where it stopped. With ``return_state``, a pair of this and the state after all returned
+        tokens; for a list, a list of states of one row each.
 
     Raises:
-        ValueError: for an empty prompt, ids outside the vocabulary, settings out of their ranges or that do not go
-            together, a mask that does not fit or ends in padding, and a state of another model or batch.
-        TypeError: for ids that are not integers, and settings of other types.
-        RuntimeError: where the largest logit of a row is NaN or infinite, before ``streamer`` is called; on a GPU where
-            nothing waits, at the end.
+        ValueError: if a prompt is empty, an id is outside the vocabulary, an option is out of range or excluded by
+            another, the mask does not fit or ends in padding, or ``state`` does not fit the model or batch.
+        TypeError: if ids are not integers, or an option has a wrong type.
+        RuntimeError: if the largest logit of a row is NaN or infinite. It is raised before ``streamer`` is called or,
+            if generation does not synchronise, after the last token.
     """
     check("max_new_tokens", max_new_tokens, Integral, lambda x: x >= 0, ">= 0")
     check("num_beams", num_beams, Integral, lambda x: x >= 1, ">= 1")
@@ -96,9 +96,9 @@ def generate(
         raise ValueError(f"temperature is {temperature} but num_beams is {num_beams}; beams do not sample: use 0")
     is_list = not isinstance(input_ids, Tensor)
     if streamer is not None and (is_list or num_beams > 1):
-        raise ValueError("streamer is given a column at a time; it goes with neither a list of prompts nor beams")
+        raise ValueError("streamer is given; it works with neither a list of prompts nor beams")
 
-    def run(prompts: Tensor, seeds: list[int] | None, state: Any) -> Said:
+    def run(prompts: Tensor, seeds: list[int] | None, state: Any) -> Generated:
         if num_beams > 1:
             return search(
                 model, prompts, max_new_tokens, num_beams, sampling, stops, state, return_state, attention_mask
@@ -111,46 +111,46 @@ def generate(
         check_prompt(input_ids, model.config.vocab_size)
         if attention_mask is not None:
             _check_mask(model, input_ids, attention_mask)
-        said = run(input_ids, seeds_of_rows(seed, input_ids.shape[0]), state)
-        whole = torch.cat([input_ids, said.tokens], dim=1)
-        return (whole, said.state) if return_state else whole
+        generated = run(input_ids, seeds_of_rows(seed, input_ids.shape[0]), state)
+        whole = torch.cat([input_ids, generated.tokens], dim=1)
+        return (whole, generated.state) if return_state else whole
 
     if attention_mask is not None:
-        raise ValueError("attention_mask goes with prompts in one tensor; a list holds prompts of any lengths")
+        raise ValueError("attention_mask is given with a list of prompts; it works only with prompts in one tensor")
     prompts = [_prompt(model, ids) for ids in input_ids]
     for prompt in prompts:
         check_prompt(prompt, model.config.vocab_size)
     seeds = seeds_of_rows(seed, len(prompts))
     if state is not None and (not isinstance(state, list | tuple) or len(state) != len(prompts)):
-        raise ValueError(f"state must be a list of {len(prompts)} states of one row, as there are so many prompts")
+        raise ValueError(f"state must be a list of {len(prompts)} states of one row, one for each prompt")
     texts: list[Any] = [None] * len(prompts)
     states: list[Any] = [None] * len(prompts)
     for rows in _together(prompts, alone=return_state or state is not None):
-        said = run(
+        generated = run(
             torch.cat([prompts[row] for row in rows]),
             None if seeds is None else [seeds[row] for row in rows],
             None if state is None else state[rows[0]],
         )
-        for row, tokens, length in zip(rows, said.tokens, said.lengths.tolist(), strict=True):
+        for row, tokens, length in zip(rows, generated.tokens, generated.lengths.tolist(), strict=True):
             texts[row] = torch.cat([prompts[row][0], tokens[:length]])
-            states[row] = said.state
+            states[row] = generated.state
     return (texts, states) if return_state else texts
 
 
 def _check_mask(model: LanguageModel, input_ids: Tensor, attention_mask: Tensor) -> None:
-    """ValueError for a mask that does not fit ``input_ids``, or ends in padding; TypeError for other types."""
+    """Raise ValueError if the mask does not fit ``input_ids`` or ends in padding, TypeError if it is floating."""
     if not isinstance(model, torch.nn.Module):
-        raise ValueError("attention_mask is given, but an exported model takes none; generate row by row")
+        raise ValueError("attention_mask is given, but exported models do not support it; generate row by row")
     batch, tokens = input_ids.shape
     Sequences.padded(attention_mask, (batch, tokens), input_ids.device)
     ended = attention_mask[:, -1] == 0
     if bool(ended.any()):
         row = int(ended.nonzero()[0])
-        raise ValueError(f"attention_mask ends in padding in row {row}; pad on the left, as the last column goes on")
+        raise ValueError(f"attention_mask ends in padding in row {row}; pad on the left")
 
 
 def _prompt(model: LanguageModel, ids: Tensor | Sequence[int]) -> Tensor:
-    """[1, T]; a list of ints goes where the model is."""
+    """Convert a prompt to [1, T]; a list of ints is put on the model's device."""
     if isinstance(ids, Tensor):
         return ids.unsqueeze(0)
     if not isinstance(ids, Sequence):
@@ -160,7 +160,7 @@ def _prompt(model: LanguageModel, ids: Tensor | Sequence[int]) -> Tensor:
 
 
 def _together(prompts: Sequence[Tensor], alone: bool) -> Iterator[list[int]]:
-    """The numbers of the prompts that can be read as one batch: those of one length, or each by itself."""
+    """Group the indices of prompts of the same length, to be run as one batch; if ``alone``, each by itself."""
     if alone:
         yield from ([row] for row in range(len(prompts)))
         return

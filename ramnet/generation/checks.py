@@ -1,4 +1,4 @@
-"""Settings, refused where they enter in one sentence that names the value."""
+"""Checks of options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def check(name: str, value: object, kind: type, fits: Callable[[Any], bool], must: str) -> None:
-    """TypeError where ``value`` is no ``kind``, of ``numbers``; ValueError where it does not fit."""
+    """Raise TypeError if ``value`` is not a ``kind`` of number, and ValueError if ``fits(value)`` is false."""
     if isinstance(value, bool) or not isinstance(value, kind):
         raise TypeError(f"{name} is {value!r}; it must be {must}")
     if not fits(value):

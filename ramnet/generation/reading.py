@@ -1,4 +1,4 @@
-"""A model's logits after some tokens, with memory that does not grow with how many they are."""
+"""Prompt reading in chunks of bounded size."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ramnet.config import RamNetConfig
 
-# Of a prompt, the whole batch counted. Measured for "340m" in float32 on a CPU: 175 MB of activations, where 16 384
-# tokens at once take 1.05 GB, and no slower.
+# Tokens of a chunk, over all rows. Measured for "340m" in float32 on a CPU: 175 MB of activations, against 1.05 GB for
+# 16 384 tokens, and no slower.
 TOKENS_AT_ONCE = 2048
 
 
 class LanguageModel(Protocol):
-    """What ``generate`` asks of a model: ``RamNetForCausalLM`` and ``export``'s ``OnnxSession`` have it."""
+    """The interface that ``generate`` needs; ``RamNetForCausalLM`` and ``export``'s ``OnnxSession`` implement it."""
 
     @property
     def config(self) -> RamNetConfig: ...
@@ -26,13 +26,13 @@ class LanguageModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a model said in each row.
+class Generated:
+    """The tokens generated for each row.
 
     Attributes:
         tokens: int64 [B, n]; a row that stopped repeats its last token.
-        lengths: int64 [B], how many of them the row said before it stopped, its stop included.
-        state: after the prompt and all of ``tokens``, where it was asked for.
+        lengths: int64 [B], the number of tokens of each row up to and including its stop.
+        state: the state after the prompt and all of ``tokens``; meaningful only if it was requested.
     """
 
     tokens: Tensor
@@ -43,16 +43,16 @@ class Said:
 def read(
     model: LanguageModel, input_ids: Tensor, state: Any, in_place: bool, attention_mask: Tensor | None = None
 ) -> tuple[Tensor, Any]:
-    """The logits [B, V] after the last of ``input_ids`` [B, T], T ≥ 1, and the state there.
+    """Return the logits [B, V] after the last of ``input_ids`` [B, T], T ≥ 1, and the state there.
 
     Args:
-        in_place: ``state`` may be updated in place; it is left as it was otherwise.
-        attention_mask: [B, T], 0 for padding, of a model that takes one.
+        in_place: ``state`` may be updated in place; otherwise it is not modified.
+        attention_mask: [B, T], 0 for padding, if the model supports one.
     """
     batch, tokens = input_ids.shape
-    # An exported graph gives the logits of every token.
+    # An exported graph always returns the logits of every token.
     options: dict[str, Any] = {"logits_to_keep": 1} if isinstance(model, torch.nn.Module) else {}
-    # Parts of nearly one length, so that a compiled model sees few lengths.
+    # Chunks of nearly equal length, so that a compiled model sees few different lengths.
     parts = -(-tokens // max(1, TOKENS_AT_ONCE // batch))
     masks = [None] * parts if attention_mask is None else attention_mask.tensor_split(parts, dim=1)
     for part, mask in zip(input_ids.tensor_split(parts, dim=1), masks, strict=True):
@@ -64,12 +64,12 @@ def read(
 
 
 def taint(logits: Tensor) -> Tensor:
-    """[B]: 0 where the largest logit of a row is finite, else NaN."""
+    """Return [B]: 0 for a row whose largest logit is finite, else NaN."""
     return 0 * logits.amax(dim=-1)
 
 
 def check_finite(taint: Tensor) -> None:
-    """RuntimeError, naming the first row, where a number is NaN; waits for the device."""
+    """Raise RuntimeError if an entry is NaN, naming the first such row. Synchronises with the device."""
     if math.isnan(float(taint.sum())):
         row = int(taint.isnan().nonzero()[0])
         raise RuntimeError(

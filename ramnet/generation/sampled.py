@@ -1,4 +1,4 @@
-"""One token after another."""
+"""Sampling token by token."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ramnet.generation.reading import LanguageModel, Said, check_finite, read, taint
+from ramnet.generation.reading import Generated, LanguageModel, check_finite, read, taint
 from ramnet.generation.sampling import Sampling, Uniforms
 from ramnet.generation.stopping import Stops, Watch
 
-# Kinds of devices where looking at a number waits for nothing.
+# Device types on which values can be read without synchronising.
 SYNCHRONOUS = ("cpu",)
 
 
@@ -27,8 +27,8 @@ def sample(
     state: Any,
     return_state: bool,
     attention_mask: Tensor | None,
-) -> Said:
-    """What each row says; the arguments are those of ``generate``, checked."""
+) -> Generated:
+    """Sample a continuation of each row; the arguments are those of ``generate``, already checked."""
     rows, device = input_ids.shape[0], input_ids.device
     uniforms, watch = Uniforms(seeds, rows, device), Watch(stops, rows, device)
     seen = sampling.seen(input_ids, model.config.vocab_size, attention_mask)
@@ -57,4 +57,4 @@ def sample(
     check_finite(tainted)
     if return_state:
         state = read(model, unread, state, in_place, attention_mask)[1]
-    return Said(torch.cat(columns, dim=1), lengths, state)
+    return Generated(torch.cat(columns, dim=1), lengths, state)

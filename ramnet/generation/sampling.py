@@ -1,4 +1,4 @@
-"""From logits to a token."""
+"""Choosing a token from logits."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ramnet.generation.checks import check
 
-# Numbers that a row draws at a time. A generator's call takes 2 µs on a CPU, and a launch on a GPU.
+# Random numbers drawn for a row at a time: a call of a generator takes 2 µs on a CPU, and a kernel launch on a GPU.
 DRAWN_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen; the fields are arguments of ``generate``. ValueError for settings that mean nothing."""
+    """Sampling options, the arguments of ``generate``. Raises ValueError or TypeError for values out of range."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -34,18 +34,19 @@ class Sampling:
         check("repetition_penalty", self.repetition_penalty, Real, lambda x: 0 < x < math.inf, "finite and above 0")
 
     def choose(self, logits: Tensor, uniforms: Callable[[], Tensor]) -> Tensor:
-        """int64 [B] of logits [B, V]; ``uniforms`` gives B numbers of [0, 1), float64, where it is drawn by lot."""
+        """Choose tokens int64 [B] from logits [B, V]; ``uniforms`` returns float64 [B] in [0, 1) for sampling."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         total = self.probabilities(logits).cumsum(dim=-1)
         whole = total[:, -1:]
-        # Below the sum of all, to which the product may round: the token is the first whose sum is past it.
+        # The token is the first whose cumulative sum exceeds the drawn number, which must stay below the total although
+        # the product may round up to it.
         drawn = torch.minimum(uniforms().unsqueeze(1) * whole, whole.nextafter(torch.zeros_like(whole)))
         return (total <= drawn).sum(dim=-1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """float64 [B, V], in proportion; 0 for the tokens that are left out."""
-        # The largest goes to 0 first: a tiny temperature then sends the others to -inf, and not the largest to inf.
+        """Return unnormalised probabilities, float64 [B, V]; 0 for tokens that are excluded."""
+        # Subtract the maximum before the division, so that a tiny temperature does not overflow to inf.
         scaled = logits.double()
         scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / self.temperature
         if self.top_k:
@@ -54,7 +55,7 @@ class Sampling:
         if self.top_p < 1:
             ordered, order = scaled.sort(dim=-1, descending=True)
             probability = ordered.softmax(dim=-1)
-            # A token is left out when those before it hold top_p already, so that the likeliest always stays.
+            # A token is excluded if the more probable ones already sum to top_p; the most probable always stays.
             left_out = probability.cumsum(dim=-1) - probability >= self.top_p
             scaled = scaled.masked_fill(left_out.gather(-1, order.argsort(dim=-1)), -torch.inf)
         if self.min_p:
@@ -62,27 +63,27 @@ class Sampling:
         return scaled.exp()
 
     def penalise(self, logits: Tensor, seen: Tensor | None) -> Tensor:
-        """Logits of tokens that were ``seen``, bool [B, V], divided by the penalty where above 0, else multiplied."""
+        """Divide positive logits of tokens ``seen``, bool [B, V], by the penalty and multiply negative ones by it."""
         if seen is None:
             return logits
         penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
         return torch.where(seen, penalised, logits)
 
     def seen(self, input_ids: Tensor, vocab_size: int, attention_mask: Tensor | None) -> Tensor | None:
-        """bool [B, V], the tokens of a prompt [B, T] without its padding; None where none is penalised."""
+        """Return bool [B, V], the tokens that occur in a prompt [B, T] outside padding; None if there is no penalty."""
         if self.repetition_penalty == 1:
             return None
-        if attention_mask is not None:  # the last column is all tokens
+        if attention_mask is not None:  # replace padding by the last column, which has none
             input_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
         seen = torch.zeros(input_ids.shape[0], vocab_size, dtype=torch.bool, device=input_ids.device)
         return seen.scatter_(1, input_ids.long(), True)
 
 
 class Uniforms:
-    """At each call [B] numbers of [0, 1), float64.
+    """Returns B random numbers in [0, 1), float64, at each call.
 
-    With seeds each row has a generator of its own, so that what it draws depends on no other row. Without, torch's
-    global generator is used.
+    With seeds, each row has its own generator, so that its numbers do not depend on other rows. Without, torch's global
+    generator is used.
     """
 
     def __init__(self, seeds: Sequence[int] | None, rows: int, device: torch.device) -> None:
@@ -103,7 +104,7 @@ class Uniforms:
 
 
 def seeds_of_rows(seed: int | Sequence[int] | None, rows: int) -> list[int] | None:
-    """Row i's seed: that of a sequence, or ``seed`` + i. ValueError for one that torch does not take."""
+    """Return the seed of each row: ``seed[i]`` or ``seed`` + i. Raises ValueError for seeds that torch refuses."""
     if seed is None:
         return None
     given = list(seed) if isinstance(seed, Sequence) else [seed]

@@ -1,4 +1,4 @@
-"""Where a row ends: at tokens, or at strings in what it has said."""
+"""Stop tokens and stop strings."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from torch import Tensor
 
 from ramnet.generation.checks import check
 
-BYTES = 256  # the tokens of a model whose token ids are bytes
+BYTES = 256  # vocabulary size of a model whose token ids are bytes
 
 
 class Stops:
-    """What ends a row, if anything does.
+    """The conditions that end a row; false if there are none.
 
     Args:
-        tokens: each ends a row that says it.
-        strings: each ends a row whose new text holds it.
-        decode: the text of new token ids; where it is None, and there are strings, ids must be bytes of UTF-8.
+        tokens: a row ends after generating one of these.
+        strings: a row ends once the text of its new tokens contains one of these.
+        decode: converts token ids to text; None if token ids are bytes of UTF-8.
+        vocab_size: V.
 
     Raises:
-        ValueError: for an empty string, or strings that nothing can find.
-        TypeError: for tokens that are no integers, or strings that are none.
+        ValueError: if a string is empty, or strings are given without ``decode`` and token ids are not bytes.
+        TypeError: if a token is not an integer, or a string is not a string.
     """
 
     def __init__(
@@ -40,8 +41,8 @@ class Stops:
                 raise ValueError("stop is ''; it must hold at least one character")
         if strings and decode is None and vocab_size != BYTES:
             raise ValueError(
-                f"stop is {strings[0]!r} but the model has {vocab_size} tokens, which are no bytes; give decode, from"
-                " token ids to text"
+                f"stop is {strings[0]!r} but the model has {vocab_size} tokens, which are not bytes; give decode, which"
+                " converts token ids to text"
             )
         self.tokens, self.strings, self.decode = sorted(tokens), strings, decode
         self.bytes = [string.encode("utf-8", "surrogateescape") for string in strings]
@@ -49,33 +50,33 @@ class Stops:
     def __bool__(self) -> bool:
         return bool(self.tokens or self.strings)
 
-    def found_in(self, said: list[int]) -> bool:
-        """Whether a string is in these new tokens, of which all but the last held none."""
+    def found_in(self, generated: list[int]) -> bool:
+        """Return whether the text of these new tokens contains a stop string; without the last one it must not."""
         if self.decode is not None:
-            text = self.decode(said)
+            text = self.decode(generated)
             return any(string in text for string in self.strings)
-        return any(bytes(said[-len(string) :]) == string for string in self.bytes)
+        return any(bytes(generated[-len(string) :]) == string for string in self.bytes)
 
 
 class Watch:
-    """Follows what ``rows`` say."""
+    """Checks the generated tokens of each row for stops."""
 
     def __init__(self, stops: Stops, rows: int, device: torch.device) -> None:
         self.stops = stops
         self.tokens = torch.tensor(stops.tokens, dtype=torch.int64, device=device)
-        self.said: list[list[int]] = [[] for _ in range(rows)]
+        self.generated: list[list[int]] = [[] for _ in range(rows)]
 
     def after(self, token: Tensor) -> Tensor:
-        """bool [B]: whether the tokens int64 [B] end their rows; waits for the device where there are strings."""
+        """Return bool [B], whether the tokens, int64 [B], end their rows. Stop strings synchronise with the device."""
         ended = torch.isin(token, self.tokens)
         if self.stops.strings:
-            for row, each in zip(self.said, token.tolist(), strict=True):
+            for row, each in zip(self.generated, token.tolist(), strict=True):
                 row.append(each)
-            found = [self.stops.found_in(row) for row in self.said]
+            found = [self.stops.found_in(row) for row in self.generated]
             ended = ended | torch.tensor(found, device=token.device)
         return ended
 
     def reorder(self, index: Tensor) -> None:
-        """Row i goes on from what row ``index[i]`` said."""
+        """Give row i the tokens of row ``index[i]``."""
         if self.stops.strings:
-            self.said = [list(self.said[i]) for i in index.tolist()]
+            self.generated = [list(self.generated[i]) for i in index.tolist()]

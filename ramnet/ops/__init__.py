@@ -1,8 +1,8 @@
-"""The sparse memory ops: the contract between the model and whatever computes it.
+"""The sparse memory ops: the interface between the model and the kernels.
 
-``address_decode`` turns logits into K addresses, ``memory_scan`` writes and reads a sequence, ``memory_step`` one
-token in place, ``cyclic_shift`` is CAPE. Each runs on a plain PyTorch reference, or on the kernels of the backend
-that ``using`` names.
+``address_decode`` turns logits into K addresses, ``memory_scan`` writes and reads the memory for a sequence,
+``memory_step`` does so for one token in place, and ``cyclic_shift`` is CAPE. They run on a plain PyTorch reference, or
+on the kernels of the backend that ``using`` selects.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ __all__ = [
 
 
 def address_decode(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The K largest entries of the product softmax, without building its M entries (paper, steps 2 and 3).
+    """Find the K largest of the M = P^U entries of the product softmax, without computing all M (paper, steps 2 and 3).
 
     Args:
-        logits: [..., U, P], any floating type; sub-vector 0 is the least significant digit of the slot.
+        logits: [..., U, P], any floating dtype; sub-vector 0 is the least significant digit of the slot number.
         top_k: K, from 1 to P^U.
 
     Returns:
-        slots int32 [..., K] and weights [..., K], descending, of the type of ``logits``. Weights are not
-        renormalised. Differentiable in ``logits``; ties fall either way.
+        slots, int32 [..., K], and weights, [..., K] of the dtype of ``logits``, in descending order of weight. Weights
+        are not renormalised; they are differentiable in ``logits``. Ties are broken arbitrarily.
 
     Raises:
-        ValueError: for K outside 1..P^U, P^U past int32, fewer than two dimensions, or logits that no softmax can
-            take (NaN or +inf; -inf rules a digit out).
-        TypeError: for logits that are not floating or a K that is no int.
+        ValueError: if K is not in 1..P^U, P^U exceeds int32, or ``logits`` has fewer than two dimensions. The
+            reference, and kernels that ``check``, also raise it for NaN, +inf, and a sub-vector of -inf alone (a
+            single -inf excludes its digit).
+        TypeError: if ``logits`` is not floating or K is not an int.
     """
     checks.address_decode(logits, top_k)
     weights, slots = library.address_decode(logits, top_k, active())
@@ -53,26 +54,27 @@ def memory_scan(
     *,
     in_range: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Write, then read, K slots for each token in turn (paper, steps 5 to 7).
+    """For each token in turn, write K slots of the memory and then read K slots (paper, steps 5 to 7).
 
     Args:
         write_slots, read_slots: int32 [B, H, T, K], distinct within a token, in 0..M-1.
-        write_weights, read_weights: [B, H, T, K], writes in 0..1; one floating type for both.
+        write_weights, read_weights: [B, H, T, K], of one floating dtype; write weights are in 0..1.
         values: [B, H, T, D], floating.
-        memory, mass: the state before, [B, H, M, D] and [B, H, M]; one floating type for both.
-        decay_power: γ ≥ 0. eps: ε > 0. proxy_eps: ε' in (0, 1], used by the gradient alone.
-        in_range: the slots are known to be, as those of ``address_decode`` are, so a GPU need not look at them.
+        memory, mass: the state before the first token, [B, H, M, D] and [B, H, M], of one floating dtype.
+        decay_power: γ ≥ 0.
+        eps: ε > 0.
+        proxy_eps: ε' in (0, 1], which only the gradient uses.
+        in_range: skip the check of the slots on a GPU, as slots of ``address_decode`` are always in range.
 
     Returns:
-        output [B, H, T, D] of the type of ``values``, and the new memory and mass. Differentiable in the weights,
-        the values and the state before. Sums are float32 (float64 where an input is).
+        output [B, H, T, D] of the dtype of ``values``, and the new memory and mass. They are differentiable in the
+        weights, the values, ``memory`` and ``mass``. Sums are float32, or float64 if an input is.
 
     Raises:
-        ValueError: for shapes or devices that do not fit, K > M, γ < 0, ε or ε' outside their ranges, and slots out of
-            range; on the reference, and on kernels that ``check``, also slots repeated within a token.
-        TypeError: for wrong types.
-
-    On a GPU's kernels slots out of range are a device-side assertion, as in torch's own indexing.
+        ValueError: if shapes or devices do not match, K > M, γ, ε or ε' is out of range, or a slot is out of range.
+            The reference, and kernels that ``check``, also raise it for slots repeated within a token. Kernels on a
+            GPU report slots out of range by a device-side assertion, as torch's indexing does.
+        TypeError: if an argument has a wrong dtype.
     """
     checks.memory_scan(
         write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps, proxy_eps
@@ -97,10 +99,10 @@ def memory_step(
     *,
     in_range: bool = False,
 ) -> Tensor:
-    """One token of ``memory_scan``, updating ``memory`` and ``mass`` in place; O(K·D) whatever M is.
+    """Run one token of ``memory_scan``, updating ``memory`` and ``mass`` in place, in time O(K·D) for any M.
 
-    Shapes are those of ``memory_scan`` without T; the state must be contiguous. Returns output [B, H, D] of the
-    type of ``values``. Not differentiable. Raises as ``memory_scan`` does.
+    The arguments are those of ``memory_scan`` without the dimension T. ``memory`` and ``mass`` must be contiguous.
+    Returns output [B, H, D] of the dtype of ``values``, which is not differentiable. Raises as ``memory_scan`` does.
     """
     checks.memory_step(write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps)
     _check_range(write_slots, read_slots, memory, in_range)
@@ -111,26 +113,27 @@ def memory_step(
 
 
 def _check_range(write_slots: Tensor, read_slots: Tensor, memory: Tensor, in_range: bool) -> None:
-    """Before a GPU's kernels; a CPU's look themselves, and so does the reference."""
+    """Check the slots for kernels on a GPU; kernels on a CPU and the reference check them themselves."""
     if memory.is_cuda and active() and not in_range:
         for name, slots in (("write_slots", write_slots), ("read_slots", read_slots)):
             checks.slots_in_range_on_device(name, slots, memory.shape[2])
 
 
 def cyclic_shift(slots: Tensor, position: int | Tensor, num_slots: int) -> Tensor:
-    """CAPE (paper, step 4): slot j at position t becomes (j − t) mod M.
+    """Apply CAPE (paper, step 4): slot j at position t becomes (j − t) mod M.
 
     Args:
-        slots: integer, any shape. position: an int, or an integer tensor that broadcasts against ``slots``.
+        slots: integer tensor of any shape.
+        position: t, an int or an integer tensor that broadcasts against ``slots``.
         num_slots: M > 0.
 
     Returns:
         int32, of the broadcast shape.
 
     Raises:
-        ValueError: for num_slots below 1.
-        TypeError: for slots or a position that are not integers.
+        ValueError: if ``num_slots`` is below 1.
+        TypeError: if ``slots`` or ``position`` is not of an integer dtype.
     """
     checks.cyclic_shift(slots, position, num_slots)
-    # int64: a position may be past 2^31.
+    # int64, as a position may exceed 2^31.
     return torch.remainder(slots.to(torch.int64) - position, num_slots).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Which kernels the ops run on: a name that each thread has, and the table of what is registered under it."""
+"""The table of registered backends, and the name of the one that each thread uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REFERENCE = ""
 
 
 class Backend(Protocol):
-    """What ``lowering`` registers: the ops of ``ramnet.ops.library``, on other kernels, with the same contracts."""
+    """Kernels for the ops of ``ramnet.ops.library``, with the same arguments and results."""
 
     def address_decode(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]: ...
 
@@ -44,7 +44,7 @@ _backends: dict[str, Backend] = {}
 
 
 class _Active(threading.local):
-    """Not a ContextVar: torch.compile cannot read one, while it guards on what ``__init__`` gives each thread."""
+    """The backend's name for each thread. torch.compile can guard on it, which it cannot on a ContextVar."""
 
     def __init__(self) -> None:
         self.name = REFERENCE
@@ -54,14 +54,14 @@ _active = _Active()
 
 
 def register_backend(name: str, backend: Backend) -> None:
-    """Make ``backend`` available to ``using(name)``; a second registration replaces the first."""
+    """Make ``backend`` available to ``using(name)``, replacing any backend registered under that name."""
     _backends[name] = backend
 
 
 def registered(name: str) -> Backend:
-    """The backend of that name, made by its entry point in ``ramnet.backends`` when it is first asked for.
+    """Return the backend of that name. On first use its entry point in ``ramnet.backends`` creates it.
 
-    ValueError, listing what there is, for an unknown name.
+    Raises ValueError, listing the known names, if there is none.
     """
     if name not in _backends:
         found = plugins("ramnet.backends")
@@ -74,16 +74,16 @@ def registered(name: str) -> Backend:
 
 
 def active() -> str:
-    """The name of the backend in use; empty for the reference."""
+    """Return the name of the backend that this thread uses; empty for the reference."""
     return _active.name
 
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Run the ops on the backend ``name`` within the block; a backward pass stays on the backend of its forward.
+    """Run the ops of this thread on the backend ``name`` within the block.
 
-    Other threads are not concerned: each begins on the reference, whose name is empty. ValueError, listing what there
-    is, for an unknown name.
+    A backward pass runs on the backend of its forward. Other threads are not affected; each starts on the reference,
+    whose name is empty. Raises ValueError, listing the known names, if there is no backend of that name.
     """
     if name != REFERENCE:
         registered(name)

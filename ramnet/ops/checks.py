@@ -1,7 +1,7 @@
-"""What the ops accept. Each check raises one sentence with the value and what would be right.
+"""Argument checks of the ops.
 
-Shapes, types and whether slots are in range are checked at every call, before anything is written. Whether slots are
-distinct and logits are numbers costs a pass over the data: the reference always makes it, kernels on request.
+Shapes, dtypes and the range of slots are checked at every call, before anything is written. Checking that slots are
+distinct and logits finite takes a pass over the data: the reference always does it, kernels only on request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _shape(name: str, tensor: Tensor, expected: Sequence[int], axes: str) -> Non
 
 
 def address_decode(logits: Tensor, top_k: int) -> None:
-    """Shapes and types of ``ramnet.ops.address_decode``."""
+    """Check shapes and dtypes of ``ramnet.ops.address_decode``."""
     _floating("logits", logits)
     if logits.dim() < 2 or logits.shape[-2] < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits has shape {list(logits.shape)}; it must be [..., U, P] with U and P at least 1")
@@ -53,7 +53,7 @@ def memory_scan(
     proxy_eps: float,
     time: tuple[str, ...] = ("T",),
 ) -> None:
-    """Shapes, types and devices of ``ramnet.ops.memory_scan``."""
+    """Check shapes, dtypes and devices of ``ramnet.ops.memory_scan``; ``time`` names the axes between H and K or D."""
     rank = 3 + len(time)
     axes = ", ".join(("B", "H", *time))
     if values.dim() != rank or values.shape[-1] < 1:
@@ -107,7 +107,7 @@ def memory_step(
     decay_power: float,
     eps: float,
 ) -> None:
-    """Shapes, types and devices of ``ramnet.ops.memory_step``."""
+    """Check shapes, dtypes and devices of ``ramnet.ops.memory_step``, and that its state is contiguous."""
     memory_scan(
         write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps, 1.0, time=()
     )
@@ -117,7 +117,7 @@ def memory_step(
 
 
 def cyclic_shift(slots: Tensor, position: int | Tensor, num_slots: int) -> None:
-    """Types of ``ramnet.ops.cyclic_shift``."""
+    """Check dtypes and the number of slots of ``ramnet.ops.cyclic_shift``."""
     if num_slots <= 0:
         raise ValueError(f"num_slots is {num_slots}; it must be positive")
     for name, value in (("slots", slots), ("position", position)):
@@ -127,15 +127,15 @@ def cyclic_shift(slots: Tensor, position: int | Tensor, num_slots: int) -> None:
 
 
 def logits_are_numbers(logits: Tensor) -> None:
-    """ValueError where a softmax is none: a NaN or +inf among a sub-vector's logits, or nothing but -inf."""
-    largest = logits.amax(dim=-1)  # [..., U], NaN where one is NaN
+    """Raise ValueError if a sub-vector's softmax is undefined: it holds NaN or +inf, or nothing but -inf."""
+    largest = logits.amax(dim=-1)  # [..., U]; amax propagates NaN
     if not bool(largest.isfinite().all()):
         where = (~largest.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"logits{where} has {float(largest[tuple(where)])} as its largest entry; it must be finite")
 
 
 def slots_in_range(name: str, slots: Tensor, num_slots: int) -> None:
-    """ValueError where a slot is outside 0..M-1."""
+    """Raise ValueError if a slot is outside 0..M-1."""
     outside = (slots < 0) | (slots >= num_slots)
     if bool(outside.any()):
         where = outside.nonzero()[0].tolist()
@@ -143,9 +143,9 @@ def slots_in_range(name: str, slots: Tensor, num_slots: int) -> None:
 
 
 def slots_in_range_on_device(name: str, slots: Tensor, num_slots: int) -> None:
-    """Queue ``slots_in_range`` on a GPU, waiting for nothing.
+    """Queue the check of ``slots_in_range`` on a GPU, without synchronising.
 
-    A slot out of range ends the work queued behind it with a device-side assertion, as torch's own indexing does.
+    A slot out of range triggers a device-side assertion, as in torch's indexing.
     """
     if slots.numel():
         low, high = slots.aminmax()
@@ -153,7 +153,7 @@ def slots_in_range_on_device(name: str, slots: Tensor, num_slots: int) -> None:
 
 
 def slots_are_valid(name: str, slots: Tensor, num_slots: int) -> None:
-    """ValueError where a slot is outside 0..M-1 or stands twice within a token; ``slots`` is [..., K]."""
+    """Raise ValueError if a slot is outside 0..M-1 or repeated within a token; ``slots`` is [..., K]."""
     slots_in_range(name, slots, num_slots)
     ordered = slots.sort(dim=-1).values
     repeated = ordered[..., 1:] == ordered[..., :-1]

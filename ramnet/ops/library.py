@@ -1,7 +1,7 @@
-"""The ops as ``torch.library`` custom ops of the namespace ``ramnet``: opaque to torch.compile and torch.export.
+"""The ops as ``torch.library`` custom ops in the namespace ``ramnet``, opaque to torch.compile and torch.export.
 
-The last argument, ``kernels``, names the backend and is empty for the reference. It is an argument, not a global
-read inside, so that a compiled graph and a backward pass keep the backend that their forward was given.
+The last argument, ``kernels``, names the backend and is empty for the reference. It is an argument rather than a
+global, so that a compiled graph and a backward pass keep the backend of the forward.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ramnet.ops.backend import registered
 
 @torch.library.custom_op("ramnet::address_decode", mutates_args=())
 def address_decode(logits: Tensor, top_k: int, kernels: str = "") -> tuple[Tensor, Tensor]:
-    """``ramnet.ops.address_decode`` without its checks of shapes, weights first: torch's opcheck adds up the outputs
-    in place from the first on, and an int32 sum cannot take a float.
+    """``ramnet.ops.address_decode`` without its argument checks, returning weights before slots: torch's opcheck adds
+    the other outputs to the first in place, and an int32 tensor cannot take a float.
     """
     slots, weights = (registered(kernels) if kernels else reference).address_decode(logits, top_k)
     return weights, slots
@@ -34,7 +34,7 @@ def _(logits: Tensor, top_k: int, kernels: str = "") -> tuple[Tensor, Tensor]:
 def address_decode_backward(
     grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor, kernels: str = ""
 ) -> Tensor:
-    """The gradient of ``logits``; shapes as in ``address_decode``."""
+    """The gradient of ``logits``, [..., U, P]; shapes as in ``address_decode``."""
     backend = registered(kernels) if kernels else reference
     return backend.address_decode_backward(grad_weights, logits, slots, weights)
 
@@ -72,7 +72,7 @@ def memory_scan(
     proxy_eps: float = 0.01,
     kernels: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``ramnet.ops.memory_scan`` without its checks of shapes."""
+    """``ramnet.ops.memory_scan`` without its argument checks."""
     return (registered(kernels) if kernels else reference).memory_scan(
         write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps, proxy_eps
     )
@@ -124,7 +124,7 @@ def _(
 
 
 def _save_memory_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    # Only the inputs: the backward runs the scan again, so a layer keeps no row of its state for training.
+    # Only the inputs are saved; the backward recomputes the rows of the memory.
     *tensors, ctx.decay_power, ctx.eps, ctx.proxy_eps, ctx.kernels = inputs
     ctx.save_for_backward(*tensors)
 
@@ -142,8 +142,8 @@ def _differentiate_memory_scan(
 memory_scan.register_autograd(_differentiate_memory_scan, setup_context=_save_memory_scan)
 
 
-# Defined by schema rather than by torch.library.custom_op, whose wrapper of an op that mutates takes 68 µs a call where
-# this takes 5; decoding calls it in every layer.
+# Defined by its schema: torch.library.custom_op adds a wrapper to ops that mutate arguments, which takes 68 µs a call
+# instead of 5, and decoding calls this op in every layer.
 _LIBRARY = torch.library.Library("ramnet", "FRAGMENT")
 _LIBRARY.define(
     "memory_step(Tensor write_slots, Tensor write_weights, Tensor read_slots, Tensor read_weights, Tensor values,"

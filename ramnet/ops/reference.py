@@ -1,6 +1,6 @@
-"""Plain PyTorch definitions of the ops: what every kernel must agree with.
+"""Plain PyTorch definitions of the ops, which every kernel must match.
 
-Sums are float32, or float64 where an input is. Shapes are those of ``ramnet.ops``; B·H is flattened to N inside.
+Sums are float32, or float64 if an input is. Shapes are those of ``ramnet.ops``; internally B·H is flattened to N.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from ramnet.ops import checks
 
 
 def address_decode(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Beam search over sub-vectors: the suffix adds the same to every prefix, so the best K prefixes suffice."""
+    """Search the top K one sub-vector at a time (paper, step 3). It suffices to keep the best K prefixes, because a
+    suffix adds the same log-probability to each."""
     checks.logits_are_numbers(logits)
     order, sub_dim = logits.shape[-2:]
     log_p = logits.to(sum_type(logits)).log_softmax(dim=-1)  # [..., U, P]
@@ -52,7 +53,7 @@ def memory_scan(
     eps: float,
     proxy_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The recurrence as written, a loop over tokens on a flat state. ``proxy_eps`` concerns the backward alone."""
+    """The recurrence of the paper's steps 5 and 6 as a loop over tokens. ``proxy_eps`` affects the backward only."""
     checks.slots_are_valid("write_slots", write_slots, memory.shape[2])
     checks.slots_are_valid("read_slots", read_slots, memory.shape[2])
     dtype = sum_type(values, write_weights, memory)
@@ -92,9 +93,9 @@ def memory_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of write_weights, read_weights, values, memory and mass.
 
-    Runs the tokens forward once more, keeping the row and the mass that each write replaced, then walks back and
-    puts them in place again: no decay, which may be 0, is ever inverted. The derivative of the decay is the
-    proxy's, −γ(1 − ε')(ε' + (1 − ε')(1 − w))^(γ−1).
+    The tokens are run forward again, saving the rows and masses that each write replaces. The backward then visits the
+    tokens in reverse and restores those rows, as the decay may be 0 and cannot be inverted. The derivative of the decay
+    is the proxy's, −γ(1 − ε')(ε' + (1 − ε')(1 − w))^(γ−1) (paper, step 7).
     """
     dtype = sum_type(values, write_weights, memory)
     write_at, read_at = _flat_slots(write_slots, memory), _flat_slots(read_slots, memory)
@@ -151,7 +152,7 @@ def memory_step(
     decay_power: float,
     eps: float,
 ) -> Tensor:
-    """One token of ``memory_scan``; touches only the addressed rows of ``memory`` and ``mass``, in place."""
+    """One token of ``memory_scan``; only the addressed rows of ``memory`` and ``mass`` are accessed, in place."""
     checks.slots_are_valid("write_slots", write_slots, memory.shape[2])
     checks.slots_are_valid("read_slots", read_slots, memory.shape[2])
     dtype = sum_type(values, write_weights, memory)
@@ -169,32 +170,32 @@ def memory_step(
 
 
 def sum_type(*tensors: Tensor) -> torch.dtype:
-    """float64 where an input is, else float32: what reference and kernels sum in."""
+    """Return the dtype in which the reference and the kernels sum: float64 if an input is, else float32."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
 def _flat_slots(slots: Tensor, memory: Tensor) -> Tensor:
-    """[B, H, T, K] slots of a head to [T, N, K] rows of the flat state [N·M, D]."""
+    """Convert slots [B, H, T, K] to row numbers [T, N, K] of the flat state [N·M, D]."""
     batch, heads, num_slots = memory.shape[:3]
     base = torch.arange(batch * heads, device=slots.device).view(-1, 1, 1) * num_slots
     return (slots.to(torch.int64).flatten(0, 1) + base).transpose(0, 1).contiguous()
 
 
 def _time_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, H, T, X] to [T, N, X]."""
+    """Convert [B, H, T, X] to [T, N, X]."""
     return tensor.to(dtype).flatten(0, 1).transpose(0, 1).contiguous()
 
 
 def _time_last(tensor: Tensor, like: Tensor) -> Tensor:
-    """[T, N, X] to [B, H, T, X] with the shape and type of ``like``."""
+    """Convert [T, N, X] to the shape and dtype of ``like``, [B, H, T, X]."""
     return tensor.transpose(0, 1).reshape(like.shape).to(like.dtype).contiguous()
 
 
 def _rows(state: Tensor, at: Tensor) -> Tensor:
-    """Rows [N, K, D] of the flat state at [N, K]."""
+    """Gather the rows ``at`` [N, K] of the flat state as [N, K, D]."""
     return state.index_select(0, at.flatten()).view(*at.shape, state.shape[-1])
 
 
 def _write(rows: Tensor, decay: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-    """decay·row + w·v for rows [N, K, D], decay and weights [N, K], values [N, D]."""
+    """Compute decay·row + w·v for rows [N, K, D], decay and weights [N, K], and values [N, D]."""
     return decay.unsqueeze(-1) * rows + weights.unsqueeze(-1) * values.unsqueeze(1)

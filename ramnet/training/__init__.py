@@ -1,4 +1,4 @@
-"""Training on tasks whose data every machine has: recall, and the Python standard library's sources."""
+"""Training on tasks that need no download: associative recall, and text of the Python standard library's sources."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Training that can be left and taken up again: everything it needs in one file, written whole or not at all."""
+"""Training checkpoints: everything that resuming needs, in one file that is written atomically."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from ramnet.state import read_safetensors, write_safetensors
 from ramnet.training.recipe import Recipe
 
 FILE = "training.safetensors"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 KINDS = ("weight", *MOMENTS)
 
 
 class Progress(BaseModel):
-    """How far a run is, and what it is a run of."""
+    """The settings of a run and how far it has come."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     config: RamNetConfig
     task: dict[str, Any] = Field(description="the task's describe()")
     recipe: Recipe
-    step: int = Field(ge=0, description="optimizer steps made")
+    step: int = Field(ge=0, description="steps, including skipped ones")
     elapsed: float = Field(ge=0, description="seconds trained")
-    skipped: int = Field(0, ge=0, description="of the steps, those not taken, their gradient not being finite")
+    skipped: int = Field(0, ge=0, description="steps skipped because the loss or gradient was not finite")
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """What the checkpoint in ``directory`` is of; ValueError, naming the file, where there is none."""
+        """Read the progress of the checkpoint in ``directory``. Raises ValueError, naming the file, if it has none."""
         from safetensors import SafetensorError, safe_open
 
         path = Path(directory) / FILE
@@ -63,8 +63,8 @@ def save(
 ) -> None:
     """Write the model (``save_pretrained``) and ``training.safetensors``: weights, moments and the data's generator.
 
-    The weights are in both, so that what a run resumes from is one file, renamed into place. The caller has seen that
-    all numbers are finite.
+    The weights are in both, so that a run resumes from a single file, which is replaced atomically. The caller must
+    have checked that all values are finite.
     """
     saved = tensors(model, optimizer) | {"generator": generator.get_state()}
     with _interrupts_deferred():
@@ -73,11 +73,11 @@ def save(
 
 
 def tensors(model: RamNetForCausalLM, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and moments, not copied, under the names that they have in ``training.safetensors``."""
+    """Return weights and moments, without copying, by their names in ``training.safetensors``."""
     named = {}
     for name, parameter in model.named_parameters():
         named[f"weight.{name}"] = parameter.detach()
-        # Before the first step there are no moments; AdamW begins with zeros.
+        # AdamW creates its moments, as zeros, in the first step.
         moments = optimizer.state[parameter] or {
             moment: torch.zeros(()) if moment == "step" else torch.zeros_like(parameter) for moment in MOMENTS
         }
@@ -88,9 +88,9 @@ def tensors(model: RamNetForCausalLM, optimizer: torch.optim.Optimizer) -> dict[
 def load(
     directory: Path, model: RamNetForCausalLM, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> None:
-    """Put what ``save`` wrote back in place, in the types that it had, whatever those of ``model`` are.
+    """Restore what ``save`` wrote, in the dtypes of the file rather than those of ``model``.
 
-    ValueError, naming the file and before anything is changed, where it does not fit the model or is not finite.
+    Raises ValueError, naming the file, if it does not fit the model or is not finite. Nothing is changed then.
     """
     path = directory / FILE
     found = read_safetensors(path)
@@ -117,7 +117,7 @@ def load(
 
 
 def check_writable(directory: Path) -> None:
-    """ValueError where ``directory`` cannot be made or written to; touches nothing."""
+    """Raise ValueError if ``directory`` cannot be created or written to, without creating anything."""
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"{directory} cannot be a folder: {existing} is a file")
@@ -127,9 +127,9 @@ def check_writable(directory: Path) -> None:
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Hold Ctrl-C and a plain ``kill`` back until the block ends, so that its files belong together."""
+    """Defer SIGINT and SIGTERM until the block ends, so that either all or none of its files are written."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers signals to the main thread alone
+        yield  # Python handles signals in the main thread only
         return
     received: list[int] = []
     before = {

@@ -1,4 +1,4 @@
-"""``ramnet train``: a model on recall, or on text."""
+"""``ramnet train``: train a model on recall or on text."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ def train() -> None:
 
 
 def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options that every task has, with the task's own defaults."""
+    """Add the options that all tasks share, with the defaults of one task."""
     options = [
-        click.option("--preset", default=defaults["preset"], help="Configuration of the model."),
+        click.option("--preset", default=defaults["preset"], help="Model configuration: tiny, mqar or 340m."),
         click.option("--output", type=click.Path(path_type=Path), default=defaults["output"],
-                     help="Folder for checkpoints; without one nothing is written."),
+                     help="Folder for checkpoints; without it, nothing is written."),
         click.option("--from", "source", type=click.Path(path_type=Path), metavar="CHECKPOINT",
                      help="Start a new run from the weights and the configuration of this folder."),
         click.option("--resume", is_flag=True,
-                     help="Go on from the checkpoint in --output, with its options. More --steps or --seconds than it"
-                          " had go on past its end, the learning rate on a cosine over the new total."),
+                     help="Continue from the checkpoint in --output, with its options. Larger --steps or --seconds"
+                          " extend the run; the learning rate then follows a cosine over the new total."),
         click.option("--steps", type=int,
-                     help="Stop after so many steps in all; the learning rate falls to 0 by then, on a cosine."),
+                     help="Total number of steps, over which the learning rate decays to 0 on a cosine."),
         click.option("--seconds", type=float, show_default=f"{defaults['seconds']:g} without --steps",
-                     help="Stop after so many seconds in all, in the same way."),
+                     help="Total training time in seconds, over which the learning rate decays to 0 on a cosine."),
         click.option("--batch-size", type=int, default=defaults["batch_size"], help="Examples in a step."),
-        click.option("--learning-rate", type=float, default=defaults["learning_rate"], help="Peak, after warm-up."),
+        click.option("--learning-rate", type=float, default=defaults["learning_rate"],
+                     help="Peak learning rate, after warm-up."),
         click.option("--warmup-steps", type=int, default=50, help="Steps of linear warm-up."),
         click.option("--weight-decay", type=float, default=0.0, help="Weight decay of AdamW."),
         click.option("--clip-norm", type=float, default=1.0, help="Largest norm of the gradient."),
-        click.option("--seed", type=int, default=0, help="Of the weights and the data."),
+        click.option("--seed", type=int, default=0, help="Seed of the initial weights and the data."),
         click.option("--kernels", default="cpu",
                      help="Kernels of the memory ops: cpu (tuned, TVM) or reference (plain PyTorch)."),
-        click.option("--compile/--no-compile", "compiled", default=False, help="Run the rest through torch.compile."),
+        click.option("--compile/--no-compile", "compiled", default=False, help="Compile the model with torch.compile."),
         click.option("--checkpoint-seconds", type=float, default=30.0,
-                     help="Measure on held-out data, and write a checkpoint, this often."),
+                     help="Seconds between checkpoints, each evaluated on held-out data."),
     ]  # fmt: skip
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,11 +59,11 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 @train.command()
-@click.option("--pairs", type=int, default=8, help="Keys and values to remember.")
+@click.option("--pairs", type=int, default=8, help="Key-value pairs to remember.")
 @click.option("--length", type=int, default=64, help="Tokens of an example; even, at least four for each pair.")
 @_options(preset="mqar", output=None, seconds=180.0, batch_size=64, learning_rate=1e-2)
 def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
-    """Multi-query associative recall: which value stood beside this key?"""
+    """Multi-query associative recall: recall the value that followed a key."""
 
     from ramnet.training.mqar import Mqar
 
@@ -75,7 +76,7 @@ def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
 
 @train.command()
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, metavar="FILE...",
-              help="Text to train on, in place of the Python standard library's sources.")  # fmt: skip
+              help="Text to train on, instead of the Python standard library's sources.")  # fmt: skip
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, metavar="")
 @click.option("--length", type=int, default=256, help="Bytes of a training window, within one file.")
 @_options(preset="tiny", output="runs/text", seconds=240.0, batch_size=8, learning_rate=1e-2)
@@ -84,7 +85,7 @@ def text(ctx: click.Context, data: tuple[Path, ...], files: tuple[Path, ...], le
     from ramnet.training.text import Text
 
     if files and not data:
-        raise click.UsageError(f"{files[0]} stands alone; name files with --data")
+        raise click.UsageError(f"{files[0]} is given without an option; give files with --data")
 
     def task(config: RamNetConfig, saved: dict[str, Any]) -> TrainingTask:
         if config.vocab_size < 256:
@@ -120,7 +121,7 @@ def _run(
         if output is None:
             raise click.UsageError("--resume needs --output, the folder to resume from")
         progress = checkpoint.Progress.load(output)
-        # One budget that is typed replaces both of the checkpoint.
+        # If the user gives either budget, it replaces both budgets of the checkpoint.
         kept = set(recipe) - (set(BUDGET) if any(_given(ctx, name) for name in BUDGET) else set())
         saved, recipe = progress.task, recipe | _saved(ctx, progress.recipe.model_dump(), *kept)
     elif recipe["steps"] is None and recipe["seconds"] is None:
@@ -148,27 +149,27 @@ def _run(
 
 
 def _check_source(ctx: click.Context, source: Path, output: Path | None, resume: bool) -> None:
-    """UsageError where ``--from`` stands beside what it excludes."""
+    """Raise UsageError if ``--from`` is combined with an option that it excludes."""
     if resume:
-        raise click.UsageError("--from starts a new run and --resume goes on with one; give either")
+        raise click.UsageError("--from starts a new run and --resume continues one; give only one of them")
     if _given(ctx, "preset"):
-        raise click.UsageError("--from takes the configuration of its checkpoint; leave --preset out")
+        raise click.UsageError("--from uses the configuration of its checkpoint; omit --preset")
     if output is not None and output.resolve() == source.resolve():
         raise click.UsageError(f"the new run would replace {source}, which it starts from; choose another --output")
 
 
 def _given(ctx: click.Context, name: str) -> bool:
-    """Whether the user typed this option."""
+    """Return whether the user gave this option."""
     return ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
 def _saved(ctx: click.Context, saved: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The checkpoint's settings of these names, but for those that the user typed."""
+    """Return the checkpoint's settings of these names, except those that the user gave."""
     return {name: saved[name] for name in names if name in saved and not _given(ctx, name)}
 
 
 def _available(kernels: str, screen: Console) -> str:
-    """The backend to use: the reference, with a notice, where what ``kernels`` needs is not installed."""
+    """Return the backend to use. It is the reference, with a notice, if ``kernels`` needs a package that is missing."""
     from ramnet import ops
 
     if kernels in ("", "reference"):

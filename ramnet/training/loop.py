@@ -1,4 +1,4 @@
-"""One training loop for every task."""
+"""The training loop of all tasks."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ from ramnet.model import RamNetForCausalLM, not_finite
 from ramnet.training import checkpoint
 from ramnet.training.recipe import BUDGET, Recipe
 
-# In a row, and the run ends: the weights stay while steps are skipped, so if they are sound and even one batch in ten
-# overflows, ten of them follow one another once in 10^10 steps.
+# The run ends after this many skipped steps in a row. Weights do not change while steps are skipped, so if they are
+# sound and one batch in ten overflows, ten in a row occur once in 10^10 steps.
 MOST_SKIPPED = 10
 
 
 class TrainingTask(Protocol):
     """What the loop trains on."""
 
-    metric: str
+    metric: str  # the name of what evaluate returns
 
-    def describe(self) -> dict[str, Any]: ...
+    def describe(self) -> dict[str, Any]: ...  # what defines the task, for a checkpoint
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...  # inputs, labels int64 [B, T]
 
-    def evaluate(self, model: RamNetForCausalLM) -> float: ...
+    def evaluate(self, model: RamNetForCausalLM) -> float: ...  # on held-out data
 
 
 @dataclass
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        losses: of every step made here, skipped ones included, in nats a label.
-        metric: the task's, at the end.
-        step, elapsed: steps made and seconds trained, those before a resumption included.
-        skipped: of the steps, those not taken because their loss or gradient was not finite.
+        losses: the loss of every step since the start or resumption, including skipped ones, in nats per label.
+        metric: the task's metric after the last step.
+        step: steps, including skipped ones and those before a resumption.
+        elapsed: seconds trained, including those before a resumption.
+        skipped: steps whose update was skipped because the loss or gradient was not finite.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -66,23 +67,25 @@ def train(
     checkpoint_seconds: float = 30.0,
     console: Console | None = None,
 ) -> Result:
-    """Train ``model`` in place, on the kernels in use (``ramnet.ops.using``).
+    """Train ``model`` in place, on the backend in use (``ramnet.ops.using``).
 
-    A step whose loss or gradient is not finite is not taken: the weights and moments stay, and the run goes on with the
-    next batch.
+    If the loss or gradient of a step is not finite, the step is skipped: weights and moments do not change, and the
+    run continues with the next batch.
 
     Args:
-        output: folder for checkpoints, every ``checkpoint_seconds`` and at the end; None writes nothing.
-        resume: go on from the checkpoint in ``output``; under a budget in steps, exactly as if it had never stopped.
-            A larger budget than it had goes on past its end, the learning rate on a cosine over the new total.
-        compiled: run the model's forward and backward through torch.compile.
-        console: where progress goes; None is silent.
+        output: the folder for checkpoints; None writes nothing.
+        resume: continue from the checkpoint in ``output``. With a budget in steps, the result is that of a run that
+            was never interrupted. A larger budget than before extends the run; the learning rate then follows a
+            cosine over the new total.
+        compiled: compile the model's hidden states, forward and backward, with torch.compile.
+        checkpoint_seconds: seconds between checkpoints; another is written at the end.
+        console: displays the progress; None displays nothing.
 
     Raises:
-        ValueError: for an ``output`` that cannot be written, a checkpoint that is damaged or of another run, or what
-            the model refuses.
-        RuntimeError: after ``MOST_SKIPPED`` steps in a row that were not finite, or where the weights, the moments or
-            the metric no longer are when they are to be saved; the last checkpoint stays.
+        ValueError: if ``output`` cannot be written, the checkpoint is damaged or of another run, or the model raises
+            it.
+        RuntimeError: after ``MOST_SKIPPED`` skipped steps in a row, or if the weights, moments or metric are not finite
+            at a checkpoint. The previous checkpoint stays.
     """
     if output is not None:
         checkpoint.check_writable(output)
@@ -139,7 +142,7 @@ def train(
             with located():
                 hidden, _ = hidden_states(inputs)
             counted = labels != IGNORED
-            # The vocabulary's product only where there is something to say: recall asks at 8 places in 64.
+            # The output head runs only for tokens with a label: in recall, 8 of 64.
             hidden, labels = hidden[counted], labels[counted]
             loss = summed_cross_entropy(model.head, hidden, labels, model.config.vocab_size) / len(labels)
             loss.backward()
@@ -161,7 +164,7 @@ def train(
                 )
             skipped = f"  {result.skipped} skipped" if result.skipped else ""
             bar.update(line, completed=recipe.spent(result.step, result.elapsed), loss=nats, skipped=skipped)
-            # Not after a skipped step, so that a run resumed counts those in a row as one never stopped does.
+            # No checkpoint is written after a skipped step, as a resumed run counts skipped steps in a row from 0.
             if time.monotonic() - saved > checkpoint_seconds and in_a_row == 0:
                 held_out = f"{task.metric} {measure():.3f}"
                 bar.update(line, held_out=held_out)
@@ -190,7 +193,7 @@ def _progress(console: Console | None) -> Progress:
 def _same_run(
     progress: checkpoint.Progress, model: RamNetForCausalLM, task: TrainingTask, recipe: Recipe, path: Path
 ) -> None:
-    """ValueError, naming the first difference, where the checkpoint is of another run, or has as large a budget."""
+    """Raise ValueError if the checkpoint is of another run, or if the budget was changed and is not larger."""
     ours = {**recipe.model_dump(exclude=set(BUDGET)), **task.describe(), **model.config.model_dump()}
     saved = {**progress.recipe.model_dump(), **progress.task, **progress.config.model_dump()}
     for name, value in ours.items():

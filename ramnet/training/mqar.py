@@ -1,4 +1,4 @@
-"""Multi-query associative recall: which value stood beside this key?"""
+"""Multi-query associative recall: recall the value that followed a key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ramnet.loss import IGNORED
 from ramnet.model import RamNetForCausalLM
 
-GAP_POWER = 0.01  # queries stand at gap i with p_i ∝ i^(GAP_POWER − 1): mostly soon, sometimes late
+GAP_POWER = 0.01  # a query is at gap i, counted from 1, with probability p_i ∝ i^(GAP_POWER − 1)
 HELD_OUT_EXAMPLES = 1000
 HELD_OUT_SEED = 2**32 - 1
 
@@ -21,10 +21,12 @@ class Mqar:
     """The recall task at one setting (paper, section MQAR).
 
     Attributes:
-        pairs: keys and values to remember. length: tokens of an example, L. vocab_size: V; keys are 1..V/2−1 and
-            values V/2..V−1.
+        pairs: key-value pairs to remember.
+        length: L, tokens of an example.
+        vocab_size: V; keys are 1..V/2−1 and values V/2..V−1.
 
-    Raises ValueError where L is odd, 4·pairs > L, or the vocabulary has too few keys.
+    Raises:
+        ValueError: if L is odd, 4·pairs > L, V is odd, or there are fewer than ``pairs`` keys.
     """
 
     pairs: int = 8
@@ -47,14 +49,14 @@ class Mqar:
             )
 
     def describe(self) -> dict[str, Any]:
-        """What defines the task, for a checkpoint."""
+        """Return what defines the task, for a checkpoint."""
         return {"task": "mqar", **asdict(self)}
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``size`` fresh examples: inputs and labels, int64 [size, L]; labels are IGNORED but at the queries.
+        """Draw ``size`` examples: inputs and labels, int64 [size, L]. Labels are IGNORED except at the queries.
 
-        The context is k v k v …; each key is asked for once, at 2·pairs + 2·gap with the gaps drawn without
-        replacement, and the label stands at that same position. What is left at 0 becomes a random token.
+        The context is k v k v …. Each key is queried once, at 2·pairs + 2·gap with gaps drawn without replacement. The
+        label of a query, its value, is at the same position. All other positions hold random tokens.
         """
         half, context = self.vocab_size // 2, 2 * self.pairs
         keys = 1 + _distinct(size, half - 1, self.pairs, generator)  # [size, pairs]
@@ -70,7 +72,7 @@ class Mqar:
         return torch.where(inputs == 0, noise, inputs), labels
 
     def evaluate(self, model: RamNetForCausalLM) -> float:
-        """Accuracy over 1000 examples that are always the same; NaN where the model's logits are not finite."""
+        """Return the accuracy on 1000 fixed examples, or NaN if the model's logits are not finite."""
         generator = torch.Generator().manual_seed(HELD_OUT_SEED)
         inputs, labels = self.batch(HELD_OUT_EXAMPLES, generator)
         right = [
@@ -81,7 +83,7 @@ class Mqar:
 
 @torch.no_grad()
 def count_right(model: RamNetForCausalLM, inputs: Tensor, labels: Tensor) -> float:
-    """How many labels [B, T] other than IGNORED are the model's likeliest token; NaN for logits that are not finite."""
+    """Count labels [B, T] other than IGNORED that are the most probable token; NaN if logits are not finite."""
     asked = labels != IGNORED
     hidden, _ = model.hidden_states(inputs)
     largest, likeliest = model.head(hidden[asked]).max(dim=-1)
@@ -89,5 +91,5 @@ def count_right(model: RamNetForCausalLM, inputs: Tensor, labels: Tensor) -> flo
 
 
 def _distinct(rows: int, choices: int, count: int, generator: torch.Generator) -> Tensor:
-    """int64 [rows, count], each row ``count`` different numbers of 0..choices−1, all equally likely."""
+    """Draw int64 [rows, count], each row ``count`` distinct numbers of 0..choices−1, uniformly."""
     return torch.rand(rows, choices, generator=generator, dtype=torch.float64).topk(count, dim=1).indices

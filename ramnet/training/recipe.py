@@ -1,4 +1,4 @@
-"""How to train."""
+"""The hyper-parameters of training."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ BUDGET = ("steps", "seconds")  # the fields that end a run
 
 
 class Recipe(BaseModel):
-    """How to train; immutable. ValueError, one sentence that names the value, for what cannot be."""
+    """Hyper-parameters of training; immutable. Raises ValueError, naming the value, if a field is out of range."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    steps: int | None = Field(None, gt=0, description="stop after so many steps")
-    seconds: float | None = Field(None, gt=0, allow_inf_nan=False, description="stop after so many seconds")
+    steps: int | None = Field(None, gt=0, description="total number of steps")
+    seconds: float | None = Field(None, gt=0, allow_inf_nan=False, description="total training time in seconds")
     batch_size: int = Field(64, gt=0, description="examples in a step")
-    learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False, description="the peak, after warm-up")
+    learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False, description="peak learning rate, after warm-up")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight decay of AdamW")
     clip_norm: float = Field(1.0, gt=0, le=1e9, description="largest norm of the gradient")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the weights and the data")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the initial weights and the data")
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -39,11 +39,11 @@ class Recipe(BaseModel):
         return self
 
     def spent(self, step: int, elapsed: float) -> float:
-        """The share of the budget that is gone after ``step`` steps and ``elapsed`` seconds, 0 to 1."""
+        """Return the fraction of the budget used after ``step`` steps and ``elapsed`` seconds, from 0 to 1."""
         shares = (step / self.steps if self.steps else 0.0, elapsed / self.seconds if self.seconds else 0.0)
         return min(1.0, max(shares))
 
     def learning_rate_at(self, step: int, spent: float) -> float:
-        """Linear warm-up in steps, times a cosine to 0 over the budget, so that seconds end it as steps do."""
+        """Return the learning rate: linear warm-up over steps, times a cosine from 1 to 0 over the budget."""
         warm_up = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         return self.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * spent))

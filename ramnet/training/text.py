@@ -1,4 +1,4 @@
-"""Byte-level text: the Python standard library's sources, or files of one's own."""
+"""Byte-level language modelling on the Python standard library's sources, or on given files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ramnet.loss import IGNORED, summed_cross_entropy
 from ramnet.model import RamNetForCausalLM
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-HELD_OUT_SHARE = 20  # one file in so many is held out
+HELD_OUT_SHARE = 20  # one file in 20 is held out
 HELD_OUT_WINDOWS = 128
 
 
 class Windows:
-    """Every window of ``length`` bytes and their followers in documents, none across two, by number.
+    """All windows of ``length`` bytes with their next bytes, numbered from 0. No window spans two documents.
 
-    A window begins anywhere from ``length`` − 1 bytes before its document to its last byte but one, and has the bytes
-    that lie in the document: fewer at the edges, so that each byte is in as many windows as any other. A document of
-    one byte has none, as there is nothing to predict.
+    A window may begin from ``length`` − 1 bytes before its document up to the document's last byte but one, and is
+    clipped to the document, so that every byte is an input in equally many windows. Documents of one byte have no
+    windows, as there is nothing to predict.
     """
 
     def __init__(self, documents: Sequence[bytes], length: int) -> None:
@@ -41,15 +41,15 @@ class Windows:
         return int(self.counts.sum())
 
     def take(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The windows of these ``numbers`` int64 [N], from 0: inputs and the bytes that follow each, int64 [N, length].
+        """Return the windows of these ``numbers``, int64 [N]: inputs and next bytes as labels, int64 [N, length].
 
-        Past the window's bytes the inputs are 0 and the labels IGNORED.
+        Beyond the window's bytes, inputs are 0 and labels IGNORED.
         """
         ends = self.counts.cumsum(0)
         which = torch.searchsorted(ends, numbers, right=True)
         start = numbers - (ends - self.counts)[which] - self.length + 1
         first, last = start.clamp(min=0), torch.minimum(start + self.length, self.sizes[which] - 1)
-        places = first.unsqueeze(1) + torch.arange(self.length + 1)  # of the document
+        places = first.unsqueeze(1) + torch.arange(self.length + 1)  # within the document
         begins = (self.sizes.cumsum(0) - self.sizes)[which]
         found = self.text[begins.unsqueeze(1) + places.minimum(last.unsqueeze(1))].long()
         inside = places[:, 1:] <= last.unsqueeze(1)
@@ -57,17 +57,19 @@ class Windows:
 
 
 class Text:
-    """Random windows of bytes for training, and fixed ones of other files to measure the loss on.
+    """Random windows of the training files, and fixed windows of held-out files for evaluation.
 
-    Each file is a document, and each window lies within one.
+    Each file is a document, and a window never spans two documents.
 
     Args:
-        files: the text; empty for the standard library's ``.py`` sources. One file in twenty, at least one, chosen by
-            the hash of its path below the files' common folder, is held out; of a single file, the last tenth.
-        length: bytes of a window.
+        files: the text; empty for the standard library's ``.py`` sources. One file in twenty, and at least one, is held
+            out, chosen by the hash of its path relative to the files' common folder. Of a single file, the last tenth
+            is held out.
+        length: bytes in a window.
 
     Raises:
-        ValueError: for a missing or unreadable file, or no document of two bytes on either side.
+        ValueError: if ``length`` is below 1, a file cannot be read, or the training or held-out text has no document of
+            two bytes.
     """
 
     metric = "bits per byte"
@@ -89,19 +91,19 @@ class Text:
         self._digest = digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
-        """What defines the task, for a checkpoint."""
+        """Return what defines the task, for a checkpoint."""
         return {
             "task": "text", "files": self.files, "length": self.length, "windows": "within a document",
             "digest": self._digest,
         }  # fmt: skip
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``size`` windows of the training text, any as likely as another; see ``Windows.take``."""
+        """Draw ``size`` windows of the training text uniformly; see ``Windows.take``."""
         return self.training.take(torch.randint(len(self.training), (size,), generator=generator))
 
     @torch.no_grad()
     def evaluate(self, model: RamNetForCausalLM) -> float:
-        """Mean bits per byte over evenly spaced windows of the held-out files, each read from an empty state."""
+        """Return the mean bits per byte over evenly spaced windows of the held-out text, each from a fresh state."""
         windows = len(self.held_out)
         numbers = torch.linspace(0, windows - 1, min(windows, HELD_OUT_WINDOWS), dtype=torch.float64).long()
         inputs, labels = self.held_out.take(numbers)
@@ -113,14 +115,14 @@ class Text:
 
 
 def standard_library() -> list[Path]:
-    """The ``.py`` sources of the running Python's standard library, without its tests, in order of their paths."""
+    """Return the ``.py`` sources of this Python's standard library, without its tests, sorted by path."""
     root = Path(sysconfig.get_path("stdlib"))
     found = (path for path in root.rglob("*.py") if not LEFT_OUT & set(path.relative_to(root).parts))
     return sorted(found)
 
 
 def split_files(files: Sequence[Path]) -> tuple[list[bytes], list[bytes]]:
-    """The training documents and those held out; see ``Text``."""
+    """Return the training documents and the held-out documents; see ``Text``."""
     if not files:
         raise ValueError("there is no text to train on; name files with --data")
     texts = {str(file): _read(file) for file in files}

@@ -59,7 +59,7 @@ def test_a_small_model_is_tuned(ramnet: Command, tmp_path: Path) -> None:
         (("--records", ""), "ramnet: . is a folder; it must be a file"),
         (("--journal", "/dev/zero"), "ramnet: /dev/zero is not a regular file; it must be a file"),
         (("--output", "/dev/null/x"), "ramnet: /dev/null/x/cpu/journal.log cannot be written: Not a directory"),
-        (("--journal", "same", "--records", "same"), "ramnet: same is to be two files at once"),
+        (("--journal", "same", "--records", "same"), "ramnet: same is given for two files"),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(

@@ -65,7 +65,7 @@ def test_cape_turns_right_at_any_position(mixed: Exported, position: int) -> Non
 
 def test_an_exported_model_takes_no_mask(mixed: Exported) -> None:
     session, ids = OnnxSession(mixed.onnx, threads=1), torch.zeros(1, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="attention_mask is given, but an exported model takes none"):
+    with pytest.raises(ValueError, match="attention_mask is given, but exported models do not support it"):
         session.generate(ids, 2, attention_mask=torch.ones_like(ids))
 
 

@@ -158,7 +158,7 @@ def test_what_cannot_be_a_layer_is_refused_by_its_value(changes: dict[str, Any],
 
 @pytest.mark.parametrize("heads", [0, 5])
 def test_a_width_that_heads_do_not_divide_needs_a_value_dim(heads: int) -> None:
-    message = rf"^hidden_size is 12, no multiple of num_heads, {heads}: give value_dim$"
+    message = rf"^hidden_size is 12; without value_dim it must be a multiple of num_heads, {heads}$"
     with pytest.raises(ValueError, match=message):
         RamLayer(WIDTH, heads)
 

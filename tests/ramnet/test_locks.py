@@ -98,5 +98,5 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 def test_two_results_cannot_be_one_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("file")
-    with pytest.raises(ValueError, match="link is to be two files at once"):
+    with pytest.raises(ValueError, match="link is given for two files"):
         require_writable(tmp_path / "link", tmp_path / "file")

@@ -143,7 +143,7 @@ def test_a_state_is_handed_out_layer_by_layer_and_put_together_again(tmp_path: P
 def test_states_of_layers_at_other_positions_are_not_put_together() -> None:
     states = RamState.zeros(LAYERS, 1).layers()
     states[1].position += 3
-    with pytest.raises(ValueError, match=re.escape("states[1] is at position [3] and states[0] at [0]; states of")):
+    with pytest.raises(ValueError, match=re.escape("states[1] is at position [3] and states[0] at [0]; all layers")):
         RamState.of_layers(states)
     with pytest.raises(ValueError, match="states is empty; there must be at least one"):
         RamState.of_layers([])
@@ -250,7 +250,7 @@ def test_a_state_of_inference_mode_is_updated_there_alone() -> None:
         state = random_state()
         check(state, in_place=True)
     check(state)
-    with pytest.raises(ValueError, match=re.escape("state.memory[0] was made in torch.inference_mode(), outside of")):
+    with pytest.raises(ValueError, match=re.escape("state.memory[0] was made in torch.inference_mode() and cannot be")):
         check(state, in_place=True)
     check(state.clone(), in_place=True)
 

@@ -290,7 +290,7 @@ def test_what_cannot_be_written_or_read_is_found_out_before_the_search(tmp_path:
                       (read_only_folder(tmp_path) / "file", "cannot be written: ")):  # fmt: skip
         with pytest.raises((ValueError, OSError), match=why):
             run(tmp_path, search, **{option: path})
-    with pytest.raises(ValueError, match="same is to be two files at once"):
+    with pytest.raises(ValueError, match="same is given for two files"):
         run(tmp_path, search, journal=tmp_path / "same", records_file=tmp_path / "same")
     assert not search.tried
     assert not [path for path in tmp_path.iterdir() if path.name == "records.jsonl"]

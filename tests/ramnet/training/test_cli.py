@@ -99,8 +99,8 @@ def test_a_new_run_starts_from_weights(ramnet: Command, tmp_path: Path, page: Pa
 @pytest.mark.parametrize(
     ("beside", "message"),
     [
-        (("--preset", "tiny"), "--from takes the configuration of its checkpoint; leave --preset out"),
-        (("--resume",), "--from starts a new run and --resume goes on with one; give either"),
+        (("--preset", "tiny"), "--from uses the configuration of its checkpoint; omit --preset"),
+        (("--resume",), "--from starts a new run and --resume continues one; give only one of them"),
         (("--output", "start"), "the new run would replace start, which it starts from; choose another --output"),
         (("--output", "x/../start"), "the new run would replace start, which it starts from"),
     ],
