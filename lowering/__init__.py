@@ -1,16 +1,16 @@
-"""From ops to kernels: ``lowering.use`` runs the ops on kernels, ``lowering.compile`` puts a model on them, and
+"""Kernels for the ops: ``lowering.use`` runs ops on them, ``lowering.compile`` runs a model on them, and
 ``lowering.lower`` builds one kernel for a CPU.
 
-What is where::
+Contents::
 
-    use, compiled       ops on kernels within a block; a model on kernels, its other parts through torch.compile
-    targets, cache      the machines; compiled kernels on disk
-    model/              what lowering.compile runs in place of a model's blocks and head
-    cpu/                backend (tensors in, tensors out), build, runtime, and one TIR template per op
-    gpu/                backend, plan (launches as values), offline (compiling without a GPU), races, resources,
-                        and one folder per op: triton.py, tir.py, work.py; the scan has a folder per form
-    gpu/cuda/           TIR to CUDA C to a binary, and its launch
-    emit                loops and expressions that all TIR templates share
+    use, compiled       the context manager and the compiled model
+    targets, cache      the supported machines; the disk cache of compiled kernels
+    model/              replaces a model's blocks and head in lowering.compile
+    cpu/                backend, build, runtime, and one TIR template per op
+    gpu/                backend, plan (the launches of an op), offline (compiling without a GPU), races, resources,
+                        and one folder per op: triton.py, tir.py, work.py; the scan has one folder per form
+    gpu/cuda/           compiles TIR to CUDA C and a cubin, and launches it
+    emit                loops and expressions that the TIR templates share
 """
 
 from lowering.compiled import compile

@@ -1,8 +1,7 @@
-"""Compiled kernels on disk, so that a second process compiles nothing: a folder that is the user's alone, where each
-file has the digest of what was written beside it.
+"""The disk cache of compiled kernels: a folder that only the user can access, with a SHA-256 digest beside each file.
 
-What is loaded runs as the user, so a folder that others could write to is not used, and a file that is not what was
-written is built anew. A cache that cannot be used costs time, never the run.
+Cached code runs with the user's rights. So a folder that others could write to is not used, and a file that does not
+match its digest is compiled again. If the cache cannot be used, kernels are compiled in each process.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ramnet.files import clear_asides, write_text_atomic, written_aside
 
 
 def find(name: str) -> Path | None:
-    """The file of that name, if it is there and is what ``keep`` wrote."""
+    """Return the path of the cached file, or None if it is missing or does not match its digest."""
     folder = _folder(_place())
     if folder is None:
         return None
@@ -31,9 +30,9 @@ def find(name: str) -> Path | None:
 
 
 def keep(name: str, write: Callable[[Path], object]) -> Path | None:
-    """The file that ``write(path)`` makes, under that name; None, with a notice, where it cannot be kept.
+    """Add the file that ``write(path)`` creates to the cache and return its path; None, with a warning, on failure.
 
-    ``write`` may raise OSError, for want of space, or RuntimeError, as a linker does for the same reason.
+    ``write`` may raise OSError or RuntimeError, for example if the disk is full.
     """
     folder = _folder(_place())
     if folder is None:
@@ -51,20 +50,22 @@ def keep(name: str, write: Callable[[Path], object]) -> Path | None:
 
 @cache
 def notice(reason: str) -> None:
-    """Say once why kernels are not kept."""
+    """Warn once why kernels are not cached."""
     warnings.warn(f"{reason}; kernels are compiled anew in each process", stacklevel=4)
 
 
 def _place() -> Path:
-    """Below ``RAMNET_CACHE``, or ramnet in the user's cache folder."""
+    """Return ``$RAMNET_CACHE/kernels``, or ``ramnet/kernels`` in the user's cache folder."""
     given = os.environ.get("RAMNET_CACHE")
     return (Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ramnet") / "kernels"
 
 
 @cache
 def _folder(path: Path) -> Path | None:
-    """The folder, made where it is missing and cleared of what killed processes left; None, with a notice, where it
-    cannot be used."""
+    """Create the folder if it is missing, make it private, and remove what killed processes left in it.
+
+    Returns None, with a warning, if it cannot be used.
+    """
     try:
         path = path.expanduser()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def _folder(path: Path) -> Path | None:
             raise PermissionError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}, who runs this")
         if stat.S_IMODE(found.st_mode) != 0o700:
             path.chmod(0o700)
-    except (OSError, RuntimeError) as error:  # RuntimeError where there is no home
+    except (OSError, RuntimeError) as error:  # RuntimeError if there is no home folder
         notice(f"{error}; set RAMNET_CACHE to a folder of your own")
         return None
     clear_asides(path)

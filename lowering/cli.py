@@ -15,11 +15,11 @@ _NO_TVM, _NO_TRITON = "no: pip install 'ramnet[tvm]'", "no: pip install 'ramnet[
 
 @click.command()
 def targets() -> None:
-    """List the machines that kernels can be lowered for, and what can be done with each from here.
+    """List the machines that kernels can be compiled for, and what this machine can do for each.
 
-    Run: the machine is this one, so its kernels are measured. Compile: binaries are made for it. Model: times are
-    told from the binaries, with nothing run. Records: workloads that have a measured or a modelled schedule; those are
-    stale whose kernels have changed since, or are compiled by other versions here.
+    Run: it is this machine, so kernels can be measured. Compile: kernels can be compiled for it. Model: times can be
+    predicted from the binaries, without running them. Records: the number of workloads with a measured or a modelled
+    schedule; a record is stale if its kernel's code or compiler version has changed since.
     """
     from rich.table import Table
 
@@ -40,7 +40,7 @@ def targets() -> None:
 
 
 def _possible(target: Target, is_here: bool) -> tuple[str, str, str]:
-    """Whether its kernels can be run, compiled and modelled here, and if not why."""
+    """Return whether kernels of ``target`` can be run, compiled and modelled here, or why not."""
     from importlib.util import find_spec
 
     has_tvm, has_triton = find_spec("tvm") is not None, find_spec("triton") is not None

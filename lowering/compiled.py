@@ -1,4 +1,4 @@
-"""A model on tuned kernels, with the rest of it through torch.compile."""
+"""``lowering.compile``: a model on tuned kernels, its other parts compiled by torch.compile."""
 
 from __future__ import annotations
 
@@ -21,54 +21,54 @@ from ramnet.ops import using
 from ramnet.sequences import Sequences
 from ramnet.state import RamState
 
-# Each kind of block has a graph for training, for prefill and for inference mode, each for B = 1 and above; torch's
-# own limit is 8.
+# The limit on graphs of a function: a kind of block has one for training, one for prefill and one for inference mode,
+# each for B = 1 and B > 1. torch's default limit is 8.
 _GRAPHS = 64
 
 
 def compile(
     model: RamNetForCausalLM, target: str | None = None, *, tuned: bool = True, backend: str = "inductor"
 ) -> RamNetForCausalLM:
-    """Another face of ``model``: the same modules and parameters, with its memory ops on the kernels of ``target`` and
-    the rest through torch.compile.
+    """Return a model that shares the modules and parameters of ``model``, runs its memory ops on the kernels of
+    ``target``, and compiles the rest with torch.compile.
 
-    It is called, trained, sampled from and saved as before, from any thread, and gives the same numbers within
-    rounding. Blocks are compiled one by one, without graph breaks, and those that do the same share one graph: 27
-    layers build as fast as the three kinds of CAPE among them. That happens at the first call of each kind (prefill,
-    training).
+    It is called, trained, sampled from and saved like ``model``, from any thread, and gives the same results up to
+    rounding. Each block is compiled by itself, without graph breaks, at the first call of each kind (prefill,
+    training). Blocks that compute the same share a graph, so 27 layers compile as fast as the three kinds of CAPE among
+    them.
 
-    Single tokens in place go another way. On the CPU they are not compiled but run a layer in a kernel
-    (``lowering.model.decode_block``). On a GPU each head's addresses, write and read are one kernel
-    (``lowering.model.heads_block``), the rest is compiled, and all of a token is replayed from a CUDA graph
-    (``lowering.model.token_graphs``) that is recorded at the first token of each state.
+    Single tokens with ``in_place=True`` take another path. On a CPU, each layer is one kernel
+    (``lowering.model.decode_block``) and nothing is compiled by torch. On a GPU, the heads' addresses, writes and reads
+    are one kernel (``lowering.model.heads_block``), the rest is compiled, and the whole token is replayed from a CUDA
+    graph (``lowering.model.token_graphs``) that is recorded at the first token of each state.
 
-    Whatever is done to ``model`` afterwards is heard: weights loaded or replaced, adapters put in the place of its
-    layers, parametrisations, hooks. What no kernel or graph knows is called as the module it is.
+    Later changes of ``model`` take effect: weights that are loaded or replaced, adapters that replace layers,
+    parametrisations and hooks. A module that was changed such that no kernel or graph fits it is called directly.
 
     Args:
-        target: a name of ``lowering.TARGETS``; None takes the GPU that is here where ``model`` is on one, else the CPU.
-        tuned: take the schedules of the records, else the defaults.
-        backend: torch.compile's.
+        target: a name in ``lowering.TARGETS``; None selects the GPU of this machine if ``model`` is on one, else "cpu".
+        tuned: use the tuned schedules of the records; if False, the default schedules.
+        backend: the backend of torch.compile.
 
     Raises:
-        ValueError: for an unknown target, or a model that is not where the target's kernels run.
-        RuntimeError: for a GPU where there is none. Without TVM, or Triton, the reference runs, and a warning says so
-            once.
+        ValueError: if the target is unknown, or ``model`` is on another device than the target's kernels.
+        RuntimeError: if the target is a GPU and this machine has none. If TVM or Triton is not installed, the reference
+            runs instead, with one warning.
     """
     if isinstance(model, _CompiledModel):
         model = model.original
     found = _target(model, target)
     kernels = backend_name(found.name, tuned, False)
-    # The model's own class stays the base, so that what a user's sub-class overrides goes on to be called.
+    # Derived from the model's own class, so that methods which a user's subclass overrides are still called.
     kind: Any = type(f"Compiled{type(model).__name__}", (_CompiledModel, type(model)), {})
     made: RamNetForCausalLM = kind(model, kernels, found.gpu is not None, (target, tuned, backend))
     return made
 
 
 class _CompiledModel(RamNetForCausalLM):
-    """Runs a model's convolutions, blocks and head by other means than calling them, where they are as they were made.
+    """Runs convolutions, blocks and the head of ``original`` as graphs or kernels, if the modules are unchanged.
 
-    ``kernels`` names the backend and is empty where there is none.
+    ``kernels`` is the name of the backend, or empty for the reference.
     """
 
     original: RamNetForCausalLM
@@ -80,24 +80,24 @@ class _CompiledModel(RamNetForCausalLM):
     graphs: TokenGraphs | None
 
     def __init__(self, model: RamNetForCausalLM, kernels: str, on_gpu: bool, how: tuple[str | None, bool, str]) -> None:
-        # The very dictionaries of the model's modules, parameters and hooks: what changes there has changed here. The
-        # model itself goes past nn.Module, which would put it among its own modules.
+        # Share the model's dictionaries of modules, parameters and hooks, so that changes to them take effect here.
+        # ``original`` bypasses nn.Module.__setattr__, which would register the model as a submodule of itself.
         self.__dict__.update(model.__dict__, original=model)
         self.__dict__.pop("_compiled_call_impl", None)
         self.kernels, self.on_gpu, self.how = kernels, on_gpu, how
-        # On a GPU sizes that stay (training, a token) are compiled in, and those that change get a graph for all.
+        # On a GPU, sizes are compiled as constants until they change, and then become dynamic.
         options: dict[str, Any] = {"fullgraph": True, "dynamic": None if on_gpu else True, "backend": how[2]}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
             options["recompile_limit"] = _GRAPHS
-        else:  # this version of torch has one limit, for all that is compiled
+        else:  # this version of torch has only a global limit
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
-        # Without Triton, torch.compile cannot write code for a GPU either.
+        # Without Triton, torch.compile cannot generate code for a GPU either.
         self.compiled = torch.compile(_own(_call), **options) if kernels or not on_gpu else _call
         self.compiled_token = torch.compile(_own(heads_block.decode), **options)
         self.graphs = TokenGraphs(self, self._token) if on_gpu and kernels and not interpreted() else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, and what a pickle is loaded as, is the copied model compiled again."""
+        """Copying and unpickling compile a copy of the original model."""
         return _again, (self.original, *self.how)
 
     def forward(
@@ -121,7 +121,7 @@ class _CompiledModel(RamNetForCausalLM):
     def run_conv(
         self, conv: nn.Module, x: Tensor, recent: Tensor, in_place: bool, sequences: Sequences | None
     ) -> tuple[Tensor, Tensor]:
-        # One token has too little work to compile on a CPU: guards cost more than they save in passes.
+        # For one token on a CPU, checking a graph's guards takes longer than the compiled code saves.
         by: Any = _call if in_place and not self.on_gpu else self._by_graph
         return by(conv, x, recent, sequences)
 
@@ -143,7 +143,7 @@ class _CompiledModel(RamNetForCausalLM):
         return self.head(hidden) if found is None else found
 
     def _by_graph(self, module: nn.Module, *inputs: Any) -> Any:
-        # A caller who compiles the whole has this inlined.
+        # A caller who compiles the whole model inlines the module.
         if torch.compiler.is_compiling() or is_hooked(module):
             return module(*inputs)
         return self.compiled(module, *inputs)
@@ -154,7 +154,7 @@ def _call(module: nn.Module, *inputs: Any) -> Any:
 
 
 def _own(function: Any) -> Any:
-    """The function with a code object of its own, to which torch.compile binds its graphs and their limits."""
+    """Return a copy of the function with its own code object, to which torch.compile attaches graphs and limits."""
     return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
 
 
@@ -163,13 +163,16 @@ def _again(model: RamNetForCausalLM, target: str | None, tuned: bool, backend: s
 
 
 def _target(model: RamNetForCausalLM, name: str | None) -> targets.Target:
-    """The target of that name, or of where the model is; ValueError where its kernels cannot reach the model."""
+    """Return the target called ``name``, or that of the model's device if None.
+
+    Raises ValueError if the target's kernels cannot run on the model's device.
+    """
     device = model.embedding.weight.device
     if name is None:
         return (targets.here() if device.type == "cuda" else None) or targets.find("cpu")
     found = targets.find(name)
     needed = "cpu" if found.gpu is None else "cuda"
-    # Triton's interpreter takes any tensor; and with no GPU at all, the backend says that.
+    # Triton's interpreter takes tensors on any device. If there is no GPU at all, the backend raises the error.
     reached = device.type == needed or (needed == "cuda" and (interpreted() or not torch.cuda.is_available()))
     if not reached:
         raise ValueError(f"the model is on {device} but target {name!r} runs on {needed}: move it there first")

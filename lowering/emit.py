@@ -1,8 +1,8 @@
-"""Small emitters that the TIR templates share: Python runs while a TVMScript function is parsed, and writes TIR.
+"""Functions that emit TIR, called from TVMScript while it is parsed.
 
-Straight code whose shape depends on K, U or P (networks, sums over slots) reads better as a Python loop that emits
-it than as TVMScript. A buffer under 1024 bytes becomes a stack slot that LLVM turns into registers; a larger one is
-workspace.
+Unrolled code whose structure depends on K, U or P, such as sorting networks and sums over slots, is emitted by Python
+loops. TVM puts a buffer of less than 1024 bytes on the stack, where LLVM can keep it in registers, and a larger one in
+a workspace.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tvm.tirx as tir
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
-# The error of a kernel that was given a slot outside 0..M-1.
+# The message of a kernel's error for a slot outside 0..M-1.
 OUT_OF_RANGE = "a slot is out of range"
 
 Expression = Any
@@ -27,29 +27,29 @@ def constant(value: float, dtype: str) -> Expression:
 
 
 def sum_type(dtype: str) -> str:
-    """What sums of ``dtype`` are kept in."""
+    """Return the dtype in which values of ``dtype`` are summed."""
     return "float64" if dtype == "float64" else "float32"
 
 
 def argument(handle: Any, shape: Any, dtype: str) -> Any:
-    """The buffer of a kernel's argument, which may begin wherever its type may, and have more than 2^31 elements.
+    """Declare the buffer of a kernel's argument, aligned to its element size and with int64 sizes and offsets.
 
-    TVM's default is a multiple of 64 bytes, and vector moves that fault elsewhere; safetensors, NumPy and views give
-    no more than the type's own size. Offsets are int64 because the sizes are.
+    By default TVM assumes an alignment of 64 bytes and emits vector moves that fault otherwise, but tensors from
+    safetensors and NumPy, and views, are only aligned to their element size. int64 allows more than 2^31 elements.
     """
     sizes = [T.int64(size) if isinstance(size, int) else size for size in shape]
     return T.match_buffer(handle, sizes, dtype, align=tvm.DataType(dtype).bits // 8)
 
 
 def registers(cuda: bool, size: int, dtype: str) -> Any:
-    """``size`` values of a thread, indexed by constants only."""
+    """Allocate ``size`` values per thread, which must be indexed by constants only."""
     return T.sblock_alloc_buffer((size,), dtype, scope="local" if cuda else "global")
 
 
 def copy(to: Any, to_at: list[Any], source: Any, at: list[Any], width: int) -> None:
-    """``to[*to_at, + i] = source[*at, + i]`` for i < width along the last axis, by vectors where the width allows.
+    """Emit ``to[*to_at, + i] = source[*at, + i]`` for i < width along the last axis.
 
-    Vectors must be aligned: rows, and the places in them, whole vectors long.
+    It moves vectors of 4 or 2 elements if they divide the width; rows and offsets must be multiples of them.
     """
     vector = next(v for v in (4, 2, 1) if width % v == 0)
     for start in range(0, width, vector):
@@ -58,7 +58,7 @@ def copy(to: Any, to_at: list[Any], source: Any, at: list[Any], width: int) -> N
 
 
 def put(cuda: bool, to: Any, at: list[Any], width: int, value: Callable[[int], Expression]) -> None:
-    """``to[*at, + i] = value(i)`` for i < width along the last axis, rounded to its type, by vectors as in ``copy``."""
+    """Emit ``to[*at, + i] = value(i)`` for i < width along the last axis, converted to its dtype; see ``copy``."""
     held = registers(cuda, width, to.dtype)
     for i in range(width):
         builder.buffer_store(held, value(i).astype(to.dtype), [i])
@@ -66,20 +66,20 @@ def put(cuda: bool, to: Any, at: list[Any], width: int, value: Callable[[int], E
 
 
 def below(index: Any, limit: Any, body: Callable[[Any], None]) -> None:
-    """``body(index)`` where the index is below the limit."""
+    """Emit ``if index < limit: body(index)``."""
     with builder.If(index < limit), builder.Then():
         body(index)
 
 
 def lanes(width: int, *stores: tuple[Any, list[Any], Emit]) -> None:
-    """One vector statement: for every lane, ``buffer[*row, lane] = value(lane)`` of each store in turn."""
+    """Emit one vectorised loop with ``buffer[*row, lane] = value(lane)`` for each store in turn."""
     with builder.vectorized(0, width) as lane:
         for buffer, row, value in stores:
             builder.buffer_store(buffer, value(lane), [*row, lane])
 
 
 def tiles(buffer: Any, row: list[Any], start: Any, width: int, value: Emit) -> None:
-    """One vector statement on the channels from ``start``: ``buffer[*row, start + lane] = value(start + lane)``."""
+    """Emit the vectorised loop ``buffer[*row, start + lane] = value(start + lane)``."""
     with builder.vectorized(0, width) as lane:
         builder.buffer_store(buffer, value(start + lane), [*row, start + lane])
 
@@ -89,7 +89,7 @@ def store(buffer: Any, row: list[Any], value: Expression) -> None:
 
 
 def row(buffer: Any, at: list[Any], width: int, value: Emit, limit: int = 64) -> None:
-    """``buffer[*at, k] = value(k)`` for k < width: one vector statement, or a loop of them where that is too wide."""
+    """Emit ``buffer[*at, k] = value(k)`` for k < width, in vectors of at most ``limit`` lanes."""
     lanes_each = max(d for d in range(1, min(width, limit) + 1) if width % d == 0)
     with builder.serial(0, width // lanes_each) as group, builder.vectorized(0, lanes_each) as lane:
         k = group * lanes_each + lane
@@ -97,7 +97,7 @@ def row(buffer: Any, at: list[Any], width: int, value: Emit, limit: int = 64) ->
 
 
 def each_slot(top_k: int, unroll: int, body: Callable[[Any], None]) -> None:
-    """``body(k)`` for the K slots of a token, ``unroll`` of them in straight code, the rest in a loop."""
+    """Emit a loop of ``body(k)`` over the K slots of a token, unrolled by ``unroll``."""
     groups = top_k // unroll
     if groups > 1:
         with builder.serial(0, groups) as group:
@@ -108,7 +108,10 @@ def each_slot(top_k: int, unroll: int, body: Callable[[Any], None]) -> None:
 
 
 def sum_slots(top_k: int, unroll: int, term: Callable[[Any], Emit], into: Callable[[Emit], None], so_far: Emit) -> None:
-    """``into`` the sum over slots of ``term(k)(channel)``, ``unroll`` terms an expression; ``so_far`` reads it back."""
+    """Emit ``into`` the sum over slots of ``term(k)(channel)``, ``unroll`` terms per statement.
+
+    ``so_far`` reads back the partial sum that ``into`` has stored.
+    """
     first = top_k if top_k < 2 * unroll else unroll
 
     def partial(ks: list[Any], start: Emit | None) -> Emit:
@@ -131,7 +134,7 @@ def sum_slots(top_k: int, unroll: int, term: Callable[[Any], Emit], into: Callab
 
 
 def prefetch(buffer: Any, at: list[Any], start: Any, width: int) -> None:
-    """Ask for the cache lines of ``buffer[*at, start : start + width]``."""
+    """Emit prefetches of the cache lines of ``buffer[*at, start : start + width]``."""
     line = 64 * 8 // tvm.DataType(buffer.dtype).bits
     for d in range(0, width, line):
         address = tir.address_of(buffer[(*at, start + d)])
@@ -140,9 +143,9 @@ def prefetch(buffer: Any, at: list[Any], start: Any, width: int) -> None:
 
 
 def slots_in_range(slots: Sequence[Any], tokens: Any, top_k: int, num_slots: int, at: Emit) -> Expression:
-    """Whether ``slot[*at(i), k]`` is in 0..M-1 for i < tokens, k < K and each of ``slots``: one vector of maxima.
+    """Return whether ``slot[*at(i), k]`` is in 0..M-1 for all i < tokens, k < K and each of ``slots``.
 
-    A negative slot is a large one when its bits are read as unsigned.
+    It compares the maximum as unsigned integers, as which negative slots are large.
     """
     largest = T.sblock_alloc_buffer((top_k,), "uint32")
 
@@ -161,15 +164,15 @@ def slots_in_range(slots: Sequence[Any], tokens: Any, top_k: int, num_slots: int
 
 
 def clear(flags: Any, count: Any) -> None:
-    """Set ``count`` flags to 0."""
+    """Emit setting ``count`` flags to 0."""
     with T.sblock("clear"), builder.serial(0, count) as i:
         builder.buffer_store(flags, constant(0, "int32"), [i])
 
 
 def refuse_any(flags: Any, count: Any) -> None:
-    """End the kernel with ``OUT_OF_RANGE`` where a flag is set.
+    """Emit an assertion that fails with ``OUT_OF_RANGE`` if a flag is set.
 
-    An assertion within a parallel loop does not do: TVM's thread pool now and then loses the error of a task.
+    It cannot be within a parallel loop, as TVM's thread pool sometimes loses the error of a task.
     """
     with T.sblock("refuse"):
         found = T.sblock_alloc_buffer((1,), "int32")
@@ -181,7 +184,7 @@ def refuse_any(flags: Any, count: Any) -> None:
 
 
 def horizontal_sum(buffer: Any, width: int) -> Expression:
-    """Fold the ``width`` lanes of ``buffer`` by halves and give its element 0, their sum."""
+    """Emit a tree reduction of the ``width`` lanes of ``buffer`` and return its element 0, their sum."""
     while width > 1:
         half = (width + 1) // 2
         lanes(width - half, (buffer, [], lambda lane, half=half: buffer[lane] + buffer[lane + half]))  # type: ignore[misc]
@@ -190,9 +193,10 @@ def horizontal_sum(buffer: Any, width: int) -> Expression:
 
 
 def exp(x: Expression, dtype: str) -> Expression:
-    """e^x for x ≤ 0: for float32 the Cephes polynomial, which vectorises (libm's is a call a lane).
+    """Return e^x for x ≤ 0; NaN for NaN.
 
-    float64 takes libm's. Of NaN it is NaN, which ``max`` would drop.
+    For float32 it is the Cephes polynomial, which is vectorised, where libm's exp is one call per lane. float64 uses
+    libm's. The clamp is a Select because ``max`` would drop NaN.
     """
     if dtype != "float32":
         return tir.exp(x)
@@ -209,7 +213,7 @@ def exp(x: Expression, dtype: str) -> Expression:
 
 
 def power(x: Expression, exponent: float, dtype: str) -> Expression:
-    """x^exponent for x ≥ 0, by products where the exponent is a small whole number."""
+    """Return x^exponent for x ≥ 0, as products if the exponent is a small integer."""
     if exponent == 0:
         return constant(1.0, dtype)
     if exponent in (1, 2, 3, 4):
@@ -221,12 +225,12 @@ def power(x: Expression, exponent: float, dtype: str) -> Expression:
 
 
 def decay(weight: Expression, decay_power: float, dtype: str) -> Expression:
-    """(1 − w)^γ (paper, step 5)."""
+    """Return (1 − w)^γ (paper, step 5)."""
     return power(constant(1.0, dtype) - weight, decay_power, dtype)
 
 
 def decay_slope(weight: Expression, decay_power: float, proxy_eps: float, dtype: str) -> Expression:
-    """The derivative of the proxy (ε' + (1 − ε')(1 − w))^γ in w (paper, step 7)."""
+    """Return the derivative of the proxy (ε' + (1 − ε')(1 − w))^γ with respect to w (paper, step 7)."""
     scale = -decay_power * (1 - proxy_eps)
     if scale == 0:
         return constant(0.0, dtype)

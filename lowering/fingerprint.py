@@ -1,7 +1,7 @@
-"""What a kernel was compiled from, as a digest: it names kernels on disk, and tells records of other code.
+"""Digests of the source that a kernel is compiled from. They key the disk cache and detect stale records.
 
-Source counts without comments and docstrings, and only the files that the op's kernel uses: its template's module and
-what that imports from ``lowering`` and ``schedules``. No module is imported to be read, nor is a compiler.
+A digest covers the code, without comments and docstrings, of the modules that an op's kernel uses: its template and
+what the template imports from ``lowering`` and ``schedules``. Modules are parsed, not imported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lowering import nvcc
 from schedules.base import Schedule
 from schedules.records import Record
 
-# The module of each op's template: by compiler, and by form for an op that has several.
+# The module of each op's template, by compiler and by form; "" for an op with one form.
 _TEMPLATES: dict[str, dict[str, dict[str, str]]] = {
     "llvm": {
         "address_decode": {"": "lowering.cpu.address_decode"},
@@ -53,7 +53,7 @@ _TEMPLATES: dict[str, dict[str, dict[str, str]]] = {
         "decode_heads": {"": "lowering.gpu.decode_heads.tir"},
     },
 }  # fmt: skip
-# What hands a template to its compiler, with the flags: a module, or one function of it.
+# The code that passes a template to its compiler, with the flags: modules, or "module:function".
 _BUILDERS = {
     "llvm": ("lowering.cpu.build:compile_now",),
     "triton": (),
@@ -67,11 +67,11 @@ _PACKAGES = {
 def fingerprint(
     op: str, target: str, schedule: Schedule | None = None, versions_of: Mapping[str, str] | None = None
 ) -> str:
-    """A digest of the source that ``schedule``'s kernel is compiled from, and of its compilers' versions and flags.
+    """Return a digest of the source of ``schedule``'s kernel and of its compilers' versions and flags.
 
     Args:
-        schedule: None for all kernels that the op has on ``target``, as a search among them depends on.
-        versions_of: the compilers' versions; those that are installed if not given.
+        schedule: None for all kernels of the op on ``target``, on which a search among them depends.
+        versions_of: the compilers' versions; the installed ones if None.
     """
     found = dict(versions(target, schedule) if versions_of is None else versions_of)
     parts = [*sorted(_sources(op, target, schedule)), repr(sorted(found.items()))]
@@ -79,16 +79,16 @@ def fingerprint(
 
 
 def versions(target: str, schedule: Schedule | None = None) -> dict[str, str]:
-    """The versions of the compilers of ``schedule``, or of all that serve ``target``: of those that are installed."""
+    """Return the versions of the installed compilers that ``schedule``, or any schedule for ``target``, uses."""
     return {
         name: version for compiler in _compilers(target, schedule) for name, version in _versions(compiler).items()
     }  # fmt: skip
 
 
 def stale(record: Record) -> str | None:
-    """Why a record does not tell of the kernel as it would be compiled here, in a few words; None where it does.
+    """Return why a record's kernel differs from the one that would be compiled here, or None if it does not.
 
-    A compiler that is not installed here says nothing against a record.
+    Versions of compilers that are not installed here are not compared.
     """
     op, target, schedule = record.workload.op, record.target, record.schedule()
     if fingerprint(op, target, schedule, record.versions) != record.fingerprint:
@@ -99,7 +99,7 @@ def stale(record: Record) -> str | None:
 
 
 def code(module: str) -> str:
-    """A digest of one module's source, without comments and docstrings; "module:function" is that function's alone."""
+    """Return a digest of the code of a module, or of one function for "module:function"."""
     name, _, function = module.partition(":")
     if not function:
         return _read(name)[0]
@@ -109,7 +109,7 @@ def code(module: str) -> str:
 
 
 def closure(roots: Iterable[str]) -> set[str]:
-    """The modules of ``lowering`` and ``schedules`` that are imported by ``roots``, by what those import, and so on."""
+    """Return ``roots`` and the modules of ``lowering`` and ``schedules`` that they import, directly or indirectly."""
     found: set[str] = set()
     waiting = list(roots)
     while waiting:
@@ -126,7 +126,7 @@ def _sources(op: str, target: str, schedule: Schedule | None) -> tuple[str, ...]
 
 
 def _templates(op: str, target: str, schedule: Schedule | None) -> set[str]:
-    """The modules of a schedule's template, or of all that the op has."""
+    """Return the module of a schedule's template, or those of all templates of the op."""
     tables = [_TEMPLATES[compiler].get(op, {}) for compiler in _compilers(target, schedule)]
     if schedule is None:
         return {name for forms in tables for name in forms.values()}
@@ -157,14 +157,14 @@ def _compilers(target: str, schedule: Any) -> tuple[str, ...]:
 
 @cache
 def _read(module: str) -> tuple[str, frozenset[str]]:
-    """A module's digest, and the modules of ``lowering`` and ``schedules`` that it imports, anywhere in it."""
+    """Return a module's digest and the modules of ``lowering`` and ``schedules`` that it imports, at any level."""
     tree = _parse(module)
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None and _is_ours(node.module):
-            # What is imported from a package is a module of it, or stands in the package's own file.
+            # A name imported from a package is either a module of the package or defined in its __init__.py.
             full = (f"{node.module}.{alias.name}" for alias in node.names)
             names |= {name if _find(name) else node.module for name in full}
     return _digest(tree), frozenset(filter(_is_ours, names))
@@ -183,7 +183,7 @@ def _parse(module: str) -> ast.Module:
 
 @cache
 def _find(module: str) -> ModuleSpec | None:
-    """Where a module is; only the topmost package is imported for it."""
+    """Find a module, importing only its top-level package."""
     parent, _, _ = module.rpartition(".")
     if not parent:
         return importlib.import_module(module).__spec__
@@ -197,8 +197,10 @@ def _digest(tree: ast.AST) -> str:
 
 
 def _canonical(node: Any) -> Any:
-    """A syntax tree as nested tuples, the same in each version of Python: fields that are empty, which some versions
-    lack, are left out, and so are texts that nothing reads."""
+    """Convert a syntax tree to nested tuples that are the same in every version of Python.
+
+    Docstrings are omitted, and so are empty fields, which some versions do not have.
+    """
     if isinstance(node, list):
         return tuple(_canonical(each) for each in node if not _is_text(each))
     if isinstance(node, ast.AST):
@@ -208,5 +210,5 @@ def _canonical(node: Any) -> Any:
 
 
 def _is_text(node: Any) -> bool:
-    """A docstring, or another text that stands for itself."""
+    """Return whether a node is a docstring or another expression statement that is a string."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -17,18 +17,18 @@ from schedules.workload import Op
 @click.option(
     "--emit",
     type=click.Choice(["tir", "llvm", "asm", "ptx", "cuda"]),
-    show_default="what the compiler is given",
-    help="Of what to print: TVM's script, LLVM's code, machine code, PTX or CUDA C.",
+    show_default="the compiler's input or first output",
+    help="The language to print: TVMScript, LLVM IR, assembly, PTX or CUDA C.",
 )
-@click.option("--preset", default="340m", help="The model that sizes which are not given are taken from.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder with a model, in place of --preset.")
+@click.option("--preset", default="340m", help="The model configuration that gives the sizes not in SIZES.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder with a model, instead of --preset.")
 def kernel(
     op: str, sizes: tuple[str, ...], target: str, emit: str | None, preset: str, checkpoint: Path | None
 ) -> None:
-    """Print the code of the kernel that OP runs on, with the schedule that is chosen for it.
+    """Print the code of the kernel that runs OP, under the schedule that is chosen for it.
 
-    SIZES are those of the op by the letters of the paper, as in: ramnet kernel memory_scan N=16 T=1024. Nothing runs,
-    and no GPU is needed. The schedule, and where it comes from, goes to stderr.
+    SIZES name the op's sizes by the paper's symbols, as in: ramnet kernel memory_scan N=16 T=1024. The kernel is not
+    run, and no GPU is needed. The schedule and its source are printed on stderr.
     """
     from lowering.gpu.compilers import why_unsupported
     from lowering.listing import listing
@@ -50,7 +50,7 @@ def kernel(
 
 
 def _missing(op: str) -> list[str]:
-    """The sizes of an op that are not a model's."""
+    """Return the sizes of an op that a model configuration does not determine."""
     from schedules.workload import AXES
 
     return [axis for axis in AXES[op] if axis in ("T", "R", "O", "I")]

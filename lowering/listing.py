@@ -1,4 +1,4 @@
-"""The code of a kernel in the languages that it goes through on its way to a machine."""
+"""The code of a kernel at each stage of its compilation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from lowering.targets import find, gpu_of
 from schedules.workload import Workload
 
-# By compiler; the first is what is shown when none is asked for.
+# The languages of each compiler; the first is the default.
 LANGUAGES = {
     "llvm": ("tir", "llvm", "asm"),
     "tir": ("cuda", "tir", "ptx", "asm"),
@@ -19,11 +19,14 @@ LANGUAGES = {
 
 
 def listing(workload: Workload, target: str, schedule: Any, language: str | None = None) -> str:
-    """The kernel of ``workload`` for ``target`` under ``schedule``: "tir", "llvm", "asm", "ptx" or "cuda".
+    """Return the code of the kernel of ``workload`` for ``target`` under ``schedule``.
+
+    Args:
+        language: "tir", "llvm", "asm", "ptx" or "cuda"; None is the compiler's first.
 
     Raises:
-        ValueError: for a language that the schedule's compiler does not go through, listing those that it does; and
-            errors as of ``lowering.lower`` and ``lowering.gpu.offline.compile_for``.
+        ValueError: if the schedule's compiler has no such stage, and as ``lowering.lower`` and
+            ``lowering.gpu.offline.compile_for`` do.
     """
     schedule.require(workload)
     compiler = "llvm" if find(target).gpu is None else schedule.compiler
@@ -75,7 +78,7 @@ def _of_triton(workload: Workload, target: str, schedule: Any, language: str) ->
 
 
 def _machine_code(cubin: bytes) -> str:
-    """What ``cuobjdump -sass`` makes of a binary."""
+    """Disassemble a cubin with ``cuobjdump -sass``."""
     from lowering.gpu.triton_compiler import tool
 
     with tempfile.TemporaryDirectory() as folder:

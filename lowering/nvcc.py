@@ -1,4 +1,4 @@
-"""Where nvcc is, and CUDA C to binaries by it."""
+"""Finds nvcc and compiles CUDA C with it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ MISSING = "binaries of TIR's kernels need nvcc, which is not installed: pip inst
 
 
 class NoNvccError(ValueError):
-    """nvcc is not installed, so that CUDA C can be had but no binary."""
+    """nvcc is not installed, so that CUDA C can be generated but not compiled."""
 
     status = "no_compiler"
 
 
-# Products and sums are fused, and denormal numbers are 0, without which a quotient takes three instructions more; no
-# other fast math.
+# nvcc fuses multiply-adds by default. Denormals are flushed to zero, which saves three instructions per division. No
+# other fast math is enabled.
 FLAGS = ("-w", "-ftz=true")
 
 
 def compile_cuda(text: str, arch: str) -> tuple[bytes, str]:
-    """The cubin of CUDA C for ``arch``, and what ptxas printed.
+    """Compile CUDA C for ``arch``. Returns the cubin and the output of ptxas.
 
-    NoNvccError without nvcc; RuntimeError, with nvcc's words, where it fails.
+    Raises NoNvccError if nvcc is not installed, and RuntimeError, with nvcc's message, if it fails.
     """
     return _compile(text, arch, "-cubin", "-Xptxas", "-v")
 
 
 def ptx(text: str, arch: str) -> str:
-    """CUDA C as PTX; errors as of ``compile_cuda``."""
+    """Compile CUDA C to PTX; raises as ``compile_cuda`` does."""
     return _compile(text, arch, "-ptx")[0].decode()
 
 
@@ -54,7 +54,7 @@ def _compile(text: str, arch: str, *flags: str) -> tuple[bytes, str]:
 
 @cache
 def nvcc() -> str | None:
-    """Path of nvcc: on PATH, of CUDA_HOME, or of the package nvidia-cuda-nvcc; None where there is none."""
+    """Return the path of nvcc from PATH, CUDA_HOME or the package nvidia-cuda-nvcc; None if there is none."""
     found = shutil.which("nvcc")
     if found:
         return found
@@ -67,7 +67,7 @@ def nvcc() -> str | None:
 
 @cache
 def version() -> str | None:
-    """The release of nvcc, as "13.0.88"; None where there is none, or it does not say."""
+    """Return the version of nvcc, such as "13.0.88", or None if it is not known."""
     program = nvcc()
     if program is None:
         return None

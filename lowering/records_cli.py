@@ -1,4 +1,4 @@
-"""``ramnet records``: what is known of schedules, and whose it is."""
+"""``ramnet records``: shows and manages records of tuned schedules."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which records are meant."""
+    """Add the options that select records."""
     for option in (
-        click.option("--device", help="Only those of this device, as `ramnet records show` prints it."),
-        click.option("--op", type=click.Choice(get_args(Op)), help="Only those of this op."),
-        click.option("--target", help="Only those of this target; `ramnet targets` lists them."),
+        click.option("--device", help="Only records of this device, as `ramnet records show` prints it."),
+        click.option("--op", type=click.Choice(get_args(Op)), help="Only records of this op."),
+        click.option("--target", help="Only records of this target; `ramnet targets` lists them."),
     ):
         command = option(command)
     return command
@@ -29,20 +29,20 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def records() -> None:
-    """Show the tuned schedules that kernels use, pass them on, and remove them.
+    """Show, export, import and remove records of tuned schedules.
 
-    Tuning keeps its finds in the user's data folder, or in the folder RAMNET_RECORDS. Shipped records, of which that
-    folder has none, are read and never written.
+    Tuning writes records to the user's data folder, or to the folder that RAMNET_RECORDS names. The records shipped
+    with the package are read-only.
     """
 
 
 @records.command()
 @_filters
 def show(target: str | None, op: str | None, device: str | None) -> None:
-    """Print the records that kernels use, shipped ones too.
+    """Print the records that kernels use, including shipped ones.
 
-    A record is stale where its kernel's code has changed since, or is compiled by another version here: its knobs are
-    used, its times tell nothing of the kernel as it is now.
+    A record is stale if its kernel's code or compiler version has changed since. Its knobs are still used, but its
+    times do not apply to the changed kernel and are not shown.
     """
     from ramnet.console import console
     from schedules.records import known, load, records_path
@@ -60,10 +60,10 @@ def show(target: str | None, op: str | None, device: str | None) -> None:
 
 @records.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--shipped", is_flag=True, help="Write the shipped records too.")
+@click.option("--shipped", is_flag=True, help="Include the shipped records.")
 @_filters
 def export(file: Path, shipped: bool, target: str | None, op: str | None, device: str | None) -> None:
-    """Write the user's records to FILE, one a line, for `ramnet records import` on another machine."""
+    """Write the user's records to FILE, one per line, for `ramnet records import` on another machine."""
     from ramnet.files import require_writable
     from schedules.records import known, load, records_path, save
 
@@ -80,9 +80,9 @@ def export(file: Path, shipped: bool, target: str | None, op: str | None, device
 
 @records.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--replace", is_flag=True, help="Also in the place of records that they were not compared with.")
+@click.option("--replace", is_flag=True, help="Replace existing records, too, although they were not compared.")
 def import_(files: tuple[Path, ...], replace: bool) -> None:
-    """Add the records of FILES to the user's. One of a workload and device that are known there stays out."""
+    """Add the records in FILES to the user's records, except those of a workload and device that already have one."""
     from lowering.targets import find
     from ramnet.files import require_writable
     from schedules.records import load, merge, records_path
@@ -100,10 +100,10 @@ def import_(files: tuple[Path, ...], replace: bool) -> None:
 
 
 @records.command()
-@click.option("--stale", "only_stale", is_flag=True, help="Only those that are stale.")
+@click.option("--stale", "only_stale", is_flag=True, help="Only stale records.")
 @_filters
 def prune(only_stale: bool, target: str | None, op: str | None, device: str | None) -> None:
-    """Remove those of the user's records that all the options given are true of, and print them."""
+    """Remove and print the user's records that match all given options."""
     from lowering.fingerprint import stale
     from ramnet.console import console
     from schedules.records import records_path, remove

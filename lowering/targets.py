@@ -1,4 +1,4 @@
-"""The machines that kernels are lowered for."""
+"""The machines that kernels can be compiled for."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Gpu:
-    """What compilers and the time model must know of a GPU.
+    """What compilers and the time model need to know about a GPU.
 
     Attributes:
-        arch: "sm_90", "gfx942". warp: threads that run in step.
-        processors: streaming multiprocessors (compute units). registers: 32-bit ones of a processor.
-        shared, shared_block: bytes of shared memory of a processor, and that one program may have.
-        threads, programs: resident on a processor at most.
-        l2: bytes. bandwidth: of memory, bytes/s. clock: Hz, boost.
-        float32, bfloat16: peak operations a second, the latter dense in the matrix units.
+        arch: the architecture, such as "sm_90" or "gfx942".
+        processors: streaming multiprocessors (compute units on AMD).
+        shared, shared_block: bytes of shared memory per processor, and the most that one thread block may use.
+        threads, programs: the most threads and thread blocks resident on a processor.
+        l2: bytes of L2 cache.
+        bandwidth: of memory, in bytes/s.
+        clock: boost clock in Hz.
+        float32, bfloat16: peak operations per second; bfloat16 is dense, on matrix units.
+        warp: threads per warp (wavefront on AMD).
+        registers: 32-bit registers per processor.
     """
 
     arch: str
@@ -40,23 +44,23 @@ class Gpu:
 
     @property
     def backend(self) -> str:
-        """Triton's name of the vendor's toolchain."""
+        """Triton's name of the GPU's backend."""
         return "hip" if self.arch.startswith("gfx") else "cuda"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A machine by name, and what a compiler must know of it; ``gpu`` is None for a processor."""
+    """A machine that kernels can be compiled for; ``gpu`` is None for a CPU."""
 
     name: str
     description: str
-    compilers: tuple[str, ...]  # the folders of lowering/ that serve it
+    compilers: tuple[str, ...]  # "tir", "triton"
     gpu: Gpu | None = None
-    matches: str = ""  # what the driver's name of the device holds
+    matches: str = ""  # part of the driver's name of the device
 
 
-# By compute capability, from NVIDIA's CUDA programming guide ("Technical specifications per compute capability"):
-# KB of shared memory a processor and a program, threads and programs a processor.
+# From NVIDIA's CUDA programming guide ("Technical specifications per compute capability"): KB of shared memory per
+# processor and per thread block, threads and thread blocks per processor.
 _CAPABILITY = {
     "sm_80": (164, 163, 2048, 32),
     "sm_86": (100, 99, 1536, 16),
@@ -75,8 +79,8 @@ def _nvidia(arch: str, processors: int, l2_mb: float, gb_s: float, ghz: float, t
     )  # fmt: skip
 
 
-# Processors, L2, bandwidth and peaks from the vendors' data sheets. Not in them, and so assumed: the B200's L2, Orin's
-# bfloat16 peak and some of the boost clocks.
+# Processors, L2, bandwidth and peaks are from the vendors' data sheets. The B200's L2, Orin's bfloat16 peak and some of
+# the boost clocks are not given there and are assumed.
 _GPUS = (
     Target("a100", "NVIDIA A100 80 GB SXM", ("triton", "tir"),
            _nvidia("sm_80", 108, 40, 2039, 1.41, 19.5, 312), "A100-SXM4-80GB"),
@@ -107,24 +111,24 @@ TARGETS = {
 
 
 def find(name: str) -> Target:
-    """The target of that name; ValueError, listing those known, where there is none."""
+    """Return the target of that name. Raises ValueError, listing the known names, if there is none."""
     if name not in TARGETS:
         raise ValueError(f"target {name!r} is unknown; there are {', '.join(sorted(TARGETS))}")
     return TARGETS[name]
 
 
 def gpu_of(name: str) -> Gpu:
-    """The GPU of a target; ValueError for one that has none."""
+    """Return the GPU of a target. Raises ValueError for a target without one."""
     gpu = find(name).gpu
     if gpu is None:
-        raise ValueError(f"target {name!r} is no GPU")
+        raise ValueError(f"target {name!r} is not a GPU")
     return gpu
 
 
 def here() -> Target | None:
-    """The target that the GPU of this machine is, with what the device tells in the place of the table's numbers.
+    """Return the target of this machine's GPU, with properties that the device reports, or None if there is no GPU.
 
-    An unknown GPU gives the target of the nearest architecture, with a notice, once; None where there is no GPU.
+    For an unknown GPU it is the target of the nearest architecture, with one warning.
     """
     import torch
 
@@ -135,32 +139,32 @@ def here() -> Target | None:
 def _recognised(device: int) -> Target:
     import torch
 
-    told = torch.cuda.get_device_properties(device)
-    # "gfx942:sramecc+:xnack-"; where torch is built for CUDA, the device's name stands there.
-    arch = told.gcnArchName.partition(":")[0]
+    properties = torch.cuda.get_device_properties(device)
+    # Such as "gfx942:sramecc+:xnack-" on AMD; on NVIDIA it is the device's name.
+    arch = properties.gcnArchName.partition(":")[0]
     if not arch.startswith("gfx"):
-        arch = f"sm_{told.major}{told.minor}"
+        arch = f"sm_{properties.major}{properties.minor}"
     return recognise(
-        told.name, arch, processors=told.multi_processor_count, l2=told.L2_cache_size,
-        shared=told.shared_memory_per_multiprocessor, threads=told.max_threads_per_multi_processor,
+        properties.name, arch, processors=properties.multi_processor_count, l2=properties.L2_cache_size,
+        shared=properties.shared_memory_per_multiprocessor, threads=properties.max_threads_per_multi_processor,
     )  # fmt: skip
 
 
-def recognise(device: str, arch: str, **told: int) -> Target:
-    """The target of a GPU that calls itself ``device``; ``told`` are fields of ``Gpu`` that the device gave."""
-    # Not as the beginning of a longer number: an A100 is no A10.
+def recognise(device: str, arch: str, **properties: int) -> Target:
+    """Return the target of a GPU with the name ``device``; ``properties`` override fields of its ``Gpu``."""
+    # A digit must not follow the match: "A10" does not match an A100.
     found = next((target for target in _GPUS if re.search(rf"{target.matches}(?!\d)", device)), None)
     if found is None:
-        found = min(_GPUS, key=lambda target: _apart(target, arch))
+        found = min(_GPUS, key=lambda target: _distance(target, arch))
         warnings.warn(
             f"{device} ({arch}) is not in the table of targets; using the schedules of {found.name}"
             f" ({gpu_of(found.name).arch})", stacklevel=3,
         )  # fmt: skip
-    return replace(found, gpu=replace(gpu_of(found.name), arch=arch, **told))
+    return replace(found, gpu=replace(gpu_of(found.name), arch=arch, **properties))
 
 
-def _apart(target: Target, arch: str) -> tuple[bool, int]:
-    """How far an architecture is from a target's: another vendor's is further than any number."""
+def _distance(target: Target, arch: str) -> tuple[bool, int]:
+    """Return the distance of an architecture from a target's; other vendors' are the furthest."""
     mine = gpu_of(target.name).arch
     numbers = [int(re.sub(r"\D", "", name)) for name in (mine, arch)]
     return mine[:3] != arch[:3], abs(numbers[0] - numbers[1])
@@ -168,7 +172,7 @@ def _apart(target: Target, arch: str) -> tuple[bool, int]:
 
 @cache
 def cpu_name() -> str:
-    """The processor's name as it calls itself, with a digest of its features where the system tells them."""
+    """Return the processor's model name and its widest vector extension, as far as the system reports them."""
     fields: dict[str, str] = {}
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -182,8 +186,8 @@ def cpu_name() -> str:
 
 @cache
 def cpu_digest() -> str:
-    """A short digest of the processor's name and all its features: machine code is shared only within one."""
+    """Return a digest of the processor's name and features. Machine code is cached for exactly one such processor."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8", errors="replace").split("\n\n")[0] if info.is_file() else ""
-    told = [line for line in text.splitlines() if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return hashlib.sha256("\n".join([platform.machine(), *told]).encode()).hexdigest()[:12]
+    lines = [line for line in text.splitlines() if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return hashlib.sha256("\n".join([platform.machine(), *lines]).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Running ``ramnet.ops`` on kernels within a block."""
+"""``lowering.use``: runs ``ramnet.ops`` on kernels within a block."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @cache
 def backend_name(target: str, tuned: bool, check: bool) -> str:
-    """Register the kernels of ``target`` and give their name; empty, with one notice, where they cannot be had.
+    """Register the kernels of ``target`` and return the backend's name; if a package is missing, warn and return "".
 
-    RuntimeError for a GPU target on a machine without a GPU.
+    Raises RuntimeError for a GPU target on a machine without a GPU.
     """
     found = find(target)
     name = found.name + ("" if tuned else ":default") + (":check" if check else "")
@@ -36,27 +36,26 @@ def backend_name(target: str, tuned: bool, check: bool) -> str:
 
 @contextmanager
 def use(target: str = "cpu", *, tuned: bool = True, check: bool = False) -> Iterator[None]:
-    """Run ``ramnet.ops`` on the kernels of ``target`` within the block, in eager calls and compiled graphs of this
-    thread.
+    """Run the ``ramnet.ops`` of this thread, eager or compiled, on the kernels of ``target`` within the block.
 
     Args:
-        target: a name of ``lowering.TARGETS``. A GPU's runs on the GPU that is here, with the named one's schedules;
-            tensors are then on that GPU.
-        tuned: take the schedules of the records, else the defaults.
-        check: also refuse slots repeated within a token, and logits that no softmax takes, as the reference does; on a
-            GPU it waits for it. Without it such logits give weights of NaN.
+        target: a name in ``lowering.TARGETS``. For a GPU, tensors must be on this machine's GPU, which then runs with
+            the schedules of the named one.
+        tuned: use the tuned schedules of the records; if False, the default schedules.
+        check: also raise ValueError for slots repeated within a token and for logits with an undefined softmax, as the
+            reference does. This synchronises with a GPU. Without it, such logits give weights of NaN.
 
     Raises:
-        ValueError: for an unknown target.
-        RuntimeError: for a GPU where there is none. Without TVM, or Triton, the reference runs, and a warning says so
-            once.
+        ValueError: if the target is unknown.
+        RuntimeError: if the target is a GPU and this machine has none. If TVM or Triton is not installed, the reference
+            runs instead, with one warning.
     """
     with using(backend_name(target, tuned, check)):
         yield
 
 
 def gpu_backend() -> GpuKernels:
-    """The tuned kernels of the GPU that is here: the entry point of ``ramnet.backends``."""
+    """Return the tuned kernels of this machine's GPU; an entry point of ``ramnet.backends``."""
     found = here()
     if found is None:
         raise RuntimeError("there is no GPU here for the backend 'gpu' to run on; there is 'cpu'")
@@ -64,7 +63,7 @@ def gpu_backend() -> GpuKernels:
 
 
 def _gpu_kernels(target: Target, tuned: bool, check: bool) -> GpuKernels:
-    """The kernels of ``target`` on the GPU that is here, or on Triton's interpreter."""
+    """Return the kernels of ``target``, to run on this machine's GPU or on Triton's interpreter."""
     present = here()
     if present is None and not interpreted():
         raise RuntimeError(

@@ -1,1 +1,1 @@
-"""The ops on a CPU: a TIR template per op, compiled by TVM and called on torch's tensors."""
+"""The ops on a CPU: one TIR template per op, compiled by TVM and called with torch tensors."""

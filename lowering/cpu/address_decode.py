@@ -1,11 +1,12 @@
-"""address_decode in TIR: a branch-free top-K of the product softmax, each lane of a vector a row of logits.
+"""address_decode in TIR: a branch-free top-K of the product softmax. Each vector lane decodes one row of logits.
 
-A beam of the K best prefixes, sorted, meets one sub-vector at a time. The digits of the sub-vector are sorted first;
-the beam shifted by its j-th best digit is a sorted list of which at most K/(j + 1) can survive, and lists are joined
-by the bitonic rule: the larger of a_i and b_(K−1−i) for each i, then log2 K rounds of compare and exchange.
+The sorted beam of the K best prefixes is extended by one sub-vector at a time. The digits of the sub-vector are sorted
+first. Extending the beam by the j-th best digit gives a sorted list, of which at most K/(j + 1) entries can be among
+the best K. Sorted lists are merged as in bitonic sort: take the larger of a_i and b_(K−1−i) for each i, then do log2 K
+rounds of compare-exchange.
 
-A sub-vector's largest logit is subtracted before anything rounds, so a score is a log-probability relative to the best
-prefix's, which is 0. A row with a NaN gets weights of NaN, and slots that are distinct and in range all the same.
+The largest logit of each sub-vector is subtracted first, so a score is a log-probability relative to that of the best
+prefix, which is 0. A row with a NaN gets weights of NaN, and slots that are still distinct and in range.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from lowering.emit import Emit
 from schedules.cpu import AddressDecode
 from schedules.workload import Workload
 
-# Below every sum of clamped scores, so that a place of the beam not yet taken never wins over a real prefix.
+# Logits are clamped to _LOWEST. _NOTHING, the score of an empty beam entry, is below every sum of clamped logits.
 _NOTHING, _LOWEST = -3e38, -1e30
 
 
 def module(workload: Workload, schedule: AddressDecode) -> Any:
-    """The IRModule of the kernel.
+    """Return the kernel's IRModule.
 
-    Parameters: logits [R, U, P]; slots int32 [R, K], weights [R, K]. R is taken at run time and is at least
-    ``lanes``: the last vector starts early and repeats rows rather than run over the end.
+    Its parameters are logits [R, U, P] and the outputs slots int32 [R, K] and weights [R, K]. R is dynamic and must be
+    at least ``lanes``: the last vector starts early and decodes some rows again instead of exceeding the end.
     """
     U, P, K = (workload.shape[axis] for axis in "UPK")
     dtype, lanes = workload.dtype, schedule.lanes
@@ -60,9 +61,9 @@ def module(workload: Workload, schedule: AddressDecode) -> Any:
 
 
 class _Pairs:
-    """``count`` vectors of scores, each with a vector of int32 labels that moves along with it.
+    """``count`` vectors of scores, each with a vector of int32 labels that is moved along with it.
 
-    In straight code each vector is a buffer of its own, which LLVM keeps in a register; in loops they are rows of one.
+    In unrolled code each vector is a separate buffer, which LLVM keeps in a register; in loops they are rows of one.
     """
 
     def __init__(self, count: int, lanes: int, dtype: str, straight: bool, scope: str) -> None:
@@ -78,7 +79,7 @@ class _Pairs:
         return self._labels[i][lane] if self.straight else self._labels[0][i, lane]
 
     def set(self, i: Any, score: Emit, label: Emit) -> None:
-        """Label first: it may be chosen by the score that is about to change."""
+        """Store the label first, as its value may depend on the old score."""
         if self.straight:
             emit.lanes(self.lanes, (self._labels[i], [], label), (self._scores[i], [], score))
         else:
@@ -86,7 +87,7 @@ class _Pairs:
 
 
 class Decoder:
-    """Emits the decoding of one vector of ``lanes`` rows, on a GPU one; ``scope`` is that of what a row keeps."""
+    """Emits code that decodes ``lanes`` rows; a thread of a GPU decodes one. ``scope`` is that of the local buffers."""
 
     def __init__(self, workload: Workload, lanes: int, unroll: int, scope: str = "global") -> None:
         self.order, self.sub_dim, self.top_k = (workload.shape[axis] for axis in "UPK")
@@ -108,7 +109,7 @@ class Decoder:
         self.step = T.sblock_alloc_buffer((1,), "int32", scope=scope)  # P^u
 
     def emit(self, first: Any, X: Any, S: Any, W: Any) -> None:
-        """Logits of the rows from ``first`` to their slots and weights."""
+        """Emit the decoding of the rows from ``first``: logits X [R, U, P] to slots S and weights W [R, K]."""
         emit.lanes(self.lanes, (self.norm, [], self.number(1)))
         self.loop(0, self.width, lambda i: self.beam.set(i, self.number(_NOTHING), self.whole(0)))
         self.beam.set(0, self.number(0), self.whole(0))
@@ -133,7 +134,7 @@ class Decoder:
         self.loop(0, self.top_k, put)
 
     def level(self, first: Any, X: Any, u: Any, prefixes: int) -> None:
-        """Extend the beam, of which ``prefixes`` places are taken, by sub-vector ``u``."""
+        """Extend the beam, which holds ``prefixes`` entries, by sub-vector ``u``."""
 
         self.load(first, X, u)
         self.sort_digits()
@@ -160,7 +161,7 @@ class Decoder:
         emit.store(self.step, [0], self.step[0] * emit.constant(self.sub_dim, "int32"))
 
     def load(self, first: Any, X: Any, u: Any) -> None:
-        """The sub-vector's logits relative to the largest, clamped; ``norm`` gains their Σ_p e^(logit − max)."""
+        """Load the sub-vector's logits minus their maximum, clamped, and multiply ``norm`` by Σ_p e^(logit − max)."""
         largest, total = self.largest, self.total
 
         def read(p: Any) -> None:
@@ -181,7 +182,7 @@ class Decoder:
         emit.lanes(self.lanes, (self.norm, [], lambda lane: self.norm[lane] * total[lane]))
 
     def sort_digits(self) -> None:
-        """Insert the P logits one by one in ``digits``, descending; what falls off its end is dropped."""
+        """Insert the P logits one by one into the sorted list ``digits``, descending, dropping the smallest."""
         self.loop(0, self.ranks, lambda j: self.digits.set(j, self.number(_NOTHING), self.whole(0)))
 
         def insert(p: Any) -> None:
@@ -192,7 +193,7 @@ class Decoder:
         self.loop(0, self.sub_dim, insert)
 
     def extend(self, out: _Pairs, o: Any, i: Any, j: Any) -> None:
-        """Prefix ``i`` of the beam with digit ``j``: scores add, the slot gains digit·P^u."""
+        """Extend beam entry ``i`` by digit ``j``: add the scores, and add digit·P^u to the slot."""
         out.set(
             o,
             lambda lane: self.beam.score(i, lane) + self.digits.score(j, lane),
@@ -200,7 +201,7 @@ class Decoder:
         )
 
     def keep_larger(self, i: Any) -> None:
-        """``joined[i]`` becomes the larger of itself and ``one``."""
+        """Set ``joined[i]`` to the larger of ``joined[i]`` and ``one``."""
         x, y = self.joined, self.one
         x.set(
             i,
@@ -209,7 +210,7 @@ class Decoder:
         )
 
     def exchange(self, x: _Pairs, i: Any, y: _Pairs, j: Any) -> None:
-        """The larger to ``x[i]``, the smaller to ``y[j]``."""
+        """Store the larger of ``x[i]`` and ``y[j]`` in ``x[i]``, the smaller in ``y[j]``."""
         old = self.spare
         old.set(0, lambda lane: x.score(i, lane), lambda lane: x.label(i, lane))
         x.set(
@@ -238,7 +239,7 @@ class Decoder:
         self.loop(0, self.width.bit_length() - 1, rounds)
 
     def loop(self, start: int, stop: Any, body: Callable[[Any], None]) -> None:
-        """``body`` for start..stop−1, in straight code or in a loop."""
+        """Emit ``body`` for start..stop−1, unrolled or in a loop."""
         if self.straight:
             for i in range(start, stop):
                 body(i)

@@ -1,4 +1,4 @@
-"""address_decode_backward in TIR: each lane of a vector a row of logits, as in the forward."""
+"""address_decode_backward in TIR. Each vector lane handles one row of logits, as in the forward."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lowering import emit
 from schedules.cpu import AddressDecodeBackward
 from schedules.workload import Workload
 
-# Steps over slots and digits that a GPU's thread has in straight code, to keep them in registers.
+# The largest K·P for which a GPU's loops are unrolled, so that their buffers stay in registers.
 _MOST_STRAIGHT = 256
 
 
 def module(workload: Workload, schedule: AddressDecodeBackward) -> Any:
-    """The IRModule of the kernel: ∂w_k/∂logit[u, p] = w_k · ([digit_u(slot_k) = p] − softmax_u[p]).
+    """Return the kernel's IRModule: ∂w_k/∂logit[u, p] = w_k · ([digit_u(slot_k) = p] − softmax_u[p]).
 
-    Parameters: grad_weights [R, K], logits [R, U, P], slots int32 [R, K], weights [R, K]; grad_logits [R, U, P].
-    R is taken at run time and is at least ``lanes``.
+    Its parameters are grad_weights [R, K], logits [R, U, P], slots int32 [R, K], weights [R, K] and the output
+    grad_logits [R, U, P]. R is dynamic and must be at least ``lanes``.
     """
     U, P, K = (workload.shape[axis] for axis in "UPK")
     dtype, lanes = workload.dtype, schedule.lanes
@@ -54,10 +54,10 @@ def module(workload: Workload, schedule: AddressDecodeBackward) -> Any:
 
 def differentiate(workload: Workload, lanes: int, first: Any, dW: Any, X: Any, S: Any, W: Any, dX: Any,
                   scope: str = "global") -> None:  # fmt: skip
-    """One vector of ``lanes`` rows, on a GPU one; ``scope`` is that of what a row keeps."""
+    """Emit the gradient of ``lanes`` rows from ``first``; ``scope`` is that of the local buffers."""
     U, P, K = (workload.shape[axis] for axis in "UPK")
     dtype = emit.sum_type(workload.dtype)
-    # Registers are indexed by constants.
+    # Registers can only be indexed by constants, so loops over them are unrolled.
     each = builder.unroll if scope == "local" and K * P <= _MOST_STRAIGHT else builder.serial
     scaled = T.sblock_alloc_buffer((K, lanes), dtype, scope=scope)  # w_k · ∂w_k
     rest = T.sblock_alloc_buffer((K, lanes), "int32", scope=scope)  # the slot without the digits seen so far

@@ -1,7 +1,7 @@
-"""The ops on TVM kernels for the CPU: tensors in, the right kernel for their sizes, tensors out.
+"""The ``ramnet.ops`` backend for CPUs: builds and calls TVM kernels.
 
-Kernels compute in float32, or in float64 where an input is float64; other types are converted on the way in and out.
-A kernel refuses slots out of range before it touches memory for them; which one it was is found out here.
+Kernels compute in float32, or in float64 if an input is float64; other dtypes are converted before and after. A kernel
+reports that some slot is out of range before it accesses the memory; this module finds out which.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class CpuKernels:
     """A backend of ``ramnet.ops``.
 
     Args:
-        tuned: take the records' schedules, else the defaults.
-        check: also look whether slots are distinct and logits are numbers, as the reference always does.
+        tuned: use the tuned schedules of the records; if False, the default schedules.
+        check: also check that slots are distinct and logits finite, as the reference does.
     """
 
     def __init__(self, tuned: bool = True, check: bool = False) -> None:
@@ -35,7 +35,7 @@ class CpuKernels:
         self._kernels: dict[tuple[Any, ...], Any] = {}
 
     def kernel(self, op: Op, sizes: tuple[int, ...], dtype: torch.dtype, **constants: float) -> Any:
-        """The compiled function for an op at these sizes, in the order of ``schedules.workload.AXES``."""
+        """Return the compiled kernel of an op; ``sizes`` are in the order of ``schedules.workload.AXES``."""
         runtime.match_threads()
         key = (op, sizes, dtype, *constants.values())
         if key not in self._kernels:
@@ -125,7 +125,7 @@ class CpuKernels:
         self._check_slots(write_slots, read_slots, memory)
         dtype = reference.sum_type(values, write_weights, memory)
         if memory.dtype != dtype:
-            # Half-precision state: the reference converts only the rows it touches.
+            # For a half-precision state, the reference converts only the addressed rows.
             return reference.memory_step(
                 write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps
             )
@@ -141,7 +141,7 @@ class CpuKernels:
         return output.to(values.dtype)
 
     def project(self, x: Tensor, weight: Tensor) -> Tensor:
-        """W x for one row x [..., I] and weight [O, I], both float32."""
+        """Compute W x, [..., O], for a single row x [..., I] and weight W [O, I], both float32."""
         kernel = self.kernel("project", tuple(weight.shape), x.dtype)
         output = x.new_empty(*x.shape[:-1], weight.shape[0])
         kernel.function(weight, x.contiguous().view(-1), output.view(-1))
@@ -151,7 +151,8 @@ class CpuKernels:
         self, x: Tensor, position: Tensor, tensors: tuple[Tensor, ...], sizes: tuple[int, ...],
         constants: dict[str, float],
     ) -> Tensor:  # fmt: skip
-        """A layer on one token x [1, 1, C]; ``tensors`` are the kernel's from memory on, all float32 and contiguous."""
+        """Run a layer on one token x [1, 1, C]. ``tensors`` are the kernel's parameters from memory on, float32 and
+        contiguous."""
         kernel = self.kernel("decode_layer", sizes, x.dtype, **constants)
         output = torch.empty_like(x)
         kernel.function(x.view(-1), position, *tensors, output.view(-1))
@@ -164,14 +165,14 @@ class CpuKernels:
 
 
 def backend() -> CpuKernels:
-    """The tuned kernels: the entry point of ``ramnet.backends``."""
+    """Return the tuned kernels; an entry point of ``ramnet.backends``."""
     return CpuKernels()
 
 
 def _run(
     kernel: Callable[..., None], arguments: Sequence[Tensor], write_slots: Tensor, read_slots: Tensor, num_slots: int
 ) -> None:
-    """Run a kernel on slots; its refusal of one out of range becomes a ValueError that names it."""
+    """Run a kernel. If it reports a slot out of range, raise a ValueError that names the slot."""
     try:
         kernel(*arguments)
     except RuntimeError:
@@ -181,19 +182,19 @@ def _run(
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contiguous, and of the type that the kernel takes where it is floating; slots are int32 already."""
+    """Make a tensor contiguous and, if it is floating, convert it to ``dtype``."""
     if tensor.dtype != dtype and tensor.dtype.is_floating_point:
         tensor = tensor.to(dtype)
     return tensor.contiguous()
 
 
 def _heads_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, H, …] to [N, …], ready for a kernel."""
+    """Convert [B, H, …] to a contiguous [B·H, …], of ``dtype`` if floating."""
     return _ready(tensor, dtype).flatten(0, 1)
 
 
 def _at_least(rows: Tensor, lanes: int) -> tuple[Tensor, int]:
-    """``rows``, padded to one vector of lanes where there are fewer, and how many are real."""
+    """Pad ``rows`` to at least ``lanes`` rows, unless there are none. Returns them and the number before padding."""
     count = rows.shape[0]
     if 0 < count < lanes:
         rows = torch.cat([rows, rows[:1].expand(lanes - count, *rows.shape[1:])])

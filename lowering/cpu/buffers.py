@@ -1,4 +1,4 @@
-"""Buffers that the templates of the scans hand to one another together."""
+"""Groups of buffers that the TIR templates pass together."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ class Accesses(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """Of one head by token and k: what the forward walk keeps for the reverse walk.
+    """What the forward pass over a head's tokens saves for the backward pass, each [T, K].
 
     Attributes:
-        decays: (1 − w)^γ of each write. slopes: the derivative of it (paper, step 7).
-        inverses: 1 / (z + ε) at each read. masses: z before each write.
+        decays: (1 − w)^γ of each write.
+        slopes: the derivative of the decay's proxy (paper, step 7).
+        inverses: 1 / (z + ε) at each read.
+        masses: z before each write.
     """
 
     decays: Any
@@ -29,7 +31,7 @@ class Factors(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the write weights, read weights, values, first memory and first mass."""
+    """Gradients of the write weights, read weights, values, and initial memory and mass."""
 
     write_weights: Any
     read_weights: Any

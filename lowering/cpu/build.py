@@ -1,4 +1,4 @@
-"""From a workload, a target and a schedule to a kernel, cached on disk so that a second process compiles nothing."""
+"""Compiles the kernel of a workload under a schedule, with a disk cache."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from schedules.workload import Workload
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled op: call it with the tensors that its template names, contiguous and of the workload's type."""
+    """A compiled op. ``function`` takes the parameters that its template lists, contiguous, of the workload's dtype."""
 
     workload: Workload
     schedule: Schedule
     function: Callable[..., None]
-    compiled_now: bool  # False where the disk cache had it
+    compiled_now: bool  # False if it was loaded from the disk cache
 
 
 _loaded: dict[str, Kernel] = {}
@@ -36,16 +36,18 @@ _building = threading.Lock()
 
 
 def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
-    """The kernel of ``workload`` for ``target`` under ``schedule``, from memory, from disk, or compiled now.
+    """Return the kernel of ``workload`` for ``target`` under ``schedule``, from memory, from disk, or compiled now.
 
-    ValueError for an unknown target, for a GPU, and for a schedule that its own rule refuses for this workload.
+    Raises:
+        ValueError: if the target is unknown or a GPU, or the schedule is not valid for the workload.
+        ImportError: if TVM is not installed.
     """
     if find(target).gpu is not None:
         raise ValueError(f"target {target!r} is a GPU; lower builds kernels for 'cpu'")
     schedule.require(workload)
     key = cache_key(workload, target, schedule)
     if key not in _loaded:
-        with _building:  # so that threads wait for one kernel rather than build it each
+        with _building:  # one thread builds a kernel, the others wait for it
             if key not in _loaded:
                 _loaded[key] = _load_or_build(f"{workload.op}-{key}.so", workload, schedule)
     return _loaded[key]
@@ -63,11 +65,11 @@ def _load_or_build(name: str, workload: Workload, schedule: Schedule) -> Kernel:
 
 
 def _link(executable: Any, library: Path) -> None:
-    """Write a shared library; RuntimeError, with the linker's words, where it cannot be written."""
+    """Write a shared library. Raises RuntimeError, with the linker's message, if linking fails."""
     if not hasattr(os, "memfd_create"):
         executable.export_library(str(library))
         return
-    # The object stays in memory: LLVM ends the process where it cannot write one.
+    # The object file is written to memory, as LLVM exits the process if it cannot write one to disk.
     handle = os.memfd_create("kernel.o")
     try:
         place = f"/proc/{os.getpid()}/fd/{handle}"
@@ -81,17 +83,17 @@ def _link(executable: Any, library: Path) -> None:
 
 @once
 def linker() -> str | None:
-    """The C++ compiler that links shared libraries; a notice says once that nothing is kept if there is none."""
+    """Return the C++ compiler that links shared libraries; None, with a warning, if there is none."""
     found = map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "gcc", "clang", "cc"))
     path = next(filter(None, found), None)
     if path is None:
-        cache.notice("no C++ compiler is there to link with")
+        cache.notice("there is no C++ compiler to link with")
     return path
 
 
 def compile_now(workload: Workload, schedule: Schedule) -> Any:
-    """TVM's executable for this machine's processor; ImportError, with the install line, without TVM."""
-    runtime.match_threads()  # says what is missing where TVM is
+    """Compile for this machine's processor. Raises ImportError, with the install command, if TVM is not installed."""
+    runtime.match_threads()  # raises the ImportError
     import tvm
 
     from lowering.cpu.templates import TEMPLATES
@@ -101,14 +103,14 @@ def compile_now(workload: Workload, schedule: Schedule) -> Any:
 
 
 def processor() -> str:
-    """This machine's processor by LLVM's name for it."""
+    """Return LLVM's name of this machine's processor."""
     import tvm
 
     return str(tvm.get_global_func("target.llvm_get_system_cpu")())
 
 
 def cache_key(workload: Workload, target: str, schedule: Schedule) -> str:
-    """A digest of everything that decides the machine code."""
+    """Return a digest of everything that determines the machine code."""
     made_from = fingerprint(workload.op, target, schedule)
     parts = (workload.kernel_name, find(target).name, cpu_digest(), schedule.model_dump_json(), made_from)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

@@ -1,7 +1,7 @@
-"""decode_layer in TIR: a whole RAM-Net layer on one token, its state updated in place.
+"""decode_layer in TIR: a whole RAM-Net layer on one token, updating its state in place.
 
-A layer from Python is some 40 small calls, each on code and data that the weights have pushed out of the caches. Here
-its phases follow one another in one function; the products, each a parallel loop, read the weights once.
+A layer called from Python is about 40 small calls, whose code and data the weights evict from the caches in between.
+Here it is one function. The matrix products are parallel loops that read the weights once.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from schedules.workload import Workload
 
 
 def module(workload: Workload, schedule: DecodeLayer) -> Any:
-    """The IRModule of the kernel.
+    """Return the kernel's IRModule.
 
-    Parameters: x [C], position int64 [], memory [1, H, M, D] and mass [1, H, M], updated in place; norm_gain and
-    norm_bias [C], log_scale [2, H], query_key_value [2·H·U·P + H·D, C], output [C, H·D]; with an FFN (I > 0) its
-    norm_gain and norm_bias [C], gate_up [2·I, C], down [C, I]; y [C].
+    Its parameters are x [C], position int64 [], memory [1, H, M, D] and mass [1, H, M], which are updated in place;
+    the weights norm_gain and norm_bias [C], log_scale [2, H], query_key_value [2·H·U·P + H·D, C] and output [C, H·D];
+    with an FFN (I > 0) its norm_gain and norm_bias [C], gate_up [2·I, C] and down [C, I]; and the result y [C].
     """
     layer = _Layer(workload, schedule)
     return IRModule({"decode_layer": _mixer_and_ffn(layer) if layer.inner else _mixer_alone(layer)})
@@ -92,7 +92,7 @@ def _mixer_and_ffn(layer: _Layer) -> Any:
 
 
 class _Layer:
-    """Emits the phases of one layer."""
+    """Emits the steps of one layer."""
 
     def __init__(self, workload: Workload, schedule: DecodeLayer) -> None:
         self.workload, self.schedule, self.dtype = workload, schedule, workload.dtype
@@ -107,7 +107,7 @@ class _Layer:
     def mixer(
         self, X: Any, position: Any, S: Any, Z: Any, gain: Any, bias: Any, alpha: Any, QKV: Any, O: Any, Y: Any
     ) -> None:
-        """y = x + RAM(LayerNorm(x)) (paper, steps 1 to 6 and 8)."""
+        """Emit y = x + RAM(LayerNorm(x)) (paper, steps 1 to 6 and 8)."""
         H, K, D = self.heads, self.top_k, self.value_dim
         normed, qkv = self.buffer(self.hidden), self.buffer(self.addresses + H * D)
         logits, slots = self.buffer(2 * H, self.order, self.sub_dim), self.buffer(2 * H, K, dtype="int32")
@@ -142,7 +142,7 @@ class _Layer:
         self.product(O, mixed, H * D, lambda i: [i], lambda i, dot: emit.store(Y, [i], X[i] + dot[0]))
 
     def ffn(self, gain: Any, bias: Any, GU: Any, down: Any, Y: Any) -> None:
-        """y + W_down(silu(gate)·up) of LayerNorm(y), in place."""
+        """Emit y += W_down(silu(gate)·up), where gate and up are projections of LayerNorm(y)."""
         normed, active = self.buffer(self.hidden), self.buffer(self.inner)
 
         def activate(i: Any, dot: list[Any]) -> None:
@@ -157,7 +157,7 @@ class _Layer:
         self.product(down, active, self.inner, lambda i: [i], lambda i, dot: emit.store(Y, [i], Y[i] + dot[0]))
 
     def norm(self, X: Any, gain: Any, bias: Any, Y: Any) -> None:
-        """LayerNorm, the variance from differences to the mean."""
+        """Emit LayerNorm. The variance is the mean of squared differences from the mean."""
         width, dtype = largest_divisor(self.hidden, 32), self.dtype
         size = emit.constant(self.hidden, dtype)
 
@@ -179,9 +179,9 @@ class _Layer:
         self, W: Any, X: Any, inputs: int, rows_of: Callable[[Any], list[Any]],
         put: Callable[[Any, list[Any]], None], outputs: int | None = None,
     ) -> None:  # fmt: skip
-        """``put(i, dots)`` for every output i, with the products of the rows ``rows_of(i)`` of W with X."""
+        """Emit ``put(i, dots)`` for every output i, where dots are the products of rows ``rows_of(i)`` of W and X."""
         outputs = outputs or int(W.shape[0])
-        # A divisor, since an output that is added to in place must not be worked on twice.
+        # A divisor, so that blocks do not overlap: ``put`` may add to its output in place.
         block = largest_divisor(outputs, self.schedule.rows)
         lanes = largest_divisor(inputs, self.schedule.lanes)
         with builder.parallel(0, outputs // block) as b, T.sblock("product"):
@@ -191,7 +191,7 @@ class _Layer:
                 put(b * block + j, [next(found) for _ in rows])
 
     def scale(self, qkv: Any, alpha: Any, logits: Any) -> None:
-        """Logits times e^α/τ (paper, step 2)."""
+        """Emit the scaling of the logits by e^α/τ (paper, steps 1 and 2)."""
         width, heads = self.order * self.sub_dim, self.heads
         temperature = emit.constant(self.workload.constants["temperature"], self.dtype)
         factor = self.buffer(1)
@@ -203,7 +203,7 @@ class _Layer:
     def decode(self, logits: Any, slots: Any, weights: Any) -> None:
         rows = 2 * self.heads
         lanes = min(16, rows)
-        # In loops: straight code would come from memory first, at every layer.
+        # Loops rather than unrolled code, which would have to be fetched from memory for every layer.
         decoder = Decoder(self.workload, lanes, 0)
         first = self.buffer(1, dtype="int32")
         with builder.serial(0, (rows + lanes - 1) // lanes) as b:
@@ -211,7 +211,7 @@ class _Layer:
             decoder.emit(first[0], logits, slots, weights)
 
     def shifted(self, slot: Any, head: Any, position: Any) -> Any:
-        """CAPE (paper, step 4) in the first heads: (slot − position) mod M, in int64 as positions are."""
+        """Return the slot after CAPE (paper, step 4): (slot − position) mod M in the first heads, computed in int64."""
         cape_heads = int(self.workload.constants["cape_heads"])
         if not cape_heads:
             return slot

@@ -1,7 +1,7 @@
-"""memory_scan_backward in TIR: the tokens forward once more with a history, then back through it.
+"""memory_scan_backward in TIR: recomputes the forward while saving a history, then visits the tokens in reverse.
 
-Nothing is kept from the forward pass but its inputs. A head's history (the row that each write replaced) lives in
-scratch, a tile of channels at a time, so it stays near the core: T·K·tile values a thread, whatever B·H and D are.
+Only the inputs of the forward are saved for the backward. The history (the row that each write replaces) is scratch
+memory of one tile of channels, T·K·tile values per thread for any B·H and D, so that it stays in the caches.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from schedules.workload import Workload
 
 
 def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
-    """The IRModule of the kernel.
+    """Return the kernel's IRModule.
 
-    Parameters: grad_output [N, T, D], grad_memory [N, M, D], grad_mass [N, M], then the inputs of memory_scan, then
-    the gradients of write_weights, read_weights [N, T, K], values [N, T, D], memory [N, M, D], mass [N, M].
-    N and T are taken at run time. RuntimeError (``emit.OUT_OF_RANGE``) for a slot outside 0..M-1.
+    Its parameters are grad_output [N, T, D], grad_memory [N, M, D], grad_mass [N, M], the inputs of memory_scan, and
+    the outputs: gradients of write_weights, read_weights [N, T, K], values [N, T, D], memory [N, M, D] and mass [N, M].
+    N and T are dynamic. The kernel raises RuntimeError (``emit.OUT_OF_RANGE``) for a slot outside 0..M-1.
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype, tile = workload.dtype, schedule.tile
@@ -54,7 +54,7 @@ def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
         dV = emit.argument(grad_values, (N, L, D), dtype)
         dS = emit.argument(grad_first_memory, (N, M, D), dtype)
         dZ = emit.argument(grad_first_mass, (N, M), dtype)
-        outside = T.sblock_alloc_buffer((N,), "int32")  # whether some of a head's slots are out of range
+        outside = T.sblock_alloc_buffer((N,), "int32")  # whether any of a head's slots is out of range
         emit.clear(outside, N)
         for n in T.parallel(N):
             with T.sblock("scan"):
@@ -103,7 +103,7 @@ def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
 
 
 class _Walk:
-    """Emits the work on the tokens of head ``n``, forward and in reverse."""
+    """Emits the forward and reverse passes over the tokens of head ``n``."""
 
     def __init__(
         self, workload: Workload, schedule: MemoryScanBackward, n: Any, accesses: Accesses, factors: Factors,
@@ -114,12 +114,12 @@ class _Walk:
         self.top_k = workload.shape["K"]
 
     def in_range(self, tokens: Any) -> Any:
-        """Whether the slots of so many tokens are in 0..M-1."""
+        """Return whether the slots of the first ``tokens`` tokens are in 0..M-1."""
         slots = (self.accesses.write_slots, self.accesses.read_slots)
         return emit.slots_in_range(slots, tokens, self.top_k, self.workload.shape["M"], lambda t: [self.n, t])
 
     def mass_forward(self, t: Any, z: Any) -> None:
-        """Token t forward in z, keeping the factors; the gradients of the weights start at 0."""
+        """Emit token t of the forward in the mass z, saving the factors, and set the weights' gradients to 0."""
         (WS, W, RS, _), (decays, slopes, inverses, masses), n = self.accesses, self.factors, self.n
         dW, dR = self.gradients.write_weights, self.gradients.read_weights
         dtype, constants = self.workload.dtype, self.workload.constants
@@ -143,7 +143,7 @@ class _Walk:
         emit.each_slot(self.top_k, self.unroll, read)
 
     def state_forward(self, t: Any, start: Any, V: Any, state: Any, history: Any) -> None:
-        """Token t forward on the tile of channels from ``start``: keep the row, then write it."""
+        """Emit token t of the forward on the tile of channels from ``start``: save each row, then write it."""
         WS, W, decays, n = self.accesses.write_slots, self.accesses.write_weights, self.factors.decays, self.n
 
         def write(k: Any) -> None:
@@ -155,7 +155,7 @@ class _Walk:
         emit.each_slot(self.top_k, self.unroll, write)
 
     def state_backward(self, t: Any, start: Any, V: Any, dO: Any, state: Any, history: Any, product: Any) -> None:
-        """Token t in reverse on the tile of channels from ``start``; dW and dR gather this tile's dot products."""
+        """Emit token t of the backward on the tile of channels from ``start``, adding its dot products to dW and dR."""
         (WS, W, RS, R), (decays, slopes, inverses, _), n = self.accesses, self.factors, self.n
         (dW, dR, dV, dS, _), tile = self.gradients, self.tile
 
@@ -168,7 +168,7 @@ class _Walk:
 
         def write(k: Any) -> None:
             slot = WS[n, t, k]
-            # The weight's gradient is dS·v from the write and dS·row from the decay; both are one dot product.
+            # The weight's gradient is dS·v from the write plus slope·(dS·row) from the decay, in one dot product.
             emit.lanes(
                 tile,
                 (product, [], lambda lane: dS[n, slot, start + lane]
@@ -189,7 +189,7 @@ class _Walk:
         emit.each_slot(self.top_k, self.unroll, write)
 
     def mass_backward(self, t: Any) -> None:
-        """Token t in reverse in z: from the dot products to the gradients of the weights."""
+        """Emit token t of the backward in the mass: complete the weights' gradients from the dot products."""
         (WS, _, RS, R), (decays, slopes, inverses, masses), n = self.accesses, self.factors, self.n
         dW, dR, dZ = self.gradients.write_weights, self.gradients.read_weights, self.gradients.mass
 

@@ -1,4 +1,4 @@
-"""memory_step in TIR: one token of the scan, in place; a block over batch·head touches K rows and no more."""
+"""memory_step in TIR: one token of the scan, in place. Each head accesses only its addressed rows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from schedules.workload import Workload
 
 
 def module(workload: Workload, schedule: MemoryStep) -> Any:
-    """The IRModule of the kernel.
+    """Return the kernel's IRModule.
 
-    Parameters: write_slots, write_weights, read_slots, read_weights [B, H, K], values [B, H, D], then memory
-    [B, H, M, D] and mass [B, H, M], updated in place; output [B, H, D]. B and H are taken at run time as they are,
-    so that nothing is flattened on the way in: a call from Python takes 10 µs, not 28.
+    Its parameters are write_slots, write_weights, read_slots, read_weights [B, H, K], values [B, H, D], memory
+    [B, H, M, D] and mass [B, H, M], which are updated in place, and output [B, H, D]. B and H are dynamic, and separate
+    because flattening them would make a call from Python take 28 µs instead of 10.
 
-    RuntimeError (``emit.OUT_OF_RANGE``) for a slot outside 0..M-1, before anything was written.
+    The kernel raises RuntimeError (``emit.OUT_OF_RANGE``) for a slot outside 0..M-1, before anything is written.
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype = workload.dtype
@@ -62,7 +62,13 @@ def token(
     workload: Workload, schedule: MemoryStep, which: tuple[Any, Any, Any], accesses: Accesses, V: Any,
     state: tuple[Any, Any], O: Any, scratch: tuple[Any, Any],
 ) -> None:  # fmt: skip
-    """Emits a head's token. ``which``: the head's index, B·H and H; ``state``: memory, mass; ``scratch``: two [K]."""
+    """Emit the token of one head.
+
+    Args:
+        which: the head's index in B·H, B·H and H.
+        state: memory and mass.
+        scratch: two buffers [K].
+    """
     (n, heads, H), (WS, W, RS, R), (S, Z), (decays, factors) = which, accesses, state, scratch
     K, D, dtype, tile, unroll = workload.shape["K"], workload.shape["D"], workload.dtype, schedule.tile, schedule.unroll
     gamma, eps = workload.constants["decay_power"], workload.constants["eps"]

@@ -1,4 +1,4 @@
-"""project in TIR: a linear layer without bias on one token, y = W x, at the speed of reading W once."""
+"""project in TIR: a linear layer without bias on one token, y = W x, bound by the memory bandwidth of reading W."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schedules.workload import Workload
 
 
 def module(workload: Workload, schedule: Project) -> Any:
-    """The IRModule of the kernel. Parameters: weight [O, I], x [I]; y [O]."""
+    """Return the kernel's IRModule. Its parameters are weight [O, I], x [I] and the output y [O]."""
     outputs, inputs = workload.shape["O"], workload.shape["I"]
     dtype, rows, lanes = workload.dtype, schedule.rows, schedule.lanes
     blocks = (outputs + rows - 1) // rows
@@ -31,7 +31,7 @@ def module(workload: Workload, schedule: Project) -> Any:
                 T.reads(W[0:outputs, 0:inputs], X[0:inputs])
                 T.writes(Y[0:outputs])
                 first = T.sblock_alloc_buffer((1,), "int32")
-                # The last block starts early and repeats rows rather than run over the end.
+                # The last block starts early and computes some rows again instead of exceeding the end.
                 first[0] = T.min(vb * rows, outputs - rows)
                 _block(first[0], rows, lanes, inputs, W, X, Y)
 
@@ -47,7 +47,7 @@ def _block(first: Any, rows: int, lanes: int, inputs: int, W: Any, X: Any, Y: An
 
 
 def dots(W: Any, rows: list[Any], X: Any, inputs: int, lanes: int) -> list[Any]:
-    """The products of ``rows`` of W with X, worked on side by side, each with ``lanes`` sums of its own."""
+    """Return the dot products of ``rows`` of W with X, computed in one loop with ``lanes`` partial sums per row."""
     sums = [T.sblock_alloc_buffer((lanes,), W.dtype) for _ in rows]
     for total in sums:
         emit.lanes(lanes, (total, [], lambda _: emit.constant(0, W.dtype)))

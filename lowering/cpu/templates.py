@@ -1,4 +1,4 @@
-"""Which template makes an op's kernel: ``module(workload, schedule)``, an IRModule with a function of the op's name."""
+"""The template of each op: ``module(workload, schedule)`` returns an IRModule with a function of the op's name."""
 
 from __future__ import annotations
 

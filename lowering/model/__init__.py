@@ -1,1 +1,1 @@
-"""What ``lowering.compile`` puts in the place of a call of a model's parts."""
+"""What ``lowering.compile`` runs instead of a model's blocks and head."""

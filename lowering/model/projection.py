@@ -1,7 +1,6 @@
-"""A linear layer that reads its weight once, and fast, when a CPU has one token to decode.
+"""Linear layers on one token on a CPU, at close to the memory's bandwidth.
 
-torch's product of one row reaches 16 GB/s on two cores whose memory gives 36; the kernel of ``lowering/cpu/project.py``
-reaches 32.
+On two cores with a bandwidth of 36 GB/s, torch reads the weight at 16 GB/s and ``lowering/cpu/project.py`` at 32 GB/s.
 """
 
 from __future__ import annotations
@@ -16,8 +15,11 @@ from ramnet.ops import registered
 
 
 def project(linear: nn.Module, x: Tensor, kernels: str) -> Tensor | None:
-    """W x of one row x [1, 1, I]; None, with nothing done, for more rows, gradients, another type than float32, and a
-    layer that is not a plain one without bias."""
+    """Compute W x, [1, 1, O], for a single row x [1, 1, I].
+
+    Returns None if there are more rows, gradients are enabled, a tensor is not float32, or ``linear`` has a bias or was
+    changed.
+    """
     if x.numel() != x.shape[-1] or torch.is_grad_enabled() or has_global_hooks():
         return None
     weight = untouched_linear(linear)

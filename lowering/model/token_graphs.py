@@ -1,6 +1,6 @@
-"""Decoding through CUDA graphs: the launches of a token recorded once, and queued as one from then on.
+"""Decoding with CUDA graphs, which queue all kernels of a token at once.
 
-A layer's token is some ten short launches, which Python may take longer to queue than the GPU to run.
+A layer launches about ten short kernels per token, which Python may take longer to queue than the GPU to run.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from ramnet.model import RamNetForCausalLM
 from ramnet.state import RamState
 
 Result = TypeVar("Result")
-# Called with what to record and with the same on buffers of no account: how to replay it, and the result's buffer.
+# Takes the function to record, and the same function on a dummy state for warm-up. Returns a function that replays the
+# recording, and the buffer of its result.
 Record = Callable[[Callable[[], Tensor], Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
 def record_cuda(run: Callable[[], Result], rehearse: Callable[[], object]) -> tuple[Callable[[], None], Result]:
-    """Record ``run`` as a CUDA graph, without running it: how to replay it, and what ``run`` gave, its buffers.
+    """Record ``run`` as a CUDA graph, without running it. Returns its replay function and the buffers of its result.
 
-    ``rehearse`` goes first, on a side stream, because compiling and loading kernels cannot be recorded. RuntimeError
-    where ``run`` waits for the device.
+    ``rehearse`` is run first, on a side stream, because compiling and loading kernels cannot be recorded. Raises
+    RuntimeError if ``run`` synchronises with the device.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # libraries choose among their kernels in the first calls
+        for _ in range(3):  # in their first calls, libraries select their kernels
             rehearse()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may allocate memory meanwhile.
+    # "thread_local" allows other threads to allocate memory during the capture.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = run()
     return graph.replay, result
@@ -50,18 +51,17 @@ class _Recorded:
 
 
 class TokenGraphs:
-    """A model's single tokens in place, each replayed from a graph of its buffers.
+    """Decodes single tokens in place by replaying CUDA graphs.
 
-    A graph reads and writes the addresses it was recorded with, the state's and the parameters', and takes its token
-    from a buffer of its own. Recording takes some tokens' time, so decode on with a state rather than on copies of it.
-
-    A model whose modules or parameters were replaced, moved or converted is recorded anew.
+    A graph uses the addresses of the state and the parameters that it was recorded with, and reads its token from its
+    own buffer. Recording takes as long as several tokens, so it pays to keep decoding with one state rather than with
+    copies of it. If a module or parameter of the model is replaced, moved or converted, a new graph is recorded.
 
     Args:
-        model: whose modules, parameters and configuration the token depends on.
-        step: logits [B, 1, V] of ids [B, 1], the state updated in place.
-        record: how to record; tests give one that needs no GPU.
-        kept: graphs, the latest used. Each holds the activations of a token.
+        model: the model whose modules, parameters and configuration the graphs depend on.
+        step: computes logits [B, 1, V] of ids [B, 1], updating the state in place.
+        record: records a graph; tests use one that needs no GPU.
+        kept: the number of most recently used graphs to keep. Each holds the activations of a token.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class TokenGraphs:
         self._finding = threading.Lock()
 
     def serve(self, input_ids: Tensor) -> bool:
-        """Whether a graph can: on a GPU, without gradients, autocast's passing casts, a recording by the caller, or
-        hooks, which a replay would not call."""
+        """Return whether a graph can be used: on a GPU, with gradients and autocast disabled, without hooks (a replay
+        would not call them), and while the caller is not capturing a graph."""
         return (
             input_ids.is_cuda
             and not torch.is_grad_enabled()
@@ -86,7 +86,7 @@ class TokenGraphs:
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, state: RamState) -> Tensor:
-        """Logits [B, 1, V] of ids [B, 1]; ``state`` moves on by a token. Errors as of ``RamNetForCausalLM.forward``."""
+        """Return logits [B, 1, V] of ids [B, 1], updating ``state`` in place; raises as ``RamState.check`` does."""
         with self._finding:
             recorded = self._find(input_ids, state)
         recorded.token.copy_(input_ids)
@@ -121,7 +121,7 @@ class TokenGraphs:
 
 
 def _stand_in(state: RamState) -> RamState:
-    """A state to rehearse on, of the same sizes and types: all its layers are one, so that it costs little memory."""
+    """Return a dummy state for warm-up, so that ``state`` is not changed. Its layers share memory to keep it small."""
     memory, mass = torch.zeros_like(state.memory[0]), torch.ones_like(state.mass[0])
     return RamState(
         [memory] * len(state.memory), [mass] * len(state.mass), [torch.zeros_like(x) for x in state.conv],

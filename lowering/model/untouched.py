@@ -1,7 +1,7 @@
-"""Whether a module computes what its class says: kernels that stand for one must not be used for another.
+"""Checks whether a module still computes what its class defines, so that a kernel may replace it.
 
-Adapters take a module's place, parametrisations change its class, hooks and a ``forward`` of its own are called around
-or instead of its class's. Each is seen at every call, whenever it came.
+Adapters replace a module, parametrisations change its class, and hooks or a ``forward`` set on the instance run around
+or instead of the class's. The checks are made at every call.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from torch.nn.modules import module as torch_module
 
 
 def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether ``module`` is a ``kind``, not of a sub-class, and nothing is hooked to its forward."""
+    """Return whether ``module`` is exactly of class ``kind`` and has no forward hooks or ``forward`` of its own."""
     own = module.__dict__
     return type(module) is kind and not own["_forward_hooks"] and not own["_forward_pre_hooks"] and "forward" not in own
 
 
 def untouched_linear(module: nn.Module) -> Tensor | None:
-    """The weight of an ``untouched`` linear layer without bias; None for anything else."""
+    """Return the weight of an ``untouched`` linear layer without bias, None for any other module."""
     if not untouched(module, nn.Linear) or module._parameters["bias"] is not None:
         return None
     return module._parameters["weight"]
 
 
 def is_plain(tensor: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether a kernel can read the tensor's memory as it is: contiguous, and of no sub-class."""
+    """Return whether a kernel can read the tensor's memory: of ``dtype``, contiguous, and not of a tensor subclass."""
     return type(tensor) in (Tensor, nn.Parameter) and tensor.dtype is dtype and tensor.is_contiguous()  # type: ignore[union-attr]
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a hook, or a ``forward`` of its own, hangs on the module or on one within it.
+    """Return whether the module or a submodule has hooks or a ``forward`` of its own.
 
-    torch.compile does not hear a hook that comes after it compiled.
+    A function that torch.compile has compiled ignores hooks that are registered later.
     """
     return has_global_hooks() or any(_is_hooked(each.__dict__) for each in module.modules())
 
@@ -51,9 +51,9 @@ def _is_hooked(own: dict[str, Any]) -> bool:
 
 
 class Tree:
-    """The modules, parameters and buffers of a model as they are now, to ask later whether they still are.
+    """A snapshot of a model's modules, parameters and buffers, to detect later whether they were replaced.
 
-    Asking takes 60 µs of a model of 27 layers, so that it can be done at each token.
+    A check takes 60 µs for a model of 27 layers, so it can be made at each token.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -67,15 +67,15 @@ class Tree:
         self._held = [place[name] for place, name in self._places]
 
     def has_changed(self) -> bool:
-        """Whether another module, parameter or buffer, or one of another class, is in the place of one."""
+        """Return whether a module, parameter or buffer was replaced, or a module's class changed."""
         held = [place.get(name) for place, name in self._places]
         return not all(map(is_, held, self._held)) or list(map(type, self._modules)) != self._kinds
 
     def is_hooked(self) -> bool:
-        """Whether a hook, or a ``forward`` of its own, hangs on a module."""
+        """Return whether a module has forward hooks or a ``forward`` of its own, or global hooks exist."""
         return has_global_hooks() or any(self._hooks) or any("forward" in own for own in self._owns)
 
 
 def has_global_hooks() -> bool:
-    """Whether a hook hangs on every module."""
+    """Return whether hooks that apply to all modules are registered."""
     return torch_module._has_any_global_hook()

@@ -185,7 +185,7 @@ def test_a_full_disk_costs_the_cache_alone(size: int, place: Path, tmp_path: Pat
 
 def test_without_a_linker_kernels_work_but_are_not_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowering.cpu.build.shutil.which", lambda _: None)
-    decodes_with_a_notice("no C++ compiler is there to link with")
+    decodes_with_a_notice("there is no C++ compiler to link with")
     assert names(place) == ["kernels"]
 
 

@@ -125,7 +125,7 @@ def test_a_target_that_is_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch
     everything.check_target("h100")
     with pytest.raises(ValueError, match="'h200' is not this machine's GPU: that is h100"):
         everything.check_target("h200")
-    with pytest.raises(ValueError, match="'cpu' is no GPU"):
+    with pytest.raises(ValueError, match="'cpu' is not a GPU"):
         everything.check_target("cpu")
 
 
