@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple, Self
 
@@ -136,3 +137,21 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
 
 def _keep(where: Tensor, x: Tensor) -> Tensor:
     return x.masked_fill(~where.view(*where.shape, *[1] * (x.dim() - 2)), 0)
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """The numbers of sequences in groups, each of which takes at most twice its tokens where it is padded.
+
+    Longest first, and in rising order within a group; an empty sequence counts as one token. There are at most
+    log2 of the longest and one more.
+    """
+    groups: list[list[int]] = []
+    longest = held = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = max(1, lengths[i])
+        if not groups or longest * (len(groups[-1]) + 1) > 2 * (held + length):
+            groups.append([])
+            longest, held = length, 0
+        groups[-1].append(i)
+        held += length
+    return [sorted(group) for group in groups]

@@ -22,12 +22,13 @@ def search(
     state: Any,
     return_state: bool,
     attention_mask: Tensor | None,
+    ends_alone: bool,
 ) -> Generated:
     """Return, for each row, the continuation with the largest sum of log-probabilities that was found.
 
     At each token, a row keeps the best ``beams`` of all continuations of its beams. A beam that has stopped repeats its
     last token at log-probability 0. As sums never grow, a row is finished once its best beam has stopped. The other
-    arguments are those of ``generate``, already checked.
+    arguments are those of ``sample``, already checked.
     """
     rows, device, vocab_size = input_ids.shape[0], input_ids.device, model.config.vocab_size
     first = torch.arange(rows, device=device).unsqueeze(1) * beams  # [B, 1], index of each row's best beam
@@ -68,5 +69,7 @@ def search(
         generated = generated[:, : int(lengths.max())]  # the columns beyond are repetitions
     if return_state:  # the states of the beams have also read the repetitions
         unread, mask = (generated, None) if max_new_tokens else (input_ids, attention_mask)
+        if ends_alone and bool((lengths < generated.shape[1]).any()):
+            mask = torch.arange(generated.shape[1], device=device) < lengths.unsqueeze(1)
         state = read(model, unread, begun, bool(max_new_tokens), mask)[1]
     return Generated(generated, lengths, state)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Collection, Sequence
 from numbers import Integral
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ramnet.generation.beams import search
@@ -18,6 +18,7 @@ from ramnet.generation.sampling import Sampling, seeds_of_rows
 from ramnet.generation.stopping import Stops
 from ramnet.ids import check_prompt
 from ramnet.sequences import Sequences
+from ramnet.state import RamState
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def generate(
 
     Args:
         input_ids: int64 [B, T] with T ≥ 1, or a list of prompts of any lengths ≥ 1, each int64 [T] or a list of ints.
-            Prompts of a list that have the same length are run as one batch.
+            A list is run as one batch; an exported model, which takes no mask, runs it prompt by prompt.
         attention_mask: bool or integer [B, T], 1 for a token and 0 for padding, for prompts [B, T] of different
             lengths. Each row continues as it would alone. The last column must be tokens: pad on the left.
         temperature: 0 takes the most probable token; above 0, logits are divided by it and sampled.
@@ -98,20 +99,20 @@ def generate(
     if streamer is not None and (is_list or num_beams > 1):
         raise ValueError("streamer is given; it works with neither a list of prompts nor beams")
 
-    def run(prompts: Tensor, seeds: list[int] | None, state: Any) -> Generated:
+    def run(prompts: Tensor, mask: Tensor | None, seeds: list[int] | None, state: Any) -> Generated:
         if num_beams > 1:
             return search(
-                model, prompts, max_new_tokens, num_beams, sampling, stops, state, return_state, attention_mask
+                model, prompts, max_new_tokens, num_beams, sampling, stops, state, return_state, mask, is_list
             )
         return sample(
-            model, prompts, max_new_tokens, sampling, seeds, stops, streamer, state, return_state, attention_mask
+            model, prompts, max_new_tokens, sampling, seeds, stops, streamer, state, return_state, mask, is_list
         )
 
     if isinstance(input_ids, Tensor):
         check_prompt(input_ids, model.config.vocab_size)
         if attention_mask is not None:
             _check_mask(model, input_ids, attention_mask)
-        generated = run(input_ids, seeds_of_rows(seed, input_ids.shape[0]), state)
+        generated = run(input_ids, attention_mask, seeds_of_rows(seed, input_ids.shape[0]), state)
         whole = torch.cat([input_ids, generated.tokens], dim=1)
         return (whole, generated.state) if return_state else whole
 
@@ -123,17 +124,20 @@ def generate(
     seeds = seeds_of_rows(seed, len(prompts))
     if state is not None and (not isinstance(state, list | tuple) or len(state) != len(prompts)):
         raise ValueError(f"state must be a list of {len(prompts)} states of one row, one for each prompt")
-    texts: list[Any] = [None] * len(prompts)
-    states: list[Any] = [None] * len(prompts)
-    for rows in _together(prompts, alone=return_state or state is not None):
+    texts: list[Tensor] = []
+    states: list[Any] = []
+    size = max(1, len(prompts)) if isinstance(model, torch.nn.Module) else 1  # exported graphs take no mask
+    for first in range(0, len(prompts), size):
+        rows = slice(first, first + size)
         generated = run(
-            torch.cat([prompts[row] for row in rows]),
-            None if seeds is None else [seeds[row] for row in rows],
-            None if state is None else state[rows[0]],
+            *_left_padded(prompts[rows]),
+            None if seeds is None else seeds[rows],
+            None if state is None else state[first] if size == 1 else RamState.merge(state),
         )
-        for row, tokens, length in zip(rows, generated.tokens, generated.lengths.tolist(), strict=True):
-            texts[row] = torch.cat([prompts[row][0], tokens[:length]])
-            states[row] = generated.state
+        for prompt, tokens, length in zip(prompts[rows], generated.tokens, generated.lengths.tolist(), strict=True):
+            texts.append(torch.cat([prompt[0], tokens[:length]]))
+        if return_state:
+            states += [generated.state] if size == 1 else generated.state.split()
     return (texts, states) if return_state else texts
 
 
@@ -159,14 +163,12 @@ def _prompt(model: LanguageModel, ids: Tensor | Sequence[int]) -> Tensor:
     return torch.tensor([ids], device=device) if len(ids) else torch.empty(1, 0, dtype=torch.int64)
 
 
-def _together(prompts: Sequence[Tensor], alone: bool) -> Iterator[list[int]]:
-    """Group the indices of prompts of the same length, to be run as one batch; if ``alone``, each by itself."""
-    if alone:
-        yield from ([row] for row in range(len(prompts)))
-        return
-
-    def length(row: int) -> int:
-        return prompts[row].shape[1]
-
-    for _, rows in groupby(sorted(range(len(prompts)), key=length), key=length):
-        yield list(rows)
+def _left_padded(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Pad prompts, each [1, T], on the left to one [B, T]; also return its mask, None if all lengths are equal."""
+    lengths = [prompt.shape[1] for prompt in prompts]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return torch.cat(list(prompts)), None
+    padding = torch.tensor([longest - length for length in lengths], device=prompts[0].device)
+    padded = torch.cat([F.pad(prompt, (longest - prompt.shape[1], 0)) for prompt in prompts])
+    return padded, torch.arange(longest, device=padded.device) >= padding.unsqueeze(1)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ramnet.config import RamNetConfig
+from ramnet.sequences import alike
+from ramnet.state import RamState
 
 # Tokens of a chunk, over all rows. Measured for "340m" in float32 on a CPU: 175 MB of activations, against 1.05 GB for
 # 16 384 tokens, and no slower.
@@ -49,6 +51,28 @@ def read(
         in_place: ``state`` may be updated in place; otherwise it is not modified.
         attention_mask: [B, T], 0 for padding, if the model supports one.
     """
+    if attention_mask is None or input_ids.shape[1] == 1:
+        return _read(model, input_ids, state, in_place, attention_mask)
+    # Prompts of similar lengths at a time: one long prompt would have all the others padded to its length.
+    tokens = input_ids.shape[1]
+    lengths = (tokens - attention_mask.to(torch.uint8).argmax(dim=1)).tolist()
+    groups = alike(lengths)
+    if len(groups) == 1:
+        return _read(model, input_ids, state, in_place, attention_mask)
+    read = []
+    for group in groups:
+        rows = torch.tensor(group, device=input_ids.device)
+        begin = tokens - max(lengths[row] for row in group)
+        before = None if state is None else state.reorder(rows)
+        read.append(_read(model, input_ids[rows, begin:], before, in_place, attention_mask[rows, begin:]))
+    logits, states = zip(*read, strict=True)
+    order = torch.tensor([row for group in groups for row in group], device=input_ids.device).argsort()
+    return torch.cat(logits)[order], RamState.merge(states).reorder(order)
+
+
+def _read(
+    model: LanguageModel, input_ids: Tensor, state: Any, in_place: bool, attention_mask: Tensor | None
+) -> tuple[Tensor, Any]:
     batch, tokens = input_ids.shape
     # An exported graph always returns the logits of every token.
     options: dict[str, Any] = {"logits_to_keep": 1} if isinstance(model, torch.nn.Module) else {}

@@ -27,8 +27,14 @@ def sample(
     state: Any,
     return_state: bool,
     attention_mask: Tensor | None,
+    ends_alone: bool,
 ) -> Generated:
-    """Sample a continuation of each row; the arguments are those of ``generate``, already checked."""
+    """Sample a continuation of each row.
+
+    Args:
+        ends_alone: a row that has stopped keeps its state while other rows continue.
+        The others are those of ``generate``, already checked.
+    """
     rows, device = input_ids.shape[0], input_ids.device
     uniforms, watch = Uniforms(seeds, rows, device), Watch(stops, rows, device)
     seen = sampling.seen(input_ids, model.config.vocab_size, attention_mask)
@@ -46,6 +52,8 @@ def sample(
         unread = token.unsqueeze(1)
         columns.append(unread)
         lengths += ~finished
+        if stops and ends_alone and bool(finished.any()):
+            attention_mask = ~finished.unsqueeze(1)
         if seen is not None:
             seen.scatter_(1, unread, True)
         if streamer is not None:

@@ -131,6 +131,17 @@ def test_generate_says_what_pytorch_says(
     assert found.tolist() == made.model.generate(prompt, 20, stop_tokens=[0], **sampling).tolist()
 
 
+def test_a_list_of_prompts_is_continued_as_by_pytorch(mixed: Exported) -> None:
+    session, prompts = OnnxSession(mixed.onnx), [[1, 2, 3], [4], [5, 6, 7]]
+    texts = []
+    for model in (session, mixed.model):
+        said, states = model.generate(prompts, 5, return_state=True)
+        more = model.generate([[7], [8, 9], [1]], 5, state=states)
+        texts.append([text.tolist() for text in (*said, *more)])
+    assert texts[0] == texts[1]
+    assert session.generate([], 3) == []
+
+
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize("length", [1, 3])
 def test_a_turn_goes_on_from_the_last_ones_state(mixed: Exported, num_beams: int, length: int) -> None:

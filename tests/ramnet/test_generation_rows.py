@@ -93,10 +93,24 @@ def test_prompts_of_any_lengths_are_continued_as_each_alone(model: RamNetForCaus
     model.__class__ = Watched
     said = model.generate(PROMPTS, 8, temperature=temperature, seed=5)
     read = [call[:2] for call in model.__dict__["calls"]]
-    assert read.count((2, 1)) + read.count((2, 3)) + read.count((1, 5)) + read.count((1, 1)) == len(read) == 3 * 8
+    assert read == [(5, 5), *[(5, 1)] * 7], "all are read at once, and continued at once"
     for row, tokens in enumerate(said):
         assert torch.equal(tokens, alone(model, row, temperature=temperature, seed=5 + row))
     assert model.generate([], 8) == []
+
+
+def test_a_long_prompt_has_no_short_one_padded_to_its_length(model: RamNetForCausalLM) -> None:
+    prompts = [torch.randint(V, (length,)) for length in (2, 90, 1, 3, 40, 2)]
+    expected = [model.generate(prompt.unsqueeze(0), 4, return_state=True) for prompt in prompts]
+    model.__class__ = Watched
+    said, states = model.generate(prompts, 4, return_state=True)
+    read = [batch * tokens for batch, tokens, *_ in model.__dict__["calls"] if tokens > 1]
+    assert sum(read) <= 2 * sum(map(len, prompts))
+    more, _ = model.generate(prompts, 4, state=states, return_state=True)
+    for row, (tokens, state) in enumerate(expected):
+        assert torch.equal(said[row], tokens[0])
+        assert_states_match(states[row], state, tolerance=1e-12)
+        assert torch.equal(more[row], model.generate(prompts[row].unsqueeze(0), 4, state=state)[0])
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"num_beams": 3}], ids=str)
@@ -106,9 +120,10 @@ def test_each_prompt_of_a_list_ends_where_it_stopped(model: RamNetForCausalLM, o
 
     # One at which two prompts that are read together end at different times.
     stop = next(stop for stop in range(V) if len(ends(stop)[0]) != len(ends(stop)[2]))
-    said = model.generate(PROMPTS, 8, seed=5, stop_tokens=[stop], **options)
-    for tokens, expected, prompt in zip(said, ends(stop), PROMPTS, strict=True):
+    said, states = model.generate(PROMPTS, 8, seed=5, stop_tokens=[stop], return_state=True, **options)
+    for tokens, state, expected, prompt in zip(said, states, ends(stop), PROMPTS, strict=True):
         assert torch.equal(tokens, expected)
+        assert_states_match(state, model(tokens.unsqueeze(0).long()).state, tolerance=1e-12)
         new = tokens[len(prompt) :].tolist()
         assert stop not in new[:-1] and (new[-1] == stop or len(new) == 8)
 
