@@ -1,1 +1,1 @@
-"""RAM-Net as ONNX: the graphs of a model, their verification, and a session that runs them."""
+"""ONNX export: builds and verifies the graphs of a model, and runs them in onnxruntime."""

@@ -1,4 +1,4 @@
-"""From a model to a verified export on disk."""
+"""Exports a model to ONNX, verified against PyTorch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGES = 3 + verify.CHECKS
 
 
 class VerificationError(ValueError):
-    """The export does not compute what the model does; ``checks`` says where."""
+    """The export differs from the model; ``checks`` holds the comparisons."""
 
     def __init__(self, checks: list[verify.Check]) -> None:
         failed = [check for check in checks if not check.passed]
@@ -42,22 +42,24 @@ def export_onnx(
     schedules: dict[str, Any] | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> list[verify.Check]:
-    """Write decode.onnx, prefill.onnx, weights.bin and ramnet.json into ``directory``, once they are verified.
+    """Export ``model`` to decode.onnx, prefill.onnx, weights.bin and ramnet.json in ``directory``.
+
+    Nothing is written unless onnxruntime gives the results of PyTorch within a tolerance.
 
     Args:
-        model: of any floating type; the graphs compute in float32.
-        directory: absent, empty, or an earlier export, which is replaced.
-        schedules: records of the tuned kernels, kept in ramnet.json.
-        on_progress: called with the name of each of the ``STAGES`` stages as it ends.
+        model: a model of any floating dtype; the graphs compute in float32.
+        directory: a missing or empty folder, or an earlier export, which is replaced.
+        schedules: records of the tuned kernels, to be stored in ramnet.json.
+        on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
     Returns:
-        What was compared, each within its tolerance.
+        The comparisons that were made.
 
     Raises:
-        VerificationError: where onnxruntime differs from PyTorch beyond the tolerance; it has ``.checks``.
-        ValueError: where ``directory`` holds something other than an export.
-        OSError: where it cannot be written. Whatever is raised, ``directory`` stays as it was.
-        ImportError: without onnx, onnxscript or onnxruntime.
+        VerificationError: if onnxruntime differs from PyTorch beyond the tolerance; it has ``checks``.
+        ValueError: if ``directory`` holds files other than an export.
+        OSError: if ``directory`` cannot be written. With any error, ``directory`` is not changed.
+        ImportError: if onnx, onnxscript or onnxruntime is not installed.
     """
     need("onnx", "onnxscript", "onnxruntime")
     from export.translations import OPSET
@@ -101,28 +103,28 @@ def _float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
 
 @contextmanager
 def _replaced(directory: Path) -> Iterator[Path]:
-    """A new directory that takes the place of ``directory`` when the block ends well, and is removed otherwise.
+    """Yield a new directory, which replaces ``directory`` after the block or is removed if the block raises.
 
-    An OSError of the block, as of a full disk, comes out as one that names ``directory``.
+    An OSError of the block, such as a full disk, is raised again with a message that names ``directory``.
     """
     if directory.exists():
         if not directory.is_dir():
             raise ValueError(f"{directory} is a file; an export needs a directory")
         foreign = sorted(path.name for path in directory.iterdir() if path.name not in FILES)
         if foreign:
-            raise ValueError(f"{directory} holds {foreign[0]}, which is no part of an export; name another directory")
+            raise ValueError(f"{directory} holds {foreign[0]}, which is not part of an export; name another directory")
         if directory.samefile(Path.cwd()):
             raise ValueError(f"{directory} is the current folder, which cannot be replaced; name another directory")
-    # A link stays, and what it points to is replaced.
+    # The target of a link is replaced, not the link.
     with _errors_name(directory), folder_written_aside(directory.resolve()) as aside:
         yield aside
 
 
 @contextmanager
 def _errors_name(directory: Path) -> Iterator[None]:
-    """Raise an OSError again with ``directory`` in place of a file in it that no longer is, or of no name at all."""
+    """Raise an OSError again with a message that names ``directory`` instead of a temporary file or no file."""
     try:
         yield
     except OSError as error:
         problem = f"{directory} cannot be written: {error.strerror or error}"
-        raise (OSError(error.errno, problem) if error.errno else OSError(problem)) from None  # numpy's have no number
+        raise (OSError(error.errno, problem) if error.errno else OSError(problem)) from None  # numpy's have no errno

@@ -26,12 +26,12 @@ _BYTES = 256
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="Directory to write, new or an earlier export.",
+    help="Directory to write, either new or an earlier export.",
 )
 def export(checkpoint: Path, output: Path) -> None:
     """Export CHECKPOINT to ONNX: decode.onnx, prefill.onnx, their weights, and ramnet.json.
 
-    Nothing is written unless onnxruntime gives the same numbers as PyTorch.
+    Nothing is written unless onnxruntime gives the results of PyTorch within a tolerance.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -61,23 +61,23 @@ def export(checkpoint: Path, output: Path) -> None:
 
 @click.command()
 @click.argument("text")
-@click.option("--onnx", type=click.Path(path_type=Path), help="Directory of an export, run through onnxruntime.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Directory of a checkpoint, run through PyTorch.")
+@click.option("--onnx", type=click.Path(path_type=Path), help="Directory of an export, run by onnxruntime.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Directory of a checkpoint, run by PyTorch.")
 @click.option("--kernels", default="", help="Backend of the memory ops with --checkpoint, such as cpu.")
 @click.option("--max-new-tokens", default=200, type=click.IntRange(min=0), show_default=True, help="Bytes to generate.")
-@click.option("--temperature", default=0.8, show_default=True, help="0 takes the likeliest byte every time.")
-@click.option("--top-k", default=0, show_default=True, help="Sample among the k likeliest only; 0 for all.")
-@click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest that hold this probability.")
+@click.option("--temperature", default=0.8, show_default=True, help="0 takes the most probable byte.")
+@click.option("--top-k", default=0, show_default=True, help="Sample from the k most probable bytes; 0 disables it.")
+@click.option("--top-p", default=1.0, show_default=True, help="Sample from the most probable bytes of this total.")
 @click.option(
-    "--min-p", default=0.0, show_default=True, help="Sample among those so many times as likely as the likeliest."
+    "--min-p", default=0.0, show_default=True, help="Sample from bytes of at least this fraction of the largest one."
 )
 @click.option(
     "--repetition-penalty",
     default=1.0,
     show_default=True,
-    help="Above 1, bytes of TEXT and of what was said are less likely.",
+    help="Above 1, bytes that have occurred are less probable.",
 )
-@click.option("--stop", multiple=True, help="End once this was said; may be repeated.")
+@click.option("--stop", multiple=True, help="Stop after generating this string; may be repeated.")
 @click.option(
     "--seed", type=click.IntRange(-(2**63), 2**64 - 1), help="Seed of the sampling; without it every run differs."
 )
@@ -95,11 +95,11 @@ def generate(
     stop: tuple[str, ...],
     seed: int | None,
 ) -> None:
-    """Continue TEXT with a byte-level model, printing it as it comes."""
+    """Continue TEXT with a byte-level model, printing each byte as it is generated."""
     if (onnx is None) == (checkpoint is None):
         raise click.UsageError("give either --onnx DIR or --checkpoint DIR")
     if kernels and onnx is not None:
-        raise click.UsageError("--kernels goes with --checkpoint; an export runs on onnxruntime's own")
+        raise click.UsageError("--kernels needs --checkpoint; an export runs on onnxruntime's kernels")
     if not text:
         raise click.UsageError("TEXT is empty; give at least one character to continue")
     import torch
@@ -108,7 +108,7 @@ def generate(
     from ramnet import RamNetForCausalLM, ops
     from ramnet.generation.sampling import Sampling
 
-    Sampling(temperature, top_k, top_p, min_p, repetition_penalty)  # says what is wrong before a model is read
+    Sampling(temperature, top_k, top_p, min_p, repetition_penalty)  # raises before the model is read
     model: OnnxSession | RamNetForCausalLM
     if onnx is not None:
         model = OnnxSession(onnx)
@@ -119,7 +119,7 @@ def generate(
         raise ValueError(
             f"{onnx or checkpoint} has {model.config.vocab_size} tokens; text needs a byte-level model, of {_BYTES}"
         )
-    prompt = os.fsencode(text)  # the bytes that were typed, UTF-8 or not
+    prompt = os.fsencode(text)  # the bytes of the command line, which need not be UTF-8
     say = _printer()
     with ops.using(kernels) if kernels else nullcontext():
         say(prompt)
@@ -139,7 +139,7 @@ def generate(
 
 
 def _schedules(config: RamNetConfig) -> dict[str, Any]:
-    """For each op of the model, the record that its kernel on a CPU would be built from, or the default's knobs."""
+    """Return, for each op of the model, the record that its kernel on a CPU would use, or the default's knobs."""
     from schedules.of_model import of_model
     from schedules.records import choose
 
@@ -151,9 +151,12 @@ def _schedules(config: RamNetConfig) -> dict[str, Any]:
 
 
 def _printer() -> Callable[[bytes], None]:
-    """Prints bytes as UTF-8 whatever the locale, a character once it is whole; U+FFFD for what is none."""
+    """Return a function that prints bytes as UTF-8 in any locale, each character when its last byte arrives.
+
+    Invalid bytes are printed as U+FFFD.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    return lambda said: click.echo(decoder.decode(said).encode(), nl=False)
+    return lambda data: click.echo(decoder.decode(data).encode(), nl=False)
 
 
 def _table(checks: list[Check]) -> Table:

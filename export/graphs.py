@@ -1,4 +1,4 @@
-"""The two ONNX graphs of a model: one token (decode) and any number of tokens (prefill), state in and out."""
+"""Builds the two ONNX graphs of a model, for one token (decode) and for any number of tokens (prefill)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ramnet import RamNetForCausalLM, RamState
 if TYPE_CHECKING:
     import onnx_ir
 
-# A name of the state in files stands behind these in graphs; transformers.js maps one to the other by itself.
+# Prefixes of the state's names as inputs and outputs; transformers.js recognises them.
 PAST, PRESENT = "past_recurrent.", "present_recurrent."
 SLOTS = "slots."
 GRAPHS = ("decode", "prefill")
 WEIGHTS = "weights.bin"
-_INLINE_BYTES = 1024  # smaller constants stay inside the graphs
+_INLINE_BYTES = 1024  # smaller constants are stored in the graphs
 
 
 def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
-    """The graph ``kind`` of a float32 model, in standard operators alone.
+    """Build the graph ``kind`` of a float32 model from standard operators.
 
-    Inputs are ``input_ids`` int64 [batch, 1] (decode) or [batch, tokens] (prefill) and ``past_recurrent.NAME`` for
-    each name of ``RamState.tensors``; outputs ``logits`` [batch, tokens, V], ``present_recurrent.NAME``, and, free for
-    a caller that does not ask for them, ``slots.LAYER`` int32 [batch, tokens, 2, H, K], what each token reads and
-    writes, before CAPE.
+    Its inputs are ``input_ids`` int64 [batch, 1] (decode) or [batch, tokens] (prefill), and ``past_recurrent.NAME`` for
+    each name of ``RamState.tensors``. Its outputs are ``logits`` [batch, tokens, V], ``present_recurrent.NAME``, and
+    ``slots.LAYER`` int32 [batch, tokens, 2, H, K], the slots that each token reads and writes, before CAPE. The slots
+    cost nothing if they are not requested.
     """
     from onnx_ir.passes.common import (
         ClearMetadataAndDocStringPass,
@@ -44,7 +44,7 @@ def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
 
     from export import translations
 
-    state = RamState.zeros(model.config, batch_size=2)  # sizes other than 1, which torch.export would take as fixed
+    state = RamState.zeros(model.config, batch_size=2)  # torch.export treats a size of 1 as constant
     ids = torch.zeros(2, 1 if kind == "decode" else 3, dtype=torch.int64)
     batch = {0: torch.export.Dim("batch")}
     tokens = {} if kind == "decode" else {1: torch.export.Dim("tokens")}
@@ -65,10 +65,10 @@ def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
         )
     if program is None:
         raise RuntimeError(f"torch.onnx.export gave no {kind} graph")
-    # The exporter keeps the functions that it is asked for, but not those that they call.
+    # The exporter keeps the functions of the translation table, but not those that they call.
     token = deserialize_function(translations.token.to_function_proto())
     program.model.functions[token.identifier()] = token
-    # The metadata is the paths and lines of the machine that exports.
+    # The metadata holds file paths and line numbers of the exporting machine.
     for tidy in (InlinePass(), RemoveUnusedFunctionsPass(), RemoveUnusedOpsetsPass(), ClearMetadataAndDocStringPass()):
         tidy(program.model)
     _output_slots(program.model, model.config.num_layers)
@@ -76,7 +76,7 @@ def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
 
 
 def _output_slots(model: onnx_ir.Model, layers: int) -> None:
-    """Make outputs of the slots: each address_decode ends in the Cast of what a GatherElements took."""
+    """Make the slots outputs. Each address_decode ends in a Cast of a GatherElements, which gives its slots."""
     found = []
     for node in model.graph:
         before = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
@@ -90,7 +90,7 @@ def _output_slots(model: onnx_ir.Model, layers: int) -> None:
 
 
 def save(models: dict[str, onnx_ir.Model], directory: Path) -> None:
-    """Write ``NAME.onnx`` for each graph, and the weights, once for all of them, as ``weights.bin`` beside."""
+    """Write ``NAME.onnx`` for each graph, and ``weights.bin`` with the weights that they share."""
     import onnx_ir
     from onnx_ir.external_data import convert_tensors_to_external
 
@@ -106,7 +106,7 @@ def save(models: dict[str, onnx_ir.Model], directory: Path) -> None:
     external = convert_tensors_to_external(list(tensors.values()), directory, WEIGHTS)
     for key, tensor in zip(tensors, external, strict=True):
         for value in initializers[key]:
-            # A copy each, since a tensor carries the name of its initializer.
+            # One object per initializer, as it holds the initializer's name.
             value.const_value = onnx_ir.ExternalTensor(
                 WEIGHTS, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or "",
                 base_dir=directory,
@@ -116,7 +116,7 @@ def save(models: dict[str, onnx_ir.Model], directory: Path) -> None:
 
 
 class _Stateful(nn.Module):
-    """The model with its state as plain tensors, in the order of ``RamState.tensors``."""
+    """The model with its state as a list of tensors, in the order of ``RamState.tensors``."""
 
     def __init__(self, model: RamNetForCausalLM) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _Stateful(nn.Module):
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Hold back a logger's warnings, which concern what the translation table replaces."""
+    """Suppress a logger's warnings, which are about ops that the translation table replaces."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)

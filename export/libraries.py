@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 
 def need(*libraries: str) -> None:
-    """ImportError, with the line that installs them, where a library is missing."""
+    """Raise ImportError, with the install command, if a library is missing."""
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:
         raise ImportError(f"{' and '.join(missing)} not found; install with: pip install 'ramnet[export]'")

@@ -12,7 +12,7 @@ from ramnet import RamNetConfig
 
 
 class Port(BaseModel):
-    """One input or output of a graph; sizes that may vary are names."""
+    """One input or output of a graph; dynamic sizes are names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -25,13 +25,13 @@ class Port(BaseModel):
 
 
 def inputs(config: RamNetConfig, kind: str) -> Iterator[Port]:
-    """The inputs of the graph ``kind`` of a model, in their order."""
+    """Yield the inputs of the graph ``kind`` of a model, in order."""
     yield Port(name="input_ids", shape=["batch", _tokens(kind)], dtype="int64")
     yield from _state(config, PAST)
 
 
 def outputs(config: RamNetConfig, kind: str) -> Iterator[Port]:
-    """The outputs of the graph ``kind`` of a model, in their order."""
+    """Yield the outputs of the graph ``kind`` of a model, in order."""
     yield Port(name="logits", shape=["batch", _tokens(kind), config.vocab_size], dtype="float32")
     yield from _state(config, PRESENT)
     slots: list[int | str] = ["batch", _tokens(kind), 2, config.num_heads, config.top_k]
@@ -40,7 +40,7 @@ def outputs(config: RamNetConfig, kind: str) -> Iterator[Port]:
 
 
 def difference(config: RamNetConfig, kind: str, found_inputs: Iterable[Port], found_outputs: Iterable[Port]) -> str:
-    """Where these ports are first not those of the graph ``kind`` of a model, in words; empty where they are."""
+    """Describe the first port that is not that of the graph ``kind`` of a model; empty if there is none."""
     for side, found, expected in (
         ("input", found_inputs, inputs(config, kind)),
         ("output", found_outputs, outputs(config, kind)),
@@ -52,7 +52,7 @@ def difference(config: RamNetConfig, kind: str, found_inputs: Iterable[Port], fo
 
 
 def _state(config: RamNetConfig, prefix: str) -> Iterator[Port]:
-    """As ``RamState.tensors``, one at a time: a damaged configuration may ask for more than there is memory."""
+    """Yield the ports of ``RamState.tensors`` lazily, as a damaged config may have more layers than fit in memory."""
     heads: list[int | str] = ["batch", config.num_heads, config.slots]
     recent: list[int | str] = ["batch", config.conv_kernel - 1, config.hidden_size]
     for layer in range(config.num_layers):

@@ -1,4 +1,4 @@
-"""PyTorch on the addresses that onnxruntime chose."""
+"""A backend that runs PyTorch's reference with the slots that onnxruntime chose."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ramnet.ops import reference
 
 
 class Replay:
-    """A backend of the ops: the reference, but for the slots, which are those in ``slots``, one entry a layer.
+    """A backend of the ops: the reference, but with given slots; ``slots`` holds one entry per layer.
 
-    Where two slots score the same within rounding, two right programs may choose differently, and what follows then
-    differs by far more than rounding. So a comparison takes the other program's choices, and checks them by
-    themselves: ``worst`` is the largest |log(weight of a chosen slot) - log(the best weight of that rank)|.
+    If the scores of two slots are equal up to rounding, two correct programs may choose different slots, and their
+    outputs then differ by far more than rounding. So a comparison uses the other program's slots and checks them
+    separately: ``worst`` is the largest |log(weight of a chosen slot) - log(the best weight of that rank)|.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""One graph of an export in onnxruntime."""
+"""Runs one graph of an export in onnxruntime."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)"
 
 
 class OnnxGraph:
-    """A graph loaded on the CPU; onnxruntime's own errors come out as one sentence that names the file.
+    """A graph loaded on the CPU. Errors of onnxruntime are raised again as one sentence that names the file.
 
-    onnxruntime maps the weights rather than read them: a file that is overwritten in place, and not replaced by
-    another, changes the numbers of a loaded graph or ends the process.
+    onnxruntime maps the weights into memory: overwriting the file in place, rather than replacing it, changes the
+    results of a loaded graph or crashes the process.
 
     Args:
-        path: of an .onnx file; its weights must lie in the same folder, or onnxruntime refuses them.
-        threads: of onnxruntime, at least 1; None takes ``torch.get_num_threads()``.
+        path: the .onnx file; its weights must be in the same folder.
+        threads: the number of onnxruntime's threads, at least 1; None uses ``torch.get_num_threads()``.
 
     Raises:
-        ValueError: where onnxruntime cannot load the file.
+        ValueError: if ``threads`` is below 1, or onnxruntime cannot load the file.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -49,51 +49,48 @@ class OnnxGraph:
         self.path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.log_severity_level = 4  # what it would log as an error it raises too
+        options.log_severity_level = 4  # errors are raised, too, and need not be logged
         with _one_sentence(ValueError, f"{path} cannot be loaded by onnxruntime"):
-            # The fallback would print, and try the same once more.
+            # The fallback would print a message and try the same provider again.
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
 
     @property
     def inputs(self) -> list[Port]:
-        """What the file has as inputs."""
+        """The inputs of the graph in the file."""
         return _ports(self._session.get_inputs())
 
     @property
     def outputs(self) -> list[Port]:
-        """What the file has as outputs."""
+        """The outputs of the graph in the file."""
         return _ports(self._session.get_outputs())
 
     def run(self, outputs: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """The named outputs; RuntimeError where onnxruntime fails, out of memory for one."""
+        """Compute the named outputs. Raises RuntimeError if onnxruntime fails, for example for lack of memory."""
         with _one_sentence(RuntimeError, f"{self.path} failed in onnxruntime"):
-            # A scalar may come back as a plain number.
+            # onnxruntime may return a scalar as a Python number.
             return [np.asarray(x) for x in self._session.run(outputs, feeds)]
 
     def binding(self) -> IOBinding:
-        """For ``run_bound``: buffers to read and to write."""
+        """Return a new binding of inputs and outputs to buffers, for ``run_bound``."""
         return self._session.io_binding()
 
     def run_bound(self, binding: IOBinding) -> None:
-        """Run on the buffers of ``binding``; errors as in ``run``."""
+        """Run on the buffers of ``binding``; raises as ``run`` does."""
         with _one_sentence(RuntimeError, f"{self.path} failed in onnxruntime"):
             self._session.run_with_iobinding(binding)
 
 
 class BoundStep:
-    """The decode graph on the arrays of one state, bound once, as they are the same at every step.
-
-    Any number of threads may call it, one after another.
-    """
+    """The decode graph bound to the arrays of one state, which it updates in place. Calls are serialised by a lock."""
 
     def __init__(self, graph: OnnxGraph, state: OnnxState, batch: int, vocab_size: int) -> None:
         from onnxruntime import OrtValue
 
         self._graph = graph
         self._lock = threading.Lock()
-        self._arrays = arrays = dict(state.tensors)  # a binding does not keep its buffers alive
+        self._arrays = arrays = dict(state.tensors)  # a binding holds no references to its buffers
         self._ids = np.zeros((batch, 1), dtype=np.int64)
         self._logits = np.zeros((batch, 1, vocab_size), dtype=np.float32)
         self._next_position = np.zeros_like(arrays[POSITION])
@@ -103,13 +100,13 @@ class BoundStep:
         bind_out("logits", OrtValue.ortvalue_from_numpy(self._logits))
         for name, array in arrays.items():
             past = OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
-            # Every layer reads the position, so the next one must not replace it during the run.
+            # Every layer reads the position, so the next position is written to a separate buffer.
             present = OrtValue.ortvalue_from_numpy(self._next_position) if name == POSITION else past
             bind_in(PAST + name, past)
             bind_out(PRESENT + name, present)
 
     def __call__(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits [B, 1, V] of ids [B, 1]; the arrays are updated."""
+        """Return logits [B, 1, V] of ids [B, 1], updating the arrays."""
         if input_ids.shape != self._ids.shape:
             raise ValueError(f"input_ids has {len(input_ids)} rows; the state is of batch size {len(self._ids)}")
         with self._lock:
@@ -129,7 +126,7 @@ def _ports(values: Iterable[NodeArg]) -> list[Port]:
 
 @contextmanager
 def _one_sentence(kind: type[Exception], problem: str) -> Iterator[None]:
-    """Raise what onnxruntime raises as ``kind``: ``problem``, and its words in one line."""
+    """Raise errors of onnxruntime again as ``kind``, with ``problem`` and their message in one line."""
     try:
         yield
     except _errors() as error:
@@ -138,7 +135,7 @@ def _one_sentence(kind: type[Exception], problem: str) -> Iterator[None]:
 
 @cache
 def _errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises: its own exceptions, which have no base but Exception, and pybind11's."""
+    """Return the exceptions that onnxruntime raises: its own, whose only base class is Exception, and pybind11's."""
     from onnxruntime.capi import onnxruntime_pybind11_state as bindings
 
     own = (x for x in vars(bindings).values() if isinstance(x, type) and issubclass(x, Exception))

@@ -1,4 +1,4 @@
-"""Running an export through onnxruntime."""
+"""Runs an exported model in onnxruntime."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ from ramnet.ids import check_prompt
 
 
 class OnnxOutput(NamedTuple):
-    """logits [B, T, V] and the state after the last token."""
+    """Output of ``OnnxSession``: logits [B, T, V] and the state after the last token."""
 
     logits: Tensor
     state: OnnxState
 
 
 class OnnxSession:
-    """An exported model: called as ``RamNetForCausalLM`` is, with an ``OnnxState`` for its state.
+    """An exported model, called like ``RamNetForCausalLM`` but with an ``OnnxState``.
 
-    Threads may share a session, each with states of its own.
+    Threads may share a session if each uses its own states.
 
     Args:
-        directory: what ``ramnet export`` wrote. While the session lives, its files may be removed or replaced by
-            others, as a new export does, but not overwritten in place: onnxruntime maps the weights, it does not read
-            them.
-        threads: of onnxruntime, at least 1; None takes ``torch.get_num_threads()``.
+        directory: the folder that ``ramnet export`` wrote. While the session exists, its files may be removed or
+            replaced, as by another export, but not overwritten in place, because onnxruntime maps the weights.
+        threads: the number of onnxruntime's threads, at least 1; None uses ``torch.get_num_threads()``.
 
     Raises:
-        ValueError: for a directory that is no export, or one whose files are damaged.
-        ImportError: without onnxruntime.
+        ValueError: if ``directory`` is not an export, or a file is damaged.
+        ImportError: if onnxruntime is not installed.
     """
 
     def __init__(self, directory: str | Path, threads: int | None = None) -> None:
@@ -55,13 +54,14 @@ class OnnxSession:
         self._steps: WeakKeyDictionary[OnnxState, BoundStep] = WeakKeyDictionary()
 
     def __call__(self, input_ids: Tensor, state: OnnxState | None = None, *, in_place: bool = False) -> OnnxOutput:
-        """Logits of every token and the state after the last; as ``RamNetForCausalLM.forward``."""
+        """Return logits [B, T, V] of ids [B, T] and the state after them, as ``RamNetForCausalLM.forward`` does."""
         tokens = self._check(input_ids)
         state = OnnxState.zeros(self.config, len(input_ids)) if state is None else state
         if in_place:
             return OnnxOutput(self.step(input_ids, state), state)
-        # Scan copies the state at every token, where a step reads the weights. Measured at 2 layers of width 128, one
-        # thread: at M = 256, with twice the state as large as the weights, they are even; at 4096 steps take half.
+        # Per token, ONNX's Scan copies the state, and a step reads the weights. Measured with 2 layers of width 128 on
+        # one thread: equal at M = 256, where twice the state is as large as the weights; at M = 4096 steps take half
+        # the time.
         copied = 2 * sum(array.nbytes for array in state.tensors.values())
         if tokens > 0 and copied < self._weight_bytes:
             return self.prefill(input_ids, state)
@@ -71,7 +71,7 @@ class OnnxSession:
         return OnnxOutput(torch.cat([nothing, *logits], dim=1), state)
 
     def prefill(self, input_ids: Tensor, state: OnnxState | None = None) -> OnnxOutput:
-        """Logits [B, T, V] of ``input_ids`` int64 [B, T], T ≥ 1, and a new state, by the prefill graph."""
+        """Run the prefill graph: logits [B, T, V] of ``input_ids`` int64 [B, T], T ≥ 1, and a new state."""
         if self._check(input_ids) < 1:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; prefill needs [B, T] with T >= 1")
         state = OnnxState.zeros(self.config, len(input_ids)) if state is None else state
@@ -79,10 +79,10 @@ class OnnxSession:
         return run_copying(self.graphs["prefill"], input_ids, state)[0]
 
     def step(self, input_ids: Tensor, state: OnnxState) -> Tensor:
-        """Logits [B, 1, V] of one token ``input_ids`` int64 [B, 1]; updates ``state`` in place.
+        """Return logits [B, 1, V] of one token, ``input_ids`` int64 [B, 1], updating ``state`` in place.
 
-        Each array of the state is bound as past and present at once, so that onnxruntime writes K rows of it and
-        copies none: the time does not depend on M.
+        Each array of the state is bound as both input and output, so that onnxruntime writes only K of its rows and
+        does not copy it. The time does not depend on M.
         """
         tokens = self._check(input_ids)
         if tokens != 1:
@@ -91,14 +91,14 @@ class OnnxSession:
         if step is None:
             self._check_state(state, len(input_ids))
             step = BoundStep(self.graphs["decode"], state, len(input_ids), self.config.vocab_size)
-            step = self._steps.setdefault(state, step)  # that of another thread where there is one
+            step = self._steps.setdefault(state, step)  # another thread may have added one
         _check_position(state)
         return torch.from_numpy(step(input_ids.numpy()))
 
     generate = generate
 
     def _check(self, input_ids: Tensor) -> int:
-        """How many tokens there are; ValueError for ids that are none."""
+        """Return the number of tokens T. Raises ValueError if ``input_ids`` is not int64 [B, T] or out of range."""
         if input_ids.dim() != 2 or input_ids.dtype != torch.int64:
             raise ValueError(f"input_ids is {input_ids.dtype} {list(input_ids.shape)}; it must be int64 [B, T]")
         if input_ids.numel():
@@ -106,7 +106,7 @@ class OnnxSession:
         return input_ids.shape[1]
 
     def _check_state(self, state: OnnxState, batch: int) -> None:
-        """ValueError where ``state`` is of another model or batch size."""
+        """Raise ValueError if ``state`` does not fit the model or the batch size."""
         found = {name: list(array.shape) for name, array in state.tensors.items()}
         for port in inputs(self.config, "decode"):
             if port.name.startswith(PAST):
@@ -115,12 +115,12 @@ class OnnxSession:
                     raise ValueError(f"state {name} has shape {found.get(name)}; here it must be {shape}")
                 del found[name]
         if found:
-            raise ValueError(f"state holds {', '.join(found)} too, of which this model has no use")
+            raise ValueError(f"state holds {', '.join(found)}, which this model does not have")
         _check_position(state)
 
 
 def _check_position(state: OnnxState) -> None:
-    """ValueError where a row of ``state`` stands before the first token."""
+    """Raise ValueError if a position is negative."""
     position = state.tensors[POSITION]
     if position.size and (lowest := int(position.min())) < 0:
         raise ValueError(f"state position holds {lowest}; it must be >= 0")
@@ -129,7 +129,7 @@ def _check_position(state: OnnxState) -> None:
 def run_copying(
     graph: OnnxGraph, input_ids: Tensor, state: OnnxState, layers: int = 0
 ) -> tuple[OnnxOutput, list[Tensor]]:
-    """Output of either graph by a plain run, which copies the state, and the slots of the first ``layers`` layers."""
+    """Run a graph with a copy of the state. Returns its output and the slots of the first ``layers`` layers."""
     feeds = {"input_ids": input_ids.numpy()} | {PAST + name: array for name, array in state.tensors.items()}
     present = [PRESENT + name for name in state.tensors]
     logits, *rest = graph.run(["logits", *present, *(f"{SLOTS}{i}" for i in range(layers))], feeds)

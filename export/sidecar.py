@@ -1,4 +1,4 @@
-"""``ramnet.json``: what an export says of itself."""
+"""``ramnet.json``, the description of an export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ramnet.config import one_line
 from ramnet.files import read_text, write_text_atomic
 
 FILENAME = "ramnet.json"
-# In ramnet-onnx-1 the position is one for all rows, here one a row.
+# ramnet-onnx-1 had one position for all rows; this format has one per row.
 FORMAT: Literal["ramnet-onnx-2"] = "ramnet-onnx-2"
 DIGESTED = (*(f"{kind}.onnx" for kind in GRAPHS), WEIGHTS)
 
@@ -32,14 +32,14 @@ class Graph(BaseModel):
 
     @classmethod
     def of(cls, config: RamNetConfig, kind: str) -> Self:
-        """The graph ``kind`` of a model."""
+        """Return the description of the graph ``kind`` of a model."""
         return cls(file=f"{kind}.onnx", inputs=list(inputs(config, kind)), outputs=list(outputs(config, kind)))
 
 
 class Sidecar(BaseModel):
     """The content of ``ramnet.json``.
 
-    Raises ValueError where a graph or a digest is missing, or a graph is not the one of ``config``.
+    Raises ValueError if a graph or a digest is missing, or a graph does not fit ``config``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -49,9 +49,9 @@ class Sidecar(BaseModel):
     opset: int
     graphs: dict[str, Graph]
     versions: dict[str, str]
-    files: dict[str, str]  # SHA-256 of each of DIGESTED
-    largest_errors: dict[str, float]  # of the verification, by the name of the check
-    schedules: dict[str, Any] | None  # for each op its record, or the default's knobs
+    files: dict[str, str]  # the SHA-256 digest of each file of DIGESTED
+    largest_errors: dict[str, float]  # the error of each check of the verification, by its name
+    schedules: dict[str, Any] | None  # the record of each op, or the default's knobs
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -67,11 +67,11 @@ class Sidecar(BaseModel):
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read an export's description, and check the files against it; other files in ``directory`` are ignored.
+        """Read an export's description and check its files; other files in ``directory`` are ignored.
 
         Raises:
-            ValueError: where ``directory`` is no export, or one of another format, ``ramnet.json`` is damaged, or a
-                file is missing or not the one that was exported.
+            ValueError: if ``directory`` is not an export or has another format, ``ramnet.json`` is damaged, or a file
+                is missing or differs from what was exported.
         """
         path = directory / FILENAME
         if not path.is_file():
@@ -82,7 +82,7 @@ class Sidecar(BaseModel):
             first = error.errors()[0]
             if first["loc"] == ("format",) and first["type"] == "literal_error":
                 raise ValueError(
-                    f"{path} is of the format {first['input']!r:.40}; {FORMAT} is read here: export again"
+                    f"{path} has the format {first['input']!r:.40}; it must be {FORMAT}: export again"
                 ) from None
             raise ValueError(f"{path} is damaged: {' '.join(one_line(error).split())}") from None
         for name, digest in sidecar.files.items():
@@ -102,5 +102,5 @@ def sha256(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what an export depends on."""
+    """Return the versions of the packages that an export depends on."""
     return {name: version(name) for name in ("ramnet", "torch", "onnx", "onnxruntime", "onnxscript")}

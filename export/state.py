@@ -1,4 +1,4 @@
-"""The state of an export between calls, as arrays that onnxruntime updates in place."""
+"""The state of an exported model, held in arrays that onnxruntime updates in place."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ POSITION = "position"
 
 
 class OnnxState:
-    """The state of ``OnnxSession``: ``tensors``, arrays under the names of ``RamState.tensors``.
+    """The state of an ``OnnxSession``: arrays by the names of ``RamState.tensors``.
 
-    A state owns its arrays, float32 and int64 positions, each contiguous and at one place for as long as the state
-    lives, since ``OnnxSession.step`` updates them where they are. So what comes in is copied, and what ``tensors``
-    gives are views to read and write.
+    The arrays are float32, positions int64. Their addresses never change, because ``OnnxSession.step`` updates them in
+    place: the constructor copies its arguments, and ``tensors`` returns views.
 
     Raises:
-        ValueError: for an array that is not of numbers, or positions that are not of whole ones.
+        ValueError: if an array cannot be converted to its dtype, for example a floating position.
     """
 
     def __init__(self, tensors: Mapping[str, ArrayLike]) -> None:
@@ -30,34 +29,34 @@ class OnnxState:
 
     @property
     def tensors(self) -> OnnxTensors:
-        """The arrays by name; assigning to one copies into it."""
+        """The arrays by name; assignment copies into an array."""
         return OnnxTensors(self._arrays)
 
     @classmethod
     def zeros(cls, config: RamNetConfig, batch_size: int) -> Self:
-        """The state before the first token."""
+        """Return the state before the first token."""
         return cls.of(RamState.zeros(config, batch_size))
 
     @classmethod
     def of(cls, state: RamState) -> Self:
-        """A copy of a PyTorch state, as float32."""
+        """Copy a PyTorch state, converting it to float32."""
         return cls({name: x if name == POSITION else x.float() for name, x in state.tensors().items()})
 
     def clone(self) -> Self:
-        """A copy that shares nothing with this one."""
+        """Return a copy that shares no memory with this state."""
         return type(self)(self._arrays)
 
     def reorder(self, index: Tensor) -> Self:
-        """The state whose batch entry i is this one's ``index[i]``, as a beam search needs; ``index`` is int64."""
+        """Return a state whose row i is row ``index[i]`` of this one, as beam search needs; ``index`` is int64."""
         rows = index.numpy()
         return type(self)({name: x[rows] if x.ndim else x for name, x in self._arrays.items()})
 
 
 class OnnxTensors(MutableMapping[str, NDArray[Any]]):
-    """The arrays of a state. Their names, shapes and types stay; their numbers may be written.
+    """The arrays of a state. Their values can be written; their names, shapes and dtypes are fixed.
 
-    ``tensors[name] = other`` copies ``other`` of any numeric type and layout; ValueError for another shape. What is
-    read is a view, so that a change of its own shape or type, as numpy allows in place, leaves the state as it is.
+    ``tensors[name] = other`` copies ``other``, of any numeric dtype and layout; it raises ValueError if the shape
+    differs. ``tensors[name]`` is a view, so that changing its shape or dtype in place does not change the state.
     """
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
@@ -72,12 +71,12 @@ class OnnxTensors(MutableMapping[str, NDArray[Any]]):
         numbers, array = _numbers(name, value), self._arrays[name]
         if numbers.shape != array.shape:
             raise ValueError(
-                f"state {name} has shape {list(array.shape)}, which stays; it cannot take {list(numbers.shape)}"
+                f"state {name} has shape {list(array.shape)}; it cannot be assigned an array of {list(numbers.shape)}"
             )
         array[...] = numbers
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError(f"state {name} cannot be removed; a state keeps its arrays")
+        raise TypeError(f"state {name} cannot be removed; the arrays of a state are fixed")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -91,7 +90,7 @@ def _dtype(name: str) -> type[np.generic]:
 
 
 def _numbers(name: str, value: ArrayLike) -> NDArray[Any]:
-    """``value`` as an array; ValueError where its numbers are not of the kind that ``name`` holds."""
+    """Convert ``value`` to an array. Raises ValueError if it cannot be cast to the dtype of the array ``name``."""
     array = np.asarray(value)
     if not np.can_cast(array.dtype, _dtype(name), casting="same_kind"):
         raise ValueError(f"state {name} is given {array.dtype}; it holds {np.dtype(_dtype(name))}")

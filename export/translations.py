@@ -1,12 +1,12 @@
-"""The memory ops in standard ONNX operators, as ``torch.onnx.export`` takes them for its translation table.
+"""The memory ops in standard ONNX operators, for the translation table of ``torch.onnx.export``.
 
-Each function has the signature of its op in ``ramnet.ops.library``. The state is indexed as it comes, [B, H, M, D],
-with nothing between a graph's input, the ScatterND and the graph's output: only so does onnxruntime update a state
-that is bound to both in place, and touch K rows of it rather than copy M.
+Each function has the signature of its op in ``ramnet.ops.library``. The state [B, H, M, D] goes from the graph's input
+through ScatterND to its output without other operators. Only then does onnxruntime update a state that is bound to both
+in place, writing K rows instead of copying M.
 """
 
 # mypy: ignore-errors
-# onnxscript turns Python constants into tensors and its decorated functions into graphs; its stubs know neither.
+# onnxscript accepts Python constants as tensors and turns decorated functions into graphs; its stubs describe neither.
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from onnxscript.values import Opset
 from ramnet.ops import library  # noqa: F401  registers the ops
 
 OPSET = 18
-_domain = Opset("ramnet", 1)  # of the functions below until they are inlined
+_domain = Opset("ramnet", 1)  # the domain of the functions below until they are inlined
 Float, Int64 = FLOAT[...], INT64[...]  # of any rank; a bare FLOAT is a scalar
 
 
 def address_decode(logits: Any, top_k: int, kernels: str = "") -> tuple[Any, Any]:
-    """Weights and slots [..., K] of logits [..., U, P]: a beam search, one TopK a sub-vector."""
+    """Return weights and slots [..., K] of logits [..., U, P] by beam search, with one TopK per sub-vector."""
     order, sub_dim = (int(size) for size in logits.shape[-2:])
-    leading = [0] * (len(logits.shape) - 2)  # a Reshape copies these sizes
+    leading = [0] * (len(logits.shape) - 2)  # Reshape keeps sizes given as 0
     log_p = op.LogSoftmax(logits, axis=-1)
     best = op.Squeeze(op.Slice(log_p, [0], [1], [-2]), [-2])  # [..., P]
     slots = op.Expand(_int64(range(sub_dim)), op.Shape(best))
@@ -59,7 +59,7 @@ def memory_scan(
     proxy_eps: float = 0.01,
     kernels: str = "",
 ) -> tuple[Any, Any, Any]:
-    """Output [B, H, T, D], memory and mass: ONNX Scan over the tokens, or plain nodes where T is 1 by its type."""
+    """Return output [B, H, T, D], memory and mass by an ONNX Scan over tokens, or without one if T is 1 statically."""
     decay = op.Pow(op.Sub(1.0, write_weights), decay_power)
     epsilon = op.Constant(value_float=eps)
     write_at, read_at = _indices(write_slots), _indices(read_slots)
@@ -72,7 +72,7 @@ def memory_scan(
 
 
 def table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The ``custom_translation_table`` for ``torch.onnx.export``."""
+    """Return the ``custom_translation_table`` for ``torch.onnx.export``."""
     return {
         torch.ops.ramnet.address_decode.default: address_decode,
         torch.ops.ramnet.memory_scan.default: memory_scan,
@@ -84,13 +84,13 @@ def _int64(numbers: Any) -> Any:
 
 
 def _indices(slots: Any) -> Any:
-    """Slots [B, H, T, K] as the indices (b, h, slot) into the state, int64 [B, H, T, K, 3]."""
+    """Convert slots [B, H, T, K] to indices (b, h, slot) into the state, int64 [B, H, T, K, 3]."""
     slots = op.Unsqueeze(op.Cast(slots, to=INT64.dtype), [-1])
     shape = op.Shape(slots)
     batch = op.Reshape(op.Range(0, op.Gather(shape, 0), 1), [-1, 1, 1, 1, 1])
     head = op.Reshape(op.Range(0, op.Gather(shape, 1), 1), [-1, 1, 1, 1])
     indices = op.Concat(op.Expand(batch, shape), op.Expand(head, shape), slots, axis=-1)
-    return op.Reshape(indices, [0, 0, 0, 0, 3])  # changes nothing; states the 3, from which later ranks follow
+    return op.Reshape(indices, [0, 0, 0, 0, 3])  # only for shape inference, which needs the constant 3
 
 
 @script(_domain, default_opset=op)
@@ -114,7 +114,7 @@ def _scan(
     memory: Float, mass: Float, write_at: Int64, write_weights: Float, decay: Float,
     read_at: Int64, read_weights: Float, values: Float, epsilon: Float,
 ) -> tuple[Float, Float, Float]:  # fmt: skip
-    """All tokens, along axis 2 of everything but the state."""
+    """Scan the tokens, which are axis 2 of all arguments but the state."""
 
     @graph()
     def body(

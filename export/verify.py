@@ -1,4 +1,4 @@
-"""Whether an export computes what its model does."""
+"""Verifies an export against its model."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ LENGTHS = (1, 7, 63)
 STEPS = 64
 CHECKS = len(BATCHES) * (len(LENGTHS) + 3)
 
-# Measured at most 2e-6, up to three layers of "340m", untrained. The rest allows for depth.
+# The largest error measured was 2e-6, with three layers of an untrained "340m"; deeper models have larger errors.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: the largest errors of the logits and of the state, each over max(1, the largest magnitude).
+    """One comparison. The errors of the logits and of the state are divided by max(1, largest magnitude).
 
-    ``addresses`` is how far a chosen slot's weight is from the best of its rank, as a difference of logarithms.
+    ``addresses`` is the largest difference of logarithms between the weight of a chosen slot and the best of its rank.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Check:
 
     @property
     def error(self) -> float:
-        return float(np.max([self.logits, self.state, self.addresses]))  # NaN where one is
+        return float(np.max([self.logits, self.state, self.addresses]))  # np.max propagates NaN
 
     @property
     def passed(self) -> bool:
@@ -52,7 +52,7 @@ class Check:
 
 
 def check_graphs(directory: Path) -> None:
-    """onnx's checker, shapes included, and that there is nothing but standard operators; ValueError otherwise."""
+    """Raise ValueError if onnx's checker or shape inference rejects a graph, or it uses non-standard operators."""
     import onnx
 
     for name in GRAPHS:
@@ -69,11 +69,10 @@ def check_graphs(directory: Path) -> None:
 
 @torch.no_grad()
 def compare(model: RamNetForCausalLM, session: OnnxSession, tolerance: float = TOLERANCE) -> Iterator[Check]:
-    """``CHECKS`` comparisons of onnxruntime with the model on the reference ops.
+    """Compare onnxruntime with the model on the reference ops, yielding ``CHECKS`` comparisons.
 
-    For each batch size: prefill of each length from a fresh state; then, with the positions moved on (past M, past
-    2^31), each row's by one more, prefill from that state, 64 decode steps, and the same steps with the state copied
-    instead of bound.
+    For each batch size: prefill of each length from a fresh state; then, with positions that differ between rows and
+    pass M or 2^31, prefill from that state, 64 decode steps, and the same steps with the state copied instead of bound.
     """
     generator = torch.Generator().manual_seed(0)
     layers = model.config.num_layers
@@ -91,7 +90,7 @@ def compare(model: RamNetForCausalLM, session: OnnxSession, tolerance: float = T
         return expect(ids, state, slots), found
 
     def check(name: str, pairs: Sequence[tuple[RamNetOutput | OnnxOutput, OnnxOutput]], tolerance: float) -> Check:
-        """Logits of every pair; states of the last alone, since steps update them in place."""
+        """Compare the logits of all pairs, but only the last pair's states, since steps update them in place."""
         reference, found = (_arrays(output.state) for output in pairs[-1])
         worst, replay.worst = replay.worst, 0.0
         return Check(

@@ -1,4 +1,4 @@
-"""Which kinds of schedule an op has on a target: one, or one for each form of its kernel."""
+"""The classes of schedules of each op and target: one, or one for each form of the kernel."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from schedules.workload import Workload
 
 
 def kinds(op: str, target: str) -> Mapping[str, type[Schedule]]:
-    """The kinds by form, that of an op without forms by ""; those of the target's own kernels, of a CPU or of a GPU.
+    """Return the schedule classes of ``op`` on ``target`` by form; an op without forms has one, under "".
 
-    ValueError, listing what there is, for an op that has no kernel for ``target``.
+    Raises ValueError, listing the ops, if ``op`` has no kernel for ``target``.
     """
     ops = cpu.SCHEDULES if target == "cpu" else gpu.SCHEDULES
     if op not in ops:
@@ -22,15 +22,15 @@ def kinds(op: str, target: str) -> Mapping[str, type[Schedule]]:
 
 
 def default_schedule(workload: Workload, target: str) -> Schedule:
-    """What is used when nothing was tuned: the default of the first form that takes the workload, else of the first."""
+    """Return the schedule that is used if none was tuned: the default of the first form that is valid for the workload."""
     defaults = [kind.default(workload) for kind in kinds(workload.op, target).values()]
     return next((schedule for schedule in defaults if schedule.refusal(workload) is None), defaults[0])
 
 
 def schedule_of(op: str, target: str, knobs: Mapping[str, Any]) -> Schedule:
-    """The schedule with these knobs, "form" among them where the op has several; knobs of other forms are left out.
+    """Return the schedule with these knobs, which include "form" if the op has several; other forms' knobs are ignored.
 
-    ValueError for an op that has no kernel for ``target``, for an unknown form, and for a knob that no form has.
+    Raises ValueError if ``op`` has no kernel for ``target``, the form is unknown, or no form has a knob.
     """
     forms = kinds(op, target)
     if "" in forms:

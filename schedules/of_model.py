@@ -1,4 +1,4 @@
-"""The workloads of a real model: what its memory ops meet in training, prefill and decoding."""
+"""The workloads of a model's memory ops in training, prefill and decoding."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def of_model(config: RamNetConfig, batch_size: int = 1, length: int = 1024) -> list[Workload]:
-    """The ops of one layer on a CPU for ``batch_size`` sequences of ``length`` tokens, and for one token of each.
+    """Return the workloads of one layer on a CPU: ``batch_size`` sequences of ``length`` tokens, and one token of each.
 
-    ValueError for a batch or a length below 1.
+    Raises ValueError for a batch or a length below 1.
     """
     refuse_below_one(batch_size=batch_size, length=length)
     few, many, backward = _addresses(config, batch_size, 1), *_addresses_and_gradient(config, batch_size, length)
@@ -23,9 +23,10 @@ def of_model(config: RamNetConfig, batch_size: int = 1, length: int = 1024) -> l
 def of_model_on_gpu(
     config: RamNetConfig, batch_size: int = 16, length: int = 4096, decode_batch: int = 64
 ) -> list[Workload]:
-    """The ops of one layer in bfloat16: training on ``batch_size`` sequences, and one token of ``decode_batch``.
+    """Return the workloads of one layer on a GPU in bfloat16.
 
-    ValueError for a batch or a length below 1.
+    They are training on ``batch_size`` sequences of ``length`` tokens, and decoding one token of ``decode_batch``
+    sequences. Raises ValueError for a batch or a length below 1.
     """
     refuse_below_one(batch_size=batch_size, length=length, decode_batch=decode_batch)
     heads = Workload(
@@ -43,7 +44,7 @@ def of_model_on_gpu(
 
 
 def refuse_below_one(**sizes: int) -> None:
-    """ValueError for a size below 1."""
+    """Raise ValueError for a size below 1."""
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -58,7 +59,7 @@ def _constants(config: RamNetConfig) -> dict[str, float]:
 
 
 def _addresses(config: RamNetConfig, batch_size: int, length: int, dtype: Dtype = "float32") -> Workload:
-    """A write address and a read address for each head and token."""
+    """Return the workload of decoding a write address and a read address for each head and token."""
     rows = 2 * batch_size * config.num_heads * length
     shape = {"R": rows, "U": config.order, "P": config.sub_dim, "K": config.top_k}
     return Workload(op="address_decode", shape=shape, dtype=dtype)
@@ -77,7 +78,7 @@ def _step(config: RamNetConfig, batch_size: int, dtype: Dtype = "float32") -> Wo
 
 
 def _scans(config: RamNetConfig, batch_size: int, length: int, dtype: Dtype = "float32") -> list[Workload]:
-    """Backward, then forward."""
+    """Return the backward scan, then the forward scan."""
     shape = {"N": batch_size * config.num_heads, "T": length, **_state(config)}
     constants = _constants(config)
     return [

@@ -1,7 +1,7 @@
-"""Tuned records: for each workload and device the best schedule found, one JSON row a line, sorted.
+"""Records of tuned schedules: the best schedule found for each workload and device, in sorted JSON Lines files.
 
-What tuning finds goes to a folder of the user's. The records beside this module are shipped: they are only read, for
-workloads and devices of which the user's folder has none.
+Tuning writes records to the user's folder. The records shipped beside this module are read-only; they are used for
+workloads and devices without a record in the user's folder.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from schedules.base import Schedule
 from schedules.kinds import default_schedule, schedule_of
 from schedules.workload import Workload
 
-How = Literal["measured", "modelled, not run"]  # modelled: compiled for the target
+How = Literal["measured", "modelled, not run"]  # modelled: predicted from the binary compiled for the target
 SHIPPED = Path(__file__).parent / "records"
-# 25 000 rows. Each process that uses a target reads its file whole, which takes 1.5 s for so many.
+# The largest file that is read, about 25 000 rows, which takes each process 1.5 s.
 MOST_BYTES = 1 << 24
 
 
 class Time(BaseModel):
     """Seconds of one call: the median and the interquartile range of ``runs`` interleaved samples.
 
-    What a model says has no spread, and no runs.
+    A modelled time has a spread of 0 and 0 runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -41,7 +41,7 @@ class Time(BaseModel):
 
 
 class Launch(BaseModel):
-    """What the binary of one launch of a schedule needs: see ``lowering.gpu.resources.Resources``."""
+    """The resources of the binary of one launch; see ``lowering.gpu.resources.Resources``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,30 +62,30 @@ class Record(BaseModel):
     device: str
     knobs: dict[str, Any]
     how: How
-    gain: float  # the default's time over this one's, median of paired rounds; 1 where the default stays
+    gain: float  # the default's time divided by this one's, median of paired rounds; 1 if the default is the best
     gain_spread: float
     tuned: Time
     default: Time
-    eager: Time | None = None  # modelled: nothing was run
+    eager: Time | None = None  # None if the record is modelled
     trials: int
     fingerprint: str  # of the kernels' source and the compilers' versions
     versions: dict[str, str]
     date: str
-    launches: tuple[Launch, ...] = ()  # of a GPU's schedule, where it was compiled apart from running it
+    launches: tuple[Launch, ...] = ()  # of a GPU's schedule that was compiled without being run
 
     @property
     def key(self) -> tuple[str, str]:
         return self.workload.name, self.device
 
     def schedule(self) -> Schedule:
-        """The knobs, validated."""
+        """Return the validated schedule."""
         return schedule_of(self.workload.op, self.target, self.knobs)
 
 
 def records_path(target: str) -> Path:
-    """The user's file of a target: in ``RAMNET_RECORDS`` where that is set, else in the user's folder for data.
+    """Return the user's file of a target, in the folder ``RAMNET_RECORDS`` or, if not set, the user's data folder.
 
-    ValueError where that is something other than a folder.
+    Raises ValueError if that path exists and is not a folder.
     """
     folder = records_folder()
     if os.path.lexists(folder) and not folder.is_dir():
@@ -95,7 +95,7 @@ def records_path(target: str) -> Path:
 
 
 def records_folder() -> Path:
-    """Where the user's records are, or will be."""
+    """Return the folder of the user's records, which may not exist yet."""
     import platformdirs
 
     given = os.environ.get("RAMNET_RECORDS")
@@ -103,14 +103,14 @@ def records_folder() -> Path:
 
 
 def shipped_path(target: str) -> Path:
-    """The file of a target's shipped records."""
+    """Return the file of a target's shipped records."""
     return SHIPPED / f"{target}.jsonl"
 
 
 def known(target: str, path: Path | None = None) -> list[Record]:
-    """The records of the user's file of a target, or of ``path``; and those shipped for other workloads and devices.
+    """Return the user's records of a target, or those in ``path``, and shipped ones of other workloads and devices.
 
-    ValueError as for ``records_path`` and ``load``.
+    Raises ValueError as ``records_path`` and ``load`` do.
     """
     found = {record.key: record for record in load(shipped_path(target))}
     found.update((record.key, record) for record in load(records_path(target) if path is None else path))
@@ -118,7 +118,7 @@ def known(target: str, path: Path | None = None) -> list[Record]:
 
 
 def load(path: Path) -> list[Record]:
-    """The records of a file, none where there is no file; ValueError, naming the line, for anything else in it."""
+    """Read the records of a file; none if it is missing. Raises ValueError, naming the line, if one is not a record."""
     if not os.path.lexists(path):
         return []
     if not path.is_file():
@@ -152,18 +152,18 @@ def _read(path: Path) -> list[Record]:
 
 
 def merge(path: Path, found: Sequence[Record], compared: Collection[Schedule] | None = None) -> list[Record]:
-    """Put ``found`` in the file, each in the place of its workload and device; several processes may do so at once.
+    """Add ``found`` to the file, replacing rows of the same workload and device. Processes may do so concurrently.
 
-    A workload that was measured, on whatever device, has no modelled row.
+    Modelled rows of a workload that was measured on any device are removed.
 
     Args:
-        compared: the schedules that ``found`` was compared with; a row with another one stays as it is. None where
-            each row gives way.
+        compared: the schedules that ``found`` was compared with. A row with another schedule is not replaced. None
+            replaces every row.
 
     Returns:
-        Those of ``found`` that a row stays in the place of.
+        The records of ``found`` that were not added.
     """
-    path = path.resolve()  # where it is a link, the file that it names
+    path = path.resolve()  # replace the target of a link, not the link
     with locked(path):
         there = _read(path)
         staying = {r.key for r in there if compared is not None and r.schedule() not in compared}
@@ -178,7 +178,7 @@ def merge(path: Path, found: Sequence[Record], compared: Collection[Schedule] | 
 
 
 def remove(path: Path, is_meant: Callable[[Record], bool]) -> list[Record]:
-    """Take the records that are meant out of the file, and give them."""
+    """Remove the records for which ``is_meant`` is true from the file, and return them."""
     if not os.path.lexists(path):
         return []
     path = path.resolve()
@@ -191,7 +191,7 @@ def remove(path: Path, is_meant: Callable[[Record], bool]) -> list[Record]:
 
 
 def save(path: Path, found: Sequence[Record]) -> None:
-    """Write a file of these records, sorted, whole or not at all."""
+    """Write the records to a file, sorted, atomically."""
     ordered = sorted(found, key=lambda record: (record.target, record.key))
     write_text_atomic(path, "".join(_line(record) + "\n" for record in ordered))
 
@@ -201,13 +201,13 @@ def _line(record: Record) -> str:
     return record.model_dump_json(exclude=absent)
 
 
-# A record says little of a workload further away than this many doublings of a size: at M = 4^5 a step loses by the
-# prefetch that it gains by at M = 4^10.
+# The largest distance (``Workload.distance``) at which a record applies to another workload: the prefetch that speeds up
+# a step at M = 4^10 slows it down at M = 4^5.
 NEAR = 4.0
 
 
 class Choice(BaseModel):
-    """A schedule for a workload, and where it comes from."""
+    """A schedule for a workload, and its source."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -220,11 +220,13 @@ def choose(
     workload: Workload, target: str, device: str, refused: Callable[[Schedule], str | None] = lambda schedule: None,
     among: Sequence[Record] | None = None,
 ) -> Choice:  # fmt: skip
-    """The schedule of the exact record, else of the nearest one near enough that can be built, else the default.
+    """Return the schedule of the exact record, else of the nearest valid one within ``NEAR``, else the default.
 
-    ``refused`` says why a schedule cannot be built on this machine, or None. Of equally near ones those that were
-    measured come first, then those of ``device``. Other targets' records, whose knobs are other kernels', are passed
-    over. ``among``: the records to choose from; those known of the target where it is None.
+    Of equally near records, measured ones come first, then those of ``device``.
+
+    Args:
+        refused: returns why a schedule cannot be built on this machine, or None if it can.
+        among: the records to choose from, of which those of other targets are ignored; None for all known ones.
     """
 
     def rank(record: Record) -> tuple[float, bool, bool, str]:

@@ -1,4 +1,4 @@
-"""A workload as a user writes it: "memory_scan N=256 T=4096 dtype=bfloat16"."""
+"""Parses workloads such as "memory_scan N=256 T=4096 dtype=bfloat16"."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from schedules.workload import AXES, Workload
 
 
 def parse(text: str, config: RamNetConfig, dtype: str = "float32") -> Workload:
-    """The workload of an op by name, then sizes by the letters of the paper, and perhaps a dtype and constants.
+    """Parse the name of an op, followed by sizes by the paper's symbols and optionally a dtype and constants.
 
     Args:
-        config: gives the sizes and the constants that are not named; but T and R, tokens and rows of logits, are not a
-            model's. N, a batch times its heads, is that of one sequence.
-        dtype: where none is named.
+        text: the text to parse.
+        config: gives sizes and constants that ``text`` does not; N is then that of one sequence. The sizes T, R, O and
+            I must be in ``text``.
+        dtype: the dtype if ``text`` names none.
 
     Raises:
-        ValueError: for an unknown op, a size that it has not or that is missing, and what is no number.
+        ValueError: if the op or a size is unknown, a size is missing, or a value is not a number.
     """
     op, *settings = text.split() or [""]
     if op not in AXES:
@@ -50,7 +51,7 @@ def parse(text: str, config: RamNetConfig, dtype: str = "float32") -> Workload:
 
 
 def _constants(op: str, config: RamNetConfig) -> dict[str, float]:
-    """Those that are compiled into a kernel of the op."""
+    """Return the constants that are compiled into a kernel of the op."""
     if not op.startswith(("memory_", "decode_heads")):
         return {}
     found = {"decay_power": config.decay_power, "eps": config.eps}

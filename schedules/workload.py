@@ -1,4 +1,4 @@
-"""What has to be computed: an op with its sizes, its type and the constants compiled into it."""
+"""What a kernel computes: an op with its sizes, its dtype and the constants compiled into it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Op = Literal[
     "decode_layer", "decode_heads",
 ]  # fmt: skip
 
-# The sizes of each op, by the letters of the paper; N is B·H, R rows of logits, O and I a matrix's outputs and inputs;
-# of a layer C is the hidden size and I the FFN's width, 0 without one.
+# The sizes of each op by the paper's symbols. N is B·H, R the rows of logits, O and I a matrix's outputs and inputs. In
+# decode_layer, C is the hidden size and I the width of the FFN, or 0 without one.
 AXES: dict[str, tuple[str, ...]] = {
     "address_decode": ("R", "U", "P", "K"),
     "address_decode_backward": ("R", "U", "P", "K"),
@@ -25,12 +25,12 @@ AXES: dict[str, tuple[str, ...]] = {
     "decode_layer": ("C", "H", "U", "P", "K", "M", "D", "I"),
     "decode_heads": ("N", "U", "P", "K", "M", "D"),
 }
-# Sizes that a kernel takes at run time. The others are compiled in.
+# Sizes that are dynamic in a kernel; the others are compiled in.
 DYNAMIC_AXES = frozenset({"R", "N", "T"})
 
 
 class Workload(BaseModel):
-    """An op, its sizes, its type, and the constants (γ, ε, ε', τ, …) compiled into it."""
+    """An op, its sizes, its dtype, and the constants (γ, ε, ε', τ, …) compiled into its kernel."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +41,7 @@ class Workload(BaseModel):
 
     @classmethod
     def of(cls, op: Op, sizes: Sequence[int], dtype: object, constants: dict[str, float]) -> Self:
-        """From sizes in the order of ``AXES``, and a type of torch's or its name."""
+        """Create a workload from sizes in the order of ``AXES``, and a torch dtype or its name."""
         shape = dict(zip(AXES[op], sizes, strict=True))
         return cls.model_validate(
             {"op": op, "shape": shape, "dtype": str(dtype).removeprefix("torch."), "constants": constants}
@@ -56,20 +56,23 @@ class Workload(BaseModel):
 
     @property
     def name(self) -> str:
-        """One line that tells this workload from others, for keys and tables."""
+        """The workload as one line, for keys and tables."""
         sizes = " ".join(f"{axis}={size}" for axis, size in self.shape.items())
         constants = "".join(f" {name}={value:g}" for name, value in sorted(self.constants.items()))
         return f"{self.op} {sizes} {self.dtype}{constants}"
 
     @property
     def kernel_name(self) -> str:
-        """``name`` without the sizes that a kernel takes at run time."""
+        """``name`` without dynamic sizes and with exact constants."""
         sizes = " ".join(f"{axis}={size}" for axis, size in self.shape.items() if axis not in DYNAMIC_AXES)
         constants = "".join(f" {name}={value!r}" for name, value in sorted(self.constants.items()))
         return f"{self.op} {sizes} {self.dtype}{constants}"
 
     def distance(self, other: Workload) -> float:
-        """How far apart two workloads of one op are: doublings of their sizes, plus one for another type or γ."""
+        """Return the distance of two workloads: doublings of sizes, plus one for another dtype and one for another γ.
+
+        It is infinite for different ops.
+        """
         if self.op != other.op:
             return math.inf
         doublings = sum(abs(math.log2(max(size, 1) / max(other.shape[axis], 1))) for axis, size in self.shape.items())
@@ -78,6 +81,6 @@ class Workload(BaseModel):
 
 
 def heads_of(workload: Workload) -> int:
-    """H of "decode_heads", of which a workload tells only N = B·H: the 16 of "340m" where they divide N, else N."""
+    """Return H for a workload of decode_heads, which has only N = B·H: 16, as in "340m", if it divides N, else N."""
     N = workload.shape["N"]
     return 16 if N % 16 == 0 else N

@@ -1,4 +1,4 @@
-"""The knobs of each op's TIR kernel on a CPU: their values, their defaults and the rules that refuse some."""
+"""The schedules of the TIR kernels on a CPU: each op's knobs, their values, defaults and rules."""
 
 from __future__ import annotations
 

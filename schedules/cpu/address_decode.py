@@ -1,4 +1,4 @@
-"""The knobs of the addresses on a CPU: each lane of a vector works on a row of its own."""
+"""Schedules of address_decode and its gradient on a CPU. Each vector lane handles one row of logits."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from schedules.workload import Workload
 
 
 class AddressDecode(Schedule):
-    """Top-K addresses: each lane of a vector works on a row of its own."""
+    """Schedule of the top-K addresses."""
 
     lanes: int  # rows of logits in one vector
-    unroll: int  # what is straight code: 0 nothing, 1 the work on one sub-vector, 2 that on all U of them
-    parallel: bool  # rows on all threads
+    unroll: int  # what is unrolled: 0 nothing, 1 the code of one sub-vector, 2 that of all U sub-vectors
+    parallel: bool  # distribute rows over threads
 
-    # Compare-and-exchanges of one sub-vector in straight code; 500 of them take LLVM 25 s.
+    # The most compare-exchanges of a sub-vector to unroll; LLVM compiles 500 of them in 25 s.
     STRAIGHT_EXCHANGES: ClassVar[int] = 150
-    # Fewer rows than this are a step of decoding and take loops, which build in 0.2 s rather than 1.5 s. Within "340m"
-    # a call took 115 µs or more either way, against 25 ns a row in bulk: the size of the code is not what costs there.
+    # Fewer rows than this are a decoding step, which uses loops: they compile in 0.2 s instead of 1.5 s. In decoding
+    # with "340m" a call took at least 115 µs either way, where a row in bulk takes 25 ns.
     COLD_ROWS: ClassVar[int] = 256
 
     @classmethod
     def exchanges(cls, workload: Workload) -> int:
-        """Compare-and-exchanges that one sub-vector takes in straight code."""
+        """Return the number of compare-exchanges of one sub-vector when unrolled."""
         P, K = workload.shape["P"], workload.shape["K"]
         width = 1 << (K - 1).bit_length()
         return P * min(P, K) + (min(P, K) - 1) * (width // 2) * (width.bit_length() - 1)
@@ -54,10 +54,10 @@ class AddressDecode(Schedule):
 
 
 class AddressDecodeBackward(Schedule):
-    """The gradient of the logits: each lane of a vector works on a row of its own."""
+    """Schedule of the gradient of the logits."""
 
     lanes: int  # rows of logits in one vector
-    parallel: bool  # rows on all threads
+    parallel: bool  # distribute rows over threads
 
     @classmethod
     def default(cls, workload: Workload) -> Self:

@@ -1,4 +1,4 @@
-"""The knobs of a whole layer on one token on a CPU."""
+"""The schedule of a whole layer on one token on a CPU."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from schedules.workload import Workload
 
 
 class DecodeLayer(Schedule):
-    """A whole layer on one token: its products, which are nearly all of the time, in parallel."""
+    """Schedule of a whole layer on one token. Its matrix products, which take nearly all of the time, are parallel."""
 
-    rows: int  # outputs of a product worked on side by side; fewer where it has fewer
-    lanes: int  # sums kept for each of them; the largest divisor of the product's inputs up to it
+    rows: int  # outputs of a matrix product computed in one loop; the largest divisor of the outputs up to this
+    lanes: int  # partial sums per output; the largest divisor of the inputs up to this
 
     @classmethod
     def default(cls, workload: Workload) -> Self:

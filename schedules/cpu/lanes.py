@@ -1,15 +1,15 @@
-"""How many rows, or sums, a vector may hold."""
+"""The largest number of vector lanes."""
 
 from __future__ import annotations
 
 from schedules.workload import Workload
 
-# TVM keeps a smaller buffer on the stack, where LLVM finds registers for it.
+# TVM puts a smaller buffer on the stack, where LLVM can keep it in registers.
 REGISTER_BYTES = 1024
 
 
 def refuse_lanes(lanes: int, workload: Workload) -> str | None:
-    """A sentence where a vector of ``lanes`` rows is no register."""
+    """Return a sentence if a vector of ``lanes`` elements does not stay on the stack."""
     size = lanes * (8 if workload.dtype == "float64" else 4)
     if lanes >= 1 and size < REGISTER_BYTES:
         return None

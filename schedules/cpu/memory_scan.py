@@ -1,4 +1,4 @@
-"""The knobs of the scans on a CPU."""
+"""The schedules of the scans on a CPU."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from schedules.workload import Workload
 
 
 class MemoryScan(Schedule):
-    """Forward scan: heads (and groups of channels) in parallel, each walking through time in chunks."""
+    """Schedule of the forward scan: heads and groups of channels are parallel, tokens are scanned in chunks."""
 
     tile: int  # channels updated by one vector statement
-    groups: int  # parts of D that may run on different threads; each repeats the mass
-    chunk: int  # tokens whose decays and read factors are computed ahead, then used for every tile
-    unroll: int  # slots of a token in straight code
+    groups: int  # parts of D that can run on different threads; each computes the mass again
+    chunk: int  # tokens whose decays and read factors are computed together, then used for every tile
+    unroll: int  # slots of a token that are unrolled
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
@@ -41,10 +41,10 @@ class MemoryScan(Schedule):
 
 
 class MemoryScanBackward(Schedule):
-    """Backward scan: heads in parallel; for each tile of channels, forward with a history, then back."""
+    """Schedule of the backward scan: heads are parallel; a tile of channels runs forward with a history, then back."""
 
-    tile: int  # channels whose state, gradient and history are worked on at a time
-    unroll: int  # slots of a token in straight code
+    tile: int  # channels whose state, gradient and history are in use at a time
+    unroll: int  # slots of a token that are unrolled
 
     @classmethod
     def default(cls, workload: Workload) -> Self:

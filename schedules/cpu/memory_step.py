@@ -1,4 +1,4 @@
-"""The knobs of one token's write and read on a CPU."""
+"""The schedule of one token's write and read on a CPU."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from schedules.workload import Workload
 
 
 class MemoryStep(Schedule):
-    """One token: heads in turn or in parallel."""
+    """Schedule of one token: heads run in turn or in parallel."""
 
     tile: int  # channels updated by one vector statement
-    unroll: int  # slots in straight code
-    parallel: bool  # heads on all threads; waking them costs microseconds
-    prefetch: int  # heads ahead whose rows are asked for; 0 for none
+    unroll: int  # slots that are unrolled
+    parallel: bool  # distribute heads over threads; waking them takes microseconds
+    prefetch: int  # how many heads ahead rows are prefetched; 0 for no prefetch
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
@@ -23,7 +23,7 @@ class MemoryStep(Schedule):
             tile=largest_divisor(workload.shape["D"], 64),
             unroll=min(8, workload.shape["K"]),
             parallel=touched > 2**17,
-            # At M = 4^10 a step takes 6.8 µs with it and 8.5 without, at M = 4^5 2.7 and 2.6.
+            # A step takes 6.8 µs with prefetch and 8.5 µs without at M = 4^10, but 2.7 µs and 2.6 µs at M = 4^5.
             prefetch=int(workload.shape["M"] * workload.shape["D"] >= 2**20),
         )
 

@@ -1,4 +1,4 @@
-"""The knobs of a linear layer on one token on a CPU."""
+"""The schedule of a linear layer on one token on a CPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from schedules.workload import Workload
 
 
 class Project(Schedule):
-    """A linear layer on one token: blocks of output rows in parallel."""
+    """Schedule of a linear layer on one token: blocks of outputs are parallel."""
 
-    rows: int  # outputs worked on side by side
-    lanes: int  # sums kept for each of them
-    parallel: bool  # blocks of rows on all threads
+    rows: int  # outputs computed in one loop
+    lanes: int  # partial sums per output
+    parallel: bool  # distribute blocks of outputs over threads
 
     @classmethod
     def default(cls, workload: Workload) -> Self:

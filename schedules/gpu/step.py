@@ -1,4 +1,4 @@
-"""Knobs of the GPU kernels that decode one token."""
+"""Schedules of the GPU kernels that decode one token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schedules.workload import Workload
 
 
 class MemoryStep(Schedule):
-    """One token, in place: a program owns a head."""
+    """Schedule of one token in place: one program per head."""
 
     compiler: Literal["triton", "tir"] = "triton"
     threads: int = 64
@@ -28,11 +28,11 @@ class MemoryStep(Schedule):
 
 
 class DecodeHeads(Schedule):
-    """A layer's token from its projections to its read-out in one launch: a program owns a head."""
+    """Schedule of a layer's token between its two projections in one launch: one program per head."""
 
     compiler: Literal["triton", "tir"] = "triton"
     threads: int = 64
-    unroll: int = 1  # of finding the addresses: 0 nothing, 1 the work on one sub-vector, 2 that on all U of them
+    unroll: int = 1  # what is unrolled in decoding addresses: 0 nothing, 1 the code of one sub-vector, 2 that of all U
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
@@ -47,11 +47,11 @@ class DecodeHeads(Schedule):
         return (
             refuse_threads(self.threads)
             or refuse_unroll(self.unroll, workload)
-            # Else a thread would hold the lists of two addresses.
+            # With fewer, a thread would have to hold the lists of two addresses.
             or (f"threads is {self.threads}; it must be at least {needed}" if self.threads < needed else None)
         )
 
 
 def _accesses(workload: Workload) -> int:
-    """Slots that a token reads and writes, each a power of two: a thread decodes each."""
+    """Return the number of a token's reads and writes, each padded to a power of two; a thread decodes each of them."""
     return 2 << (workload.shape["K"] - 1).bit_length()

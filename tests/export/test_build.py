@@ -61,7 +61,7 @@ def test_an_export_of_the_format_with_one_position_for_all_rows_is_refused(mixed
     shutil.copytree(mixed.onnx, tmp_path / "old")
     path = tmp_path / "old" / "ramnet.json"
     path.write_text(path.read_text().replace("ramnet-onnx-2", "ramnet-onnx-1"))
-    with pytest.raises(ValueError, match=re.escape(f"{path} is of the format 'ramnet-onnx-1'; ramnet-onnx-2 is read")):
+    with pytest.raises(ValueError, match=re.escape(f"{path} has the format 'ramnet-onnx-1'; it must be ramnet-onnx-2")):
         OnnxSession(tmp_path / "old")
 
 
@@ -133,7 +133,7 @@ def test_a_place_that_takes_no_files_is_named(mixed: Exported) -> None:
 
 def test_other_files_are_never_replaced(mixed: Exported, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds thesis\.txt, which is no part of an export"):
+    with pytest.raises(ValueError, match=r"holds thesis\.txt, which is not part of an export"):
         export_onnx(mixed.model, tmp_path)
     with pytest.raises(ValueError, match="is a file; an export needs a directory"):
         export_onnx(mixed.model, tmp_path / "thesis.txt")

@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_one_line_and_nothing_is_written(
     [
         (("text",), "either --onnx DIR or --checkpoint DIR"),
         (("--onnx", "a", "--checkpoint", "b", "text"), "either --onnx DIR or --checkpoint DIR"),
-        (("--onnx", "a", "--kernels", "cpu", "text"), "--kernels goes with --checkpoint"),
+        (("--onnx", "a", "--kernels", "cpu", "text"), "--kernels needs --checkpoint"),
         (("--onnx", "a", ""), "TEXT is empty"),
         (("--onnx", "a", "text", "--max-new-tokens", "-1"), "-1 is not in the range"),
         (("--onnx", "a", "text", "--max-new-tokens", "many"), "'many' is not a valid integer"),

@@ -91,11 +91,11 @@ def update(tensors: OnnxTensors, name: str, value: Any) -> None:
 REFUSED: dict[str, tuple[Callable[[OnnxTensors], object], str]] = {
     "another batch size": (
         lambda tensors: update(tensors, "memory.0", np.zeros((3, 3, 27, 5))),
-        r"memory\.0 has shape \[2, 3, 27, 5\], which stays; it cannot take \[3, 3, 27, 5\]",
+        r"memory\.0 has shape \[2, 3, 27, 5\]; it cannot be assigned an array of \[3, 3, 27, 5\]",
     ),
-    "what numpy would broadcast": (lambda tensors: update(tensors, "mass.1", np.zeros((1, 3, 27))), "which stays"),
-    "a number for an array": (lambda tensors: update(tensors, "conv.0", 0.0), "which stays"),
-    "one position for all rows": (lambda tensors: update(tensors, "position", np.int64(3)), "which stays"),
+    "what numpy would broadcast": (lambda tensors: update(tensors, "mass.1", np.zeros((1, 3, 27))), "cannot be assigned"),
+    "a number for an array": (lambda tensors: update(tensors, "conv.0", 0.0), "cannot be assigned"),
+    "one position for all rows": (lambda tensors: update(tensors, "position", np.int64(3)), "cannot be assigned"),
     "a fraction for a position": (
         lambda tensors: update(tensors, "position", np.full(2, 1.5)), "position is given float64; it holds int64",
     ),
@@ -176,7 +176,7 @@ def test_a_state_that_is_dropped_is_freed_and_its_arrays_live_as_long_as_a_view(
 def test_a_state_of_another_model_is_refused(session: OnnxSession, state: OnnxState) -> None:
     arrays = dict(state.tensors)
     for call in (session.step, session.prefill):
-        with pytest.raises(ValueError, match=r"state holds memory\.2 too, of which this model has no use"):
+        with pytest.raises(ValueError, match=r"state holds memory\.2, which this model does not have"):
             call(TOKEN, OnnxState(arrays | {"memory.2": arrays["memory.1"]}))
         with pytest.raises(ValueError, match=r"state mass\.1 has shape None; here it must be \[2, 3, 27\]"):
             call(TOKEN, OnnxState({name: x for name, x in arrays.items() if name != "mass.1"}))
