@@ -1,6 +1,5 @@
-# The front door. Every target sets up .venv first, from pinned versions; that is quick when it is there already.
-# With RAMNET_PYTHON=python3, an interpreter that has the packages, nothing is installed and the checkout is run as it
-# lies: for a machine with a GPU and without a network.
+# Every target first creates .venv with pinned versions, unless it exists. RAMNET_PYTHON=python3 uses that interpreter,
+# which must have the packages, and installs nothing: for a machine with a GPU and without a network.
 PYTHON ?= python3
 TARGET ?= cpu
 BUDGET ?= 180
@@ -21,7 +20,7 @@ RAMNET := $(RUN) -m ramnet.cli
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-# torch comes first and alone: it is the one package whose build (CPU or CUDA) the machine's pip settings choose.
+# torch is installed first and by itself, because the machine's pip settings choose its build (CPU or CUDA).
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, not " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
@@ -34,29 +33,28 @@ setup: $(READY)  ## Build .venv
 tune: setup  ## Tune the memory ops for TARGET (cpu) within BUDGET (180) seconds
 	$(RAMNET) tune --target $(TARGET) --budget $(BUDGET)
 
-bench: setup  ## Measure every op and the model on TARGET against eager forms, other libraries and the floor
+bench: setup  ## Compare every op and the model on TARGET with eager PyTorch, other libraries and the bandwidth bound
 	$(RAMNET) bench --target $(TARGET)
 
-# Tests side by side leave no core idle, so that threads which spin while they wait would only take time from others:
-# 76 s instead of 132 for tests/ramnet and tests/export on two cores. A file's tests share what they compile.
-test: setup  ## Run the tests, JOBS (auto: one a core) files at a time
+# Parallel tests use all cores, so threads that spin while they wait would only slow down others: with passive waiting,
+# tests/ramnet and tests/export take 76 s instead of 132 s on two cores. Tests of one file share what they compile.
+test: setup  ## Run the tests, JOBS (auto: one per core) files at a time
 	OMP_WAIT_POLICY=passive $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
 
-# What runs on a GPU where there is one. cuBLAS needs to be told to give the same bits every time.
+# The tests that use a GPU if there is one. CUBLAS_WORKSPACE_CONFIG makes cuBLAS deterministic.
 GPU_TESTS ?= tests/lowering/gpu tests/lowering/test_gpu_model.py tests/lowering/test_graphs.py tests/gpu
 
-test-gpu: setup  ## Run the tests that need a GPU, and the Triton kernels' on it rather than interpreted
+test-gpu: setup  ## Run the tests that need a GPU, and those of the Triton kernels without the interpreter
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "test-gpu needs a CUDA device, and torch sees none")'
 	env -u TRITON_INTERPRET CUBLAS_WORKSPACE_CONFIG=:4096:8 $(RUN) -m pytest $(GPU_TESTS)
 
-# Where there is a GPU, all that is to be known of it: are the kernels right, how fast are they, can they be faster.
-gpu: test-gpu  ## On the GPU that TARGET names: test, bench, tune for BUDGET seconds, bench again; results in runs/gpu
+gpu: test-gpu  ## On the GPU TARGET: test, bench, tune for BUDGET seconds, bench again; results in runs/gpu
 	@test $(TARGET) != cpu || { echo "gpu needs TARGET=name, a GPU of 'ramnet targets'"; exit 1; }
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/before
 	$(RAMNET) tune --target $(TARGET) --budget $(BUDGET) --output runs/gpu/tune
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/after
 
-lint: setup  ## ruff, mypy and the directions of imports
+lint: setup  ## Run ruff, mypy and import-linter
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -64,7 +62,7 @@ lint: setup  ## ruff, mypy and the directions of imports
 
 CHECKPOINT ?= runs/text
 
-train: setup  ## Train a small byte-level language model for a few minutes, into CHECKPOINT
+train: setup  ## Train a small byte-level language model for a few minutes and write it to CHECKPOINT
 	$(RAMNET) train text --output $(CHECKPOINT)
 
 export: setup  ## Export CHECKPOINT to ONNX and verify it
@@ -77,5 +75,5 @@ demo: setup  ## Train, tune, bench, export and generate, in under ten minutes on
 	$(RAMNET) export runs/demo --output runs/demo/onnx
 	$(RAMNET) generate --onnx runs/demo/onnx "def forward(self, x):" --max-new-tokens 200
 
-clean:  ## Remove .venv and what runs wrote
+clean:  ## Remove .venv and the output of runs
 	rm -rf $(VENV) runs build

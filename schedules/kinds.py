@@ -22,7 +22,7 @@ def kinds(op: str, target: str) -> Mapping[str, type[Schedule]]:
 
 
 def default_schedule(workload: Workload, target: str) -> Schedule:
-    """Return the schedule that is used if none was tuned: the default of the first form that is valid for the workload."""
+    """Return the schedule that is used if none was tuned: the default of the first form that accepts the workload."""
     defaults = [kind.default(workload) for kind in kinds(workload.op, target).values()]
     return next((schedule for schedule in defaults if schedule.refusal(workload) is None), defaults[0])
 

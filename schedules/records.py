@@ -201,8 +201,8 @@ def _line(record: Record) -> str:
     return record.model_dump_json(exclude=absent)
 
 
-# The largest distance (``Workload.distance``) at which a record applies to another workload: the prefetch that speeds up
-# a step at M = 4^10 slows it down at M = 4^5.
+# The largest distance (``Workload.distance``) at which a record applies to another workload: the prefetch that speeds
+# up a step at M = 4^10 slows it down at M = 4^5.
 NEAR = 4.0
 
 

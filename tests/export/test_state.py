@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Callable[[OnnxTensors], object], str]] = {
         lambda tensors: update(tensors, "memory.0", np.zeros((3, 3, 27, 5))),
         r"memory\.0 has shape \[2, 3, 27, 5\]; it cannot be assigned an array of \[3, 3, 27, 5\]",
     ),
-    "what numpy would broadcast": (lambda tensors: update(tensors, "mass.1", np.zeros((1, 3, 27))), "cannot be assigned"),
+    "a shape that broadcasts": (lambda tensors: update(tensors, "mass.1", np.zeros((1, 3, 27))), "cannot be assigned"),
     "a number for an array": (lambda tensors: update(tensors, "conv.0", 0.0), "cannot be assigned"),
     "one position for all rows": (lambda tensors: update(tensors, "position", np.int64(3)), "cannot be assigned"),
     "a fraction for a position": (
