@@ -2,6 +2,9 @@
 
 A digest covers the code, without comments and docstrings, of the modules that an op's kernel uses: its template and
 what the template imports from ``lowering`` and ``schedules``. Modules are parsed, not imported.
+
+A modelled record's digest also covers the time model, the counts of work that it reads, and the GPU's data. The model is
+in a package that imports this one, and names its module in the entry points ``ramnet.time_models``.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from lowering import nvcc
+from lowering.targets import TARGETS
+from ramnet.plugins import plugins
 from schedules.base import Schedule
-from schedules.records import Record
+from schedules.records import How, Record
 
 # The module of each op's template, by compiler and by form; "" for an op with one form.
 _TEMPLATES: dict[str, dict[str, dict[str, str]]] = {
@@ -53,6 +58,15 @@ _TEMPLATES: dict[str, dict[str, dict[str, str]]] = {
         "decode_heads": {"": "lowering.gpu.decode_heads.tir"},
     },
 }  # fmt: skip
+# The modules that count the work of an op's TIR kernels. Triton's kernels are counted by their templates.
+_WORK = {
+    "address_decode": "lowering.gpu.address_decode.work",
+    "address_decode_backward": "lowering.gpu.address_decode.work",
+    "memory_scan": "lowering.gpu.memory_scan.shared.work",
+    "memory_scan_backward": "lowering.gpu.memory_scan.shared.work",
+    "memory_step": "lowering.gpu.memory_step.work",
+    "decode_heads": "lowering.gpu.decode_heads.work",
+}
 # The code that passes a template to its compiler, with the flags: modules, or "module:function".
 _BUILDERS = {
     "llvm": ("lowering.cpu.build:compile_now",),
@@ -65,16 +79,20 @@ _PACKAGES = {
 
 
 def fingerprint(
-    op: str, target: str, schedule: Schedule | None = None, versions_of: Mapping[str, str] | None = None
-) -> str:
+    op: str, target: str, schedule: Schedule | None = None, versions_of: Mapping[str, str] | None = None,
+    how: How = "measured",
+) -> str:  # fmt: skip
     """Return a digest of the source of ``schedule``'s kernel and of its compilers' versions and flags.
 
     Args:
         schedule: None for all kernels of the op on ``target``, on which a search among them depends.
         versions_of: the compilers' versions; the installed ones if None.
+        how: how the kernel's time is found; if modelled, the digest covers the time model, too.
     """
     found = dict(versions(target, schedule) if versions_of is None else versions_of)
-    parts = [*sorted(_sources(op, target, schedule)), repr(sorted(found.items()))]
+    parts = [*sorted(_sources(op, target, schedule, how)), repr(sorted(found.items()))]
+    if how != "measured":
+        parts.append(repr(getattr(TARGETS.get(target), "gpu", None)))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -86,12 +104,12 @@ def versions(target: str, schedule: Schedule | None = None) -> dict[str, str]:
 
 
 def stale(record: Record) -> str | None:
-    """Return why a record's kernel differs from the one that would be compiled here, or None if it does not.
+    """Why a record does not tell of the kernel as it would be compiled (and modelled) here, in a few words, or None.
 
     Versions of compilers that are not installed here are not compared.
     """
     op, target, schedule = record.workload.op, record.target, record.schedule()
-    if fingerprint(op, target, schedule, record.versions) != record.fingerprint:
+    if fingerprint(op, target, schedule, record.versions, record.how) != record.fingerprint:
         return "other code"
     here = versions(target, schedule)
     changed = [f"{name} {made}" for name, made in sorted(record.versions.items()) if here.get(name, made) != made]
@@ -120,9 +138,20 @@ def closure(roots: Iterable[str]) -> set[str]:
     return found
 
 
-def _sources(op: str, target: str, schedule: Schedule | None) -> tuple[str, ...]:
-    builders = {name for compiler in _compilers(target, schedule) for name in _BUILDERS[compiler]}
-    return _digests(frozenset(_templates(op, target, schedule)), frozenset(builders))
+def _sources(op: str, target: str, schedule: Schedule | None, how: How) -> tuple[str, ...]:
+    compilers = _compilers(target, schedule)
+    roots = _templates(op, target, schedule)
+    others = {name for compiler in compilers for name in _BUILDERS[compiler]}
+    if how != "measured":
+        roots |= {_WORK[op]} if "tir" in compilers else set()
+        others |= _time_models()
+    return _digests(frozenset(roots), frozenset(others))
+
+
+@cache
+def _time_models() -> frozenset[str]:
+    """The modules that model a kernel's time."""
+    return frozenset(entry.module for entry in plugins("ramnet.time_models").values())
 
 
 def _templates(op: str, target: str, schedule: Schedule | None) -> set[str]:
@@ -145,8 +174,8 @@ def _versions(compiler: str) -> dict[str, str]:
 
 
 @cache
-def _digests(templates: frozenset[str], others: frozenset[str]) -> tuple[str, ...]:
-    return tuple(code(name) for name in closure(templates) | others)
+def _digests(roots: frozenset[str], others: frozenset[str]) -> tuple[str, ...]:
+    return tuple(code(name) for name in closure(roots) | others)
 
 
 def _compilers(target: str, schedule: Any) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ class Record(BaseModel):
     default: Time
     eager: Time | None = None  # None if the record is modelled
     trials: int
-    fingerprint: str  # of the kernels' source and the compilers' versions
+    fingerprint: str  # of the kernel's source and its compilers; modelled, of the time model too
     versions: dict[str, str]
     date: str
     launches: tuple[Launch, ...] = ()  # of a GPU's schedule that was compiled without being run

@@ -188,7 +188,7 @@ class Search:
             knobs=winner.model_dump(),
             how=self.how,
             trials=self.study.summary().trials,
-            fingerprint=fingerprint(self.study.workload.op, self.target, winner),
+            fingerprint=fingerprint(self.study.workload.op, self.target, winner, how=self.how),
             versions=versions(self.target, winner),
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
             **found,

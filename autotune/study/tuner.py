@@ -8,7 +8,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from autotune.model import gpu as time_model
 from autotune.study.analytical_search import AnalyticalSearch
 from autotune.study.empirical_search import EmpiricalSearch
 from autotune.study.journal import open_journal
@@ -17,7 +16,7 @@ from autotune.study.shares import shares
 from autotune.study.study import Sampler, Study, refused
 from autotune.study.worker import OutOfTimeError, Worker
 from lowering import targets
-from lowering.fingerprint import code, fingerprint
+from lowering.fingerprint import fingerprint
 from ramnet.files import require_writable
 from schedules import records
 from schedules.base import Schedule
@@ -70,15 +69,16 @@ def tune(
     known = records.known(name, records_file)
     if modelled:
         device = name
-        how = f"{name} | modelled, not run, by {code(time_model.__name__)[:8]}"
+        where = f"{name} | modelled, not run"
     else:
         device = device or targets.cpu_name()
-        how = f"{device} | {threads} threads"
+        where = f"{device} | {threads} threads"
+    kind: Any = AnalyticalSearch if modelled else EmpiricalSearch
     storage = open_journal(journal)
     studies = [
-        Study(journal, w, name, f"{how} | {fingerprint(w.op, name)}", sampler, seed, storage=storage) for w in workloads
+        Study(journal, w, name, f"{where} | {fingerprint(w.op, name, how=kind.how)}", sampler, seed, storage=storage)
+        for w in workloads
     ]
-    kind: Any = AnalyticalSearch if modelled else EmpiricalSearch
     results: list[Result] = []
     end = None if budget.seconds is None else (perf_counter() if begin is None else begin) + budget.seconds
 

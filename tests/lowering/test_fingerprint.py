@@ -5,19 +5,22 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from lowering import fingerprint as module
 from lowering import nvcc
 from lowering.fingerprint import code, fingerprint, stale, versions
+from lowering.targets import TARGETS, gpu_of
 from schedules import cpu, gpu
 from schedules.base import Schedule
 from schedules.cpu import MemoryStep
 from schedules.gpu import MemoryStep as GpuStep
 from schedules.gpu import SharedScan
-from schedules.records import Record, Time
+from schedules.records import How, Record, Time
 from schedules.workload import Workload
 
 STEP = MemoryStep(tile=8, unroll=4, parallel=False, prefetch=0)
@@ -180,6 +183,42 @@ def test_a_compiler_that_is_not_here_says_nothing_against_a_record(
         module._versions.cache_clear()
         monkeypatch.setattr(nvcc, "version", lambda here=here: here)
         assert stale(made) == why
+
+
+@pytest.mark.parametrize(("op", "target", "schedule"), [case for case in cases() if case[1] != "cpu"])
+def test_a_modelled_time_is_also_of_the_model_and_of_what_it_reads(
+    op: str, target: str, schedule: Schedule, monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
+    def prints() -> tuple[str, str]:
+        return fingerprint(op, target, schedule), fingerprint(op, target, schedule, how="modelled, not run")
+
+    measured, modelled = prints()
+    alter(monkeypatch, "autotune.model.gpu")
+    by_another_model = prints()
+    assert (by_another_model[0] == measured, by_another_model[1] == modelled) == (True, False)
+    known = TARGETS[target]
+    monkeypatch.setitem(TARGETS, target, replace(known, gpu=replace(gpu_of(target), bandwidth=1e9)))
+    with_other_memory = prints()
+    assert (with_other_memory[0] == measured, with_other_memory[1] == by_another_model[1]) == (True, False)
+    if module._compilers(target, schedule) == ("tir",):  # Triton's are counted where they are planned
+        alter(monkeypatch, module._WORK[op])
+        with_other_counts = prints()
+        assert (with_other_counts[0] == measured, with_other_counts[1] == with_other_memory[1]) == (True, False)
+
+
+def test_a_modelled_record_is_stale_where_the_time_model_is_another(
+    monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
+    schedule = GpuStep(compiler="triton")
+    measured, modelled = (
+        record(
+            target="a100", knobs=schedule.model_dump(), versions=versions("a100", schedule), how=how,
+            fingerprint=fingerprint("memory_step", "a100", schedule, how=how),
+        ) for how in get_args(How)
+    )  # fmt: skip
+    assert (measured.how, stale(measured), stale(modelled)) == ("measured", None, None)
+    alter(monkeypatch, "autotune.model.gpu")
+    assert (stale(measured), stale(modelled)) == (None, "other code")
 
 
 def test_the_release_of_nvcc_is_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:

@@ -14,6 +14,7 @@ from autotune.model.prediction import Prediction, Predictor
 from autotune.study.analytical_search import LEAST_GAIN
 from autotune.study.search import Progress
 from autotune.study.worker import FailedError, Worker
+from lowering.fingerprint import stale
 from lowering.gpu.resources import Compiled, Resources, Work
 from schedules import records
 from schedules.base import Schedule
@@ -34,7 +35,7 @@ def test_every_candidate_is_really_compiled(tmp_path: Path, compiler: Worker, ta
     assert record.eager is None and result.over_eager is None
     assert (record.tuned.runs, record.tuned.spread) == (0, 0.0)
     assert record.launches and all(launch.spilled == 0 and launch.registers > 0 for launch in record.launches)
-    assert record.versions["triton"]
+    assert record.versions["triton"] and stale(record) is None
     assert {step.how for step in shown} == {NOT_RUN}
     first, *_ = result.study.optuna.get_trials()
     assert first.params == DEFAULT.model_dump()
@@ -106,6 +107,14 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
     (result,) = run(tmp_path, second, trials=4)
     assert result.record.trials == 4
     assert not {*first.tried[1:]} & {*second.tried[1:]}
+
+
+def test_by_another_time_model_it_is_another_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,) = run(tmp_path, Synthetic(lambda schedule: 1e-5), trials=2)
+    monkeypatch.setattr("lowering.fingerprint._time_models", lambda: frozenset({"autotune.model.cpu"}))
+    (second,) = run(tmp_path, Synthetic(lambda schedule: 1e-5), trials=2)
+    assert [result.record.trials for result in (first, second)] == [2, 2]
+    assert first.study.name != second.study.name and first.record.fingerprint != second.record.fingerprint
 
 
 def compile_badly(workload: Workload, target: str, schedule: Schedule) -> list[Compiled]:

@@ -78,7 +78,7 @@ def test_other_threads_and_other_kernels_are_another_search(tmp_path: Path, monk
     assert len({*again.tried}) == 1, "the default alone"
     other = Synthetic(lambda schedule: 1.0)
     run(tmp_path, other, threads=2)
-    monkeypatch.setattr(tuner, "fingerprint", lambda op, target: "another")
+    monkeypatch.setattr(tuner, "fingerprint", lambda op, target, how: "another")
     changed = Synthetic(lambda schedule: 1.0)
     run(tmp_path, changed)
     assert len({*other.tried}) == len({*changed.tried}) == 8
