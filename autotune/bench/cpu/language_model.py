@@ -28,7 +28,9 @@ class Decoding:
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
-        logits, self.state = self.model(self.token, self.state, in_place=True)
+        out = self.model(self.token, self.state, in_place=True)
+        self.state = out.state
+        logits: Tensor = out.logits
         return logits
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -9,12 +11,12 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from autotune.bench.cli import bench
-from autotune.bench.cpu import ops
+from autotune.bench.cpu import language_model, ops
 from autotune.bench.cpu.goals import goals
 from autotune.bench.cpu.peak_memory import Peak
 from autotune.bench.goal import Goal
 from autotune.bench.report import COLOURS, Report, kind_of, save, show
-from autotune.bench.run import FLOOR, TUNED, Row, Run, Table
+from autotune.bench.run import DEFAULT, FLOOR, TUNED, Row, Run, Table
 from autotune.measure.bandwidth import Reader
 from autotune.measure.timing import Timing
 from ramnet.console import duration
@@ -146,6 +148,27 @@ def test_a_group_checks_its_forms_before_it_times_any(run, monkeypatch):
     with pytest.raises(ValueError, match=r"in place is wrong: its result 0 is off by 1\.0e-03; 1e-05 is allowed"):
         ops.memory_step(run, tokens=2)
     assert not run.groups
+
+
+@pytest.mark.parametrize(
+    ("group", "base", "of"),
+    [
+        (partial(language_model.decode, preset="tiny", threads=1), FLOOR, "batch 1, 0 MB of weights a token"),
+        (partial(language_model.prefill, preset="tiny", batch=2, tokens=5, threads=1), TUNED, "batch 2, 5 tokens"),
+        (
+            partial(language_model.training_step, preset="tiny", batch=2, tokens=5, threads=1),
+            TUNED,
+            "batch 2, 5 tokens",
+        ),
+    ],
+    ids=["decode", "prefill", "training step"],
+)
+def test_the_model_is_timed_on_the_reference_and_on_each_of_the_kernels(run, tiny, group, base, of):
+    run.kernels = {DEFAULT: nullcontext, TUNED: nullcontext}
+    found = group(run, preset="tiny", threads=1)
+    compiled = {language_model.COMPILED} if base == FLOOR else set()  # in a quick run only tokens in place are
+    assert {row.form for row in found.rows} == {language_model.EAGER, DEFAULT, TUNED, base} | compiled
+    assert (found.base, found.what, found.failed) == (base, of, {})
 
 
 def test_durations_have_digits():
