@@ -4,8 +4,7 @@ A digest covers the code, without comments and docstrings, of the modules that a
 what the template imports from ``lowering`` and ``schedules``. Modules are parsed, not imported.
 
 A modelled record's digest also covers the time model, the counts of work that it reads, and the GPU's data. The model
-is
-in a package that imports this one, and names its module in the entry points ``ramnet.time_models``.
+is in a package that imports this one, and names its module in the entry points ``ramnet.time_models``.
 """
 
 from __future__ import annotations
