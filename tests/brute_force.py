@@ -92,14 +92,13 @@ def pdma(
 
 
 def memory_scan(
-    write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-    values: Tensor, memory: Tensor, mass: Tensor,
-    decay_power: float = 1.0, eps: float = 1e-6, proxy_eps: float = 0.01,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    inputs: Mapping[str, Tensor], decay_power: float = 1.0, eps: float = 1e-6, proxy_eps: float = 0.01
+) -> tuple[Tensor, Tensor, Tensor]:
     """``pdma`` on K slots a token: [B, H, T, K]."""
-    num_slots = memory.shape[2]
-    write, read = k_hot(write_slots, write_weights, num_slots), k_hot(read_slots, read_weights, num_slots)
-    return pdma(write, read, values.double(), memory.double(), mass.double(), decay_power, eps, proxy_eps)
+    num_slots = inputs["memory"].shape[2]
+    write, read = (k_hot(inputs[f"{x}_slots"], inputs[f"{x}_weights"], num_slots) for x in ("write", "read"))
+    values, memory, mass = (inputs[name].double() for name in ("values", "memory", "mass"))
+    return pdma(write, read, values, memory, mass, decay_power, eps, proxy_eps)
 
 
 def memory_scan_gradients(
@@ -108,7 +107,7 @@ def memory_scan_gradients(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Of ``DIFFERENTIABLE``, in float64, by autograd from those given of the output, the final memory and mass."""
     leaves = {name: x.double().requires_grad_() if name in DIFFERENTIABLE else x for name, x in inputs.items()}
-    results = memory_scan(**leaves, decay_power=decay_power, eps=eps, proxy_eps=proxy_eps)
+    results = memory_scan(leaves, decay_power, eps, proxy_eps)
     wanted = [leaves[name] for name in DIFFERENTIABLE]
     return torch.autograd.grad(results, wanted, [x.double() for x in given], materialize_grads=True)
 

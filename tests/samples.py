@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ramnet.ops.accesses import Accesses
 
 # Names of memory_scan's tensors, in its order, and those that carry gradients.
 DIFFERENTIABLE = ("write_weights", "read_weights", "values", "memory", "mass")
@@ -95,6 +97,12 @@ def step_inputs(inputs: dict[str, Tensor], token: int) -> dict[str, Tensor]:
     return {
         name: x.clone() if name in ("memory", "mass") else x[:, :, token].contiguous() for name, x in inputs.items()
     }
+
+
+def as_backends_take(tensors: Iterable[Tensor]) -> tuple[Accesses[Tensor], Tensor, Tensor, Tensor]:
+    """Accesses, values, memory and mass, from the tensors of memory_scan or memory_step in their order."""
+    *accesses, values, memory, mass = tensors
+    return Accesses(*accesses), values, memory, mass
 
 
 def strided(tensor: Tensor) -> Tensor:

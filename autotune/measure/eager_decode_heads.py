@@ -9,29 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowering.gpu.decode_heads.options import MixerOptions
 from ramnet import ops
 from ramnet.ops import reference
+from ramnet.ops.accesses import Accesses
 
 # The next address after the last must weigh less than this part of it, or rounding could exchange the two.
 LARGEST_RATIO = 0.98
 
 
 def decode_heads(
-    projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int,
-    sub_dim: int, top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float,
-) -> Tensor:  # fmt: skip
+    projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, options: MixerOptions
+) -> Tensor:
     """Shapes as in ``lowering.gpu.backend.GpuKernels.decode_heads``; ``memory`` and ``mass`` are updated in place."""
     batch, heads, slots, dim = memory.shape
+    order, sub_dim, top_k, cape_heads, temperature, decay_power, eps = options
     address, values = projected.split([2 * heads * order * sub_dim, heads * dim], dim=-1)
     logits = address.view(batch, 2, heads, order, sub_dim)
     where, weights = reference.address_decode(_scaled(logits, log_scale, temperature), top_k)  # [B, 2, H, K]
     uses_cape = torch.arange(heads, device=where.device) < cape_heads
     where = ops.cyclic_shift(where, (position.unsqueeze(1) * uses_cape).view(batch, 1, heads, 1), slots)
-    output = reference.memory_step(
-        where[:, 1], weights[:, 1], where[:, 0], weights[:, 0], values.view(batch, heads, dim), memory, mass,
-        decay_power, eps,
-    )  # fmt: skip
-    return output.flatten(1)
+    accesses = Accesses(where[:, 1], weights[:, 1], where[:, 0], weights[:, 0])
+    return reference.memory_step(accesses, values.view(batch, heads, dim), memory, mass, decay_power, eps).flatten(1)
 
 
 def separated(draw: Callable[[], Tensor], log_scale: Tensor, top_k: int) -> Tensor:

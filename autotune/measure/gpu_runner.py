@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from autotune.measure import eager_scan
 from autotune.measure.cuda_clock import CudaClock, captured
@@ -14,6 +15,7 @@ from autotune.measure.eager_decode_heads import EAGER
 from autotune.measure.problems import Problem, checked
 from autotune.measure.timing import Clock, Timing, interleaved
 from lowering.gpu.backend import GpuKernels
+from ramnet.ops.accesses import Accesses
 from schedules.base import Schedule
 from schedules.workload import Workload
 
@@ -79,8 +81,10 @@ class Eager:
     def __getattr__(self, op: str) -> Any:
         return getattr(EAGER, op)
 
-    def memory_scan(self, *arguments: Any) -> Any:
-        *tensors, decay_power, eps, _ = arguments
+    def memory_scan(
+        self, accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor,
+        decay_power: float, eps: float, proxy_eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         scan = partial(eager_scan.scan_chunked, decay_power=decay_power, eps=eps)
-        output, memory, mass = scan(*eager_scan.as_state(tensors))
-        return output.to(tensors[4].dtype), memory, mass
+        output, memory, mass = scan(*eager_scan.as_state((*accesses, values, memory, mass)))
+        return output.to(values.dtype), memory, mass

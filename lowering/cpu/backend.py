@@ -16,6 +16,7 @@ from lowering.cpu import runtime
 from lowering.cpu.build import lower
 from lowering.targets import cpu_name
 from ramnet.ops import checks, reference
+from ramnet.ops.accesses import Accesses
 from schedules import records
 from schedules.cpu import SCHEDULES
 from schedules.workload import Op, Workload
@@ -77,67 +78,58 @@ class CpuKernels:
         return grad[:count].view(logits.shape).to(logits.dtype)
 
     def memory_scan(
-        self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+        self, accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor,
+        decay_power: float, eps: float, proxy_eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        self._check_slots(write_slots, read_slots, memory)
+        self._check_slots(accesses, memory)
         if values.numel() == 0:
             return torch.empty(values.shape, dtype=values.dtype), memory.clone(), mass.clone()
-        dtype = reference.sum_type(values, write_weights, memory)
-        inputs = [_heads_first(x, dtype) for x in
-                  (write_slots, write_weights, read_slots, read_weights, values, memory, mass)]  # fmt: skip
+        dtype = reference.sum_type(values, accesses.write_weights, memory)
+        inputs = [_heads_first(x, dtype) for x in (*accesses, values, memory, mass)]
         sizes = (*inputs[0].shape, *memory.shape[2:])
         kernel = self.kernel("memory_scan", sizes, dtype, decay_power=decay_power, eps=eps)
         outputs = [torch.empty_like(x) for x in inputs[4:]]
-        _run(kernel.function, (*inputs, *outputs), write_slots, read_slots, memory.shape[2])
+        _run(kernel.function, (*inputs, *outputs), accesses, memory.shape[2])
         output, new_memory, new_mass = (
             x.view(like.shape).to(like.dtype) for x, like in zip(outputs, (values, memory, mass), strict=True)
         )
         return output, new_memory, new_mass
 
     def memory_scan_backward(
-        self, grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor,
-        write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+        self, grads: tuple[Tensor, Tensor, Tensor], accesses: Accesses[Tensor], values: Tensor, memory: Tensor,
+        mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        differentiable = (write_weights, read_weights, values, memory, mass)
+        differentiable = (accesses.write_weights, accesses.read_weights, values, memory, mass)
         if values.numel() == 0:
             w, r, v = (torch.zeros(x.shape, dtype=x.dtype) for x in differentiable[:3])
-            return w, r, v, grad_memory.clone(), grad_mass.clone()
-        dtype = reference.sum_type(values, write_weights, memory)
-        inputs = [_heads_first(x, dtype) for x in
-                  (grad_output, grad_memory, grad_mass, write_slots, write_weights, read_slots, read_weights,
-                   values, memory, mass)]  # fmt: skip
+            return w, r, v, grads[1].clone(), grads[2].clone()
+        dtype = reference.sum_type(values, accesses.write_weights, memory)
+        inputs = [_heads_first(x, dtype) for x in (*grads, *accesses, values, memory, mass)]
         sizes = (*inputs[3].shape, *memory.shape[2:])
         constants = {"decay_power": decay_power, "eps": eps, "proxy_eps": proxy_eps}
         kernel = self.kernel("memory_scan_backward", sizes, dtype, **constants)
         outputs = [torch.empty_like(inputs[i]) for i in (4, 6, 7, 8, 9)]
-        _run(kernel.function, (*inputs, *outputs), write_slots, read_slots, memory.shape[2])
+        _run(kernel.function, (*inputs, *outputs), accesses, memory.shape[2])
         grad_w, grad_r, grad_v, grad_s, grad_z = (
             x.view(like.shape).to(like.dtype) for x, like in zip(outputs, differentiable, strict=True)
         )
         return grad_w, grad_r, grad_v, grad_s, grad_z
 
     def memory_step(
-        self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float,
-    ) -> Tensor:  # fmt: skip
-        self._check_slots(write_slots, read_slots, memory)
-        dtype = reference.sum_type(values, write_weights, memory)
+        self, accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float
+    ) -> Tensor:
+        self._check_slots(accesses, memory)
+        dtype = reference.sum_type(values, accesses.write_weights, memory)
         if memory.dtype != dtype:
             # For a half-precision state, the reference converts only the addressed rows.
-            return reference.memory_step(
-                write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps
-            )
-        batch, heads, top_k = write_slots.shape
+            return reference.memory_step(accesses, values, memory, mass, decay_power, eps)
+        batch, heads, top_k = accesses.write_slots.shape
         kernel = self.kernel("memory_step", (batch * heads, top_k, *memory.shape[2:]), dtype,
                              decay_power=decay_power, eps=eps)  # fmt: skip
-        tensors = (write_slots, write_weights, read_slots, read_weights, values)
-        write_slots, write_weights, read_slots, read_weights, ready = (_ready(x, dtype) for x in tensors)
-        output = torch.empty_like(ready)
+        inputs = [_ready(x, dtype) for x in (*accesses, values)]
+        output = torch.empty_like(inputs[4])
         if output.numel():
-            arguments = (write_slots, write_weights, read_slots, read_weights, ready, memory, mass, output)
-            _run(kernel.function, arguments, write_slots, read_slots, memory.shape[2])
+            _run(kernel.function, (*inputs, memory, mass, output), accesses, memory.shape[2])
         return output.to(values.dtype)
 
     def project(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -158,10 +150,9 @@ class CpuKernels:
         kernel.function(x.view(-1), position, *tensors, output.view(-1))
         return output
 
-    def _check_slots(self, write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> None:
+    def _check_slots(self, accesses: Accesses[Tensor], memory: Tensor) -> None:
         if self.check:
-            checks.slots_are_valid("write_slots", write_slots, memory.shape[2])
-            checks.slots_are_valid("read_slots", read_slots, memory.shape[2])
+            checks.slots_are_valid(accesses, memory.shape[2])
 
 
 def backend() -> CpuKernels:
@@ -169,15 +160,12 @@ def backend() -> CpuKernels:
     return CpuKernels()
 
 
-def _run(
-    kernel: Callable[..., None], arguments: Sequence[Tensor], write_slots: Tensor, read_slots: Tensor, num_slots: int
-) -> None:
+def _run(kernel: Callable[..., None], arguments: Sequence[Tensor], accesses: Accesses[Tensor], num_slots: int) -> None:
     """Run a kernel. If it reports a slot out of range, raise a ValueError that names the slot."""
     try:
         kernel(*arguments)
     except RuntimeError:
-        checks.slots_in_range("write_slots", write_slots, num_slots)
-        checks.slots_in_range("read_slots", read_slots, num_slots)
+        checks.slots_in_range(accesses, num_slots)
         raise
 
 

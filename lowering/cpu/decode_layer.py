@@ -16,9 +16,9 @@ from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
 from lowering.cpu.address_decode import Decoder
-from lowering.cpu.buffers import Accesses
 from lowering.cpu.memory_step import token
 from lowering.cpu.project import dots
+from ramnet.ops.accesses import Accesses
 from schedules.base import largest_divisor
 from schedules.cpu import DecodeLayer, MemoryStep
 from schedules.workload import Workload

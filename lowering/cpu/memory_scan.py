@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.cpu.buffers import Accesses
+from ramnet.ops.accesses import Accesses
 from schedules.cpu import MemoryScan
 from schedules.workload import Workload
 

@@ -6,14 +6,14 @@ memory of one tile of channels, T·K·tile values per thread for any B·H and D,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tvm
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.cpu.buffers import Accesses, Factors, Gradients
+from ramnet.ops.accesses import Accesses
 from schedules.cpu import MemoryScanBackward
 from schedules.workload import Workload
 
@@ -75,7 +75,7 @@ def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
                 history = T.sblock_alloc_buffer((L, K, tile), dtype)  # the row before each write
                 product = T.sblock_alloc_buffer((tile,), dtype)
                 factors, gradients = T.meta_var(
-                    (Factors(decays, slopes, inverses, masses), Gradients(dW, dR, dV, dS, dZ))
+                    (_Factors(decays, slopes, inverses, masses), _Gradients(dW, dR, dV, dS, dZ))
                 )
                 tokens = T.meta_var(_Walk(workload, schedule, vn, Accesses(WS, W, RS, R), factors, gradients))
                 if tokens.in_range(L):
@@ -102,12 +102,36 @@ def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
     return tvm.IRModule({"memory_scan_backward": memory_scan_backward})
 
 
+class _Factors(NamedTuple):
+    """Of one head by token and k: what the forward walk keeps for the reverse walk.
+
+    Attributes:
+        decays: (1 − w)^γ of each write. slopes: the derivative of it (paper, step 7).
+        inverses: 1 / (z + ε) at each read. masses: z before each write.
+    """
+
+    decays: Any
+    slopes: Any
+    inverses: Any
+    masses: Any
+
+
+class _Gradients(NamedTuple):
+    """Of the write weights, read weights, values, first memory and first mass."""
+
+    write_weights: Any
+    read_weights: Any
+    values: Any
+    memory: Any
+    mass: Any
+
+
 class _Walk:
     """Emits the forward and reverse passes over the tokens of head ``n``."""
 
     def __init__(
-        self, workload: Workload, schedule: MemoryScanBackward, n: Any, accesses: Accesses, factors: Factors,
-        gradients: Gradients,
+        self, workload: Workload, schedule: MemoryScanBackward, n: Any, accesses: Accesses, factors: _Factors,
+        gradients: _Gradients,
     ) -> None:  # fmt: skip
         self.workload, self.unroll, self.tile, self.n = workload, schedule.unroll, schedule.tile, n
         self.accesses, self.factors, self.gradients = accesses, factors, gradients

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from lowering.gpu import tir
 from lowering.gpu.compilers import why_unsupported
+from lowering.gpu.decode_heads.options import MixerOptions
 from lowering.gpu.kernels import plan
 from lowering.targets import gpu_of
 from ramnet.ops import checks
+from ramnet.ops.accesses import Accesses
 from schedules import records
 from schedules.base import Schedule
 from schedules.kinds import default_schedule
@@ -75,14 +77,13 @@ class GpuKernels:
         return grad.view(logits.shape)
 
     def memory_scan(
-        self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+        self, accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor,
+        decay_power: float, eps: float, proxy_eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        self._check_slots(write_slots, read_slots, memory)
+        self._check_slots(accesses, memory)
         if values.numel() == 0:
             return torch.empty_like(values), memory.clone(), mass.clone()
-        inputs = [_heads_first(x) for x in
-                  (write_slots, write_weights, read_slots, read_weights, values, memory, mass)]  # fmt: skip
+        inputs = [_heads_first(x) for x in (*accesses, values, memory, mass)]
         sizes = (*inputs[0].shape, *memory.shape[2:])
         schedule = self.schedule("memory_scan", sizes, values.dtype, decay_power=decay_power, eps=eps)
         outputs = self._run("memory_scan", schedule, *inputs, decay_power, eps)
@@ -92,17 +93,14 @@ class GpuKernels:
         return output, new_memory, new_mass
 
     def memory_scan_backward(
-        self, grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor,
-        write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+        self, grads: tuple[Tensor, Tensor, Tensor], accesses: Accesses[Tensor], values: Tensor, memory: Tensor,
+        mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        differentiable = (write_weights, read_weights, values, memory, mass)
+        differentiable = (accesses.write_weights, accesses.read_weights, values, memory, mass)
         if values.numel() == 0:
             w, r, v = (torch.zeros_like(x) for x in differentiable[:3])
-            return w, r, v, grad_memory.clone(), grad_mass.clone()
-        inputs = [_heads_first(x) for x in
-                  (grad_output, grad_memory, grad_mass, write_slots, write_weights, read_slots, read_weights,
-                   values, memory, mass)]  # fmt: skip
+            return w, r, v, grads[1].clone(), grads[2].clone()
+        inputs = [_heads_first(x) for x in (*grads, *accesses, values, memory, mass)]
         sizes = (*inputs[3].shape, *memory.shape[2:])
         constants = {"decay_power": decay_power, "eps": eps, "proxy_eps": proxy_eps}
         schedule = self.schedule("memory_scan_backward", sizes, values.dtype, **constants)
@@ -113,11 +111,10 @@ class GpuKernels:
         return grad_w, grad_r, grad_v, grad_s, grad_z
 
     def memory_step(
-        self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float,
-    ) -> Tensor:  # fmt: skip
-        self._check_slots(write_slots, read_slots, memory)
-        inputs = [_heads_first(x) for x in (write_slots, write_weights, read_slots, read_weights, values)]
+        self, accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float
+    ) -> Tensor:
+        self._check_slots(accesses, memory)
+        inputs = [_heads_first(x) for x in (*accesses, values)]
         state = (memory.view(-1, *memory.shape[2:]), mass.view(-1, mass.shape[2]))
         sizes = (*inputs[0].shape, *memory.shape[2:])
         schedule = self.schedule("memory_step", sizes, values.dtype, decay_power=decay_power, eps=eps)
@@ -125,27 +122,24 @@ class GpuKernels:
         return output.view(values.shape)
 
     def decode_heads(
-        self, projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int,
-        sub_dim: int, top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float,
+        self, projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor,
+        options: MixerOptions,
     ) -> Tensor:  # fmt: skip
         """One token of a RAM-Net mixer between its two projections, updating ``memory`` and ``mass`` in place.
 
         Args:
             projected: x W for W_q, W_k and W_v side by side, [B, 2·H·U·P + H·D], contiguous.
             log_scale: α of W_q and of W_k, [2, H]. position: int64 [B] on the device.
-            memory, mass: [B, H, M, D] and [B, H, M], contiguous. cape_heads: heads 0 to this one shift by CAPE.
+            memory, mass: [B, H, M, D] and [B, H, M], contiguous. options: those of the mixer.
 
         Returns:
             [B, H·D], what W_o takes, of the type of ``projected``.
         """
         batch, heads, slots, dim = memory.shape
-        sizes = (batch * heads, order, sub_dim, top_k, slots, dim)
-        constants = {"decay_power": decay_power, "eps": eps}
+        sizes = (batch * heads, options.order, options.sub_dim, options.top_k, slots, dim)
+        constants = {"decay_power": options.decay_power, "eps": options.eps}
         schedule = self.schedule("decode_heads", sizes, projected.dtype, **constants)
-        (output,) = self._run(
-            "decode_heads", schedule, projected, log_scale, position, memory, mass, order, sub_dim, top_k, cape_heads,
-            temperature, decay_power, eps,
-        )  # fmt: skip
+        (output,) = self._run("decode_heads", schedule, projected, log_scale, position, memory, mass, *options)
         return output
 
     def _run(self, op: Op, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
@@ -154,12 +148,11 @@ class GpuKernels:
             return tir.run(op, schedule, self.target, *arguments)
         return plan(op, schedule, *arguments).run(self.warp)
 
-    def _check_slots(self, write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> None:
-        for name, slots in (("write_slots", write_slots), ("read_slots", read_slots)):
-            if self.check:
-                checks.slots_are_valid(name, slots, memory.shape[2])
-            elif not slots.is_cuda:  # Triton's interpreter; on a GPU ``ramnet.ops`` has already queued the check
-                checks.slots_in_range(name, slots, memory.shape[2])
+    def _check_slots(self, accesses: Accesses[Tensor], memory: Tensor) -> None:
+        if self.check:
+            checks.slots_are_valid(accesses, memory.shape[2])
+        elif not memory.is_cuda:  # Triton's interpreter; on a GPU ``ramnet.ops`` has already queued the check
+            checks.slots_in_range(accesses, memory.shape[2])
 
 
 def _heads_first(tensor: Tensor) -> Tensor:

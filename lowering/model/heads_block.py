@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowering.gpu.decode_heads.options import MixerOptions
 from lowering.model.untouched import untouched
 from ramnet.blocks import Block
 from ramnet.layer import RamLayer
@@ -22,11 +23,11 @@ _LIBRARY.define(
 
 
 def _decode_heads(
-    projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int, sub_dim: int,
-    top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float, kernels: str,
-) -> Tensor:  # fmt: skip
+    projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, *others: Any
+) -> Tensor:
+    *options, kernels = others  # as in the schema
     return registered(kernels).decode_heads(  # type: ignore[attr-defined]
-        projected, log_scale, position, memory, mass, order, sub_dim, top_k, cape_heads, temperature, decay_power, eps
+        projected, log_scale, position, memory, mass, MixerOptions(*options)
     )
 
 
@@ -34,10 +35,7 @@ _LIBRARY.impl("decode_heads", _decode_heads, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("ramnet::decode_heads")
-def _(
-    projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int, sub_dim: int,
-    top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float, kernels: str,
-) -> Tensor:  # fmt: skip
+def _(projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, *others: Any) -> Tensor:
     return projected.new_empty(projected.shape[0], memory.shape[1] * memory.shape[3])
 
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ramnet.ops import checks, library
+from ramnet.ops.accesses import Accesses
 from ramnet.ops.backend import active, register_backend, registered, using
 
 __all__ = [
-    "address_decode", "cyclic_shift", "memory_scan", "memory_step", "register_backend", "registered", "using",
+    "Accesses", "address_decode", "cyclic_shift", "memory_scan", "memory_step", "register_backend", "registered",
+    "using",
 ]  # fmt: skip
 
 
@@ -76,14 +78,12 @@ def memory_scan(
             GPU report slots out of range by a device-side assertion, as torch's indexing does.
         TypeError: if an argument has a wrong dtype.
     """
-    checks.memory_scan(
-        write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps, proxy_eps
-    )
-    _check_range(write_slots, read_slots, memory, in_range)
+    accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
+    checks.memory_scan(accesses, values, memory, mass, decay_power, eps, proxy_eps)
+    _check_range(accesses, memory, in_range)
     return library.memory_scan(
-        write_slots, write_weights, read_slots, read_weights, values, memory, mass,
-        float(decay_power), float(eps), float(proxy_eps), active(),
-    )  # fmt: skip
+        *accesses, values, memory, mass, float(decay_power), float(eps), float(proxy_eps), active()
+    )
 
 
 def memory_step(
@@ -104,19 +104,16 @@ def memory_step(
     The arguments are those of ``memory_scan`` without the dimension T. ``memory`` and ``mass`` must be contiguous.
     Returns output [B, H, D] of the dtype of ``values``, which is not differentiable. Raises as ``memory_scan`` does.
     """
-    checks.memory_step(write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps)
-    _check_range(write_slots, read_slots, memory, in_range)
-    return library.memory_step(
-        write_slots, write_weights, read_slots, read_weights, values, memory, mass,
-        float(decay_power), float(eps), active(),
-    )  # fmt: skip
+    accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
+    checks.memory_step(accesses, values, memory, mass, decay_power, eps)
+    _check_range(accesses, memory, in_range)
+    return library.memory_step(*accesses, values, memory, mass, float(decay_power), float(eps), active())
 
 
-def _check_range(write_slots: Tensor, read_slots: Tensor, memory: Tensor, in_range: bool) -> None:
+def _check_range(accesses: Accesses[Tensor], memory: Tensor, in_range: bool) -> None:
     """Check the slots for kernels on a GPU; kernels on a CPU and the reference check them themselves."""
     if memory.is_cuda and active() and not in_range:
-        for name, slots in (("write_slots", write_slots), ("read_slots", read_slots)):
-            checks.slots_in_range_on_device(name, slots, memory.shape[2])
+        checks.slots_in_range_on_device(accesses, memory.shape[2])
 
 
 def cyclic_shift(slots: Tensor, position: int | Tensor, num_slots: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ramnet.ops.accesses import Accesses
 from ramnet.plugins import load, plugins
 
 REFERENCE = ""
@@ -24,20 +25,18 @@ class Backend(Protocol):
     ) -> Tensor: ...
 
     def memory_scan(
-        self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+        self, accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor,
+        decay_power: float, eps: float, proxy_eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
 
     def memory_scan_backward(
-        self, grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor,
-        write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+        self, grads: tuple[Tensor, Tensor, Tensor], accesses: Accesses[Tensor], values: Tensor, memory: Tensor,
+        mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...  # fmt: skip
 
     def memory_step(
-        self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-        values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float,
-    ) -> Tensor: ...  # fmt: skip
+        self, accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float
+    ) -> Tensor: ...
 
 
 _backends: dict[str, Backend] = {}

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ramnet.ops.accesses import Accesses
+
 _INTEGERS = (int, torch.SymInt, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -41,10 +43,7 @@ def address_decode(logits: Tensor, top_k: int) -> None:
 
 
 def memory_scan(
-    write_slots: Tensor,
-    write_weights: Tensor,
-    read_slots: Tensor,
-    read_weights: Tensor,
+    accesses: Accesses[Tensor],
     values: Tensor,
     memory: Tensor,
     mass: Tensor,
@@ -54,6 +53,7 @@ def memory_scan(
     time: tuple[str, ...] = ("T",),
 ) -> None:
     """Check shapes, dtypes and devices of ``ramnet.ops.memory_scan``; ``time`` names the axes between H and K or D."""
+    write_slots, write_weights, read_slots, read_weights = accesses
     rank = 3 + len(time)
     axes = ", ".join(("B", "H", *time))
     if values.dim() != rank or values.shape[-1] < 1:
@@ -61,14 +61,14 @@ def memory_scan(
     *leading, value_dim = values.shape
     if write_slots.dim() != rank or write_slots.shape[-1] < 1:
         raise ValueError(f"write_slots has shape {list(write_slots.shape)}; it must be [{axes}, K] with K >= 1")
-    accesses = [*leading, write_slots.shape[-1]]
+    shape = [*leading, write_slots.shape[-1]]
     for name, slots in (("write_slots", write_slots), ("read_slots", read_slots)):
         if slots.dtype != torch.int32:
             raise TypeError(f"{name} is {slots.dtype}; it must be torch.int32")
-        _shape(name, slots, accesses, f"[{axes}, K]")
+        _shape(name, slots, shape, f"[{axes}, K]")
     for name, weights in (("write_weights", write_weights), ("read_weights", read_weights)):
         _floating(name, weights)
-        _shape(name, weights, accesses, f"[{axes}, K]")
+        _shape(name, weights, shape, f"[{axes}, K]")
     if read_weights.dtype != write_weights.dtype:
         raise TypeError(
             f"read_weights is {read_weights.dtype} but write_weights is {write_weights.dtype}; use one type"
@@ -97,20 +97,10 @@ def memory_scan(
 
 
 def memory_step(
-    write_slots: Tensor,
-    write_weights: Tensor,
-    read_slots: Tensor,
-    read_weights: Tensor,
-    values: Tensor,
-    memory: Tensor,
-    mass: Tensor,
-    decay_power: float,
-    eps: float,
+    accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float
 ) -> None:
     """Check shapes, dtypes and devices of ``ramnet.ops.memory_step``, and that its state is contiguous."""
-    memory_scan(
-        write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps, 1.0, time=()
-    )
+    memory_scan(accesses, values, memory, mass, decay_power, eps, 1.0, time=())
     for name, tensor in (("memory", memory), ("mass", mass)):
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {list(tensor.stride())}; memory_step updates only contiguous state")
@@ -134,30 +124,37 @@ def logits_are_numbers(logits: Tensor) -> None:
         raise ValueError(f"logits{where} has {float(largest[tuple(where)])} as its largest entry; it must be finite")
 
 
-def slots_in_range(name: str, slots: Tensor, num_slots: int) -> None:
+def slots_in_range(accesses: Accesses[Tensor], num_slots: int) -> None:
     """Raise ValueError if a slot is outside 0..M-1."""
-    outside = (slots < 0) | (slots >= num_slots)
-    if bool(outside.any()):
-        where = outside.nonzero()[0].tolist()
-        raise ValueError(f"{name}{where} is {int(slots[tuple(where)])}; slots must be in 0..{num_slots - 1}")
+    for name, slots in _slots(accesses):
+        outside = (slots < 0) | (slots >= num_slots)
+        if bool(outside.any()):
+            where = outside.nonzero()[0].tolist()
+            raise ValueError(f"{name}{where} is {int(slots[tuple(where)])}; slots must be in 0..{num_slots - 1}")
 
 
-def slots_in_range_on_device(name: str, slots: Tensor, num_slots: int) -> None:
+def slots_in_range_on_device(accesses: Accesses[Tensor], num_slots: int) -> None:
     """Queue the check of ``slots_in_range`` on a GPU, without synchronising.
 
     A slot out of range triggers a device-side assertion, as in torch's indexing.
     """
-    if slots.numel():
-        low, high = slots.aminmax()
-        torch._assert_async((low >= 0) & (high < num_slots), f"a slot of {name} is outside 0..{num_slots - 1}")
+    for name, slots in _slots(accesses):
+        if slots.numel():
+            low, high = slots.aminmax()
+            torch._assert_async((low >= 0) & (high < num_slots), f"a slot of {name} is outside 0..{num_slots - 1}")
 
 
-def slots_are_valid(name: str, slots: Tensor, num_slots: int) -> None:
-    """Raise ValueError if a slot is outside 0..M-1 or repeated within a token; ``slots`` is [..., K]."""
-    slots_in_range(name, slots, num_slots)
-    ordered = slots.sort(dim=-1).values
-    repeated = ordered[..., 1:] == ordered[..., :-1]
-    if bool(repeated.any()):
-        *token, k = repeated.nonzero()[0].tolist()
-        slot = int(ordered[(*token, k)])
-        raise ValueError(f"{name}{token} holds slot {slot} twice; the K slots of a token must be distinct")
+def slots_are_valid(accesses: Accesses[Tensor], num_slots: int) -> None:
+    """Raise ValueError if a slot is outside 0..M-1 or repeated within a token."""
+    slots_in_range(accesses, num_slots)
+    for name, slots in _slots(accesses):
+        ordered = slots.sort(dim=-1).values
+        repeated = ordered[..., 1:] == ordered[..., :-1]
+        if bool(repeated.any()):
+            *token, k = repeated.nonzero()[0].tolist()
+            slot = int(ordered[(*token, k)])
+            raise ValueError(f"{name}{token} holds slot {slot} twice; the K slots of a token must be distinct")
+
+
+def _slots(accesses: Accesses[Tensor]) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
+    return ("write_slots", accesses.write_slots), ("read_slots", accesses.read_slots)

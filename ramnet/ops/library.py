@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ramnet.ops import reference
+from ramnet.ops.accesses import Accesses
 from ramnet.ops.backend import registered
 
 
@@ -73,8 +74,9 @@ def memory_scan(
     kernels: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``ramnet.ops.memory_scan`` without its argument checks."""
+    accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
     return (registered(kernels) if kernels else reference).memory_scan(
-        write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps, proxy_eps
+        accesses, values, memory, mass, decay_power, eps, proxy_eps
     )
 
 
@@ -105,10 +107,11 @@ def memory_scan_backward(
     kernels: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of write_weights, read_weights, values, memory and mass."""
+    grads = (grad_output, grad_memory, grad_mass)
+    accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
     return (registered(kernels) if kernels else reference).memory_scan_backward(
-        grad_output, grad_memory, grad_mass, write_slots, write_weights, read_slots, read_weights,
-        values, memory, mass, decay_power, eps, proxy_eps,
-    )  # fmt: skip
+        grads, accesses, values, memory, mass, decay_power, eps, proxy_eps
+    )
 
 
 @memory_scan_backward.register_fake
@@ -157,9 +160,8 @@ def _memory_step(
     values: Tensor, memory: Tensor, mass: Tensor,
     decay_power: float = 1.0, eps: float = 1e-6, kernels: str = "",
 ) -> Tensor:  # fmt: skip
-    return (registered(kernels) if kernels else reference).memory_step(
-        write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power, eps
-    )
+    accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
+    return (registered(kernels) if kernels else reference).memory_step(accesses, values, memory, mass, decay_power, eps)
 
 
 _LIBRARY.impl("memory_step", _memory_step, "CompositeExplicitAutograd")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ramnet.ops import checks
+from ramnet.ops.accesses import Accesses
 
 
 def address_decode(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -42,10 +43,7 @@ def address_decode_backward(grad_weights: Tensor, logits: Tensor, slots: Tensor,
 
 
 def memory_scan(
-    write_slots: Tensor,
-    write_weights: Tensor,
-    read_slots: Tensor,
-    read_weights: Tensor,
+    accesses: Accesses[Tensor],
     values: Tensor,
     memory: Tensor,
     mass: Tensor,
@@ -54,8 +52,8 @@ def memory_scan(
     proxy_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The recurrence of the paper's steps 5 and 6 as a loop over tokens. ``proxy_eps`` affects the backward only."""
-    checks.slots_are_valid("write_slots", write_slots, memory.shape[2])
-    checks.slots_are_valid("read_slots", read_slots, memory.shape[2])
+    checks.slots_are_valid(accesses, memory.shape[2])
+    write_slots, write_weights, read_slots, read_weights = accesses
     dtype = sum_type(values, write_weights, memory)
     write_at, read_at = _flat_slots(write_slots, memory), _flat_slots(read_slots, memory)
     w, r, v = (_time_first(x, dtype) for x in (write_weights, read_weights, values))
@@ -77,13 +75,8 @@ def memory_scan(
 
 
 def memory_scan_backward(
-    grad_output: Tensor,
-    grad_memory: Tensor,
-    grad_mass: Tensor,
-    write_slots: Tensor,
-    write_weights: Tensor,
-    read_slots: Tensor,
-    read_weights: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    accesses: Accesses[Tensor],
     values: Tensor,
     memory: Tensor,
     mass: Tensor,
@@ -91,12 +84,14 @@ def memory_scan_backward(
     eps: float,
     proxy_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of write_weights, read_weights, values, memory and mass.
+    """Gradients of write_weights, read_weights, values, memory and mass, from those of output, memory and mass.
 
     The tokens are run forward again, saving the rows and masses that each write replaces. The backward then visits the
     tokens in reverse and restores those rows, as the decay may be 0 and cannot be inverted. The derivative of the decay
     is the proxy's, −γ(1 − ε')(ε' + (1 − ε')(1 − w))^(γ−1) (paper, step 7).
     """
+    grad_output, grad_memory, grad_mass = grads
+    write_slots, write_weights, read_slots, read_weights = accesses
     dtype = sum_type(values, write_weights, memory)
     write_at, read_at = _flat_slots(write_slots, memory), _flat_slots(read_slots, memory)
     w, r, v, grad_out = (_time_first(x, dtype) for x in (write_weights, read_weights, values, grad_output))
@@ -142,10 +137,7 @@ def memory_scan_backward(
 
 
 def memory_step(
-    write_slots: Tensor,
-    write_weights: Tensor,
-    read_slots: Tensor,
-    read_weights: Tensor,
+    accesses: Accesses[Tensor],
     values: Tensor,
     memory: Tensor,
     mass: Tensor,
@@ -153,8 +145,8 @@ def memory_step(
     eps: float,
 ) -> Tensor:
     """One token of ``memory_scan``; only the addressed rows of ``memory`` and ``mass`` are accessed, in place."""
-    checks.slots_are_valid("write_slots", write_slots, memory.shape[2])
-    checks.slots_are_valid("read_slots", read_slots, memory.shape[2])
+    checks.slots_are_valid(accesses, memory.shape[2])
+    write_slots, write_weights, read_slots, read_weights = accesses
     dtype = sum_type(values, write_weights, memory)
     write_at = _flat_slots(write_slots.unsqueeze(2), memory)[0]
     read_at = _flat_slots(read_slots.unsqueeze(2), memory)[0]

@@ -15,7 +15,7 @@ from ramnet.ops import reference
 from schedules.base import Schedule
 from schedules.workload import Workload
 from tests.gpu.conftest import DEVICE
-from tests.samples import TOLERANCE, cotangents, relative_rmse, scan_inputs
+from tests.samples import TOLERANCE, as_backends_take, cotangents, relative_rmse, scan_inputs
 
 # B, H, T, K, M, D, and γ, ε, ε'.
 SIZES, CONSTANTS = (1, 3, 4096, 8, 1024, 64), (1.0, 1e-6, 0.01)
@@ -36,7 +36,7 @@ def problem(sizes: tuple[int, ...], dtype: torch.dtype, access: str) -> tuple[li
 def expected(sizes: tuple[int, ...], dtype: torch.dtype, access: str) -> list[Tensor]:
     """The results and the gradients in float64, from the same, already rounded, numbers."""
     inputs, grads = ([wide(x) for x in part] for part in problem(sizes, dtype, access))
-    return [*reference.memory_scan(*inputs, *CONSTANTS), *reference.memory_scan_backward(*grads, *inputs, *CONSTANTS)]
+    return both(reference, inputs, grads)
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -56,17 +56,21 @@ def kernels(target: str, form: str, sizes: tuple[int, ...], dtype: torch.dtype) 
     return GpuKernels(target, given=given)
 
 
-def both(scan: GpuKernels, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-    inputs, grads = [x.to(DEVICE) for x in inputs], [x.to(DEVICE) for x in grads]
-    forward = scan.memory_scan(*inputs, *CONSTANTS)
-    return [*forward, *scan.memory_scan_backward(*grads, *inputs, *CONSTANTS)]
+def both(backend: Any, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    given = as_backends_take(inputs)
+    forward = backend.memory_scan(*given, *CONSTANTS)
+    return [*forward, *backend.memory_scan_backward(tuple(grads), *given, *CONSTANTS)]
+
+
+def on_device(scan: GpuKernels, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    return both(scan, [x.to(DEVICE) for x in inputs], [x.to(DEVICE) for x in grads])
 
 
 @pytest.mark.parametrize("sizes", [SIZES, ODD], ids=["even", "odd"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("form", FORMS)
 def test_results_and_gradients(target: str, form: str, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
-    found = both(kernels(target, form, sizes, dtype), *problem(sizes, dtype, "uniform"))
+    found = on_device(kernels(target, form, sizes, dtype), *problem(sizes, dtype, "uniform"))
     for mine, right in zip(found, expected(sizes, dtype, "uniform"), strict=True):
         assert relative_rmse(mine.cpu(), right) < TOLERANCE[dtype]
 
@@ -74,7 +78,7 @@ def test_results_and_gradients(target: str, form: str, dtype: torch.dtype, sizes
 @pytest.mark.parametrize("access", ["hot", "saturated"])
 @pytest.mark.parametrize("form", FORMS)
 def test_slots_that_most_tokens_take_and_weights_of_one(target: str, form: str, access: str) -> None:
-    found = both(kernels(target, form, SIZES, torch.float32), *problem(SIZES, torch.float32, access))
+    found = on_device(kernels(target, form, SIZES, torch.float32), *problem(SIZES, torch.float32, access))
     for mine, right in zip(found, expected(SIZES, torch.float32, access), strict=True):
         assert relative_rmse(mine.cpu(), right) < TOLERANCE[torch.float32]
 
@@ -84,9 +88,9 @@ def test_two_runs_give_the_same_bits_wherever_they_write(target: str, form: str)
     sizes = (4, 16, *SIZES[2:])
     inputs, grads = problem(sizes, torch.bfloat16, "hot")
     scan = kernels(target, form, sizes, torch.bfloat16)
-    first = both(scan, inputs, grads)
+    first = on_device(scan, inputs, grads)
     # What the allocator hands out next is full of NaN, and lies elsewhere.
     noise = [torch.full_like(x, torch.nan, dtype=torch.float32) for x in first]
     del noise
-    for again in (both(scan, inputs, grads) for _ in range(3)):
+    for again in (on_device(scan, inputs, grads) for _ in range(3)):
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

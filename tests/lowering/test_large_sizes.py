@@ -19,7 +19,7 @@ from schedules import gpu
 from schedules.cpu import SCHEDULES
 from schedules.gpu.step import MemoryStep
 from schedules.workload import Op, Workload
-from tests.samples import relative_rmse, scan_inputs
+from tests.samples import as_backends_take, relative_rmse, scan_inputs
 
 tvm = pytest.importorskip("tvm", reason="the kernels need tvm: pip install 'ramnet[tvm]'")
 
@@ -123,7 +123,8 @@ def steps(backend: Any, **how: Any) -> None:
     memory, mass = large_state()
     for t in range(3):
         accesses = [x[:, :, t].contiguous() for x in list(small.values())[:5]]
-        expected = reference.memory_step(*accesses, small["memory"], small["mass"], 1.0, 1e-6)
+        on_small = as_backends_take([*accesses, small["memory"], small["mass"]])
+        expected = reference.memory_step(*on_small, 1.0, 1e-6)
         accesses[0], accesses[2] = spread(accesses[0]), spread(accesses[2])
         assert relative_rmse(backend(*accesses, memory, mass, **how), expected) < 1e-5
     rows = spread(torch.arange(8)).long()
@@ -165,9 +166,9 @@ def test_a_step_on_a_large_memory_is_right_on_the_gpus_kernels() -> None:
 @pytest.mark.parametrize("form", ["serial", "slots"])
 def test_a_scan_of_a_large_memory_is_right_on_the_gpus_kernels(form: Any) -> None:
     small = inputs_of(3)
-    expected = reference.memory_scan(*small.values(), 1.0, 1e-6, 0.01)
+    expected = reference.memory_scan(*as_backends_take(small.values()), 1.0, 1e-6, 0.01)
     given = [torch.randn_like(small["values"]), torch.zeros_like(small["memory"]), torch.zeros_like(small["mass"])]
-    gradients = reference.memory_scan_backward(*given, *small.values(), 1.0, 1e-6, 0.01)
+    gradients = reference.memory_scan_backward(tuple(given), *as_backends_take(small.values()), 1.0, 1e-6, 0.01)
     memory, mass = large_state()
     large = small | {"memory": memory, "mass": mass}
     large |= {name: spread(small[name]) for name in ("write_slots", "read_slots")}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ramnet import ops
 from ramnet.ops import checks
-from tests.samples import scan_inputs, step_inputs
+from ramnet.ops.accesses import Accesses
+from tests.samples import as_backends_take, scan_inputs, step_inputs
 
 Change = Callable[[dict[str, Tensor]], object]
 
@@ -140,13 +141,13 @@ def test_address_decode_names_the_logits_that_no_softmax_can_take(number: str, w
 
 def test_a_gpus_check_of_slots_asserts_on_the_device() -> None:
     """On the CPU, where the same assertion raises at once."""
-    slots = torch.tensor([[0, 8], [3, 1]], dtype=torch.int32)
-    checks.slots_in_range_on_device("read_slots", slots, 9)
-    checks.slots_in_range_on_device("read_slots", slots[:0], 1)
+    accesses, *_ = as_backends_take(scan_inputs(1, 1, 2, 2, 9, 1).values())
+    checks.slots_in_range_on_device(accesses, 9)
+    checks.slots_in_range_on_device(Accesses(*(x[:0] for x in accesses)), 1)
     for wrong in (-1, 9):
-        slots[1, 1] = wrong
+        accesses.read_slots[0, 0, 1, 1] = wrong
         with pytest.raises(RuntimeError, match=r"a slot of read_slots is outside 0\.\.8"):
-            checks.slots_in_range_on_device("read_slots", slots, 9)
+            checks.slots_in_range_on_device(accesses, 9)
 
 
 class Counting:
@@ -154,13 +155,13 @@ class Counting:
 
     calls = 0
 
-    def memory_scan(self, *given: Any) -> tuple[Tensor, ...]:
+    def memory_scan(self, accesses: Accesses[Tensor], *given: Any) -> tuple[Tensor, ...]:
         self.calls += 1
-        return tuple(x.clone() for x in given[4:7])
+        return tuple(x.clone() for x in given[:3])
 
-    def memory_step(self, *given: Any) -> Tensor:
+    def memory_step(self, accesses: Accesses[Tensor], values: Tensor, *given: Any) -> Tensor:
         self.calls += 1
-        return given[4].clone()
+        return values.clone()
 
 
 @pytest.mark.parametrize("name", ["write_slots", "read_slots"])

@@ -40,7 +40,7 @@ def check(inputs: dict[str, Tensor], **settings: Any) -> None:
     before = {name: x.detach().clone() for name, x in inputs.items()}
     results = ops.memory_scan(**inputs, **settings)
     dense = {name: x.detach().double().requires_grad_() if name in DIFFERENTIABLE else x for name, x in inputs.items()}
-    expected = brute_force.memory_scan(**dense, **settings)
+    expected = brute_force.memory_scan(dense, **settings)
 
     like = (inputs["values"], inputs["memory"], inputs["mass"])
     for name, actual, right, same in zip(("output", "memory", "mass"), results, expected, like, strict=True):
@@ -137,7 +137,7 @@ def test_a_loss_through_one_result_alone(kernels: str, used: int) -> None:
         ops.memory_scan(**inputs)[used].sum(), [inputs[name] for name in DIFFERENTIABLE], materialize_grads=True
     )
     expected = torch.autograd.grad(
-        brute_force.memory_scan(**dense)[used].sum(), [dense[name] for name in DIFFERENTIABLE], materialize_grads=True
+        brute_force.memory_scan(dense)[used].sum(), [dense[name] for name in DIFFERENTIABLE], materialize_grads=True
     )
     for name, grad, right in zip(DIFFERENTIABLE, actual, expected, strict=True):
         assert relative_rmse(grad, right) <= 2e-5, name

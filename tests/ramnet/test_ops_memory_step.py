@@ -24,7 +24,7 @@ def test_steps_equal_the_dense_recurrence(
     kernels: str, batch: int, heads: int, top_k: int, num_slots: int, value_dim: int, power: float
 ) -> None:
     inputs = scan_inputs(batch, heads, 7, top_k, num_slots, value_dim, access="saturated")
-    expected, expected_memory, expected_mass = brute_force.memory_scan(**inputs, decay_power=power)
+    expected, expected_memory, expected_mass = brute_force.memory_scan(inputs, decay_power=power)
     memory, mass = inputs["memory"].clone(), inputs["mass"].clone()
     for t in range(7):
         step = step_inputs(inputs, t) | {"memory": memory, "mass": mass}
@@ -39,7 +39,7 @@ def test_steps_equal_the_dense_recurrence(
 def test_equals_the_scan_of_one_token(kernels: str, dtype: torch.dtype, wide_state: bool) -> None:
     state_dtype = torch.promote_types(dtype, torch.float32) if wide_state else dtype
     inputs = scan_inputs(2, 3, 1, 4, 27, 24, dtype=dtype, state_dtype=state_dtype)
-    expected, expected_memory, expected_mass = brute_force.memory_scan(**inputs)
+    expected, expected_memory, expected_mass = brute_force.memory_scan(inputs)
     step = step_inputs(inputs, 0)
     output = ops.memory_step(**step)
     assert output.dtype == dtype and output.shape == (2, 3, 24)

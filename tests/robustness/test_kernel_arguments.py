@@ -20,7 +20,7 @@ import lowering
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState, ops
 from ramnet.ops import reference
 from tests.robustness.guarded import Edge, GuardedResults, guarded
-from tests.samples import TOLERANCE, cotangents, relative_rmse, scan_inputs, step_inputs, strided
+from tests.samples import TOLERANCE, as_backends_take, cotangents, relative_rmse, scan_inputs, step_inputs, strided
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
@@ -102,12 +102,13 @@ def test_memory_scan_and_its_gradient(data: st.DataObject) -> None:
     arguments = [placed(data.draw(PLACES), x) for x in inputs.values()]
     mode, edge, threads = data.draw(st.sampled_from(sorted(MODES))), data.draw(EDGES), data.draw(st.integers(1, 3))
     found = on_kernels(threads, mode, edge, lambda: ops.memory_scan(*arguments, decay_power=gamma))
-    close(found, reference.memory_scan(*arguments, gamma, 1e-6, 0.01), dtype)
+    close(found, reference.memory_scan(*as_backends_take(arguments), gamma, 1e-6, 0.01), dtype)
     found = on_kernels(
         threads, mode, edge,
         lambda: torch.ops.ramnet.memory_scan_backward(*given, *arguments, gamma, 1e-6, 0.01, kernels="cpu"),
     )  # fmt: skip
-    close(found, reference.memory_scan_backward(*given, *arguments, gamma, 1e-6, 0.01), dtype)
+    expected = reference.memory_scan_backward(tuple(given), *as_backends_take(arguments), gamma, 1e-6, 0.01)
+    close(found, expected, dtype)
 
 
 @settings(max_examples=EXAMPLES)
@@ -124,7 +125,8 @@ def test_memory_step(data: st.DataObject) -> None:
     found = on_kernels(
         threads, mode, edge, lambda: ops.memory_step(*accesses, memory, mass, decay_power=gamma)
     )  # fmt: skip
-    expected = reference.memory_step(*accesses, expected_memory, expected_mass, gamma, 1e-6)
+    on_reference = as_backends_take([*accesses, expected_memory, expected_mass])
+    expected = reference.memory_step(*on_reference, gamma, 1e-6)
     close((found, memory, mass), (expected, expected_memory, expected_mass), dtype)
 
 

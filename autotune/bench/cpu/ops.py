@@ -17,6 +17,7 @@ from autotune.bench.inputs import ScanInputs, decode_logits, scan_inputs
 from autotune.bench.run import FLOOR, TUNED, Candidate, Run, Table, check, within
 from autotune.measure import eager_scan, native
 from ramnet import ops
+from ramnet.ops.accesses import Accesses
 from ramnet.ops.backend import Backend
 
 ROW_BYTES = 4  # float32
@@ -186,7 +187,11 @@ def _check_all(run: Run, forms: Forms, expected: Sequence[Tensor]) -> None:
 
 
 def _undispatched_step(backend: Backend) -> Callable[..., Tensor]:
-    return partial(backend.memory_step, decay_power=1.0, eps=1e-6)
+    def step(*tensors: Tensor) -> Tensor:
+        *accesses, values, memory, mass = tensors
+        return backend.memory_step(Accesses(*accesses), values, memory, mass, 1.0, 1e-6)
+
+    return step
 
 
 def _untouched(count: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from autotune.bench import eager_scan_gradients
 from autotune.measure import eager_scan
@@ -17,6 +18,7 @@ from autotune.measure.eager_decode_heads import EAGER, separated
 from autotune.measure.gpu_runner import Eager, GpuRunner
 from autotune.measure.problems import TOLERANCE, Problem, WrongResultError, checked
 from autotune.measure.timing import HostClock, interleaved, ratio
+from lowering.gpu.decode_heads.options import MixerOptions
 from schedules.base import Schedule
 from schedules.workload import AXES, Workload
 from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, random_inputs
@@ -133,7 +135,7 @@ def test_the_eager_forms_in_bfloat16_are_near_float64(op: str) -> None:
 
 @pytest.mark.parametrize("op", ["memory_scan", "memory_step", "memory_scan_backward", "decode_heads"])
 def test_narrow_values_meet_a_state_in_float32(op: str) -> None:
-    arguments = Problem(workload(op)).arguments
+    arguments = tree_leaves(Problem(workload(op)).arguments)
     floating = [x.dtype for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point()]
     assert set(floating) == {torch.bfloat16, torch.float32}
 
@@ -153,7 +155,7 @@ def test_a_fused_token_is_the_papers(cape_heads: int) -> None:
     sizes = Sizes(batch=3, heads=2, order=2, sub_dim=3, top_k=4, width=5)
     inputs = random_inputs(sizes, torch.float64, torch.float64, position=4)
     expected = brute_force(inputs, sizes, cape_heads)
-    output = EAGER.decode_heads(*inputs.values(), 2, 3, 4, cape_heads, TEMPERATURE, POWER, EPS)
+    output = EAGER.decode_heads(*inputs.values(), MixerOptions(2, 3, 4, cape_heads, TEMPERATURE, POWER, EPS))
     for mine, right in zip((output, inputs["memory"], inputs["mass"]), expected, strict=True):
         assert relative_rmse(mine, right) < 1e-12
 
@@ -226,7 +228,8 @@ def test_candidates_are_checked_at_odd_sizes() -> None:
 @pytest.mark.parametrize("scan", [eager_scan.scan_by_slots, eager_scan.scan_in_place, eager_scan.scan_chunked])
 def test_eager_forms_stay_on_the_device_of_their_inputs(scan: Any) -> None:
     *tensors, decay_power, eps, _ = (
-        x.to("meta") if isinstance(x, torch.Tensor) else x for x in Problem(workload("memory_scan")).arguments
+        x.to("meta") if isinstance(x, torch.Tensor) else x
+        for x in tree_leaves(Problem(workload("memory_scan")).arguments)
     )
     found = scan(*eager_scan.as_state(tensors), decay_power, eps)
     assert [x.device.type for x in found] == ["meta"] * 3
@@ -234,7 +237,8 @@ def test_eager_forms_stay_on_the_device_of_their_inputs(scan: Any) -> None:
 
 def test_eager_forms_with_gradients_stay_on_the_device_of_their_inputs() -> None:
     *tensors, decay_power, eps, proxy_eps = (
-        x.to("meta") if isinstance(x, torch.Tensor) else x for x in Problem(workload("memory_scan")).arguments
+        x.to("meta") if isinstance(x, torch.Tensor) else x
+        for x in tree_leaves(Problem(workload("memory_scan")).arguments)
     )
     state = [x.requires_grad_(x.is_floating_point()) for x in eager_scan.as_state(tensors)]
     outputs = eager_scan_gradients.ScanChunked.apply(*state, decay_power, eps, proxy_eps)

@@ -40,7 +40,7 @@ class Off:
             found = getattr(reference, op)(*arguments)
             results = list(found) if isinstance(found, tuple) else [found]
             if op == "memory_step":
-                results += arguments[5:7]
+                results += arguments[2:4]
             results[self.result].view(-1)[-1] += self.change
             return found
 
@@ -113,10 +113,8 @@ def test_the_addresses_of_inputs_reach_all_slots(slots: int, digits: tuple[int, 
 
 
 def test_inputs_are_those_of_a_model() -> None:
-    write_slots, write_weights, read_slots, read_weights, _, memory, mass, *_ = Problem(
-        workload("memory_scan")
-    ).arguments
-    for slots, weights in ((write_slots, write_weights), (read_slots, read_weights)):
+    accesses, _, memory, mass, *_ = Problem(workload("memory_scan")).arguments
+    for slots, weights in (accesses[:2], accesses[2:]):
         assert all(len(set(row)) == 4 for row in slots.view(-1, 4).tolist())
         assert int(slots.min()) >= 0 and int(slots.max()) < 27
         assert bool((weights > 0).all()) and bool((weights.sum(-1) <= 1).all())
@@ -124,16 +122,16 @@ def test_inputs_are_those_of_a_model() -> None:
 
 
 def test_a_seed_gives_the_same_inputs() -> None:
-    first, same, other = (Problem(workload("memory_scan"), seed).arguments[4] for seed in (1, 1, 2))
+    first, same, other = (Problem(workload("memory_scan"), seed).arguments[1] for seed in (1, 1, 2))
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
 def test_steps_go_on_from_a_state_of_their_own() -> None:
     problem = Problem(workload("memory_step"))
-    before = problem.arguments[5].clone()
+    before = problem.arguments[2].clone()
     step = problem.call(reference)
     assert not torch.equal(step(), step())
-    assert torch.equal(problem.arguments[5], before)
+    assert torch.equal(problem.arguments[2], before)
 
 
 def test_the_check_runs_more_than_a_chunk_and_other_rows_than_lanes() -> None:

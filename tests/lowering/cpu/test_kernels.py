@@ -13,7 +13,7 @@ from schedules.base import Schedule, combinations
 from schedules.cpu import SCHEDULES, AddressDecode, MemoryScan, MemoryStep
 from schedules.workload import AXES, Op, Workload
 from tests import brute_force
-from tests.samples import DIFFERENTIABLE, cotangents, relative_rmse, scan_inputs, step_inputs
+from tests.samples import DIFFERENTIABLE, as_backends_take, cotangents, relative_rmse, scan_inputs, step_inputs
 
 tvm = pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
@@ -67,9 +67,9 @@ def test_every_value_of_every_knob_is_tried_and_no_more_schedules_than_that_take
 
 def test_every_memory_scan_schedule_computes_the_same() -> None:
     inputs = scan_inputs(1, 3, 70, 5, 24, 24, seed=1, access="hot")
-    expected = brute_force.memory_scan(**inputs, decay_power=0.5)
+    expected = brute_force.memory_scan(inputs, decay_power=0.5)
     for schedule in schedules(workload("memory_scan", N=3, T=70, K=5, M=24, D=24)):
-        found = Fixed(schedule).memory_scan(*inputs.values(), 0.5, 1e-6, 0.01)
+        found = Fixed(schedule).memory_scan(*as_backends_take(inputs.values()), 0.5, 1e-6, 0.01)
         for got, want in zip(found, expected, strict=True):
             assert relative_rmse(got, want) < 1e-5, schedule
 
@@ -79,17 +79,17 @@ def test_every_memory_scan_backward_schedule_computes_the_same() -> None:
     grads = cotangents(inputs)
     expected = brute_force.memory_scan_gradients(grads, inputs, 0.5)
     for schedule in schedules(workload("memory_scan_backward", N=3, T=70, K=5, M=24, D=24)):
-        got = Fixed(schedule).memory_scan_backward(*grads, *inputs.values(), 0.5, 1e-6, 0.01)
+        got = Fixed(schedule).memory_scan_backward(grads, *as_backends_take(inputs.values()), 0.5, 1e-6, 0.01)
         for name, gradient, want in zip(DIFFERENTIABLE, got, expected, strict=True):
             assert relative_rmse(gradient, want) < 1e-5, (schedule, name)
 
 
 def test_every_memory_step_schedule_computes_the_same() -> None:
     inputs = scan_inputs(2, 3, 1, 5, 24, 24, seed=4)
-    output, memory, mass = brute_force.memory_scan(**inputs, decay_power=0.5)
+    output, memory, mass = brute_force.memory_scan(inputs, decay_power=0.5)
     for schedule in schedules(workload("memory_step", N=6, K=5, M=24, D=24)):
         got = step_inputs(inputs, 0)
-        found = Fixed(schedule).memory_step(*got.values(), 0.5, 1e-6)
+        found = Fixed(schedule).memory_step(*as_backends_take(got.values()), 0.5, 1e-6)
         for actual, want in ((found, output[:, :, 0]), (got["memory"], memory), (got["mass"], mass)):
             assert relative_rmse(actual, want) < 1e-5, schedule
 
@@ -207,15 +207,15 @@ def test_modules_can_be_saved_as_json() -> None:
 def test_another_length_takes_the_kernel_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = CpuKernels()
     for tokens in (3, 5):
-        kernels.memory_scan(*scan_inputs(1, 2, tokens, 2, 8, 8).values(), 1.0, 1e-6, 0.01)
+        kernels.memory_scan(*as_backends_take(scan_inputs(1, 2, tokens, 2, 8, 8).values()), 1.0, 1e-6, 0.01)
     monkeypatch.setattr("lowering.cpu.build._load_or_build", None)
-    kernels.memory_scan(*scan_inputs(1, 2, 9, 2, 8, 8).values(), 1.0, 1e-6, 0.01)
+    kernels.memory_scan(*as_backends_take(scan_inputs(1, 2, 9, 2, 8, 8).values()), 1.0, 1e-6, 0.01)
 
 
 def test_a_kernels_error_that_is_not_of_slots_is_not_swallowed() -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("broken")
 
-    slots = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    accesses, *_ = as_backends_take(scan_inputs(1, 1, 1, 1, 1, 1).values())
     with pytest.raises(RuntimeError, match="broken"):
-        run_on_slots(broken, (), slots, slots, 1)
+        run_on_slots(broken, (), accesses, 1)

@@ -38,7 +38,7 @@ def inputs_on(device: str, *sizes: int, **options: object) -> dict[str, Tensor]:
 
 def expected_of(inputs: dict[str, Tensor], power: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     on_cpu = {name: x.cpu() for name, x in inputs.items()}
-    output, memory, mass = brute_force.memory_scan(**on_cpu, decay_power=power)
+    output, memory, mass = brute_force.memory_scan(on_cpu, decay_power=power)
     return output[0], memory[0], mass[0]
 
 

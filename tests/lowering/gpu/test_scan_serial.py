@@ -30,7 +30,7 @@ def scan(
 def check(inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: SerialScan | None = None) -> None:
     before = {name: x.clone() for name, x in inputs.items()}
     results = scan(inputs, power, device, warp, schedule)
-    expected = brute_force.memory_scan(**inputs, decay_power=power, eps=EPS)
+    expected = brute_force.memory_scan(inputs, decay_power=power, eps=EPS)
     like = (inputs["values"], inputs["memory"], inputs["mass"])
     for name, actual, right, same in zip(("output", "memory", "mass"), results, expected, like, strict=True):
         assert actual.dtype == same.dtype, name

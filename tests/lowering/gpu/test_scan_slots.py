@@ -44,7 +44,7 @@ def test_equals_the_dense_recurrence(
     device: str, warp: int, tokens: int, top_k: int, num_slots: int, width: int, access: str, piece: int, power: float
 ) -> None:
     inputs = scan_inputs(1, 2, tokens, top_k, num_slots, width, access=access, seed=tokens)
-    expected = brute_force.memory_scan(**inputs, decay_power=power)
+    expected = brute_force.memory_scan(inputs, decay_power=power)
     found = plan_of(device, inputs, power, schedule(device, piece)).run(warp)
     for one, other in zip(found, expected, strict=True):
         assert relative_rmse(one.cpu(), other[0]) <= 1e-5
@@ -55,7 +55,7 @@ def test_equals_the_dense_recurrence(
 def test_every_type(device: str, warp: int, dtype: torch.dtype, wide_state: bool) -> None:
     state_dtype = torch.promote_types(dtype, torch.float32) if wide_state else dtype
     inputs = scan_inputs(1, 2, 7, 3, 9, 24, dtype=dtype, state_dtype=state_dtype)
-    expected = brute_force.memory_scan(**inputs)
+    expected = brute_force.memory_scan(inputs)
     found = plan_of(device, inputs, 1.0, schedule(device)).run(warp)
     for one, other, kind in zip(found, expected, (dtype, state_dtype, state_dtype), strict=True):
         assert one.dtype == kind

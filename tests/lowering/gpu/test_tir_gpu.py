@@ -21,12 +21,21 @@ from schedules.workload import Op
 from tests import brute_force
 from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, expected, random_inputs
 from tests.lowering.gpu.of_340m import workload
-from tests.samples import DIFFERENTIABLE, TOLERANCE, cotangents, relative_rmse, scan_inputs, step_inputs
+from tests.samples import (
+    DIFFERENTIABLE,
+    TOLERANCE,
+    as_backends_take,
+    cotangents,
+    relative_rmse,
+    scan_inputs,
+    step_inputs,
+)
 
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")
 
 from lowering.gpu import tir
 from lowering.gpu.backend import GpuKernels
+from lowering.gpu.decode_heads.options import MixerOptions
 
 
 def kernels(**given: Schedule) -> GpuKernels:
@@ -61,13 +70,15 @@ def test_scans_follow_the_paper(T, K, M, D, gamma, access, dtype, lanes, channel
     tensors = scan_inputs(1, 2, T, K, M, D, dtype=dtype, state_dtype=state, access=access, seed=1)
     knobs = {"slot_lanes": lanes, "channels": channels, "chunk": chunk}
     ops = kernels(memory_scan=SharedScan(**knobs), memory_scan_backward=SharedScanBackward(**knobs, heads=heads))
-    expected = brute_force.memory_scan(**tensors, decay_power=gamma, eps=1e-6)
-    for got, want in zip(ops.memory_scan(*tensors.values(), gamma, 1e-6, 0.01), expected, strict=True):
+    expected = brute_force.memory_scan(tensors, decay_power=gamma, eps=1e-6)
+    for got, want in zip(
+        ops.memory_scan(*as_backends_take(tensors.values()), gamma, 1e-6, 0.01), expected, strict=True
+    ):
         assert relative_rmse(got, want) < TOLERANCE[got.dtype]
 
     grads = cotangents(tensors)
     gradients = brute_force.memory_scan_gradients(grads, tensors, gamma, 1e-6, 0.01)
-    found = ops.memory_scan_backward(*grads, *tensors.values(), gamma, 1e-6, 0.01)
+    found = ops.memory_scan_backward(grads, *as_backends_take(tensors.values()), gamma, 1e-6, 0.01)
     for name, got, want in zip(DIFFERENTIABLE, found, gradients, strict=True):
         assert relative_rmse(got, want) < TOLERANCE[got.dtype], name
 
@@ -96,8 +107,10 @@ def test_a_step_in_place(D, gamma, dtype) -> None:
     tensors = scan_inputs(2, 3, 1, 5, 24, D, dtype=dtype, state_dtype=torch.float32, access="saturated", seed=5)
     got, wanted = (step_inputs(tensors, 0) for _ in range(2))
     wanted = {n: x.double() if x.is_floating_point() else x for n, x in wanted.items()}
-    output = kernels(memory_step=MemoryStep(compiler="tir", threads=32)).memory_step(*got.values(), gamma, 1e-6)
-    assert relative_rmse(output, reference.memory_step(*wanted.values(), gamma, 1e-6)) < TOLERANCE[dtype]
+    ops = kernels(memory_step=MemoryStep(compiler="tir", threads=32))
+    output = ops.memory_step(*as_backends_take(got.values()), gamma, 1e-6)
+    expected = reference.memory_step(*as_backends_take(wanted.values()), gamma, 1e-6)
+    assert relative_rmse(output, expected) < TOLERANCE[dtype]
     for name in ("memory", "mass"):
         assert relative_rmse(got[name], wanted[name]) < TOLERANCE[torch.float32]
 
@@ -108,7 +121,7 @@ def test_a_layers_token_in_one_launch(cape_heads: int, position: int, unroll: in
     inputs = random_inputs(sizes, torch.float32, torch.float32, position)
     states = expected(inputs, sizes, cape_heads)
     ops = kernels(decode_heads=DecodeHeads(compiler="tir", threads=32, unroll=unroll))
-    output = ops.decode_heads(*inputs.values(), 3, 3, 5, cape_heads, TEMPERATURE, POWER, EPS)
+    output = ops.decode_heads(*inputs.values(), MixerOptions(3, 3, 5, cape_heads, TEMPERATURE, POWER, EPS))
     for got, want in zip((output, inputs["memory"], inputs["mass"]), states, strict=True):
         assert relative_rmse(got, want.view(got.shape)) < TOLERANCE[torch.float32]
 
@@ -146,5 +159,5 @@ def test_no_thread_of_a_backward_phase_needs_another(monkeypatch: pytest.MonkeyP
     for reverse in (False, True):
         monkeypatch.setattr(tir, "_ready", {})
         monkeypatch.setattr(tir, "on_cpu", lambda *a, way=reverse: on_cpu(*a, way))
-        found.append(ops.memory_scan_backward(*grads, *tensors.values(), 0.5, 1e-6, 0.01))
+        found.append(ops.memory_scan_backward(grads, *as_backends_take(tensors.values()), 0.5, 1e-6, 0.01))
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
