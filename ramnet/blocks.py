@@ -71,19 +71,21 @@ class GatedConvBlock(nn.Module):
 
     def forward(self, x: Tensor, recent: Tensor, sequences: Sequences | None = None) -> tuple[Tensor, Tensor]:
         h = self.norm(x)
-        along = h if sequences is None else sequences.gather(h)
-        tokens = along.shape[1]
-        seen = torch.cat([recent.to(h.dtype), along], dim=1)  # [B, kernel − 1 + T, C]
-        if tokens == 1:  # these two operations take 7 µs, the dozen below 45 µs
-            conv = (self.taps * seen).sum(1, keepdim=True)
+        tokens, kept = h.shape[1], recent.shape[1]
+        if sequences is not None:
+            seen = torch.cat([recent.to(h.dtype).flatten(0, 1), h.flatten(0, 1)])  # [R·(kernel − 1) + B·T, C]
+            lags = range(-kept, 1)
+            before = (sequences.places(sequences.row, sequences.offset + lag, kept) for lag in lags)
+            conv = sum(tap * seen[place] for tap, place in zip(self.taps, before, strict=True))
+            end = sequences.lengths.unsqueeze(1) + torch.arange(-kept, 0, device=x.device)
+            last = seen[sequences.places(torch.arange(len(end), device=x.device).unsqueeze(1), end, kept)]
         else:
-            conv = sum(tap * seen[:, i : i + tokens] for i, tap in enumerate(self.taps))
-        if sequences is None:
+            seen = torch.cat([recent.to(h.dtype), h], dim=1)  # [B, kernel − 1 + T, C]
             last = seen[:, tokens:]
-        else:
-            conv = sequences.scatter(conv)
-            at = sequences.lengths.unsqueeze(1) + torch.arange(recent.shape[1], device=x.device)
-            last = seen.gather(1, at.unsqueeze(2).expand(-1, -1, seen.shape[2]))
+            if tokens == 1:  # these two operations take 7 µs, the dozen below 45 µs
+                conv = (self.taps * seen).sum(1, keepdim=True)
+            else:
+                conv = sum(tap * seen[:, i : i + tokens] for i, tap in enumerate(self.taps))
         # A view would keep the whole sequence in memory for as long as the state lives.
         recent = last.to(recent.dtype, copy=True, memory_format=torch.contiguous_format)
         return x + h + conv * self.gate(h), recent

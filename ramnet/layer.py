@@ -143,15 +143,18 @@ class RamLayer(nn.Module):
         slots, weights = ops.address_decode(logits, c.top_k)  # [B, T, 2, H, K]
         value = value.view(batch, tokens, c.num_heads, c.value_dim)
         lengths: Tensor | int = tokens
+        cu_seqlens = None
         if sequences is not None:
-            slots, weights, value = sequences.take(slots), sequences.gather(weights), sequences.gather(value)
-            lengths = sequences.lengths
+            weights, lengths, cu_seqlens = sequences.without_padding(weights), sequences.lengths, sequences.cu_seqlens
         if self.cape_heads:
-            at = state.position.unsqueeze(1) + torch.arange(slots.shape[1], device=x.device)  # [B, T]
+            if sequences is None:
+                at = state.position.unsqueeze(1) + torch.arange(tokens, device=x.device)  # [B, T]
+            else:
+                at = sequences.positions(state.position)
             uses_cape = torch.arange(c.num_heads, device=x.device) < self.cape_heads
             slots = ops.cyclic_shift(slots, (at.unsqueeze(-1) * uses_cape)[:, :, None, :, None], c.slots)
         (memory,), (mass,) = state.memory, state.mass
-        if in_place:
+        if in_place and cu_seqlens is None:
             (read_slots, write_slots), (read_weights, write_weights) = slots[:, 0].unbind(1), weights[:, 0].unbind(1)
             out = ops.memory_step(
                 write_slots, write_weights, read_slots, read_weights, value[:, 0], memory, mass, c.decay_power, c.eps,
@@ -161,12 +164,15 @@ class RamLayer(nn.Module):
         else:
             read_slots, write_slots = slots.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, K]
             read_weights, write_weights = weights.permute(2, 0, 3, 1, 4).unbind(0)
-            out, memory, mass = ops.memory_scan(
+            out, new_memory, new_mass = ops.memory_scan(
                 write_slots, write_weights, read_slots, read_weights, value.transpose(1, 2),
-                memory, mass, c.decay_power, c.eps, c.proxy_eps, in_range=True,
+                memory, mass, c.decay_power, c.eps, c.proxy_eps, cu_seqlens=cu_seqlens, in_range=True,
             )  # fmt: skip
             out = out.transpose(1, 2)  # [B, T, H, D]
-            state = RamState([memory], [mass], [], state.position + lengths)
-        if sequences is not None:
-            out = sequences.scatter(out)
+            if in_place:  # a token among several documents, of which all but one are empty
+                memory.copy_(new_memory)
+                mass.copy_(new_mass)
+                state.position.add_(lengths)
+            else:
+                state = RamState([new_memory], [new_mass], [], state.position + lengths)
         return RamLayerOutput(self.output(out.flatten(2)), state)

@@ -77,7 +77,6 @@ class RamNetForCausalLM(nn.Module):
                 of padding must be in the vocabulary; their logits are meaningless.
             cu_seqlens: int32 or int64 [S + 1], for ids [1, T] that hold S documents one after another: the offset at
                 which each document begins, then T. Each document is computed as if it were alone; states have S rows.
-                Internally the documents are padded to the length of the longest.
             in_place: update ``state`` in place and return it, so that a token costs O(K·D) for any M. Needs T = 1 and
                 no gradients.
             logits_to_keep: return logits of this many last tokens only; 0 returns all. None returns all without

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from ramnet.ops.packed import check_bounds
 from ramnet.state import can_be_read
 
 _MASK_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Sequences(NamedTuple):
-    """The map between the tokens [B, T] of a batch and its R sequences of at most L tokens each, [R, L].
-
-    Operations on single tokens run on [B, T]; operations along a sequence run on [R, L], where every sequence begins at
-    index 0. Beyond a sequence's end, write and read weights are 0, which changes neither memory nor mass.
+    """The R sequences that the tokens [B, T] of a batch belong to.
 
     Attributes:
-        source: int64 [R, L], the index of each token in the flattened [B, T]; any valid index beyond the end.
-        inside: bool [R, L], False beyond the end.
+        row: int64 [B, T], the sequence of each token.
+        offset: int64 [B, T], the index of each token in its sequence; any index for padding.
         lengths: int64 [R].
-        back: int64 [B, T], the index of each token in the flattened [R, L]; any valid index for padding.
+        first: int64 [R], the index in ``source`` at which each sequence begins.
+        source: int64 [B·T], the indices of the tokens in the flattened [B, T], ordered by sequence.
         real: bool [B, T], False for padding; None if there is none.
+        cu_seqlens: int64 [R + 1] on the CPU, for packed documents; None otherwise.
     """
 
-    source: Tensor
-    inside: Tensor
+    row: Tensor
+    offset: Tensor
     lengths: Tensor
-    back: Tensor
+    first: Tensor
+    source: Tensor
     real: Tensor | None
+    cu_seqlens: Tensor | None
 
     @classmethod
     def of(
@@ -46,11 +46,14 @@ class Sequences(NamedTuple):
             raise ValueError("attention_mask and cu_seqlens are both given; packed documents have no padding")
         if attention_mask is not None:
             return cls.padded(attention_mask, shape, device)
-        return None if cu_seqlens is None else cls.packed(cu_seqlens, shape, device)
+        if cu_seqlens is None:
+            return None
+        documents = cls.packed(cu_seqlens, shape, device)
+        return None if len(documents.lengths) == 1 else documents  # a single one is a row like any other
 
     @classmethod
     def padded(cls, attention_mask: Tensor, shape: tuple[int, int], device: torch.device) -> Self:
-        """Return the rows of a padded batch as sequences, R = B and L = T. Padding may be anywhere in a row.
+        """Return the rows of a padded batch as sequences, R = B. Padding may be anywhere in a row.
 
         Args:
             attention_mask: bool or integer [B, T], True or 1 for a token.
@@ -71,26 +74,26 @@ class Sequences(NamedTuple):
             raise ValueError(f"attention_mask holds {int(attention_mask[wrong][0])}; it must hold 0 and 1 alone")
         batch, tokens = shape
         real = attention_mask.bool()
-        starts = tokens * torch.arange(batch, device=device).unsqueeze(1)
+        rows = torch.arange(batch, device=device)
+        first = tokens * rows
         # A stable sort moves the padding of a row behind its tokens and keeps their order.
-        source = starts + (~real).to(torch.uint8).argsort(dim=1, stable=True)
-        lengths = real.sum(1)
-        inside = torch.arange(tokens, device=device) < lengths.unsqueeze(1)
-        back = starts + (real.cumsum(1) - 1).clamp(min=0)
-        return cls(source, inside, lengths, back, real)
+        source = first.unsqueeze(1) + (~real).to(torch.uint8).argsort(dim=1, stable=True)
+        index = (real.cumsum(1) - 1).clamp(min=0)
+        return cls(rows.unsqueeze(1).expand(shape), index, real.sum(1), first, source.flatten(), real, None)
 
     @classmethod
     def packed(cls, cu_seqlens: Tensor, shape: tuple[int, int], device: torch.device) -> Self:
-        """Return the documents packed into one row as sequences; R is their number and L the length of the longest.
+        """Return the documents packed into one row as sequences; R is their number.
 
         Args:
-            cu_seqlens: int32 or int64 [R + 1] on any device, the offset at which each document begins, then T. Its
-                values are read, which synchronises with a GPU and breaks a graph of torch.compile.
+            cu_seqlens: int32 or int64 [R + 1] on any device, the offset at which each document begins, then T. It is
+                copied to the CPU, which synchronises with a GPU.
             shape: (1, T).
             device: the device of the tokens.
 
         Raises:
-            ValueError: if B is not 1, ``cu_seqlens`` is not [R + 1], or its values do not ascend from 0 to T.
+            ValueError: if B is not 1, ``cu_seqlens`` is not [R + 1], or its values do not ascend from 0 to T. In a
+                graph of torch.compile, which cannot read the values, ``memory_scan`` checks them.
             TypeError: if ``cu_seqlens`` is neither int32 nor int64.
         """
         batch, tokens = shape
@@ -100,58 +103,28 @@ class Sequences(NamedTuple):
             raise ValueError(f"cu_seqlens is given for a batch of {batch}; packed documents are one row, [1, T]")
         if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
             raise ValueError(f"cu_seqlens has shape {list(cu_seqlens.shape)}; it must be [D + 1] with D >= 1")
-        bounds = cu_seqlens.tolist()
-        if bounds[0] != 0 or bounds[-1] != tokens:
-            raise ValueError(f"cu_seqlens goes from {bounds[0]} to {bounds[-1]}; it must go from 0 to {tokens}")
-        for before, after in pairwise(bounds):
-            if after < before:
-                raise ValueError(f"cu_seqlens falls from {before} to {after}; it must be ascending")
-        longest = max(after - before for before, after in pairwise(bounds))
-        at = torch.tensor(bounds, device=device)
-        lengths, steps = at.diff(), torch.arange(longest, device=device)
-        source = (at[:-1].unsqueeze(1) + steps).clamp(max=tokens - 1)
-        document = torch.arange(len(lengths), device=device).repeat_interleave(lengths, output_size=tokens)
-        back = document * longest + torch.arange(tokens, device=device) - at[document]
-        return cls(source, steps < lengths.unsqueeze(1), lengths, back.unsqueeze(0), None)
+        bounds = cu_seqlens.to("cpu", torch.int64)
+        if can_be_read(bounds):
+            check_bounds(bounds, tokens)
+        at, place = bounds.to(device), torch.arange(tokens, device=device)
+        row = torch.searchsorted(at[1:], place, right=True).clamp(max=len(bounds) - 2)
+        index = place - at[row]
+        return cls(row.unsqueeze(0), index.unsqueeze(0), at.diff(), at[:-1], place, None, bounds)
 
-    def gather(self, x: Tensor) -> Tensor:
-        """Convert [B, T, …] to [R, L, …], with zeros beyond the ends."""
-        return _keep(self.inside, self.take(x))
+    def positions(self, begun: Tensor) -> Tensor:
+        """Return the position of each token, int64 [B, T], in sequences that had ``begun`` [R] tokens before."""
+        return begun[self.row] + self.offset
 
-    def take(self, x: Tensor) -> Tensor:
-        """Convert [B, T, …] to [R, L, …], with the values of any token beyond the ends."""
-        return _pick(x, self.source)
+    def places(self, row: Tensor, index: Tensor, kept: int) -> Tensor:
+        """Return the place of token ``index`` of sequence ``row`` in the concatenation of two flattened tensors.
 
-    def scatter(self, x: Tensor) -> Tensor:
-        """Convert [R, L, …] to [B, T, …], with zeros for padding."""
-        return self.without_padding(_pick(x, self.back))
+        The first, [R, kept], holds the last ``kept`` tokens before each sequence, the second the tokens [B, T]. An
+        index of −1 is the last token before the sequence. ``row`` and ``index`` have one shape, that of the result.
+        """
+        before = kept * len(self.lengths)
+        line = torch.cat([torch.arange(before, device=row.device), before + self.source])
+        return line[torch.where(index < 0, kept * (row + 1), before + self.first[row]) + index]
 
     def without_padding(self, x: Tensor) -> Tensor:
         """Return x [B, T, …] with padding, which may hold NaN, set to zero."""
-        return x if self.real is None else _keep(self.real, x)
-
-
-def _pick(x: Tensor, index: Tensor) -> Tensor:
-    return x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])
-
-
-def _keep(where: Tensor, x: Tensor) -> Tensor:
-    return x.masked_fill(~where.view(*where.shape, *[1] * (x.dim() - 2)), 0)
-
-
-def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """The numbers of sequences in groups, each of which takes at most twice its tokens where it is padded.
-
-    Longest first, and in rising order within a group; an empty sequence counts as one token. There are at most
-    log2 of the longest and one more.
-    """
-    groups: list[list[int]] = []
-    longest = held = 0
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = max(1, lengths[i])
-        if not groups or longest * (len(groups[-1]) + 1) > 2 * (held + length):
-            groups.append([])
-            longest, held = length, 0
-        groups[-1].append(i)
-        held += length
-    return [sorted(group) for group in groups]
+        return x if self.real is None else x.masked_fill(~self.real.view(*self.real.shape, *[1] * (x.dim() - 2)), 0)

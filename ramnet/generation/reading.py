@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ramnet.config import RamNetConfig
-from ramnet.sequences import alike
+from ramnet.ops.packed import alike
 from ramnet.state import RamState
 
 # Tokens of a chunk, over all rows. Measured for "340m" in float32 on a CPU: 175 MB of activations, against 1.05 GB for

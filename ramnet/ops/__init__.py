@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ramnet.ops import checks, library
+from ramnet.ops import checks, library, packed
 from ramnet.ops.accesses import Accesses
 from ramnet.ops.backend import active, register_backend, registered, using
 
@@ -54,6 +54,7 @@ def memory_scan(
     eps: float = 1e-6,
     proxy_eps: float = 0.01,
     *,
+    cu_seqlens: Tensor | None = None,
     in_range: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each token in turn, write K slots of the memory and then read K slots (paper, steps 5 to 7).
@@ -66,6 +67,9 @@ def memory_scan(
         decay_power: γ ≥ 0.
         eps: ε > 0.
         proxy_eps: ε' in (0, 1], which only the gradient uses.
+        cu_seqlens: int64 [R + 1], for B = 1 and R documents one after another: the offset at which each document
+            begins, then T. Each document has a state of its own, so that R takes the place of B in ``memory`` and
+            ``mass``. Its values are read, which synchronises with a GPU.
         in_range: skip the check of the slots on a GPU, as slots of ``address_decode`` are always in range.
 
     Returns:
@@ -79,11 +83,18 @@ def memory_scan(
         TypeError: if an argument has a wrong dtype.
     """
     accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
-    checks.memory_scan(accesses, values, memory, mass, decay_power, eps, proxy_eps)
+    if cu_seqlens is None:
+        each_memory, each_mass = memory, mass
+    else:
+        checks.documents(cu_seqlens, values, memory, mass)
+        each_memory, each_mass = memory[:1], mass[:1]
+    checks.memory_scan(accesses, values, each_memory, each_mass, decay_power, eps, proxy_eps)
     _check_range(accesses, memory, in_range)
-    return library.memory_scan(
-        *accesses, values, memory, mass, float(decay_power), float(eps), float(proxy_eps), active()
-    )
+    tensors = (*accesses, values, memory, mass)
+    constants = (float(decay_power), float(eps), float(proxy_eps), active())
+    if cu_seqlens is None:
+        return library.memory_scan(*tensors, *constants)
+    return packed.memory_scan_packed(*tensors, cu_seqlens, *constants)
 
 
 def memory_step(

@@ -96,6 +96,19 @@ def memory_scan(
         raise ValueError(f"proxy_eps is {proxy_eps}; it must be in (0, 1]")
 
 
+def documents(cu_seqlens: Tensor, values: Tensor, memory: Tensor, mass: Tensor) -> None:
+    """Shapes and type of documents packed in one row, and of a state for each of them."""
+    if cu_seqlens.dtype != torch.int64:
+        raise TypeError(f"cu_seqlens is {cu_seqlens.dtype}; it must be torch.int64")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+        raise ValueError(f"cu_seqlens has shape {list(cu_seqlens.shape)}; it must be [R + 1] with R >= 1")
+    if values.shape[:1] != (1,):
+        raise ValueError(f"values has shape {list(values.shape)}; packed documents are one row, [1, H, T, D]")
+    for name, state in (("memory", memory), ("mass", mass)):
+        if state.shape[:1] != (len(cu_seqlens) - 1,):
+            raise ValueError(f"{name} has shape {list(state.shape)}; it must begin with R = {len(cu_seqlens) - 1}")
+
+
 def memory_step(
     accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor, decay_power: float, eps: float
 ) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from ramnet import RamLayer, RamNetForCausalLM, RamState, Sequences
+from ramnet import RamLayer, RamNetForCausalLM, RamState, Sequences, ops
+from ramnet.ops import library
+from ramnet.ops.packed import alike
 from tests import brute_force
 from tests.ramnet.test_model import SMALL, assert_states_match, small_model, tokens
-from tests.samples import relative_rmse
+from tests.samples import DIFFERENTIABLE, relative_rmse, scan_inputs
 
 # One token, some, none, the longest, and shorter than the convolution.
 LENGTHS = [1, 7, 0, 12, 2]
@@ -99,6 +104,103 @@ def test_no_tokens_give_no_logits_and_the_same_state(kernels: str) -> None:
     out = model(tokens(1, 0), state, cu_seqlens=torch.tensor([0, 0, 0]))
     assert out.logits.shape == (1, 0, 11)
     assert_states_match(out.state, state, tolerance=0)
+
+
+def test_documents_compile_in_one_graph_for_any_bounds_and_are_exported(kernels: str) -> None:
+    model, ids = small_model(conv_layers=1), tokens(1, TOKENS)
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
+    exported = torch.export.export(model, (ids,), {"cu_seqlens": BOUNDS}).module()
+    made = []
+    for bounds in (BOUNDS, torch.tensor([0, 9, 9, 10, 11, 22])):
+        expected = model(ids, cu_seqlens=bounds)
+        right = torch.autograd.grad(expected.logits.square().sum(), list(model.parameters()))
+        for call in (compiled, exported):
+            out = call(ids, cu_seqlens=bounds)
+            assert relative_rmse(out.logits, expected.logits) <= 1e-6
+            assert_states_match(out.state, expected.state, 1e-6)
+        grads = torch.autograd.grad(compiled(ids, cu_seqlens=bounds).logits.square().sum(), list(model.parameters()))
+        for (name, _), a, b in zip(model.named_parameters(), grads, right, strict=True):
+            assert relative_rmse(a, b) <= 1e-4, name
+        made.append(graphs.frame_count)
+    assert made[0] == made[1]
+    with pytest.raises(ValueError, match="cu_seqlens falls from 9 to 8; it must be ascending"):
+        compiled(ids, cu_seqlens=torch.tensor([0, 3, 9, 8, 11, 22]))
+
+
+def packed_scan(lengths: list[int]) -> dict[str, Tensor]:
+    inputs = scan_inputs(1, 3, sum(lengths), 4, 27, 5)
+    states = scan_inputs(len(lengths), 3, 1, 4, 27, 5)
+    inputs |= {"memory": states["memory"], "mass": states["mass"]}
+    leaves = {name: x.requires_grad_(name in DIFFERENTIABLE) for name, x in inputs.items()}
+    return leaves | {"cu_seqlens": torch.tensor([0, *lengths]).cumsum(0)}
+
+
+def test_opcheck_of_the_packed_scan(kernels: str) -> None:
+    arguments = tuple(packed_scan(LENGTHS).values())
+    torch.library.opcheck(torch.ops.ramnet.memory_scan_packed.default, arguments, {"kernels": kernels})
+    grads = [torch.ones_like(arguments[i]) for i in (4, 5, 6)]
+    backward = (*grads, *(x.detach() for x in arguments), 0.5, 1e-6, 0.01, kernels)
+    torch.library.opcheck(torch.ops.ramnet.memory_scan_packed_backward.default, backward)
+
+
+def test_a_long_document_has_no_short_one_padded_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def scan(*arguments: Any) -> Any:
+        sizes.append(arguments[4].shape)  # values [R, H, L, D]
+        return library.memory_scan(*arguments)
+
+    monkeypatch.setattr("ramnet.ops.packed.library", SimpleNamespace(memory_scan=scan))
+    lengths = [1, 60, 3, 2, 1, 0, 5, 30, 2]
+    ops.memory_scan(**packed_scan(lengths))
+    assert sum(shape[0] for shape in sizes) == len(lengths)
+    assert sum(shape[0] * shape[2] for shape in sizes) <= 2 * sum(max(1, length) for length in lengths)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_of_similar_lengths_are_padded_to_twice_their_tokens_at_most(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randn(50, generator=generator).mul(2).add(3).exp().floor().int().tolist()
+    groups = alike(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(50))
+    assert len(groups) <= math.log2(max(lengths)) + 1
+    for group in groups:
+        own = [max(1, lengths[i]) for i in group]
+        assert len(own) * max(own) <= 2 * sum(own)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"cu_seqlens": torch.tensor([0, 22])}, ValueError, "memory has shape [5, 3, 27, 5]; it must begin with R = 1"),
+        ({"mass": torch.zeros(4, 3, 27)}, ValueError, "mass has shape [4, 3, 27]; it must begin with R = 5"),
+        ({"cu_seqlens": BOUNDS.int()}, TypeError, "cu_seqlens is torch.int32; it must be torch.int64"),
+        ({"cu_seqlens": BOUNDS + 1}, ValueError, "cu_seqlens goes from 1 to 23; it must go from 0 to 22"),
+        (
+            {name: x.repeat(2, 1, 1, 1) for name, x in scan_inputs(1, 3, TOKENS, 4, 27, 5).items() if x.dim() == 4},
+            ValueError, "values has shape [2, 3, 22, 5]; packed documents are one row, [1, H, T, D]",
+        ),
+    ],
+)  # fmt: skip
+def test_the_scan_refuses_documents_that_do_not_fit(
+    changed: dict[str, Tensor], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match="^" + re.escape(message) + "$"):
+        ops.memory_scan(**packed_scan(LENGTHS) | changed)
+
+
+@torch.no_grad()
+def test_a_token_in_place_is_that_of_the_only_document_that_has_one() -> None:
+    model = small_model(conv_layers=1)
+    before = RamState.merge([model(tokens(1, 3 * i + 1, seed=i)).state for i in range(3)])
+    state, bounds = before.clone(), torch.tensor([0, 0, 1, 1])
+    logits = model(tokens(1, 1), state, cu_seqlens=bounds, in_place=True).logits
+    one, own = before.split()[1], state.split()
+    assert relative_rmse(logits, model(tokens(1, 1), one, in_place=True).logits) <= 1e-5
+    for found, expected in zip(own, (before.split()[0], one, before.split()[2]), strict=True):
+        assert_states_match(found, expected)
 
 
 @pytest.mark.parametrize(
