@@ -95,7 +95,7 @@ class Tuning:
             )  # fmt: skip
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - the settings of ``ramnet.tune``, each a keyword
     config: RamNetConfig,
     target: str = "cpu",
     *,

@@ -83,7 +83,7 @@ OPS: tuple[str, ...] = get_args(Op)
     show_default="the target's in the user's data folder, or in the folder RAMNET_RECORDS",
     help="File that the best schedules are merged into; the shipped ones stay as they are.",
 )
-def tune(
+def tune(  # noqa: PLR0913 - click hands over each option as a parameter
     target: str, budget: float | None, trials: int | None, ops: tuple[str, ...], preset: str, checkpoint: Path | None,
     batch_sizes: tuple[int, ...], lengths: tuple[int, ...], shapes: tuple[str, ...], script: Path | None,
     modelled: bool, sampler: Literal["tpe", "random"], seed: int, threads: int | None, build_limit: float,

@@ -81,7 +81,7 @@ def export(checkpoint: Path, output: Path) -> None:
 @click.option(
     "--seed", type=click.IntRange(-(2**63), 2**64 - 1), help="Seed of the sampling; without it every run differs."
 )
-def generate(
+def generate(  # noqa: PLR0913 - click hands over each option as a parameter
     text: str,
     onnx: Path | None,
     checkpoint: Path | None,

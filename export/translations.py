@@ -46,7 +46,7 @@ def address_decode(logits: Any, top_k: int, kernels: str = "") -> tuple[Any, Any
     return op.Exp(best), op.Cast(slots, to=INT32.dtype)
 
 
-def memory_scan(
+def memory_scan(  # noqa: PLR0913 - the signature of its op
     write_slots: Any,
     write_weights: Any,
     read_slots: Any,

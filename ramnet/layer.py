@@ -54,7 +54,7 @@ class RamLayer(nn.Module):
         ValueError: if an argument is out of range or does not fit the others; the message names the value.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the settings of a layer, each a keyword, as of torch's own layers
         self,
         hidden_size: int,
         num_heads: int,

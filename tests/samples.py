@@ -47,7 +47,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def scan_inputs(
+def scan_inputs(  # noqa: PLR0913 - six sizes, in the order of the axes, and what a test may change of the rest
     batch: int, heads: int, tokens: int, top_k: int, num_slots: int, value_dim: int, *,
     dtype: torch.dtype = torch.float32, state_dtype: torch.dtype | None = None, access: str = "uniform", seed: int = 0,
 ) -> dict[str, Tensor]:  # fmt: skip

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from autotune.measure.eager_scan import CHUNK, Trace, flat_slots, time_first, time_last
+from ramnet.ops.accesses import Accesses
 
 
-def scan_sorted(
+def scan_sorted(  # noqa: PLR0913 - what ``ramnet.ops.memory_scan`` takes
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
     values: Tensor, memory: Tensor, mass: Tensor,
     decay_power: float = 1.0, eps: float = 1e-6, proxy_eps: float = 0.01, compiled: bool = False,
@@ -28,8 +29,9 @@ def scan_sorted(
     """
     plan = sort_plan(write_slots, read_slots, memory)
     steps = int(plan.place.max()).bit_length()
+    accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
     scan = _compiled_scan() if compiled else _scan
-    return scan(plan, steps, write_weights, read_weights, values, memory, mass, decay_power, eps, proxy_eps)
+    return scan(plan, steps, accesses, values, memory, mass, decay_power, eps, proxy_eps)
 
 
 @cache
@@ -62,10 +64,10 @@ def sort_plan(write_slots: Tensor, read_slots: Tensor, memory: Tensor) -> SortPl
 
 
 def _scan(
-    plan: SortPlan, steps: int, write_weights: Tensor, read_weights: Tensor, values: Tensor,
-    memory: Tensor, mass: Tensor, decay_power: float, eps: float, proxy_eps: float,
+    plan: SortPlan, steps: int, accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor,
+    decay_power: float, eps: float, proxy_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    w, r = time_first(write_weights), time_first(read_weights)  # [T, N, K]
+    w, r = time_first(accesses.write_weights), time_first(accesses.read_weights)  # [T, N, K]
     v = torch.nn.functional.pad(time_first(values), (0, 1), value=1.0)  # [T, N, D + 1]: the mass is a column
     proxy = (proxy_eps + (1 - proxy_eps) * (1 - w)) ** decay_power
     decay = proxy + ((1 - w) ** decay_power - proxy).detach()
@@ -93,7 +95,7 @@ class ScanChunked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 - as ``ramnet.ops.memory_scan``; autograd sees no tensor inside a tuple
         ctx: Any, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
         values: Tensor, memory: Tensor, mass: Tensor,
         decay_power: float = 1.0, eps: float = 1e-6, proxy_eps: float = 0.01,

@@ -25,7 +25,7 @@ from schedules.records import Record
 from schedules.workload import Workload
 
 
-def tune(
+def tune(  # noqa: PLR0913 - the settings of a run, each a keyword, as ``call.prepare`` checked them
     target: str,
     workloads: Sequence[Workload],
     worker: Worker,

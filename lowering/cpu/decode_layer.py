@@ -23,6 +23,8 @@ from schedules.base import largest_divisor
 from schedules.cpu import DecodeLayer, MemoryStep
 from schedules.workload import Workload
 
+Pair = tuple[Any, Any]  # of buffers
+
 
 def module(workload: Workload, schedule: DecodeLayer) -> Any:
     """Return the kernel's IRModule.
@@ -40,7 +42,7 @@ def _mixer_alone(layer: _Layer) -> Any:
     wide = layer.addresses + H * D
 
     @T.prim_func(s_tir=True)
-    def mixer_alone(
+    def mixer_alone(  # noqa: PLR0913 - the buffers of the kernel
         x: T.handle, position: T.handle, memory: T.handle, mass: T.handle, norm_gain: T.handle, norm_bias: T.handle,
         log_scale: T.handle, query_key_value: T.handle, output: T.handle, y: T.handle,
     ):  # fmt: skip
@@ -55,7 +57,7 @@ def _mixer_alone(layer: _Layer) -> Any:
         QKV = emit.argument(query_key_value, (wide, C), dtype)
         O = emit.argument(output, (C, H * D), dtype)
         Y = emit.argument(y, (C,), dtype)
-        layer.mixer(X, at, S, Z, gain, bias, alpha, QKV, O, Y)
+        layer.mixer(X, at, (S, Z), (gain, bias), alpha, QKV, O, Y)
 
     return mixer_alone
 
@@ -65,7 +67,7 @@ def _mixer_and_ffn(layer: _Layer) -> Any:
     wide, inner = layer.addresses + H * D, layer.inner
 
     @T.prim_func(s_tir=True)
-    def mixer_and_ffn(
+    def mixer_and_ffn(  # noqa: PLR0913 - the buffers of the kernel
         x: T.handle, position: T.handle, memory: T.handle, mass: T.handle, norm_gain: T.handle, norm_bias: T.handle,
         log_scale: T.handle, query_key_value: T.handle, output: T.handle, ffn_gain: T.handle, ffn_bias: T.handle,
         gate_up: T.handle, down: T.handle, y: T.handle,
@@ -85,8 +87,8 @@ def _mixer_and_ffn(layer: _Layer) -> Any:
         GU = emit.argument(gate_up, (2 * inner, C), dtype)
         down_ = emit.argument(down, (C, inner), dtype)
         Y = emit.argument(y, (C,), dtype)
-        layer.mixer(X, at, S, Z, gain, bias, alpha, QKV, O, Y)
-        layer.ffn(second_gain, second_bias, GU, down_, Y)
+        layer.mixer(X, at, (S, Z), (gain, bias), alpha, QKV, O, Y)
+        layer.ffn((second_gain, second_bias), GU, down_, Y)
 
     return mixer_and_ffn
 
@@ -105,9 +107,9 @@ class _Layer:
         return T.sblock_alloc_buffer(shape, dtype or self.dtype)
 
     def mixer(
-        self, X: Any, position: Any, S: Any, Z: Any, gain: Any, bias: Any, alpha: Any, QKV: Any, O: Any, Y: Any
+        self, X: Any, position: Any, state: Pair, gain_and_bias: Pair, alpha: Any, QKV: Any, O: Any, Y: Any
     ) -> None:
-        """Emit y = x + RAM(LayerNorm(x)) (paper, steps 1 to 6 and 8)."""
+        """Emit y = x + RAM(LayerNorm(x)) (paper, steps 1 to 6 and 8); ``state`` is memory and mass."""
         H, K, D = self.heads, self.top_k, self.value_dim
         normed, qkv = self.buffer(self.hidden), self.buffer(self.addresses + H * D)
         logits, slots = self.buffer(2 * H, self.order, self.sub_dim), self.buffer(2 * H, K, dtype="int32")
@@ -116,7 +118,7 @@ class _Layer:
         read_weights, write_weights = (self.buffer(1, H, K) for _ in range(2))
         values, found, mixed = self.buffer(1, H, D), self.buffer(1, H, D), self.buffer(H * D)
 
-        self.norm(X, gain, bias, normed)
+        self.norm(X, gain_and_bias, normed)
         self.product(QKV, normed, self.hidden, lambda i: [i], lambda i, dot: emit.store(qkv, [i], dot[0]))
         with T.sblock("address"):
             self.scale(qkv, alpha, logits)
@@ -136,12 +138,12 @@ class _Layer:
             step = MemoryStep(tile=largest_divisor(D, 64), unroll=min(8, K), parallel=False, prefetch=1)
             with builder.serial(0, H) as h:
                 accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
-                token(self.workload, step, (h, H, H), accesses, values, (S, Z), found, (decays, factors))
+                token(self.workload, step, (h, H, H), accesses, values, state, found, (decays, factors))
                 with builder.serial(0, D) as d:
                     emit.store(mixed, [h * D + d], found[0, h, d])
         self.product(O, mixed, H * D, lambda i: [i], lambda i, dot: emit.store(Y, [i], X[i] + dot[0]))
 
-    def ffn(self, gain: Any, bias: Any, GU: Any, down: Any, Y: Any) -> None:
+    def ffn(self, gain_and_bias: Pair, GU: Any, down: Any, Y: Any) -> None:
         """Emit y += W_down(silu(gate)·up), where gate and up are projections of LayerNorm(y)."""
         normed, active = self.buffer(self.hidden), self.buffer(self.inner)
 
@@ -152,12 +154,13 @@ class _Layer:
             sigmoid = tir.Select(gate >= emit.constant(0, self.dtype), one, small) / (one + small)
             emit.store(active, [i], gate * sigmoid * up)
 
-        self.norm(Y, gain, bias, normed)
+        self.norm(Y, gain_and_bias, normed)
         self.product(GU, normed, self.hidden, lambda i: [i, self.inner + i], activate, self.inner)
         self.product(down, active, self.inner, lambda i: [i], lambda i, dot: emit.store(Y, [i], Y[i] + dot[0]))
 
-    def norm(self, X: Any, gain: Any, bias: Any, Y: Any) -> None:
+    def norm(self, X: Any, gain_and_bias: Pair, Y: Any) -> None:
         """Emit LayerNorm. The variance is the mean of squared differences from the mean."""
+        gain, bias = gain_and_bias
         width, dtype = largest_divisor(self.hidden, 32), self.dtype
         size = emit.constant(self.hidden, dtype)
 

@@ -28,7 +28,7 @@ def module(workload: Workload, schedule: MemoryScan) -> Any:
     width = D // groups
 
     @T.prim_func(s_tir=True)
-    def memory_scan(
+    def memory_scan(  # noqa: PLR0913 - the buffers of the kernel
         write_slots: T.handle, write_weights: T.handle, read_slots: T.handle, read_weights: T.handle,
         values: T.handle, memory: T.handle, mass: T.handle,
         output: T.handle, new_memory: T.handle, new_mass: T.handle,

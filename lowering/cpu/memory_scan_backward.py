@@ -29,7 +29,7 @@ def module(workload: Workload, schedule: MemoryScanBackward) -> Any:
     dtype, tile = workload.dtype, schedule.tile
 
     @T.prim_func(s_tir=True)
-    def memory_scan_backward(
+    def memory_scan_backward(  # noqa: PLR0913 - the buffers of the kernel
         grad_output: T.handle, grad_memory: T.handle, grad_mass: T.handle,
         write_slots: T.handle, write_weights: T.handle, read_slots: T.handle, read_weights: T.handle,
         values: T.handle, memory: T.handle, mass: T.handle,

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
-from ramnet.generation.reading import Generated, LanguageModel, check_finite, read, taint
+from ramnet.generation.reading import Generated, LanguageModel, Prompts, check_finite, read, taint
 from ramnet.generation.sampling import Sampling
 from ramnet.generation.stopping import Stops, Watch
 
 
 def search(
     model: LanguageModel,
-    input_ids: Tensor,
+    prompts: Prompts,
     max_new_tokens: int,
     beams: int,
     sampling: Sampling,
     stops: Stops,
-    state: Any,
     return_state: bool,
-    attention_mask: Tensor | None,
-    ends_alone: bool,
 ) -> Generated:
     """Return, for each row, the continuation with the largest sum of log-probabilities that was found.
 
@@ -30,6 +24,7 @@ def search(
     last token at log-probability 0. As sums never grow, a row is finished once its best beam has stopped. The other
     arguments are those of ``sample``, already checked.
     """
+    input_ids, state, attention_mask, ends_alone = prompts
     rows, device, vocab_size = input_ids.shape[0], input_ids.device, model.config.vocab_size
     first = torch.arange(rows, device=device).unsqueeze(1) * beams  # [B, 1], index of each row's best beam
     copies = torch.arange(rows, device=device).repeat_interleave(beams)

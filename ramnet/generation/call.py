@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ramnet.generation.beams import search
 from ramnet.generation.checks import check
-from ramnet.generation.reading import Generated, LanguageModel
+from ramnet.generation.reading import Generated, LanguageModel, Prompts
 from ramnet.generation.sampled import sample
 from ramnet.generation.sampling import Sampling, seeds_of_rows
 from ramnet.generation.stopping import Stops
@@ -22,7 +22,7 @@ from ramnet.state import RamState
 
 
 @torch.no_grad()
-def generate(
+def generate(  # noqa: PLR0913 - the settings of a generation, each a keyword, as other libraries have them
     model: LanguageModel,
     input_ids: Tensor | Sequence[Tensor | Sequence[int]],
     max_new_tokens: int,
@@ -99,20 +99,16 @@ def generate(
     if streamer is not None and (is_list or num_beams > 1):
         raise ValueError("streamer is given; it works with neither a list of prompts nor beams")
 
-    def run(prompts: Tensor, mask: Tensor | None, seeds: list[int] | None, state: Any) -> Generated:
+    def run(prompts: Prompts, seeds: list[int] | None) -> Generated:
         if num_beams > 1:
-            return search(
-                model, prompts, max_new_tokens, num_beams, sampling, stops, state, return_state, mask, is_list
-            )
-        return sample(
-            model, prompts, max_new_tokens, sampling, seeds, stops, streamer, state, return_state, mask, is_list
-        )
+            return search(model, prompts, max_new_tokens, num_beams, sampling, stops, return_state)
+        return sample(model, prompts, max_new_tokens, sampling, seeds, stops, streamer, return_state)
 
     if isinstance(input_ids, Tensor):
         check_prompt(input_ids, model.config.vocab_size)
         if attention_mask is not None:
             _check_mask(model, input_ids, attention_mask)
-        generated = run(input_ids, attention_mask, seeds_of_rows(seed, input_ids.shape[0]), state)
+        generated = run(Prompts(input_ids, state, attention_mask), seeds_of_rows(seed, input_ids.shape[0]))
         whole = torch.cat([input_ids, generated.tokens], dim=1)
         return (whole, generated.state) if return_state else whole
 
@@ -129,10 +125,11 @@ def generate(
     size = max(1, len(prompts)) if isinstance(model, torch.nn.Module) else 1  # exported graphs take no mask
     for first in range(0, len(prompts), size):
         rows = slice(first, first + size)
+        ids, mask = _left_padded(prompts[rows])
+        before = None if state is None else state[first] if size == 1 else RamState.merge(state)
         generated = run(
-            *_left_padded(prompts[rows]),
+            Prompts(ids, before, mask, ends_alone=True),
             None if seeds is None else seeds[rows],
-            None if state is None else state[first] if size == 1 else RamState.merge(state),
         )
         for prompt, tokens, length in zip(prompts[rows], generated.tokens, generated.lengths.tolist(), strict=True):
             texts.append(torch.cat([prompt[0], tokens[:length]]))

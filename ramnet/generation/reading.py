@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,22 @@ class LanguageModel(Protocol):
     def config(self) -> RamNetConfig: ...
 
     def __call__(self, input_ids: Tensor, state: Any = None, *, in_place: bool = False) -> Any: ...
+
+
+class Prompts(NamedTuple):
+    """Prompts, as in ``generate`` and already checked.
+
+    Attributes:
+        input_ids: [B, T].
+        state: the state before them, or None.
+        attention_mask: [B, T], or None without padding.
+        ends_alone: a row that has stopped keeps its state while other rows continue.
+    """
+
+    input_ids: Tensor
+    state: Any = None
+    attention_mask: Tensor | None = None
+    ends_alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ramnet.generation.reading import Generated, LanguageModel, check_finite, read, taint
+from ramnet.generation.reading import Generated, LanguageModel, Prompts, check_finite, read, taint
 from ramnet.generation.sampling import Sampling, Uniforms
 from ramnet.generation.stopping import Stops, Watch
 
@@ -18,23 +17,16 @@ SYNCHRONOUS = ("cpu",)
 
 def sample(
     model: LanguageModel,
-    input_ids: Tensor,
+    prompts: Prompts,
     max_new_tokens: int,
     sampling: Sampling,
     seeds: Sequence[int] | None,
     stops: Stops,
     streamer: Callable[[Tensor], None] | None,
-    state: Any,
     return_state: bool,
-    attention_mask: Tensor | None,
-    ends_alone: bool,
 ) -> Generated:
-    """Sample a continuation of each row.
-
-    Args:
-        ends_alone: a row that has stopped keeps its state while other rows continue.
-        The others are those of ``generate``, already checked.
-    """
+    """Sample a continuation of each row. The other arguments are those of ``generate``, already checked."""
+    input_ids, state, attention_mask, ends_alone = prompts
     rows, device = input_ids.shape[0], input_ids.device
     uniforms, watch = Uniforms(seeds, rows, device), Watch(stops, rows, device)
     seen = sampling.seen(input_ids, model.config.vocab_size, attention_mask)

@@ -42,7 +42,7 @@ def address_decode(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return slots, weights
 
 
-def memory_scan(
+def memory_scan(  # noqa: PLR0913 - the op of torch.library as users know it, a tensor an argument
     write_slots: Tensor,
     write_weights: Tensor,
     read_slots: Tensor,
@@ -97,7 +97,7 @@ def memory_scan(
     return packed.memory_scan_packed(*tensors, cu_seqlens, *constants)
 
 
-def memory_step(
+def memory_step(  # noqa: PLR0913 - as memory_scan
     write_slots: Tensor,
     write_weights: Tensor,
     read_slots: Tensor,

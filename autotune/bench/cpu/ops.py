@@ -70,7 +70,7 @@ def memory_scan_training(run: Run) -> Table:
     fast: Forms = {
         "eager, chunked": lambda: training(eager_scan_gradients.ScanChunked.apply),
         **_compiled(run, "torch.compile, sorted", training, partial(eager_scan_gradients.scan_sorted, compiled=True)),
-        **_plain_cpp(run, plain_cpp.scan_forward_backward, *inputs, *grads),
+        **_plain_cpp(run, plain_cpp.scan_forward_backward, inputs, grads),
         **run.on_kernels(lambda: training(ops.memory_scan)),
     }
     _check_all(run, slow | fast, expected)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from autotune.bench.inputs import ScanInputs
 from autotune.measure import native
 
 _SOURCE = r"""
@@ -158,36 +160,26 @@ def scan(
 
 
 def scan_forward_backward(
-    write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
-    values: Tensor, memory: Tensor, mass: Tensor,
-    grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor,
-    decay_power: float = 1.0, eps: float = 1e-6, proxy_eps: float = 0.01,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output, memory and mass, and the gradients of write_weights, read_weights, values, memory and mass."""
-    inputs = (write_slots, write_weights, read_slots, read_weights, values)
-    output, memory, mass = torch.empty_like(values), memory.clone(), mass.clone()
-    replaced, mass_was = torch.empty(*write_slots.shape, values.shape[-1]), torch.empty(write_slots.shape)
-    sizes = _sizes(write_slots, memory)
+    inputs: ScanInputs, grads: Sequence[Tensor], decay_power: float = 1.0, eps: float = 1e-6, proxy_eps: float = 0.01
+) -> tuple[Tensor, ...]:
+    """Output, memory and mass, and the gradients of write_weights, read_weights, values, memory and mass.
+
+    ``grads`` are those of output, memory and mass.
+    """
+    operands, (grad_output, grad_memory, grad_mass) = inputs[:5], grads
+    output, memory, mass = torch.empty_like(inputs.values), inputs.memory.clone(), inputs.mass.clone()
+    shape = inputs.write_slots.shape
+    replaced, mass_was = torch.empty(*shape, inputs.values.shape[-1]), torch.empty(shape)
+    sizes = _sizes(inputs.write_slots, memory)
     library().scan(
-        *map(_pointer, (*inputs, memory, mass, output)), *sizes, *_floats(decay_power, eps),
+        *map(_pointer, (*operands, memory, mass, output)), *sizes, *_floats(decay_power, eps),
         _pointer(replaced), _pointer(mass_was),
     )  # fmt: skip
     before, mass_before = memory.clone(), mass.clone()
     grad_state, grad_z = grad_memory.clone(), grad_mass.clone()
-    grad_w, grad_r, grad_v = (torch.empty_like(x) for x in (write_weights, read_weights, values))
-    tensors = (
-        *inputs,
-        before,
-        mass_before,
-        replaced,
-        mass_was,
-        grad_output,
-        grad_state,
-        grad_z,
-        grad_w,
-        grad_r,
-        grad_v,
-    )
+    grad_w, grad_r, grad_v = (torch.empty_like(x) for x in (inputs.write_weights, inputs.read_weights, inputs.values))
+    kept = (replaced, mass_was)
+    tensors = (*operands, before, mass_before, *kept, grad_output, grad_state, grad_z, grad_w, grad_r, grad_v)
     library().scan_backward(*map(_pointer, tensors), *sizes, *_floats(decay_power, eps, proxy_eps))
     return output, memory, mass, grad_w, grad_r, grad_v, grad_state, grad_z
 

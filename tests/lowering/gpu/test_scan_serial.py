@@ -40,24 +40,21 @@ def check(inputs: dict[str, Tensor], power: float, device: str, warp: int, sched
         assert torch.equal(x, before[name]), f"{name} was changed"
 
 
-# (B, H, T, K, M, D, γ, tile)
+# (B, H, T, K, M, D), γ, tile
 SIZES = [
-    (1, 2, 7, 3, 9, 24, 0.5, 64),
-    (1, 1, 63, 1, 9, 24, 0.0, 64),
-    (1, 1, 63, 3, 9, 5, 1.0, 64),
-    (2, 1, 7, 8, 16, 48, 2.3, 64),
-    (1, 1, 7, 3, 9, 48, 1.0, 32),
-    (1, 1, 1, 8, 8, 64, 2.0, 64),
-    (1, 1, 2, 16, 16, 3, 3.0, 64),
+    ((1, 2, 7, 3, 9, 24), 0.5, 64),
+    ((1, 1, 63, 1, 9, 24), 0.0, 64),
+    ((1, 1, 63, 3, 9, 5), 1.0, 64),
+    ((2, 1, 7, 8, 16, 48), 2.3, 64),
+    ((1, 1, 7, 3, 9, 48), 1.0, 32),
+    ((1, 1, 1, 8, 8, 64), 2.0, 64),
+    ((1, 1, 2, 16, 16, 3), 3.0, 64),
 ]
 
 
-@pytest.mark.parametrize(("batch", "heads", "tokens", "top_k", "num_slots", "value_dim", "power", "tile"), SIZES)
-def test_equals_the_dense_recurrence(
-    device: str, warp: int, batch: int, heads: int, tokens: int, top_k: int, num_slots: int, value_dim: int,
-    power: float, tile: int,
-) -> None:  # fmt: skip
-    inputs = scan_inputs(batch, heads, tokens, top_k, num_slots, value_dim)
+@pytest.mark.parametrize(("sizes", "power", "tile"), SIZES)
+def test_equals_the_dense_recurrence(device: str, warp: int, sizes: tuple[int, ...], power: float, tile: int) -> None:
+    inputs = scan_inputs(*sizes)
     check(inputs, power, device, warp, SerialScan(tile=tile, threads=min(tile, 64)))
 
 

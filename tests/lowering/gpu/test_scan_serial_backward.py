@@ -40,25 +40,22 @@ def check(
         assert torch.equal(x, before[name]), f"{name} was changed"
 
 
-# (B, H, T, K, M, D, γ, tile, checkpoint)
+# (B, H, T, K, M, D), γ, tile, checkpoint
 SIZES = [
-    (1, 2, 7, 3, 9, 24, 0.5, 64, 256),
-    (1, 1, 63, 1, 9, 24, 0.0, 64, 20),
-    (1, 1, 7, 8, 19, 48, 2.3, 64, 3),
-    (1, 1, 7, 3, 9, 48, 1.0, 32, 7),
-    (1, 1, 1, 8, 8, 64, 2.0, 64, 1),
-    (1, 1, 2, 16, 16, 3, 3.0, 64, 1),
+    ((1, 2, 7, 3, 9, 24), 0.5, 64, 256),
+    ((1, 1, 63, 1, 9, 24), 0.0, 64, 20),
+    ((1, 1, 7, 8, 19, 48), 2.3, 64, 3),
+    ((1, 1, 7, 3, 9, 48), 1.0, 32, 7),
+    ((1, 1, 1, 8, 8, 64), 2.0, 64, 1),
+    ((1, 1, 2, 16, 16, 3), 3.0, 64, 1),
 ]
 
 
-@pytest.mark.parametrize(
-    ("batch", "heads", "tokens", "top_k", "num_slots", "value_dim", "power", "tile", "checkpoint"), SIZES
-)
+@pytest.mark.parametrize(("sizes", "power", "tile", "checkpoint"), SIZES)
 def test_equals_the_dense_recurrence(
-    device: str, warp: int, batch: int, heads: int, tokens: int, top_k: int, num_slots: int, value_dim: int,
-    power: float, tile: int, checkpoint: int,
-) -> None:  # fmt: skip
-    inputs = scan_inputs(batch, heads, tokens, top_k, num_slots, value_dim)
+    device: str, warp: int, sizes: tuple[int, ...], power: float, tile: int, checkpoint: int
+) -> None:
+    inputs = scan_inputs(*sizes)
     schedule = SerialScanBackward(tile=tile, threads=min(tile, 64), checkpoint=checkpoint)
     check(inputs, power, device, warp, schedule)
 

@@ -51,23 +51,21 @@ def poisoned() -> Any:
 
 
 SHAPES = [
-    # T, K, M, D, γ, access, type, then slot_lanes, channels, chunk, heads: tiles are 32 / slot_lanes · channels wide
-    (7, 5, 24, 24, 0.5, "hot", torch.float32, 1, 1, 8, 0),
-    (63, 6, 50, 48, 2.3, "saturated", torch.float32, 2, 2, 8, 1),
-    (63, 6, 50, 48, 1.0, "saturated", torch.bfloat16, 2, 4, 8, 0),
-    (63, 8, 50, 48, 1.0, "hot", torch.bfloat16, 8, 4, 16, 1),
-    (35, 8, 50, 24, 0.5, "uniform", torch.float16, 8, 4, 8, 0),
-    (1, 3, 9, 5, 0.0, "uniform", torch.float32, 1, 1, 8, 0),
-    (7, 4, 16, 24, 1.0, "hot", torch.float64, 4, 2, 3, 0),
+    # (T, K, M, D), γ, access, type, then slot_lanes, channels, chunk, heads: tiles are 32 / slot_lanes · channels wide
+    ((7, 5, 24, 24), 0.5, "hot", torch.float32, 1, 1, 8, 0),
+    ((63, 6, 50, 48), 2.3, "saturated", torch.float32, 2, 2, 8, 1),
+    ((63, 6, 50, 48), 1.0, "saturated", torch.bfloat16, 2, 4, 8, 0),
+    ((63, 8, 50, 48), 1.0, "hot", torch.bfloat16, 8, 4, 16, 1),
+    ((35, 8, 50, 24), 0.5, "uniform", torch.float16, 8, 4, 8, 0),
+    ((1, 3, 9, 5), 0.0, "uniform", torch.float32, 1, 1, 8, 0),
+    ((7, 4, 16, 24), 1.0, "hot", torch.float64, 4, 2, 3, 0),
 ]
 
 
-@pytest.mark.parametrize(
-    ("T", "K", "M", "D", "gamma", "access", "dtype", "lanes", "channels", "chunk", "heads"), SHAPES
-)
-def test_scans_follow_the_paper(T, K, M, D, gamma, access, dtype, lanes, channels, chunk, heads) -> None:
+@pytest.mark.parametrize(("sizes", "gamma", "access", "dtype", "lanes", "channels", "chunk", "heads"), SHAPES)
+def test_scans_follow_the_paper(sizes, gamma, access, dtype, lanes, channels, chunk, heads) -> None:
     state = torch.float64 if dtype == torch.float64 else torch.float32
-    tensors = scan_inputs(1, 2, T, K, M, D, dtype=dtype, state_dtype=state, access=access, seed=1)
+    tensors = scan_inputs(1, 2, *sizes, dtype=dtype, state_dtype=state, access=access, seed=1)
     knobs = {"slot_lanes": lanes, "channels": channels, "chunk": chunk}
     ops = kernels(memory_scan=SharedScan(**knobs), memory_scan_backward=SharedScanBackward(**knobs, heads=heads))
     expected = brute_force.memory_scan(tensors, decay_power=gamma, eps=1e-6)
