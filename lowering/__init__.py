@@ -8,7 +8,8 @@ Contents::
     model/              replaces a model's blocks and head in lowering.compile
     cpu/                backend, build, runtime, and one TIR template per op
     gpu/                backend, plan (the launches of an op), offline (compiling without a GPU), races, resources,
-                        and one folder per op: triton.py, tir.py, work.py; the scan has one folder per form
+                        and one folder per op: triton.py and tir.py (plans), template.py (TIR's kernel), work.py;
+                        the scan has one folder per form
     gpu/cuda/           compiles TIR to CUDA C and a cubin, and launches it
     emit                loops and expressions that the TIR templates share
 """

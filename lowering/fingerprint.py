@@ -13,7 +13,7 @@ import ast
 import hashlib
 import importlib
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
@@ -50,20 +50,20 @@ _TEMPLATES: dict[str, dict[str, dict[str, str]]] = {
         "decode_heads": {"": "lowering.gpu.decode_heads.triton"},
     },
     "tir": {
-        "address_decode": {"": "lowering.gpu.address_decode.tir"},
-        "address_decode_backward": {"": "lowering.gpu.address_decode.tir"},
+        "address_decode": {"": "lowering.gpu.address_decode.template"},
+        "address_decode_backward": {"": "lowering.gpu.address_decode.template"},
         "memory_scan": {"shared": "lowering.gpu.memory_scan.shared.forward"},
         "memory_scan_backward": {"shared": "lowering.gpu.memory_scan.shared.backward"},
-        "memory_step": {"": "lowering.gpu.memory_step.tir"},
-        "decode_heads": {"": "lowering.gpu.decode_heads.tir"},
+        "memory_step": {"": "lowering.gpu.memory_step.template"},
+        "decode_heads": {"": "lowering.gpu.decode_heads.template"},
     },
 }  # fmt: skip
 # The modules that count the work of an op's TIR kernels. Triton's kernels are counted by their templates.
 _WORK = {
     "address_decode": "lowering.gpu.address_decode.work",
     "address_decode_backward": "lowering.gpu.address_decode.work",
-    "memory_scan": "lowering.gpu.memory_scan.shared.work",
-    "memory_scan_backward": "lowering.gpu.memory_scan.shared.work",
+    "memory_scan": "lowering.gpu.memory_scan.shared.plan",
+    "memory_scan_backward": "lowering.gpu.memory_scan.shared.plan",
     "memory_step": "lowering.gpu.memory_step.work",
     "decode_heads": "lowering.gpu.decode_heads.work",
 }
@@ -71,7 +71,7 @@ _WORK = {
 _BUILDERS = {
     "llvm": ("lowering.cpu.build:compile_now",),
     "triton": (),
-    "tir": ("lowering.gpu.cuda.generate", "lowering.gpu.templates", "lowering.nvcc"),
+    "tir": ("lowering.gpu.cuda.generate", "lowering.gpu.tir:module", "lowering.nvcc"),
 }
 _PACKAGES = {
     "llvm": ("apache-tvm", "apache-tvm-ffi"), "triton": ("triton",), "tir": ("apache-tvm", "apache-tvm-ffi"),
@@ -186,10 +186,13 @@ def _compilers(target: str, schedule: Any) -> tuple[str, ...]:
 
 @cache
 def _read(module: str) -> tuple[str, frozenset[str]]:
-    """Return a module's digest and the modules of ``lowering`` and ``schedules`` that it imports, at any level."""
+    """Return a module's digest and the modules of ``lowering`` and ``schedules`` that it imports, at any level.
+
+    Imports that only type checkers read are left out.
+    """
     tree = _parse(module)
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _run(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None and _is_ours(node.module):
@@ -197,6 +200,14 @@ def _read(module: str) -> tuple[str, frozenset[str]]:
             full = (f"{node.module}.{alias.name}" for alias in node.names)
             names |= {name if _find(name) else node.module for name in full}
     return _digest(tree), frozenset(filter(_is_ours, names))
+
+
+def _run(node: ast.AST) -> Iterator[ast.AST]:
+    """A syntax tree's nodes, without the blocks ``if TYPE_CHECKING``."""
+    if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+        yield node
+        for inner in ast.iter_child_nodes(node):
+            yield from _run(inner)
 
 
 def _is_ours(module: str) -> bool:

@@ -49,14 +49,17 @@ def _of_cpu(workload: Workload, target: str, schedule: Any, language: str) -> st
 
 
 def _of_tir(workload: Workload, target: str, schedule: Any, language: str) -> str:
-    from lowering.gpu.cuda.generate import generate
-    from lowering.gpu.templates import template
+    from lowering.gpu.kernels import plan
+    from lowering.gpu.offline import arguments
+    from lowering.gpu.tir import TirLaunch
     from lowering.nvcc import compile_cuda, ptx
 
+    launch = plan(workload.op, schedule, *arguments(workload)).launches[0]
+    assert isinstance(launch, TirLaunch)
     if language == "tir":
-        return str(template(workload, schedule, True).script())
+        return str(launch.kernels.module(cuda=True).script())
     gpu = gpu_of(target)
-    text = generate(workload, gpu, schedule).text
+    text = launch.kernels.source(gpu).text
     if language == "cuda":
         return text
     return ptx(text, gpu.arch) if language == "ptx" else _machine_code(compile_cuda(text, gpu.arch)[0])
@@ -65,12 +68,14 @@ def _of_tir(workload: Workload, target: str, schedule: Any, language: str) -> st
 def _of_triton(workload: Workload, target: str, schedule: Any, language: str) -> str:
     from lowering.gpu.kernels import plan
     from lowering.gpu.offline import arguments
+    from lowering.gpu.triton.launch import TritonLaunch
     from lowering.gpu.triton_compiler import compile_launch
 
     gpu = gpu_of(target)
     stage = {"ptx": "ptx", "llvm": "llir", "asm": "amdgcn" if gpu.backend == "hip" else "cubin"}[language]
     texts = []
     for launch in plan(workload.op, schedule, *arguments(workload)).launches:
+        assert isinstance(launch, TritonLaunch)
         made = compile_launch(launch, gpu)
         code = _machine_code(made.cubin) if stage == "cubin" else made.asm[stage]
         texts.append(f"// {launch.name}\n{code}")

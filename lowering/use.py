@@ -78,7 +78,4 @@ def _gpu_kernels(target: Target, tuned: bool, check: bool) -> GpuKernels:
         warnings.warn(
             f"the GPU here is {present.description}; it runs with the schedules of {target.name}", stacklevel=5
         )
-    kernels = GpuKernels(target.name, tuned, check)
-    if present is not None and present.gpu is not None:
-        kernels.warp = present.gpu.warp
-    return kernels
+    return GpuKernels(target.name, tuned, check)

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowering.gpu import tir
 from lowering.gpu.compilers import why_unsupported
 from lowering.gpu.decode_heads.options import MixerOptions
 from lowering.gpu.kernels import plan
-from lowering.targets import gpu_of
+from lowering.targets import gpu_of, here
 from ramnet.ops import checks
 from ramnet.ops.accesses import Accesses
 from schedules import records
@@ -32,14 +31,15 @@ class GpuKernels:
         check: also look whether slots are distinct and logits are numbers; it waits for the device.
         given: schedules that go before both, by op.
 
-    ``warp`` is the number of threads in a warp: the target's, unless it is set to that of the GPU that is here.
+    ``gpu`` is the GPU that kernels are compiled for: the one that is here, or the target's where there is none.
     """
 
     def __init__(
         self, target: str, tuned: bool = True, check: bool = False, given: dict[str, Schedule] | None = None
     ) -> None:
         self.target, self.tuned, self.check, self.given = target, tuned, check, given or {}
-        self.warp = gpu_of(target).warp
+        present = here()
+        self.gpu = present.gpu if present is not None and present.gpu is not None else gpu_of(target)
         self._schedules: dict[tuple[Any, ...], Schedule] = {}
 
     def schedule(self, op: Op, sizes: tuple[int, ...], dtype: torch.dtype, **constants: float) -> Schedule:
@@ -88,7 +88,7 @@ class GpuKernels:
         schedule = self.schedule("memory_scan", sizes, values.dtype, decay_power=decay_power, eps=eps)
         outputs = self._run("memory_scan", schedule, *inputs, decay_power, eps)
         output, new_memory, new_mass = (
-            x.view(like.shape) for x, like in zip(outputs, (values, memory, mass), strict=True)
+            x.view(like.shape).to(like.dtype) for x, like in zip(outputs, (values, memory, mass), strict=True)
         )
         return output, new_memory, new_mass
 
@@ -106,7 +106,7 @@ class GpuKernels:
         schedule = self.schedule("memory_scan_backward", sizes, values.dtype, **constants)
         outputs = self._run("memory_scan_backward", schedule, *inputs, *constants.values())
         grad_w, grad_r, grad_v, grad_s, grad_z = (
-            x.view(like.shape) for x, like in zip(outputs, differentiable, strict=True)
+            x.view(like.shape).to(like.dtype) for x, like in zip(outputs, differentiable, strict=True)
         )
         return grad_w, grad_r, grad_v, grad_s, grad_z
 
@@ -119,7 +119,7 @@ class GpuKernels:
         sizes = (*inputs[0].shape, *memory.shape[2:])
         schedule = self.schedule("memory_step", sizes, values.dtype, decay_power=decay_power, eps=eps)
         (output,) = self._run("memory_step", schedule, *inputs, *state, decay_power, eps)
-        return output.view(values.shape)
+        return output.view(values.shape).to(values.dtype)
 
     def decode_heads(
         self, projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor,
@@ -140,13 +140,10 @@ class GpuKernels:
         constants = {"decay_power": options.decay_power, "eps": options.eps}
         schedule = self.schedule("decode_heads", sizes, projected.dtype, **constants)
         (output,) = self._run("decode_heads", schedule, projected, log_scale, position, memory, mass, *options)
-        return output
+        return output.to(projected.dtype)
 
     def _run(self, op: Op, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        """An op's results, by the compiler that its schedule names."""
-        if schedule.compiler == "tir":
-            return tir.run(op, schedule, self.target, *arguments)
-        return plan(op, schedule, *arguments).run(self.warp)
+        return plan(op, schedule, *arguments).run(self.gpu)
 
     def _check_slots(self, accesses: Accesses[Tensor], memory: Tensor) -> None:
         if self.check:

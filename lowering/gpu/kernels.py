@@ -1,4 +1,4 @@
-"""Which Triton kernels compute an op in which form of its schedule."""
+"""Which kernels compute an op, by the compiler and the form of its schedule."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from lowering.gpu.plan import Plan
 
 
 def plan(op: str, schedule: Any, *arguments: Any) -> Plan:
-    """The launches of an op under a schedule of Triton's."""
-    return _plans()[op, getattr(schedule, "form", "")](*arguments, schedule)
+    """What computes an op under a schedule, on the arguments that ``lowering.gpu.backend.GpuKernels`` hands on."""
+    table = _tir() if schedule.compiler == "tir" else _triton()
+    return table[op, getattr(schedule, "form", "")](*arguments, schedule)
 
 
 @cache
-def _plans() -> dict[tuple[str, str], Callable[..., Plan]]:
+def _triton() -> dict[tuple[str, str], Callable[..., Plan]]:
     """By op and form. Triton is imported with the first plan, not with this module: it decides at its import whether
     kernels are interpreted."""
     from lowering.gpu.address_decode import triton as address_decode
@@ -34,6 +35,23 @@ def _plans() -> dict[tuple[str, str], Callable[..., Plan]]:
         ("memory_scan", "slots"): slots_forward.plan,
         ("memory_scan_backward", "serial"): serial_backward.plan,
         ("memory_scan_backward", "slots"): slots_backward.plan,
+        ("memory_step", ""): memory_step.plan,
+        ("decode_heads", ""): decode_heads.plan,
+    }
+
+
+@cache
+def _tir() -> dict[tuple[str, str], Callable[..., Plan]]:
+    from lowering.gpu.address_decode import tir as address_decode
+    from lowering.gpu.decode_heads import tir as decode_heads
+    from lowering.gpu.memory_scan.shared import plan as memory_scan
+    from lowering.gpu.memory_step import tir as memory_step
+
+    return {
+        ("address_decode", ""): address_decode.plan,
+        ("address_decode_backward", ""): address_decode.plan_backward,
+        ("memory_scan", "shared"): memory_scan.plan,
+        ("memory_scan_backward", "shared"): memory_scan.plan_backward,
         ("memory_step", ""): memory_step.plan,
         ("decode_heads", ""): decode_heads.plan,
     }

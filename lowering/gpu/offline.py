@@ -34,16 +34,9 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
     missing = why_unsupported(schedule, target)
     if missing is not None:
         raise NoCompilerError(missing)
-    if schedule.compiler == "tir":
-        from lowering.gpu.cuda.generate import compiled
-
-        return compiled(workload, target, schedule)
-    if interpreted():
+    if schedule.compiler == "triton" and interpreted():
         raise RuntimeError("TRITON_INTERPRET is set in this process; kernels are compiled in one without it")
-    from lowering.gpu.triton_compiler import compile_launch
-
-    launches = plan(workload.op, schedule, *arguments(workload)).launches
-    return [Compiled(launch.name, launch.work, compile_launch(launch, gpu).resources) for launch in launches]
+    return plan(workload.op, schedule, *arguments(workload)).compile(gpu)
 
 
 def arguments(workload: Workload) -> tuple[Any, ...]:

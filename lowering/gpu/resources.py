@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Work:
-    """Counted from the sizes, beside the kernel: by its own module, or by ``lowering.gpu.templates``.
+    """Counted from the sizes, where the launch is planned.
 
     Attributes:
         programs: thread blocks in all. threads: of each.

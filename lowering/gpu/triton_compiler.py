@@ -8,12 +8,14 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowering.gpu.cuda.ptxas import spilled_bytes
-from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Resources
-from lowering.targets import Gpu
+
+if TYPE_CHECKING:
+    from lowering.gpu.triton.launch import TritonLaunch
+    from lowering.targets import Gpu
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Binary:
     cubin: bytes = b""
 
 
-def compile_launch(launch: Launch, gpu: Gpu) -> Binary:
+def compile_launch(launch: TritonLaunch, gpu: Gpu) -> Binary:
     """Compile for ``gpu`` what ``launch.run`` would run there; its tensors may be on the meta device.
 
     Raises:
@@ -45,9 +47,8 @@ def compile_launch(launch: Launch, gpu: Gpu) -> Binary:
             f"{launch.name} has programs of {launch.threads} threads; {gpu.arch} needs a multiple of {gpu.warp}"
         )
     arch: Any = gpu.arch if gpu.backend == "hip" else int(gpu.arch.removeprefix("sm_"))
-    source, threads = launch.source()
-    options = {"num_warps": threads // gpu.warp}
-    compiled = triton.compile(source, target=GPUTarget(gpu.backend, arch, gpu.warp), options=options)
+    options = {"num_warps": launch.threads // gpu.warp}
+    compiled = triton.compile(launch.source(), target=GPUTarget(gpu.backend, arch, gpu.warp), options=options)
     texts = {stage: text for stage, text in compiled.asm.items() if isinstance(text, str)}
     if gpu.backend == "hip":
         resources = amd_resources(texts["amdgcn"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import lowering
 from lowering import targets
+from lowering.gpu import backend as gpu_backend
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState, ops
 from tests.samples import relative_rmse
 
@@ -146,7 +147,8 @@ def test_launches_go_to_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatc
 
 
 def gpu_is(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
-    monkeypatch.setattr(use, "here", lambda: name and targets.find(name))
+    for module in (use, gpu_backend):
+        monkeypatch.setattr(module, "here", lambda: name and targets.find(name))
 
 
 def test_a_gpu_target_without_a_gpu_is_refused_with_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +180,7 @@ def test_another_gpu_than_the_named_one_runs_its_schedules_with_one_notice(monke
     assert [str(w.message) for w in caught] == [
         "the GPU here is AMD Instinct MI300X; it runs with the schedules of h200"
     ]
-    assert (kernels.target, kernels.warp) == ("h200", 64)
+    assert (kernels.target, kernels.gpu.warp) == ("h200", 64)
 
 
 @needs_triton

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from lowering.cpu.templates import TEMPLATES
-from lowering.gpu.templates import template
+from lowering.gpu.kernels import plan
+from lowering.gpu.offline import arguments
+from lowering.targets import gpu_of
 from ramnet import ops
 from ramnet.ops import reference
 from schedules import gpu
@@ -92,8 +94,9 @@ def test_cpu_kernels_count_in_64_bits(op: Op) -> None:
 def test_tirs_gpu_kernels_count_in_64_bits(op: Op) -> None:
     work = Workload(op=op, shape=SHAPES[op], constants=CONSTANTS)
     kinds = gpu.SCHEDULES[op]
-    schedule = kinds["shared"]() if "shared" in kinds else kinds[""](compiler="tir")
-    module = template(work, schedule, cuda=False)
+    schedule = kinds["shared"](slot_lanes=2, chunk=8) if "shared" in kinds else kinds[""](compiler="tir")
+    launch: Any = plan(op, schedule, *arguments(work)).launches[0]
+    module = launch.kernels.module(cuda=False)
     assert narrow_accesses(module, tvm.target.Target({"kind": "llvm"})) <= {"A"}  # [2, H]
 
 
@@ -138,13 +141,12 @@ def test_a_step_on_a_large_memory_is_right_on_the_cpu() -> None:
 
 def walked(op: str, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """A plan's results without its copies of the whole state, which is 0 as fresh memory is."""
-    from lowering.gpu.kernels import plan
     from lowering.gpu.triton.copying import copy_elements
 
     made = plan(op, schedule, *arguments)
     for launch in made.launches:
         if launch.kernel is not copy_elements:
-            launch.run()
+            launch.run(gpu_of("h100"))
         elif launch.arguments["source"].numel() < 2**30:
             launch.arguments["target"].copy_(launch.arguments["source"])
     return made.outputs
@@ -152,11 +154,9 @@ def walked(op: str, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
 
 @interpreted
 def test_a_step_on_a_large_memory_is_right_on_the_gpus_kernels() -> None:
-    from lowering.gpu.kernels import plan
-
     def step(*arguments: Tensor) -> Tensor:
         schedule = MemoryStep(compiler="triton", threads=64)
-        (output,) = plan("memory_step", schedule, *(x.flatten(0, 1) for x in arguments), 1.0, 1e-6).run()
+        (output,) = plan("memory_step", schedule, *(x.flatten(0, 1) for x in arguments), 1.0, 1e-6).run(gpu_of("h100"))
         return output.view(arguments[4].shape)
 
     steps(step)

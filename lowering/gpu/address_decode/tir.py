@@ -1,101 +1,51 @@
-"""address_decode and its backward in TIR for GPUs: the CPU's templates on vectors of one row, a thread a row."""
+"""The plans of TIR's kernels of addresses, in which a thread works on a row of logits of its own."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import tvm
-from tvm.script import tirx as T
-from tvm.script.ir_builder import tirx as builder
+import torch
+from torch import Tensor
 
-from lowering import emit
-from lowering.cpu.address_decode import Decoder
-from lowering.cpu.address_decode_backward import differentiate
-from lowering.gpu.threads import Threads
+from lowering.gpu.address_decode.work import backward, decode
+from lowering.gpu.plan import Plan
+from lowering.gpu.tir import Kernels, TirLaunch
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
-from schedules.workload import Workload
 
 
-def decode(
-    workload: Workload, schedule: AddressDecode, cuda: bool, state: str = "float32", reverse_threads: bool = False
-) -> Any:
-    """The IRModule of address_decode: logits [R, U, P]; slots int32 [R, K], weights [R, K]. R is taken at run time.
-
-    ``state`` is not used: there is none.
-    """
-    U, P, K = (workload.shape[axis] for axis in "UPK")
-    dtype, size = workload.dtype, schedule.threads
-    threads = Threads(size, cuda, reverse_threads)
-
-    @T.prim_func(s_tir=True)
-    def address_decode(logits: T.handle, slots: T.handle, weights: T.handle):
-        T.func_attr({"global_symbol": "address_decode", "tir.noalias": True})
-        rows = T.int64()
-        X = emit.argument(logits, (rows, U, P), dtype)
-        S = emit.argument(slots, (rows, K), "int32")
-        W = emit.argument(weights, (rows, K), dtype)
-        for b in (
-            T.thread_binding((rows + size - 1) // size, thread="blockIdx.x") if cuda
-            else T.parallel((rows + size - 1) // size)
-        ):  # fmt: skip
-            with T.sblock("decode"):
-                vb = T.axis.spatial((rows + size - 1) // size, b)
-                T.reads(X[0:rows, 0:U, 0:P])
-                T.writes(S[0:rows, 0:K], W[0:rows, 0:K])
-                _each_row(threads, vb, rows, lambda row: Decoder(
-                    workload, 1, schedule.unroll, "local" if cuda else "global").emit(row, X, S, W))  # fmt: skip
-
-    return tvm.IRModule({"address_decode": threads.bound(address_decode)})
+def plan(rows: Tensor, top_k: int, schedule: AddressDecode) -> Plan:
+    """As ``lowering.gpu.address_decode.triton.plan``."""
+    count, order, sub_dim = rows.shape
+    slots = rows.new_empty((count, top_k), dtype=torch.int32)
+    weights = rows.new_empty((count, top_k))
+    kernels = Kernels(_decode, "address_decode", (*rows.shape, top_k), rows.dtype, rows.dtype, schedule)
+    work = decode(count, order, sub_dim, top_k, rows.element_size(), schedule)
+    tensors = (rows, slots, weights)
+    launch = TirLaunch(kernels, "address_decode", (work.programs,), tensors, schedule.threads, work)
+    return Plan((launch,), (slots, weights))
 
 
-def differentiate_rows(
-    workload: Workload,
-    schedule: AddressDecodeBackward,
-    cuda: bool,
-    state: str = "float32",
-    reverse_threads: bool = False,
-) -> Any:  # fmt: skip
-    """The IRModule of address_decode_backward: grad_weights [R, K], logits [R, U, P], slots int32 [R, K], weights
-    [R, K]; grad_logits [R, U, P]. R is taken at run time.
-
-    ``state`` is not used: there is none.
-    """
-    U, P, K = (workload.shape[axis] for axis in "UPK")
-    dtype, size = workload.dtype, schedule.threads
-    threads = Threads(size, cuda, reverse_threads)
-
-    @T.prim_func(s_tir=True)
-    def address_decode_backward(
-        grad_weights: T.handle, logits: T.handle, slots: T.handle, weights: T.handle, grad_logits: T.handle
-    ):
-        T.func_attr({"global_symbol": "address_decode_backward", "tir.noalias": True})
-        rows = T.int64()
-        dW = emit.argument(grad_weights, (rows, K), dtype)
-        X = emit.argument(logits, (rows, U, P), dtype)
-        S = emit.argument(slots, (rows, K), "int32")
-        W = emit.argument(weights, (rows, K), dtype)
-        dX = emit.argument(grad_logits, (rows, U, P), dtype)
-        for b in (
-            T.thread_binding((rows + size - 1) // size, thread="blockIdx.x") if cuda
-            else T.parallel((rows + size - 1) // size)
-        ):  # fmt: skip
-            with T.sblock("decode"):
-                vb = T.axis.spatial((rows + size - 1) // size, b)
-                T.reads(dW[0:rows, 0:K], X[0:rows, 0:U, 0:P], S[0:rows, 0:K], W[0:rows, 0:K])
-                T.writes(dX[0:rows, 0:U, 0:P])
-                _each_row(threads, vb, rows, lambda row: differentiate(
-                    workload, 1, row, dW, X, S, W, dX, "local" if cuda else "global"))  # fmt: skip
-
-    return tvm.IRModule({"address_decode_backward": threads.bound(address_decode_backward)})
+def plan_backward(
+    grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor, schedule: AddressDecodeBackward
+) -> Plan:
+    """As ``lowering.gpu.address_decode.triton_backward.plan``."""
+    count, order, sub_dim = logits.shape
+    top_k, dtype = slots.shape[1], logits.dtype
+    grad_logits = torch.empty_like(logits)
+    kernels = Kernels(_backward, "address_decode_backward", (*logits.shape, top_k), dtype, dtype, schedule)
+    work = backward(count, order, sub_dim, top_k, logits.element_size(), schedule)
+    tensors = (grad_weights.to(dtype), logits, slots, weights.to(dtype), grad_logits)
+    launch = TirLaunch(kernels, "address_decode_backward", (work.programs,), tensors, schedule.threads, work)
+    return Plan((launch,), (grad_logits,))
 
 
-def _each_row(threads: Threads, program: Any, rows: Any, body: Any) -> None:
-    """``body(row)`` for the rows of a program; the last one's may run out."""
+def _decode(*how: Any) -> Any:
+    from lowering.gpu.address_decode.template import module
 
-    def mine(thread: Any) -> None:
-        row = program * threads.count + thread
-        with builder.If(row < rows), builder.Then():
-            body(row)
+    return module(*how)
 
-    with threads.program():
-        threads.each(mine)
+
+def _backward(*how: Any) -> Any:
+    from lowering.gpu.address_decode.template import module_backward
+
+    return module_backward(*how)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lowering.gpu.address_decode.beam import best_addresses
 from lowering.gpu.address_decode.work import decode
-from lowering.gpu.plan import Launch, Plan
+from lowering.gpu.plan import Plan
+from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.ranked import side_by_side
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
@@ -49,4 +50,4 @@ def plan(rows: Tensor, top_k: int, schedule: AddressDecode) -> Plan:
         "ACC": in_triton(sum_type(rows)),
     }  # fmt: skip
     work = decode(count, order, sub_dim, top_k, rows.element_size(), schedule)
-    return Plan((Launch(address_decode, (programs,), arguments, schedule.threads, work),), (slots, weights))
+    return Plan((TritonLaunch(address_decode, (programs,), arguments, schedule.threads, work),), (slots, weights))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lowering.gpu.address_decode.beam import load_logits
 from lowering.gpu.address_decode.work import backward
-from lowering.gpu.plan import Launch, Plan
+from lowering.gpu.plan import Plan
+from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.ranked import columns, side_by_side
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
@@ -113,5 +114,5 @@ def plan(grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor, s
         "ACC": in_triton(sum_type(grad_weights, logits, weights)),
     }  # fmt: skip
     work = backward(count, order, sub_dim, top_k, logits.element_size(), schedule)
-    launch = Launch(address_decode_backward, (programs,), arguments, schedule.threads, work)
+    launch = TritonLaunch(address_decode_backward, (programs,), arguments, schedule.threads, work)
     return Plan((launch,), (grad_logits,))

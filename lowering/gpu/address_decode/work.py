@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lowering.gpu.plan import Program
 from lowering.gpu.resources import Work
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward, exchanges
-from schedules.gpu.shared import BYTES
-from schedules.workload import Workload
 
 
 def decode(rows: int, order: int, sub_dim: int, top_k: int, size: int, schedule: AddressDecode) -> Work:
@@ -36,11 +31,3 @@ def backward(rows: int, order: int, sub_dim: int, top_k: int, size: int, schedul
         # A logit takes 10 instructions, and 3 for each address: a comparison, a selection and a sum. A digit takes 5.
         operations=rows * order * (sub_dim * (10 + 3 * top_k) + 5 * top_k), steps=order,
     )  # fmt: skip
-
-
-def programs(workload: Workload, schedule: Any) -> tuple[Program, ...]:
-    """The launch of TIR's kernel, of address_decode or its backward."""
-    R, U, P, K = (workload.shape[axis] for axis in "RUPK")
-    count = decode if workload.op == "address_decode" else backward
-    work = count(R, U, P, K, BYTES[workload.dtype], schedule)
-    return (Program(workload.op, (("rows", schedule.threads),), schedule.threads, work),)

@@ -25,7 +25,7 @@ class Cubin:
     Args:
         cubin: nvcc's.
         functions: by name: ``arguments``, the tensors in order as (name, shape with run-time sizes by name);
-            ``parameters``, the kernel's in order; ``grid``, ``threads`` and ``shared`` bytes.
+            ``parameters``, the kernel's in order; ``shared`` bytes.
     """
 
     def __init__(self, cubin: bytes, functions: dict[str, dict[str, Any]]) -> None:
@@ -42,25 +42,25 @@ class Cubin:
         """One file: a line of JSON, then the cubin."""
         path.write_bytes(json.dumps(self.functions).encode() + b"\n" + self.cubin)
 
-    def run(self, name: str, *tensors: Tensor) -> None:
-        """Queue a function on contiguous tensors of one GPU; ValueError where shapes do not fit."""
-        values, grid = self.bind(name, tensors)
-        if not all(grid):
-            return
-        function = self.functions[name]
+    def run(self, name: str, tensors: Sequence[Tensor], grid: tuple[int, ...], threads: int) -> None:
+        """Queue a function on contiguous tensors of one GPU; ValueError where shapes do not fit.
+
+        ``grid`` has programs along up to three axes, of ``threads`` threads each.
+        """
+        values = self.bind(name, tensors)
         numbers = [ctypes.c_void_p(x) if kind else ctypes.c_int64(x) for x, kind in values]
         pointers = (ctypes.c_void_p * len(numbers))(*(ctypes.addressof(x) for x in numbers))
         with torch.cuda.device(tensors[0].device):
             _enter_context()
             _check(
                 _driver().cuLaunchKernel(
-                    self._function(name), *(*grid, 1, 1)[:3], function["threads"], 1, 1, function["shared"],
+                    self._function(name), *(*grid, 1, 1)[:3], threads, 1, 1, self.functions[name]["shared"],
                     ctypes.c_void_p(torch.cuda.current_stream().cuda_stream), pointers, None,
                 )
             )  # fmt: skip
 
-    def bind(self, name: str, tensors: Sequence[Tensor]) -> tuple[list[tuple[int, bool]], tuple[int, ...]]:
-        """The kernel's parameters in order, each with whether it is an address, and the grid."""
+    def bind(self, name: str, tensors: Sequence[Tensor]) -> list[tuple[int, bool]]:
+        """The kernel's parameters in order, each with whether it is an address."""
         function = self.functions[name]
         sizes: dict[str, int] = {}
         addresses = {}
@@ -74,9 +74,7 @@ class Cubin:
             if not fits or not tensor.is_contiguous():
                 raise ValueError(f"{name}: {label} is {list(tensor.shape)}; it must be contiguous and {shape}")
             addresses[f"{label}_ptr"] = tensor.data_ptr()
-        values = [(addresses[p], True) if p in addresses else (sizes[p], False) for p in function["parameters"]]
-        grid = tuple(x if isinstance(x, int) else -(-sizes[x[0]] // x[1]) for x in function["grid"])
-        return values, grid
+        return [(addresses[p], True) if p in addresses else (sizes[p], False) for p in function["parameters"]]
 
     def _function(self, name: str) -> ctypes.c_void_p:
         """Loaded on the current device."""

@@ -1,4 +1,4 @@
-"""TIR templates to CUDA C for GPUs that need not be there, and what their binaries need."""
+"""TIR templates to CUDA C for GPUs that need not be there."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lowering.gpu.cuda.ptxas import resources
-from lowering.gpu.resources import Compiled
-from lowering.gpu.templates import programs, template
 from lowering.gpu.threads import ORDERED
-from lowering.nvcc import compile_cuda
-from lowering.targets import Gpu, gpu_of
+from lowering.targets import Gpu
 from schedules.gpu.shared import refuse_bytes
-from schedules.workload import Workload
 
 # The template places its own barriers: TVM would add one at every access whose index it cannot analyse. Its buffers
 # have their final size. nvcc eliminates common subexpressions: TVM would turn some of them into kernel parameters.
@@ -56,40 +51,24 @@ def build(module: Any, target: Any, left_out: Sequence[str] = ()) -> Any:
         return tvm.compile(module, target=target)
 
 
-def generate(workload: Workload, gpu: Gpu, schedule: Any, state: str = "float32") -> Source:
-    """CUDA C for a GPU; ``state`` is the type of memory and mass.
+def generate(op: str, module: Any, gpu: Gpu) -> Source:
+    """CUDA C of a template's module for a GPU.
 
-    Raises:
-        ValueError: for a schedule that is refused.
-        SharedMemoryError: with the bytes and the limit, where it needs more shared memory than a program has there.
-        ImportError: without TVM.
+    SharedMemoryError, naming the op, with the bytes and the limit, where it needs more shared memory than a program has
+    there.
     """
-    schedule.require(workload)
     import tvm
 
-    module = template(workload, schedule, True, state)
     shared = {name.name_hint: int(function.attrs["shared_bytes"]) for name, function in module.functions.items()}
     refused = refuse_bytes(max(shared.values()), gpu.shared_block)
     if refused is not None:
-        raise SharedMemoryError(f"{workload.op} on {gpu.arch}: {refused}")
+        raise SharedMemoryError(f"{op} on {gpu.arch}: {refused}")
     kind = {"kind": "cuda", "arch": gpu.arch, "max_shared_memory_per_block": gpu.shared_block}
     text = build(module, tvm.target.Target(kind, host={"kind": "llvm"})).mod.imports[0].inspect_source()
     if any(ORDERED in function.attrs for function in module.functions.values()):
         text = text.replace(" __restrict__", "")
     arguments = {name.name_hint: _arguments(function) for name, function in module.functions.items()}
     return Source(text, arguments, shared)
-
-
-def compiled(workload: Workload, target: str, schedule: Any) -> list[Compiled]:
-    """Each launch of ``workload`` on ``target`` under ``schedule``, compiled by nvcc, in the order of their running.
-
-    Errors as in ``generate``; NoNvccError without nvcc; RuntimeError, with nvcc's words, where it fails.
-    """
-    gpu = gpu_of(target)
-    source = generate(workload, gpu, schedule)
-    _, printed = compile_cuda(source.text, gpu.arch)
-    found = resources(printed, source.shared)
-    return [Compiled(p.name, p.work, found[p.name]) for p in programs(workload, schedule)]
 
 
 def _arguments(function: Any) -> list[list[Any]]:

@@ -15,8 +15,9 @@ from lowering.gpu.decode_heads.work import address_operations, operand_bytes
 from lowering.gpu.memory_step import triton as memory_step
 from lowering.gpu.memory_step.triton import step_head
 from lowering.gpu.memory_step.work import operations, state_bytes
-from lowering.gpu.plan import Launch, Plan
+from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
+from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
 from schedules.gpu.step import DecodeHeads
@@ -84,4 +85,4 @@ def plan(
         # One trip for the state. Straight code loads all logits in one trip before it, a loop in one per sub-vector.
         trips=1 + (1 if schedule.unroll == 2 else order), barriers=2,
     )  # fmt: skip
-    return Plan((Launch(decode_heads, (programs,), arguments, schedule.threads, work),), (output,))
+    return Plan((TritonLaunch(decode_heads, (programs,), arguments, schedule.threads, work),), (output,))

@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from lowering.gpu.memory_step.work import operand_bytes, operations, state_bytes
-from lowering.gpu.plan import Launch, Plan
+from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.arithmetic import decay
+from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
 from schedules.gpu.step import MemoryStep
@@ -108,7 +109,7 @@ def plan(
         programs=heads, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
         operations=heads * (operations(top_k, width) + comparisons(top_k)), trips=2, barriers=2,
     )  # fmt: skip
-    return Plan((Launch(memory_step, (heads,), arguments, schedule.threads, work),), (output,))
+    return Plan((TritonLaunch(memory_step, (heads,), arguments, schedule.threads, work),), (output,))
 
 
 def tile(top_k: int, width: int, threads: int) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Work
+from lowering.gpu.triton.launch import TritonLaunch
 
 BLOCK = 2048
 THREADS = 256
@@ -30,4 +31,4 @@ def copy(source: Tensor, target: Tensor) -> Launch:
     moved = source.numel() * (source.element_size() + target.element_size())
     arguments = {"source": source, "target": target, "BLOCKS": blocks, "REST": rest, "BLOCK": BLOCK}
     work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, operations=source.numel())
-    return Launch(copy_elements, (programs,), arguments, THREADS, work)
+    return TritonLaunch(copy_elements, (programs,), arguments, THREADS, work)

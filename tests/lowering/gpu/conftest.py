@@ -28,7 +28,7 @@ def device() -> Iterator[str]:
 
 
 @pytest.fixture
-def warp() -> int:
-    """Threads that run in step on ``device``, for ``Plan.run``."""
+def gpu() -> targets.Gpu:
+    """What ``device`` is, for ``Plan.run``; the interpreter takes any."""
     here = targets.here()
-    return 32 if here is None or here.gpu is None else here.gpu.warp
+    return targets.gpu_of("h100") if here is None or here.gpu is None else here.gpu

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lowering.gpu.memory_scan.serial import mass as memory_scan_mass
 from lowering.gpu.memory_scan.serial import mass_backward as memory_scan_mass_backward
-from lowering.gpu.plan import Launch, Plan
+from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
+from lowering.gpu.triton.launch import TritonLaunch
 
 BARRIER = "tl.debug_barrier()"
 
@@ -37,7 +38,7 @@ def rotate(buffer, ROUNDS, SIZE: tl.constexpr, BARRIER: tl.constexpr):
 
 def plan_rotate(barrier: str, _schedule: None) -> Plan:
     arguments = {"buffer": torch.empty(128, device="meta"), "ROUNDS": 7, "SIZE": 128, "BARRIER": barrier}
-    return Plan((Launch(rotate, (1,), arguments, 128, Work(1, 128, 0, 0, 0)),), ())
+    return Plan((TritonLaunch(rotate, (1,), arguments, 128, Work(1, 128, 0, 0, 0)),), ())
 
 
 def plan_mass_without(number: int, *arguments: Any) -> Plan:

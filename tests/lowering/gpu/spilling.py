@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowering.gpu.plan import Launch, Plan
+from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
+from lowering.gpu.triton.launch import TritonLaunch
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -36,10 +37,10 @@ WORK = Work(programs=1, threads=64, dram_bytes=1.0, cache_bytes=1.0, operations=
 
 def plan(x: Tensor, threads: int) -> Plan:
     y = torch.empty_like(x)
-    return Plan((Launch(add, (1,), {"x": x, "y": y, "n": 8, "W": 64}, threads, WORK),), (y,))
+    return Plan((TritonLaunch(add, (1,), {"x": x, "y": y, "n": 8, "W": 64}, threads, WORK),), (y,))
 
 
 def plan_large(x: Tensor, threads: int) -> Plan:
     """272 numbers a thread of 64, which has 255 registers on NVIDIA's GPUs and 512 on AMD's."""
     y = torch.empty_like(x)
-    return Plan((Launch(hold, (1,), {"x": x, "y": y, "n": 8, "W": 1024, "ROWS": 17}, threads, WORK),), (y,))
+    return Plan((TritonLaunch(hold, (1,), {"x": x, "y": y, "n": 8, "W": 1024, "ROWS": 17}, threads, WORK),), (y,))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowering.gpu.address_decode import triton as address_decode
 from lowering.gpu.address_decode import triton_backward as address_decode_backward
+from lowering.targets import Gpu
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
 from schedules.workload import Workload
 from tests.brute_force import product_softmax
@@ -22,17 +23,17 @@ def random_logits(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0
     return (3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
 
-def decode(logits: Tensor, top_k: int, warp: int, unroll: int) -> tuple[Tensor, Tensor]:
-    slots, weights = address_decode.plan(logits, top_k, AddressDecode(threads=64, unroll=unroll)).run(warp)
+def decode(logits: Tensor, top_k: int, gpu: Gpu, unroll: int) -> tuple[Tensor, Tensor]:
+    slots, weights = address_decode.plan(logits, top_k, AddressDecode(threads=64, unroll=unroll)).run(gpu)
     assert slots.dtype == torch.int32 and weights.dtype == logits.dtype
     assert slots.shape == weights.shape == (len(logits), top_k)
     return slots, weights
 
 
-def check(logits: Tensor, top_k: int, warp: int, unroll: int = 1) -> None:
+def check(logits: Tensor, top_k: int, gpu: Gpu, unroll: int = 1) -> None:
     """Slots, weights and the gradient; where entries tie, only the weights are determined."""
     tolerance = TOLERANCE[logits.dtype]
-    slots, weights = decode(logits, top_k, warp, unroll)
+    slots, weights = decode(logits, top_k, gpu, unroll)
     exact = logits.cpu().double().requires_grad_()
     full = product_softmax(exact)
     assert relative_rmse(weights.cpu(), full.topk(top_k, dim=-1).values) <= tolerance
@@ -46,7 +47,7 @@ def check(logits: Tensor, top_k: int, warp: int, unroll: int = 1) -> None:
     plan = address_decode_backward.plan(
         cotangent.to(logits.device), logits, slots, weights, AddressDecodeBackward(threads=64)
     )
-    (grad,) = plan.run(warp)
+    (grad,) = plan.run(gpu)
     (expected,) = torch.autograd.grad(picked, exact, cotangent.double())
     assert grad.dtype == logits.dtype
     # A weight's gradient is a difference of two near numbers times the weight, rounded before: hence the factor.
@@ -56,66 +57,66 @@ def check(logits: Tensor, top_k: int, warp: int, unroll: int = 1) -> None:
 @pytest.mark.parametrize("unroll", [0, 1, 2])
 @pytest.mark.parametrize(("order", "sub_dim", "top_k"), SIZES)
 def test_equals_the_full_product_softmax(
-    device: str, warp: int, order: int, sub_dim: int, top_k: int, unroll: int
+    device: str, gpu: Gpu, order: int, sub_dim: int, top_k: int, unroll: int
 ) -> None:
-    check(random_logits(67, order, sub_dim).to(device), top_k, warp, unroll)
+    check(random_logits(67, order, sub_dim).to(device), top_k, gpu, unroll)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("order", "sub_dim", "top_k"), [(3, 5, 6), (5, 4, 8)])
-def test_every_type(device: str, warp: int, dtype: torch.dtype, order: int, sub_dim: int, top_k: int) -> None:
-    check(random_logits(130, order, sub_dim, dtype=dtype).to(device), top_k, warp)
+def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, order: int, sub_dim: int, top_k: int) -> None:
+    check(random_logits(130, order, sub_dim, dtype=dtype).to(device), top_k, gpu)
 
 
-def test_many_digits_and_sixty_four_slots(device: str, warp: int) -> None:
-    check(random_logits(3, 1, 150).to(device), 64, warp, unroll=0)
+def test_many_digits_and_sixty_four_slots(device: str, gpu: Gpu) -> None:
+    check(random_logits(3, 1, 150).to(device), 64, gpu, unroll=0)
 
 
 @pytest.mark.parametrize("unroll", [0, 1, 2])
-def test_ties_fall_either_way_but_weights_and_distinctness_hold(device: str, warp: int, unroll: int) -> None:
+def test_ties_fall_either_way_but_weights_and_distinctness_hold(device: str, gpu: Gpu, unroll: int) -> None:
     for logits in (torch.zeros(7, 5, 4), random_logits(63, 5, 4).round()):
-        check(logits.to(device), 8, warp, unroll)
+        check(logits.to(device), 8, gpu, unroll)
 
 
 @pytest.mark.parametrize("unroll", [0, 1])
-def test_more_slots_than_could_ever_be_built(device: str, warp: int, unroll: int) -> None:
+def test_more_slots_than_could_ever_be_built(device: str, gpu: Gpu, unroll: int) -> None:
     """M = 4^15: each weight is the product of its digits' probabilities, the first that of the likeliest digits."""
     logits = random_logits(7, 15, 4)
-    slots, weights = (x.cpu() for x in decode(logits.to(device), 8, warp, unroll))
+    slots, weights = (x.cpu() for x in decode(logits.to(device), 8, gpu, unroll))
     digits = slots.long().unsqueeze(-1) // 4 ** torch.arange(15) % 4  # [7, 8, 15]
     probability = logits.double().softmax(-1).unsqueeze(1).expand(7, 8, 15, 4)
     assert relative_rmse(weights, probability.gather(-1, digits.unsqueeze(-1)).squeeze(-1).prod(-1)) <= 1e-5
     assert torch.equal(digits[:, 0], logits.argmax(-1))
 
 
-def test_the_first_sub_vector_is_the_least_significant_digit(device: str, warp: int) -> None:
+def test_the_first_sub_vector_is_the_least_significant_digit(device: str, gpu: Gpu) -> None:
     logits = torch.zeros(1, 5, 4)
     for u, digit in enumerate([3, 1, 0, 2, 1]):
         logits[0, u, digit] = 50.0
-    slots, _ = decode(logits.to(device), 8, warp, 1)
+    slots, _ = decode(logits.to(device), 8, gpu, 1)
     assert int(slots[0, 0]) == 3 + 1 * 4 + 0 * 16 + 2 * 64 + 1 * 256
 
 
-def test_a_saturated_softmax_gives_exactly_one_and_never_more(device: str, warp: int) -> None:
+def test_a_saturated_softmax_gives_exactly_one_and_never_more(device: str, gpu: Gpu) -> None:
     """A write weight above 1 would make the decay (1 − w)^γ NaN."""
     sure = torch.full((1, 5, 4), -200.0)
     sure[..., 2] = 200.0
-    _, weights = decode(sure.to(device), 8, warp, 1)
+    _, weights = decode(sure.to(device), 8, gpu, 1)
     assert weights[0, 0] == 1 and float(weights[0, 1:].max()) <= 1e-37
-    _, weights = decode(20 * random_logits(300, 5, 4).to(device), 8, warp, 1)
+    _, weights = decode(20 * random_logits(300, 5, 4).to(device), 8, gpu, 1)
     assert float(weights.max()) <= 1 and float(weights.min()) >= 0
 
 
 @pytest.mark.parametrize("unroll", [0, 1, 2])
-def test_a_logit_of_minus_infinity_rules_its_digit_out(device: str, warp: int, unroll: int) -> None:
+def test_a_logit_of_minus_infinity_rules_its_digit_out(device: str, gpu: Gpu, unroll: int) -> None:
     """Also where fewer than K slots have a probability: the others are distinct slots with weight 0."""
     logits = random_logits(63, 3, 4)
     logits[..., 1, 2] = -torch.inf
-    check(logits.to(device), 8, warp, unroll)
-    slots, _ = decode(logits.to(device), 8, warp, unroll)
+    check(logits.to(device), 8, gpu, unroll)
+    slots, _ = decode(logits.to(device), 8, gpu, unroll)
     assert bool((slots // 4 % 4 != 2).all())
     logits[..., 1:] = -torch.inf
-    check(logits.to(device), 8, warp, unroll)
+    check(logits.to(device), 8, gpu, unroll)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -7,6 +7,7 @@ import torch
 
 from lowering.gpu import races as ordering
 from lowering.gpu.decode_heads import triton as decode_heads
+from lowering.targets import Gpu
 from schedules.gpu.step import DecodeHeads
 from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, expected, random_inputs
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
@@ -17,7 +18,7 @@ SIZES = [Sizes(2, 3, 3, 3, 5, 24), Sizes(1, 2, 2, 5, 8, 7), Sizes(1, 1, 3, 4, 1,
 
 
 def check(
-    device: str, warp: int, sizes: Sizes, dtype: torch.dtype, state_dtype: torch.dtype, *, cape_heads: int,
+    device: str, gpu: Gpu, sizes: Sizes, dtype: torch.dtype, state_dtype: torch.dtype, *, cape_heads: int,
     position: int, unroll: int = 1,
 ) -> None:  # fmt: skip
     inputs = random_inputs(sizes, dtype, state_dtype, position)
@@ -27,7 +28,7 @@ def check(
         **given, order=sizes.order, sub_dim=sizes.sub_dim, top_k=sizes.top_k, cape_heads=cape_heads,
         temperature=TEMPERATURE, decay_power=POWER, eps=EPS, schedule=DecodeHeads(unroll=unroll),
     )  # fmt: skip
-    (found,) = plan.run(warp)
+    (found,) = plan.run(gpu)
     assert found.dtype == dtype and found.shape == (sizes.batch, sizes.heads * sizes.width)
     assert relative_rmse(found.cpu(), output) <= 2 * max(TOLERANCE[dtype], TOLERANCE[state_dtype])
     assert relative_rmse(given["memory"].cpu(), memory) <= TOLERANCE[state_dtype]
@@ -36,17 +37,17 @@ def check(
 
 @pytest.mark.parametrize("unroll", [0, 1, 2])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_equals_the_steps_of_the_paper(device: str, warp: int, sizes: Sizes, unroll: int) -> None:
-    check(device, warp, sizes, torch.float32, torch.float32, cape_heads=0, position=0, unroll=unroll)
+def test_equals_the_steps_of_the_paper(device: str, gpu: Gpu, sizes: Sizes, unroll: int) -> None:
+    check(device, gpu, sizes, torch.float32, torch.float32, cape_heads=0, position=0, unroll=unroll)
 
 
 @pytest.mark.parametrize("cape_heads", [1, 3])
 @pytest.mark.parametrize("position", [0, 5, 27, 2**40 + 3])
 def test_the_first_heads_shift_their_addresses_by_the_position(
-    device: str, warp: int, cape_heads: int, position: int
+    device: str, gpu: Gpu, cape_heads: int, position: int
 ) -> None:
     # float64 keeps the oracle's positions exact, and rolls of 27 slots tell positions apart.
-    check(device, warp, SIZES[0], torch.float32, torch.float32, cape_heads=cape_heads, position=position)
+    check(device, gpu, SIZES[0], torch.float32, torch.float32, cape_heads=cape_heads, position=position)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,8 @@ def test_the_first_heads_shift_their_addresses_by_the_position(
     [(torch.float64, torch.float64), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16),
      (torch.float16, torch.float32)],
 )  # fmt: skip
-def test_every_type(device: str, warp: int, dtype: torch.dtype, state_dtype: torch.dtype) -> None:
-    check(device, warp, SIZES[0], dtype, state_dtype, cape_heads=1, position=4)
+def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, state_dtype: torch.dtype) -> None:
+    check(device, gpu, SIZES[0], dtype, state_dtype, cape_heads=1, position=4)
 
 
 def test_it_is_one_launch_that_reads_the_position_from_the_device() -> None:

@@ -12,11 +12,15 @@ import torch
 
 from lowering.gpu.cuda import driver
 from lowering.gpu.cuda.driver import Cubin
+from lowering.gpu.resources import Work
+from lowering.gpu.tir import Kernels, TirLaunch
+from lowering.targets import gpu_of
+from schedules.gpu import MemoryStep
 
 FUNCTIONS = {
     "scale": {
         "arguments": [["X", ["N", 4]], ["Y", ["N", 4]]], "parameters": ["Y_ptr", "X_ptr", "N"],
-        "grid": [["N", 2], 3], "threads": 64, "shared": 4096,
+        "shared": 4096,
     }
 }  # fmt: skip
 
@@ -52,7 +56,7 @@ def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
 
 def test_a_launch_has_its_grid_its_memory_and_its_parameters_in_the_kernels_order(listener: Listener) -> None:
     x, y = torch.zeros(5, 4), torch.zeros(5, 4)
-    Cubin(b"cubin", FUNCTIONS).run("scale", x, y)
+    Cubin(b"cubin", FUNCTIONS).run("scale", (x, y), (3, 3), 64)
     assert listener.calls["cuModuleGetFunction"][2] == b"scale_kernel"
     assert listener.calls["cuFuncSetAttribute"][1:] == (8, 4096)
     _, *sizes, stream, _, _ = listener.calls["cuLaunchKernel"]
@@ -61,18 +65,22 @@ def test_a_launch_has_its_grid_its_memory_and_its_parameters_in_the_kernels_orde
 
 
 def test_a_thread_without_a_context_gets_the_devices_before_anything_is_loaded(listener: Listener) -> None:
-    Cubin(b"cubin", FUNCTIONS).run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
+    Cubin(b"cubin", FUNCTIONS).run("scale", (torch.zeros(5, 4), torch.zeros(5, 4)), (3, 3), 64)
     assert "cuCtxSetCurrent" not in listener.calls
     listener.calls.clear()
     listener.context = 0
-    Cubin(b"cubin", FUNCTIONS).run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
+    Cubin(b"cubin", FUNCTIONS).run("scale", (torch.zeros(5, 4), torch.zeros(5, 4)), (3, 3), 64)
     assert listener.calls["cuDevicePrimaryCtxRetain"][1] == 0
     order = list(listener.calls)
     assert order.index("cuCtxSetCurrent") < order.index("cuModuleLoadData") < order.index("cuLaunchKernel")
 
 
 def test_nothing_is_launched_for_no_heads(listener: Listener) -> None:
-    Cubin(b"cubin", FUNCTIONS).run("scale", torch.zeros(0, 4), torch.zeros(0, 4))
+    kernels = Kernels(
+        lambda: None, "memory_step", (0, 8, 64, 4), torch.float32, torch.float32, MemoryStep(compiler="tir")
+    )
+    empty = torch.zeros(0, 4)
+    TirLaunch(kernels, "scale", (0,), (empty, empty), 64, Work(0, 64, 0, 0, 0)).run(gpu_of("h100"))
     assert listener.calls == {}
 
 
@@ -86,14 +94,14 @@ def test_nothing_is_launched_for_no_heads(listener: Listener) -> None:
 )
 def test_tensors_that_do_not_fit_are_refused(listener: Listener, tensors: tuple[Any, ...], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        Cubin(b"cubin", FUNCTIONS).run("scale", *tensors)
+        Cubin(b"cubin", FUNCTIONS).run("scale", tensors, (3, 3), 64)
     assert "cuLaunchKernel" not in listener.calls
 
 
 def test_the_drivers_errors_are_not_swallowed(listener: Listener) -> None:
     listener.status = 209
     with pytest.raises(RuntimeError, match="209"):
-        Cubin(b"cubin", FUNCTIONS).run("scale", torch.zeros(5, 4), torch.zeros(5, 4))
+        Cubin(b"cubin", FUNCTIONS).run("scale", (torch.zeros(5, 4), torch.zeros(5, 4)), (3, 3), 64)
 
 
 def test_a_binary_is_read_as_it_was_written(tmp_path: Any) -> None:

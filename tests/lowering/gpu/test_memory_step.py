@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowering.gpu import races as ordering
 from lowering.gpu.memory_step import triton as memory_step
+from lowering.targets import Gpu
 from schedules.gpu.step import MemoryStep
 from tests import brute_force
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
@@ -21,10 +22,10 @@ STATE = ("memory", "mass")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
-def step(inputs: dict[str, Tensor], token: int, state: dict[str, Tensor], warp: int, power: float = 1.0) -> Tensor:
+def step(inputs: dict[str, Tensor], token: int, state: dict[str, Tensor], gpu: Gpu, power: float = 1.0) -> Tensor:
     """The token's output [N, D]; ``state`` changes in place."""
     given = {name: x[0, :, token].contiguous() for name, x in inputs.items() if name not in STATE}
-    (output,) = memory_step.plan(**given, **state, decay_power=power, eps=1e-6, schedule=MemoryStep()).run(warp)
+    (output,) = memory_step.plan(**given, **state, decay_power=power, eps=1e-6, schedule=MemoryStep()).run(gpu)
     return output
 
 
@@ -44,25 +45,25 @@ def expected_of(inputs: dict[str, Tensor], power: float = 1.0) -> tuple[Tensor, 
 
 @pytest.mark.parametrize(("heads", "top_k", "num_slots", "width", "power"), SIZES)
 def test_steps_equal_the_dense_recurrence(
-    device: str, warp: int, heads: int, top_k: int, num_slots: int, width: int, power: float
+    device: str, gpu: Gpu, heads: int, top_k: int, num_slots: int, width: int, power: float
 ) -> None:
     inputs = inputs_on(device, heads, 7, top_k, num_slots, width, access="saturated")
     state = state_of(inputs)
     expected, memory, mass = expected_of(inputs, power)
     for t in range(7):
-        assert relative_rmse(step(inputs, t, state, warp, power).cpu(), expected[:, t]) <= 1e-5
+        assert relative_rmse(step(inputs, t, state, gpu, power).cpu(), expected[:, t]) <= 1e-5
     assert relative_rmse(state["memory"].cpu(), memory) <= 1e-5
     assert relative_rmse(state["mass"].cpu(), mass) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("wide_state", [False, True], ids=["same", "float32-state"])
-def test_every_type(device: str, warp: int, dtype: torch.dtype, wide_state: bool) -> None:
+def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, wide_state: bool) -> None:
     state_dtype = torch.promote_types(dtype, torch.float32) if wide_state else dtype
     inputs = inputs_on(device, 3, 1, 4, 9, 24, dtype=dtype, state_dtype=state_dtype)
     state = state_of(inputs)
     expected, memory, mass = expected_of(inputs)
-    output = step(inputs, 0, state, warp)
+    output = step(inputs, 0, state, gpu)
     assert output.dtype == dtype and state["memory"].dtype == state_dtype
     # A read sees the row as stored, rounded to the state's type.
     assert relative_rmse(output.cpu(), expected[:, 0]) <= 2 * TOLERANCE[dtype]
@@ -70,7 +71,7 @@ def test_every_type(device: str, warp: int, dtype: torch.dtype, wide_state: bool
     assert relative_rmse(state["mass"].cpu(), mass) <= TOLERANCE[state_dtype]
 
 
-def test_touches_nothing_but_the_addressed_rows(device: str, warp: int) -> None:
+def test_touches_nothing_but_the_addressed_rows(device: str, gpu: Gpu) -> None:
     """Every other row holds NaN: reading one would show in the output, writing one in the state."""
     inputs = inputs_on(device, 3, 1, 4, 27, 5)
     written, read = (
@@ -81,19 +82,19 @@ def test_touches_nothing_but_the_addressed_rows(device: str, warp: int) -> None:
     clean, poisoned = state_of(inputs), state_of(inputs)
     for x in poisoned.values():
         x[~(written | read)] = torch.nan
-    assert torch.equal(step(inputs, 0, poisoned, warp), step(inputs, 0, clean, warp))
+    assert torch.equal(step(inputs, 0, poisoned, gpu), step(inputs, 0, clean, gpu))
     for name, x in poisoned.items():
         assert torch.equal(x[written], clean[name][written])
         assert torch.equal(x[read & ~written], inputs[name][0][read & ~written])
         assert bool(x[~(written | read)].isnan().all())
 
 
-def test_an_infinity_that_is_written_over_but_not_read_stays_out_of_the_output(device: str, warp: int) -> None:
+def test_an_infinity_that_is_written_over_but_not_read_stays_out_of_the_output(device: str, gpu: Gpu) -> None:
     inputs = inputs_on(device, 1, 1, 1, 3, 5)
     inputs["write_slots"][:], inputs["read_slots"][:] = 2, 1
     inputs["memory"][0, 0, 2] = torch.inf
     state = state_of(inputs)
-    assert bool(step(inputs, 0, state, warp).isfinite().all())
+    assert bool(step(inputs, 0, state, gpu).isfinite().all())
     assert bool(state["memory"][0, 2].isinf().all())
 
 

@@ -7,8 +7,10 @@ import torch
 
 from lowering import nvcc
 from lowering.gpu import offline
+from lowering.gpu.kernels import plan
 from lowering.gpu.offline import NoCompilerError, arguments, compile_for
 from ramnet.config import RamNetConfig
+from schedules.base import Schedule
 from schedules.gpu import SCHEDULES, AddressDecode, MemoryStep
 from schedules.of_model import of_model_on_gpu
 from schedules.workload import Workload
@@ -46,6 +48,32 @@ def test_tensors_are_on_no_device_and_the_state_is_float32(op: str) -> None:
     assert state == [torch.float32] * STATES[op]
     others = {x.dtype for x in tensors if x.is_floating_point() and CONFIG.slots not in x.shape}
     assert others == {torch.bfloat16}
+
+
+def every_schedule(op: str) -> list[Schedule]:
+    """By each compiler, or in each form."""
+    kinds = SCHEDULES[op]
+    if "" in kinds:
+        return [kinds[""].model_validate({"compiler": compiler}) for compiler in ("triton", "tir")]
+    shared = kinds["shared"].model_validate({"slot_lanes": 8, "chunk": 8})
+    return [kinds["serial"](), kinds["slots"](), shared]
+
+
+@pytest.mark.parametrize("op", SCHEDULES)
+def test_plans_of_all_forms_give_the_same_and_are_counted_without_a_gpu(op: str) -> None:
+    given = arguments(WORKLOADS[op])
+    plans = [plan(op, schedule, *given) for schedule in every_schedule(op)]
+    outputs = [[(x.shape, x.dtype, x.device.type) for x in made.outputs] for made in plans]
+    assert all(found == outputs[0] for found in outputs)
+    for made in plans:
+        work = made.count()
+        assert len(work) == len(made.launches) and all(each.programs > 0 < each.operations for each in work)
+
+
+@pytest.mark.parametrize("op", ["address_decode", "address_decode_backward", "memory_step", "decode_heads"])
+def test_both_compilers_are_counted_by_one_rule(op: str) -> None:
+    triton, tir = (plan(op, schedule, *arguments(WORKLOADS[op])).count() for schedule in every_schedule(op))
+    assert [(x.programs, x.dram_bytes) for x in triton] == [(x.programs, x.dram_bytes) for x in tir]
 
 
 def test_which_compiler_a_schedule_wants() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowering.gpu.memory_scan.serial import forward as memory_scan
 from lowering.gpu.races import check_barriers_kept, check_ordered, check_thread_owned
+from lowering.targets import Gpu
 from schedules.gpu import SerialScan
 from schedules.workload import Workload
 from tests import brute_force
@@ -18,18 +19,18 @@ EPS = 1e-6
 
 
 def scan(
-    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: SerialScan | None = None
+    inputs: dict[str, Tensor], power: float, device: str, gpu: Gpu, schedule: SerialScan | None = None
 ) -> tuple[Tensor, ...]:
     """Output, memory and mass of inputs [B, H, …], on the CPU."""
     arguments = [x.flatten(0, 1).contiguous().to(device) for x in inputs.values()]
-    results = memory_scan.plan(*arguments, power, EPS, schedule or SerialScan()).run(warp)
+    results = memory_scan.plan(*arguments, power, EPS, schedule or SerialScan()).run(gpu)
     like = (inputs["values"], inputs["memory"], inputs["mass"])
     return tuple(x.cpu().view(same.shape) for x, same in zip(results, like, strict=True))
 
 
-def check(inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: SerialScan | None = None) -> None:
+def check(inputs: dict[str, Tensor], power: float, device: str, gpu: Gpu, schedule: SerialScan | None = None) -> None:
     before = {name: x.clone() for name, x in inputs.items()}
-    results = scan(inputs, power, device, warp, schedule)
+    results = scan(inputs, power, device, gpu, schedule)
     expected = brute_force.memory_scan(inputs, decay_power=power, eps=EPS)
     like = (inputs["values"], inputs["memory"], inputs["mass"])
     for name, actual, right, same in zip(("output", "memory", "mass"), results, expected, like, strict=True):
@@ -53,52 +54,52 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("sizes", "power", "tile"), SIZES)
-def test_equals_the_dense_recurrence(device: str, warp: int, sizes: tuple[int, ...], power: float, tile: int) -> None:
+def test_equals_the_dense_recurrence(device: str, gpu: Gpu, sizes: tuple[int, ...], power: float, tile: int) -> None:
     inputs = scan_inputs(*sizes)
-    check(inputs, power, device, warp, SerialScan(tile=tile, threads=min(tile, 64)))
+    check(inputs, power, device, gpu, SerialScan(tile=tile, threads=min(tile, 64)))
 
 
 @pytest.mark.parametrize("state", [None, torch.float32], ids=["same_state", "float32_state"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_every_type(device: str, warp: int, dtype: torch.dtype, state: torch.dtype | None) -> None:
-    check(scan_inputs(1, 1, 7, 3, 9, 24, dtype=dtype, state_dtype=state), 2.3, device, warp)
+def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, state: torch.dtype | None) -> None:
+    check(scan_inputs(1, 1, 7, 3, 9, 24, dtype=dtype, state_dtype=state), 2.3, device, gpu)
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the interpreter's; 0^γ is right
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.3])
-def test_write_weights_of_exactly_one_and_zero(device: str, warp: int, power: float) -> None:
-    check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, warp)
+def test_write_weights_of_exactly_one_and_zero(device: str, gpu: Gpu, power: float) -> None:
+    check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, gpu)
 
 
-def test_a_slot_that_most_tokens_touch(device: str, warp: int) -> None:
-    check(scan_inputs(1, 1, 63, 2, 9, 5, access="hot"), 1.0, device, warp)
+def test_a_slot_that_most_tokens_touch(device: str, gpu: Gpu) -> None:
+    check(scan_inputs(1, 1, 63, 2, 9, 5, access="hot"), 1.0, device, gpu)
 
 
-def test_a_sequence_in_two_calls_gives_the_same_bits(device: str, warp: int) -> None:
+def test_a_sequence_in_two_calls_gives_the_same_bits(device: str, gpu: Gpu) -> None:
     inputs = scan_inputs(1, 2, 7, 3, 9, 24)
-    whole = scan(inputs, 0.5, device, warp)
+    whole = scan(inputs, 0.5, device, gpu)
     state = {name: inputs[name] for name in ("memory", "mass")}
     outputs = []
     for part in (slice(0, 3), slice(3, 7)):
         tokens = {name: x[:, :, part] for name, x in inputs.items() if name not in state}
-        output, state["memory"], state["mass"] = scan({**tokens, **state}, 0.5, device, warp)
+        output, state["memory"], state["mass"] = scan({**tokens, **state}, 0.5, device, gpu)
         outputs.append(output)
     for actual, expected in zip((torch.cat(outputs, 2), *state.values()), whole, strict=True):
         assert torch.equal(actual, expected)
 
 
-def test_two_runs_give_the_same_bits(device: str, warp: int) -> None:
+def test_two_runs_give_the_same_bits(device: str, gpu: Gpu) -> None:
     inputs = scan_inputs(1, 2, 7, 3, 9, 24, access="hot")
-    for first, second in zip(scan(inputs, 2.3, device, warp), scan(inputs, 2.3, device, warp), strict=True):
+    for first, second in zip(scan(inputs, 2.3, device, gpu), scan(inputs, 2.3, device, gpu), strict=True):
         assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("tokens", [7, 8])
 @pytest.mark.parametrize(("spans", "power"), [(2, 0.5), (3, 0.0), (5, 1.0), (16, 2.3)])
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
-def test_the_mass_walked_in_spans(device: str, warp: int, tokens: int, spans: int, power: float) -> None:
+def test_the_mass_walked_in_spans(device: str, gpu: Gpu, tokens: int, spans: int, power: float) -> None:
     inputs = scan_inputs(1, 2, tokens, 3, 9, 5, access="saturated", state_dtype=torch.float32, dtype=torch.bfloat16)
-    check(inputs, power, device, warp, SerialScan(spans=spans))
+    check(inputs, power, device, gpu, SerialScan(spans=spans))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowering.gpu.memory_scan.serial import backward as memory_scan_backward
 from lowering.gpu.races import check_barriers_kept, check_ordered, check_thread_owned
+from lowering.targets import Gpu
 from schedules.gpu import SerialScanBackward
 from schedules.workload import Workload
 from tests import brute_force
@@ -18,19 +19,19 @@ EPS, PROXY_EPS = 1e-6, 0.01
 
 
 def gradients(
-    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: SerialScanBackward
+    inputs: dict[str, Tensor], power: float, device: str, gpu: Gpu, schedule: SerialScanBackward
 ) -> tuple[Tensor, ...]:
     """Those of ``DIFFERENTIABLE``, on the CPU."""
     arguments = [x.flatten(0, 1).contiguous().to(device) for x in (*cotangents(inputs), *inputs.values())]
-    results = memory_scan_backward.plan(*arguments, power, EPS, PROXY_EPS, schedule).run(warp)
+    results = memory_scan_backward.plan(*arguments, power, EPS, PROXY_EPS, schedule).run(gpu)
     return tuple(x.cpu().view(inputs[name].shape) for x, name in zip(results, DIFFERENTIABLE, strict=True))
 
 
 def check(
-    inputs: dict[str, Tensor], power: float, device: str, warp: int, schedule: SerialScanBackward | None = None
+    inputs: dict[str, Tensor], power: float, device: str, gpu: Gpu, schedule: SerialScanBackward | None = None
 ) -> None:
     before = {name: x.clone() for name, x in inputs.items()}
-    results = gradients(inputs, power, device, warp, schedule or SerialScanBackward())
+    results = gradients(inputs, power, device, gpu, schedule or SerialScanBackward())
     expected = brute_force.memory_scan_gradients(cotangents(inputs), inputs, power, EPS, PROXY_EPS)
     for name, actual, right in zip(DIFFERENTIABLE, results, expected, strict=True):
         assert actual.dtype == inputs[name].dtype, name
@@ -53,45 +54,45 @@ SIZES = [
 
 @pytest.mark.parametrize(("sizes", "power", "tile", "checkpoint"), SIZES)
 def test_equals_the_dense_recurrence(
-    device: str, warp: int, sizes: tuple[int, ...], power: float, tile: int, checkpoint: int
+    device: str, gpu: Gpu, sizes: tuple[int, ...], power: float, tile: int, checkpoint: int
 ) -> None:
     inputs = scan_inputs(*sizes)
     schedule = SerialScanBackward(tile=tile, threads=min(tile, 64), checkpoint=checkpoint)
-    check(inputs, power, device, warp, schedule)
+    check(inputs, power, device, gpu, schedule)
 
 
 @pytest.mark.parametrize("state", [None, torch.float32], ids=["same_state", "float32_state"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_every_type(device: str, warp: int, dtype: torch.dtype, state: torch.dtype | None) -> None:
+def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, state: torch.dtype | None) -> None:
     inputs = scan_inputs(1, 1, 5, 3, 9, 24, dtype=dtype, state_dtype=state)
-    check(inputs, 0.5, device, warp, SerialScanBackward(checkpoint=2))
+    check(inputs, 0.5, device, gpu, SerialScanBackward(checkpoint=2))
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the interpreter's; 0^γ is right
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.3])
-def test_write_weights_of_exactly_one_and_zero(device: str, warp: int, power: float) -> None:
+def test_write_weights_of_exactly_one_and_zero(device: str, gpu: Gpu, power: float) -> None:
     """A decay of 0 leaves nothing of the row before it, which the way back must yet know."""
-    check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, warp, SerialScanBackward(checkpoint=4))
+    check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, gpu, SerialScanBackward(checkpoint=4))
 
 
-def test_a_slot_that_most_tokens_touch(device: str, warp: int) -> None:
-    check(scan_inputs(1, 1, 21, 2, 9, 5, access="hot"), 1.0, device, warp, SerialScanBackward(checkpoint=8))
+def test_a_slot_that_most_tokens_touch(device: str, gpu: Gpu) -> None:
+    check(scan_inputs(1, 1, 21, 2, 9, 5, access="hot"), 1.0, device, gpu, SerialScanBackward(checkpoint=8))
 
 
-def test_neither_copies_of_the_state_nor_a_second_run_change_the_bits(device: str, warp: int) -> None:
+def test_neither_copies_of_the_state_nor_a_second_run_change_the_bits(device: str, gpu: Gpu) -> None:
     inputs = scan_inputs(1, 1, 7, 3, 9, 24)
-    once = gradients(inputs, 0.5, device, warp, SerialScanBackward(checkpoint=7))
+    once = gradients(inputs, 0.5, device, gpu, SerialScanBackward(checkpoint=7))
     for checkpoint in (3, 7):
-        again = gradients(inputs, 0.5, device, warp, SerialScanBackward(checkpoint=checkpoint))
+        again = gradients(inputs, 0.5, device, gpu, SerialScanBackward(checkpoint=checkpoint))
         for name, actual, expected in zip(DIFFERENTIABLE, again, once, strict=True):
             assert torch.equal(actual, expected), name
 
 
 @pytest.mark.parametrize(("tokens", "spans", "power"), [(7, 2, 0.5), (7, 3, 0.0), (8, 5, 1.0), (7, 16, 2.3)])
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
-def test_the_mass_walked_in_spans(device: str, warp: int, tokens: int, spans: int, power: float) -> None:
+def test_the_mass_walked_in_spans(device: str, gpu: Gpu, tokens: int, spans: int, power: float) -> None:
     inputs = scan_inputs(1, 2, tokens, 3, 9, 5, access="saturated")
-    check(inputs, power, device, warp, SerialScanBackward(spans=spans))
+    check(inputs, power, device, gpu, SerialScanBackward(spans=spans))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

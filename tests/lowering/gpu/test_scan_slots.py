@@ -11,6 +11,7 @@ from torch import Tensor
 from lowering.gpu import races as ordering
 from lowering.gpu.memory_scan.slots import forward as memory_scan_slots
 from lowering.gpu.plan import Plan
+from lowering.targets import Gpu
 from schedules.gpu import SlotsScan
 from tests import brute_force
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
@@ -41,41 +42,41 @@ def plan_of(device: str, inputs: dict[str, Tensor], power: float, knobs: SlotsSc
 
 @pytest.mark.parametrize(("tokens", "top_k", "num_slots", "width", "access", "piece", "power"), CASES)
 def test_equals_the_dense_recurrence(
-    device: str, warp: int, tokens: int, top_k: int, num_slots: int, width: int, access: str, piece: int, power: float
+    device: str, gpu: Gpu, tokens: int, top_k: int, num_slots: int, width: int, access: str, piece: int, power: float
 ) -> None:
     inputs = scan_inputs(1, 2, tokens, top_k, num_slots, width, access=access, seed=tokens)
     expected = brute_force.memory_scan(inputs, decay_power=power)
-    found = plan_of(device, inputs, power, schedule(device, piece)).run(warp)
+    found = plan_of(device, inputs, power, schedule(device, piece)).run(gpu)
     for one, other in zip(found, expected, strict=True):
         assert relative_rmse(one.cpu(), other[0]) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("wide_state", [False, True], ids=["same", "float32-state"])
-def test_every_type(device: str, warp: int, dtype: torch.dtype, wide_state: bool) -> None:
+def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, wide_state: bool) -> None:
     state_dtype = torch.promote_types(dtype, torch.float32) if wide_state else dtype
     inputs = scan_inputs(1, 2, 7, 3, 9, 24, dtype=dtype, state_dtype=state_dtype)
     expected = brute_force.memory_scan(inputs)
-    found = plan_of(device, inputs, 1.0, schedule(device)).run(warp)
+    found = plan_of(device, inputs, 1.0, schedule(device)).run(gpu)
     for one, other, kind in zip(found, expected, (dtype, state_dtype, state_dtype), strict=True):
         assert one.dtype == kind
         assert relative_rmse(one.cpu(), other[0]) <= TOLERANCE[kind]
 
 
-def test_heads_in_groups_and_a_second_run_give_the_same_bits(device: str, warp: int) -> None:
+def test_heads_in_groups_and_a_second_run_give_the_same_bits(device: str, gpu: Gpu) -> None:
     inputs = scan_inputs(1, 3, 7, 2, 9, 24)
     plan = plan_of(device, inputs, 1.0, schedule(device))
-    first = [x.clone() for x in plan.run(warp)]
+    first = [x.clone() for x in plan.run(gpu)]
     for again in (plan, plan_of(device, inputs, 1.0, schedule(device, heads=2))):
-        for one, other in zip(first, again.run(warp), strict=True):
+        for one, other in zip(first, again.run(gpu), strict=True):
             assert torch.equal(one, other)
 
 
-def test_a_slots_infinity_stays_in_its_slot(device: str, warp: int) -> None:
+def test_a_slots_infinity_stays_in_its_slot(device: str, gpu: Gpu) -> None:
     inputs = scan_inputs(1, 1, 20, 2, 5, 24)
-    sound = plan_of(device, inputs, 1.0, schedule(device, 8)).run(warp)
+    sound = plan_of(device, inputs, 1.0, schedule(device, 8)).run(gpu)
     inputs["memory"][:, :, 2], inputs["mass"][:, :, 2] = torch.inf, torch.inf
-    _, memory, mass = plan_of(device, inputs, 1.0, schedule(device, 8)).run(warp)
+    _, memory, mass = plan_of(device, inputs, 1.0, schedule(device, 8)).run(gpu)
     others = [0, 1, 3, 4]
     assert torch.equal(memory[:, others], sound[1][:, others])
     assert torch.equal(mass[:, others], sound[2][:, others])

@@ -11,6 +11,7 @@ from torch import Tensor
 from lowering.gpu import races as ordering
 from lowering.gpu.memory_scan.slots import backward as memory_scan_slots_backward
 from lowering.gpu.plan import Plan
+from lowering.targets import Gpu
 from schedules.gpu import SlotsScan
 from tests import brute_force
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
@@ -35,31 +36,31 @@ def plan_of(device: str, inputs: dict[str, Tensor], power: float, knobs: SlotsSc
 
 @pytest.mark.parametrize(("tokens", "top_k", "num_slots", "width", "access", "piece", "power"), CASES)
 def test_every_gradient_equals_autograds(
-    device: str, warp: int, tokens: int, top_k: int, num_slots: int, width: int, access: str, piece: int, power: float
+    device: str, gpu: Gpu, tokens: int, top_k: int, num_slots: int, width: int, access: str, piece: int, power: float
 ) -> None:
     inputs = scan_inputs(1, 2, tokens, top_k, num_slots, width, access=access, seed=tokens)
-    found = plan_of(device, inputs, power, schedule(device, piece)).run(warp)
+    found = plan_of(device, inputs, power, schedule(device, piece)).run(gpu)
     for name, one, other in zip(DIFFERENTIABLE, found, expected_of(inputs, power), strict=True):
         assert relative_rmse(one.cpu(), other[0]) <= 1e-5, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("wide_state", [False, True], ids=["same", "float32-state"])
-def test_every_type(device: str, warp: int, dtype: torch.dtype, wide_state: bool) -> None:
+def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, wide_state: bool) -> None:
     state_dtype = torch.promote_types(dtype, torch.float32) if wide_state else dtype
     inputs = scan_inputs(1, 2, 7, 3, 9, 24, dtype=dtype, state_dtype=state_dtype)
-    found = plan_of(device, inputs, 1.0, schedule(device)).run(warp)
+    found = plan_of(device, inputs, 1.0, schedule(device)).run(gpu)
     for name, one, other in zip(DIFFERENTIABLE, found, expected_of(inputs, 1.0), strict=True):
         assert one.dtype == inputs[name].dtype
         assert relative_rmse(one.cpu(), other[0]) <= TOLERANCE[one.dtype], name
 
 
-def test_heads_in_groups_and_a_second_run_give_the_same_bits(device: str, warp: int) -> None:
+def test_heads_in_groups_and_a_second_run_give_the_same_bits(device: str, gpu: Gpu) -> None:
     inputs = scan_inputs(1, 3, 7, 2, 9, 24)
     plan = plan_of(device, inputs, 2.3, schedule(device))
-    first = [x.clone() for x in plan.run(warp)]
+    first = [x.clone() for x in plan.run(gpu)]
     for again in (plan, plan_of(device, inputs, 2.3, schedule(device, heads=2))):
-        for one, other in zip(first, again.run(warp), strict=True):
+        for one, other in zip(first, again.run(gpu), strict=True):
             assert torch.equal(one, other)
 
 

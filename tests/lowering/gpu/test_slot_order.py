@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lowering.gpu.memory_scan.slots.order import DIGIT_BITS, OrderScratch, order, passes
+from lowering.targets import Gpu
 
 # (N, T, K, M): one access, one slot, several chunks, passes of unlike widths, M past 2^20.
 SIZES = [(1, 1, 1, 2), (2, 7, 1, 1), (3, 63, 3, 5), (2, 33, 8, 1000), (1, 40, 4, 4**10 + 1)]
@@ -13,7 +14,7 @@ SIZES = [(1, 1, 1, 2), (2, 7, 1, 1), (3, 63, 3, 5), (2, 33, 8, 1000), (1, 40, 4,
 
 @pytest.mark.parametrize(("heads", "tokens", "top_k", "num_slots"), SIZES)
 def test_accesses_stand_by_slot_and_then_by_time_writes_before_reads(
-    device: str, warp: int, heads: int, tokens: int, top_k: int, num_slots: int
+    device: str, gpu: Gpu, heads: int, tokens: int, top_k: int, num_slots: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (2, heads, tokens, top_k)
@@ -23,7 +24,7 @@ def test_accesses_stand_by_slot_and_then_by_time_writes_before_reads(
     scratch = OrderScratch.of(write_slots, heads, num_slots)
     launches, sorted_slots, events = order(write_slots, read_slots, num_slots, scratch)
     for launch in launches:
-        launch.run(warp)
+        launch.run(gpu)
     expected = torch.cat([write_slots, read_slots], -1).flatten(1).sort(dim=1, stable=True)
     assert torch.equal(sorted_slots, expected.values)
     assert torch.equal(events.long(), expected.indices)

@@ -24,10 +24,12 @@ pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[t
 
 from lowering import nvcc
 from lowering.gpu import threads as threads_module
-from lowering.gpu import tir
 from lowering.gpu.cuda import generate as cuda
 from lowering.gpu.cuda import ptxas
-from lowering.gpu.templates import programs
+from lowering.gpu.cuda.driver import Cubin
+from lowering.gpu.kernels import plan
+from lowering.gpu.offline import arguments, compile_for
+from lowering.gpu.tir import Kernels
 from lowering.targets import gpu_of
 
 # One of each architecture, A100, A10, L4, H100, B200.
@@ -44,15 +46,21 @@ DEFAULTS: dict[Op, Schedule] = {
 needs_nvcc = pytest.mark.skipif(nvcc.nvcc() is None, reason="no nvcc: pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
 
 
+def kernels(work: Workload, schedule: Schedule) -> Kernels:
+    """Those that the op's plan launches."""
+    launch: Any = plan(work.op, schedule, *arguments(work)).launches[0]
+    return launch.kernels  # type: ignore[no-any-return]
+
+
 @cache
 def source_for(op: Op, target: str) -> cuda.Source:
     """CUDA C of the 340m model's op on its usual schedule."""
-    return cuda.generate(workload(op), gpu_of(target), DEFAULTS[op])
+    return kernels(workload(op), DEFAULTS[op]).source(gpu_of(target))
 
 
 def text_of(work: Workload, schedule: Schedule) -> str:
     """CUDA C for an H100."""
-    return cuda.generate(work, gpu_of("h100"), schedule).text
+    return kernels(work, schedule).source(gpu_of("h100")).text
 
 
 def body_of(text: str, name: str) -> str:
@@ -108,7 +116,7 @@ def test_what_steps_and_a_backward_synchronise() -> None:
     step = body_of(source_for("memory_step", "h100").text, "memory_step")
     assert barriers(step) == [(WHOLE, 0), (WHOLE, 0)]
     heads = body_of(source_for("decode_heads", "h100").text, "decode_heads")
-    assert barriers(heads) == [(WHOLE, 0)] * 4  # logits, addresses, and the step's
+    assert barriers(heads) == [(WHOLE, 0)] * 5  # logits, addresses, their shift by CAPE, and the step's
     text = source_for("memory_scan_backward", "h100").text
     kernels_of = {part.split("_kernel(")[0].split()[-1]: part for part in text.split('extern "C" __global__')[1:]}
     each = {name: barriers(part) for name, part in kernels_of.items() if "{" in part}
@@ -136,7 +144,7 @@ def test_shared_memory_is_what_the_schedules_say() -> None:
 def test_a_state_that_does_not_fit_is_refused_with_the_bytes_and_the_limit() -> None:
     wide = SharedScan(slot_lanes=4)
     with pytest.raises(ValueError, match=r"memory_scan on sm_86: a program needs 139264 bytes .* limit is 101376"):
-        cuda.generate(workload("memory_scan"), gpu_of("a10"), wide)
+        kernels(workload("memory_scan"), wide).source(gpu_of("a10"))
     assert "a program needs" in str(wide.refusal(workload("memory_scan", M=4096)))
     assert "limit is 232448" in str(BACKWARD.refusal(workload("memory_scan_backward", M=4096)))
 
@@ -157,19 +165,22 @@ def test_a_state_that_does_not_fit_is_refused_with_the_bytes_and_the_limit() -> 
 )  # fmt: skip
 def test_schedules_that_cannot_be_built_are_refused(schedule: Schedule, work: Workload, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        cuda.generate(work, gpu_of("h100"), schedule)
+        kernels(work, schedule)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_cuda_c_of_every_op_for_every_architecture(target: str) -> None:
     for op, schedule in DEFAULTS.items():
         source = source_for(op, target)
-        for program in programs(workload(op), schedule):
-            named = {f"{name}_ptr" for name, _ in source.arguments[program.name]}
-            sizes = {axis for _, shape in source.arguments[program.name] for axis in shape if isinstance(axis, str)}
-            assert set(source.parameters(program.name)) <= named | sizes
-            assert {x[0] for x in program.grid if isinstance(x, tuple)} <= sizes
-            assert f"__launch_bounds__({program.threads}) {program.name}_kernel" in source.text
+        for launch in plan(op, schedule, *arguments(workload(op))).launches:
+            named = {f"{name}_ptr" for name, _ in source.arguments[launch.name]}
+            sizes = {axis for _, shape in source.arguments[launch.name] for axis in shape if isinstance(axis, str)}
+            parameters = source.parameters(launch.name)
+            assert set(parameters) <= named | sizes
+            function = {"arguments": source.arguments[launch.name], "parameters": parameters}
+            # It refuses tensors whose shapes are not those of the template.
+            assert len(Cubin(b"", {launch.name: function}).bind(launch.name, launch.tensors)) == len(parameters)
+            assert f"__launch_bounds__({launch.threads}) {launch.name}_kernel" in source.text
 
 
 @needs_nvcc
@@ -180,7 +191,7 @@ def test_binaries_spill_nothing(target: str) -> None:
         source = source_for(op, target)
         _, told = nvcc.compile_cuda(source.text, gpu_of(target).arch)
         found = ptxas.resources(told, source.shared)
-        assert set(found) == {program.name for program in programs(workload(op), DEFAULTS[op])}
+        assert set(found) == {launch.name for launch in plan(op, DEFAULTS[op], *arguments(workload(op))).launches}
         for name, resources in found.items():
             assert resources.spilled == 0 and resources.local == 0, (name, resources)
             assert 0 < resources.registers <= 255, name
@@ -189,9 +200,9 @@ def test_binaries_spill_nothing(target: str) -> None:
 
 @needs_nvcc
 def test_a_launch_is_compiled_with_its_work() -> None:
-    (scan,) = cuda.compiled(workload("memory_scan"), "a100", SCAN)
+    (scan,) = compile_for(workload("memory_scan"), "a100", SCAN)
     assert (scan.name, scan.work.programs) == ("memory_scan", 256 * 4)
-    launches = cuda.compiled(workload("memory_scan_backward"), "a100", BACKWARD.model_copy(update={"heads": 100}))
+    launches = compile_for(workload("memory_scan_backward"), "a100", BACKWARD.model_copy(update={"heads": 100}))
     assert [launch.name for launch in launches] == ["recompute", "reads", "reverse", "writes"] * 3
     assert [launch.work.programs for launch in launches] == [400, 100] * 4 + [224, 56] * 2
     assert all(launch.resources.registers > 0 for launch in (scan, *launches))
@@ -201,14 +212,14 @@ def test_a_launch_is_compiled_with_its_work() -> None:
 def test_a_binary_is_cached_with_what_a_launch_needs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAMNET_CACHE", str(tmp_path))
     work, schedule = workload("memory_step"), MemoryStep(compiler="tir")
-    first, compiled_now = tir.binary(work, "a100", schedule)
-    again, compiled_again = tir.binary(work, "a100", schedule)
+    first, compiled_now = kernels(work, schedule).from_disk(gpu_of("a100"))
+    again, compiled_again = kernels(work, schedule).from_disk(gpu_of("a100"))
     assert (compiled_now, compiled_again) == (True, False)
     assert again.cubin == first.cubin and again.functions == first.functions
     tensors = [torch.empty(3, 8, dtype=torch.int32), torch.empty(3, 8), *[torch.empty(3, 8)] * 2, torch.empty(3, 64)]
     tensors += [torch.empty(3, 1024, 64), torch.empty(3, 1024), torch.empty(3, 64)]
-    values, grid = again.bind("memory_step", tensors)
-    assert grid == (3,) and {x for x, is_address in values if is_address} == {x.data_ptr() for x in tensors}
+    values = again.bind("memory_step", tensors)
+    assert {x for x, is_address in values if is_address} == {x.data_ptr() for x in tensors}
     with pytest.raises(ValueError, match=r"memory_step: O is \[2, 64\]; it must be"):
         again.bind("memory_step", [*tensors[:-1], torch.empty(2, 64)])
 
@@ -216,4 +227,4 @@ def test_a_binary_is_cached_with_what_a_launch_needs(tmp_path: Any, monkeypatch:
 def test_without_nvcc_there_is_no_binary_but_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvcc, "nvcc", lambda: None)
     with pytest.raises(nvcc.NoNvccError, match="pip install nvidia-cuda-nvcc"):
-        cuda.compiled(workload("memory_step"), "h100", MemoryStep(compiler="tir"))
+        plan("memory_step", MemoryStep(compiler="tir"), *arguments(workload("memory_step"))).compile(gpu_of("h100"))

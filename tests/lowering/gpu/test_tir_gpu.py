@@ -20,7 +20,6 @@ from schedules.gpu.step import DecodeHeads, MemoryStep
 from schedules.workload import Op
 from tests import brute_force
 from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, expected, random_inputs
-from tests.lowering.gpu.of_340m import workload
 from tests.samples import (
     DIFFERENTIABLE,
     TOLERANCE,
@@ -36,6 +35,7 @@ pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[t
 from lowering.gpu import tir
 from lowering.gpu.backend import GpuKernels
 from lowering.gpu.decode_heads.options import MixerOptions
+from lowering.gpu.kernels import plan
 
 
 def kernels(**given: Schedule) -> GpuKernels:
@@ -126,12 +126,11 @@ def test_a_layers_token_in_one_launch(cape_heads: int, position: int, unroll: in
 
 def both_ways(op: Op, schedule: Schedule, tensors: list[Tensor], outputs: list[Tensor]) -> list[list[Tensor]]:
     """An op's one function with its loops over threads forwards and in reverse."""
-    slots, dim = tensors[5].shape[1:]
-    work = workload(op, "float32", K=tensors[0].shape[-1], M=slots, D=dim)
+    launch: Any = plan(op, schedule, *tensors, 1.0, 1e-6).launches[0]
     results = []
     for reverse in (False, True):
         mine = [x.clone() for x in (*tensors, *outputs)]
-        tir.on_cpu(work, schedule, reverse_threads=reverse)(op, *mine)
+        launch.kernels.on_cpu(reverse_threads=reverse)(op, *mine)
         results.append(mine)
     return results
 
@@ -153,9 +152,9 @@ def test_no_thread_of_a_backward_phase_needs_another(monkeypatch: pytest.MonkeyP
     grads = [torch.ones_like(tensors[name]) for name in ("values", "memory", "mass")]
     ops = kernels(memory_scan_backward=SharedScanBackward(slot_lanes=2, channels=1, chunk=8))
     found = []
-    on_cpu = tir.on_cpu
+    on_cpu = tir.Kernels.on_cpu
     for reverse in (False, True):
-        monkeypatch.setattr(tir, "_ready", {})
-        monkeypatch.setattr(tir, "on_cpu", lambda *a, way=reverse: on_cpu(*a, way))
+        monkeypatch.setattr(tir, "_loops", {})
+        monkeypatch.setattr(tir.Kernels, "on_cpu", lambda kernels, way=reverse: on_cpu(kernels, way))
         found.append(ops.memory_scan_backward(grads, *as_backends_take(tensors.values()), 0.5, 1e-6, 0.01))
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))

@@ -18,6 +18,7 @@ from lowering.gpu.memory_scan.serial.rows_backward import scan_rows_backward
 from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
+from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
 from schedules.gpu.serial import SerialScanBackward
@@ -103,4 +104,4 @@ def _rows(
         operations=(12 + 3 * twice) * accesses, steps=tokens, trips=3 + twice + (copies - 1) * slots / 8 / tokens,
         shared_trips=4 if exchange else 2, barriers=10 if exchange else 2, reused_bytes=2 * grad_state.nbytes,
     )  # fmt: skip
-    return Launch(scan_rows_backward, (heads, tiles), arguments, threads, work)
+    return TritonLaunch(scan_rows_backward, (heads, tiles), arguments, threads, work)

@@ -17,6 +17,7 @@ from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.arithmetic import decay, load_each, load_inside, load_rows, store_inside
 from lowering.gpu.triton.copying import copy
+from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.reference import sum_type
 from schedules.gpu.serial import SerialScan
@@ -118,7 +119,7 @@ def _rows(
         cache_bytes=tiles * operands + channels + accesses * state.element_size(), operations=accesses, steps=tokens,
         reused_bytes=state.nbytes,
     )  # fmt: skip
-    return Launch(scan_rows, (heads, tiles), arguments, threads, work)
+    return TritonLaunch(scan_rows, (heads, tiles), arguments, threads, work)
 
 
 def row_threads(schedule: SerialScan, acc: torch.dtype) -> int:

@@ -2,7 +2,7 @@
 
 One program walks a head's span of tokens, lane k on the k-th slot of a token. Lanes exchange the mass through global
 memory, so that a barrier stands between a store and the next load, and between a load and the next store.
-``ordering`` checks it.
+``lowering.gpu.races`` checks it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lowering.gpu.memory_scan.serial.mass_spans import first_masses
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.arithmetic import decay
+from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
 
 # Each of a token's K slots has a thread; K is at most this, a whole number of warps.
@@ -135,6 +136,6 @@ def forward(
     )  # fmt: skip
     launches = [
         *first_masses(sum_mass, {**writes, **sizes}, mass, LANES, pairs, reverse=False),
-        Launch(walk_mass, (heads, spans), arguments, LANES, walk),
+        TritonLaunch(walk_mass, (heads, spans), arguments, LANES, walk),
     ]
     return launches, factors, inverses, replaced

@@ -15,6 +15,7 @@ from lowering.gpu.memory_scan.serial.mass_spans import first_masses
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.arithmetic import decay, decay_slope
+from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
 
 
@@ -154,5 +155,5 @@ def backward(
     )  # fmt: skip
     return [
         *first_masses(sum_mass_backward, {**both, **sizes}, grad_mass, LANES, pairs, reverse=True),
-        Launch(walk_mass_backward, (heads, spans), arguments, LANES, walk),
+        TritonLaunch(walk_mass_backward, (heads, spans), arguments, LANES, walk),
     ]

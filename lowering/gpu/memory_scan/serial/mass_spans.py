@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Work
+from lowering.gpu.triton.launch import TritonLaunch
 
 # Each thread works on one element.
 BLOCK = THREADS = 128
@@ -58,7 +59,9 @@ def first_masses(
     if mass.shape[0] == 1:
         return []
     gains, sums = torch.empty_like(mass), torch.empty_like(mass)
-    pairs = Launch(kernel, (mass.shape[1], mass.shape[0]), {**arguments, "gains": gains, "sums": sums}, threads, work)
+    pairs = TritonLaunch(
+        kernel, (mass.shape[1], mass.shape[0]), {**arguments, "gains": gains, "sums": sums}, threads, work
+    )
     return [opened(gains, sums), pairs, joined(mass, gains, sums, reverse)]
 
 
@@ -73,7 +76,7 @@ def opened(gains: Tensor, sums: Tensor) -> Launch:
     arguments = {"gains": gains, "sums": sums, "SIZE": gains.numel(), "BLOCK": BLOCK}
     moved = gains.nbytes + sums.nbytes
     work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, operations=gains.numel())
-    return Launch(open_spans, (programs,), arguments, THREADS, work)
+    return TritonLaunch(open_spans, (programs,), arguments, THREADS, work)
 
 
 def joined(mass: Tensor, gains: Tensor, sums: Tensor, reverse: bool) -> Launch:
@@ -85,4 +88,4 @@ def joined(mass: Tensor, gains: Tensor, sums: Tensor, reverse: bool) -> Launch:
                  "REVERSE": reverse}  # fmt: skip
     moved = 3 * mass.nbytes
     work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, operations=2 * mass.numel(), steps=spans)
-    return Launch(join_spans, (programs,), arguments, THREADS, work)
+    return TritonLaunch(join_spans, (programs,), arguments, THREADS, work)

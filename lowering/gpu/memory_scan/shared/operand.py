@@ -1,4 +1,4 @@
-"""Arrays by tokens on their way from global memory to the threads of a walk (``shared_walk``)."""
+"""Arrays by tokens on their way from global memory to the threads of a walk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Operand:
     The next chunk is prefetched into registers. bfloat16 pairs stay packed there, because unpacking stalls on the load.
 
     Args:
-        walk: a ``shared_walk.TokenWalk``.
+        walk: the ``TokenWalk``.
         buffer: [N, T, ...], then K where ``by_slot`` and channels where ``by_channel``.
     """
 

@@ -21,6 +21,7 @@ from lowering.gpu.memory_scan.slots.walk import MASS_THREADS, Pieces, Scratch, c
 from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
+from lowering.gpu.triton.launch import TritonLaunch
 from ramnet.ops.reference import sum_type
 from schedules.gpu.slots import BATCH, SlotsScan
 
@@ -136,7 +137,7 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Gradients of write_weights and read_weights [N, T, K], values [N, T, D], memory [N, M, D] and mass [N, M].
 
-    ``grad_output``, ``grad_memory`` and ``grad_mass`` are those of what ``memory_scan_slots.plan`` puts out. The
+    ``grad_output``, ``grad_memory`` and ``grad_mass`` are those of what the forward's ``plan`` puts out. The
     derivative of the decay is the proxy's (paper, step 7).
     """
     heads, tokens, top_k = write_slots.shape
@@ -182,7 +183,7 @@ def _way_back(
 
     def launch(kernel: Any, programs: int, threads: int, work: Work) -> Launch:
         known = {**tensors, **constants}
-        return Launch(kernel, (programs,), {name: known[name] for name in kernel.arg_names}, threads, work)
+        return TritonLaunch(kernel, (programs,), {name: known[name] for name in kernel.arg_names}, threads, work)
 
     tokens = sum(x.numel() * x.element_size() for x in (values, grad_output))
     gathered = walk.row_traffic(values) + walk.row_traffic(grad_output)

@@ -11,6 +11,7 @@ from lowering.gpu.memory_scan.slots.walk import Pieces, Scratch, prepare_pieces,
 from lowering.gpu.plan import Launch, Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
+from lowering.gpu.triton.launch import TritonLaunch
 from ramnet.ops.reference import sum_type
 from schedules.gpu.slots import BATCH, SlotsScan
 
@@ -89,4 +90,4 @@ def _scan(walk: Pieces, scratch: Scratch, values: Tensor, memory: Tensor, new_me
         walk.programs, walk.threads, moved + values.numel() * values.element_size(), moved + walk.row_traffic(values),
         18 * walk.positions * walk.d_pad, steps=walk.piece / BATCH, trips=2,
     )  # fmt: skip
-    return Launch(slot_scan, (walk.programs,), arguments, walk.threads, work)
+    return TritonLaunch(slot_scan, (walk.programs,), arguments, walk.threads, work)

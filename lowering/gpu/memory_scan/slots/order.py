@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Work
+from lowering.gpu.triton.launch import TritonLaunch
 
 # Accesses that a program ranks, and the most bits of the slot number that one radix pass sorts by. A program compares
 # every access with every digit value in registers.
@@ -125,7 +126,8 @@ def order(
     heads, tokens, top_k = write_slots.shape
     accesses = 2 * tokens * top_k
     chunks = triton.cdiv(accesses, CHUNK)
-    sources, launches = (write_slots, read_slots), []
+    sources = write_slots, read_slots
+    launches: list[Launch] = []
     for i, (shift, bits) in enumerate(passes(num_slots)):
         placed = scratch.pairs[i % 2]
         which = {"K": top_k, "FIRST": i == 0, "SHIFT": shift, "BINS": 2**bits, "CHUNK": CHUNK}
@@ -135,16 +137,16 @@ def order(
         compared = heads * chunks * CHUNK * 2**bits
         count = Work(heads * chunks, THREADS, listed + table, listed + table, 4 * compared, barriers=2)
         launches.append(
-            Launch(order_count, (heads * chunks,), {**given, "counts": scratch.counts, **which}, THREADS, count)
+            TritonLaunch(order_count, (heads * chunks,), {**given, "counts": scratch.counts, **which}, THREADS, count)
         )
         blocks = triton.cdiv(chunks * 2**bits, _BLOCK)
         offsets = Work(heads, THREADS, 2 * table, 2 * table, 3 * table, steps=blocks, barriers=4)
         entries = {"counts": scratch.counts, "offsets": scratch.offsets, "entries": chunks * 2**bits, "BLOCK": _BLOCK}
-        launches.append(Launch(order_offsets, (heads,), entries, THREADS, offsets))
+        launches.append(TritonLaunch(order_offsets, (heads,), entries, THREADS, offsets))
         # A scattered access writes 4 bytes of a sector of 32.
         place = Work(heads * chunks, THREADS, 4 * listed + table, (2 + 8 + 8 + 8) * listed, 12 * compared, trips=2,
                      barriers=4)  # fmt: skip
         outputs = {"offsets": scratch.offsets, "placed_slots": placed[0], "placed_events": placed[1]}
-        launches.append(Launch(order_place, (heads * chunks,), {**given, **outputs, **which}, THREADS, place))
+        launches.append(TritonLaunch(order_place, (heads * chunks,), {**given, **outputs, **which}, THREADS, place))
         sources = placed
     return launches, *sources

@@ -15,6 +15,7 @@ from lowering.gpu.memory_scan.slots.order import OrderScratch, order
 from lowering.gpu.memory_scan.slots.pieces import piece_carries, piece_sums, piece_terms, sum_accesses
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Work
+from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
 from schedules.gpu.slots import BATCH
 
@@ -153,7 +154,7 @@ def prepare_pieces(
     kept = (12 + (3 if slope else 2) * walk.acc_size) * walk.positions
     listed = 8 * walk.heads * walk.accesses
     drawn = 2 * write_weights.numel() * write_weights.element_size()
-    launches.append(Launch(
+    launches.append(TritonLaunch(
         piece_terms, (blocks,),
         {"slots": slots, "events": events, "write_weights": write_weights, "read_weights": read_weights, **named,
          "accesses": walk.accesses, "padded": walk.padded, "K": walk.top_k, "POWER": decay_power,
@@ -170,12 +171,12 @@ def prepare_pieces(
     def on_mass(kernel: Any, moved: float, operations: float) -> Launch:
         known = {**tensors, **constants}
         work = Work(blocks, MASS_THREADS, moved, moved, operations * walk.positions, steps=walk.piece / BATCH, trips=2)
-        return Launch(kernel, (blocks,), {name: known[name] for name in kernel.arg_names}, MASS_THREADS, work)
+        return TritonLaunch(kernel, (blocks,), {name: known[name] for name in kernel.arg_names}, MASS_THREADS, work)
 
     launches.append(on_mass(mass_pieces, coefficients, 30))
     state = walk.state_traffic(memory)
     values_once = values.numel() * values.element_size()
-    launches.append(Launch(
+    launches.append(TritonLaunch(
         piece_sums, (walk.programs,),
         {**scratch.named("packed", "starts", "decays", "weights", "row_sums"),
          "values": values, "memory": memory, **walk.constants()},
@@ -193,7 +194,7 @@ def prepare_pieces(
 def carries(walk: Pieces, scratch: Scratch, reverse: bool) -> Launch:
     """Join the sums of pieces: the row and mass before each, or with ``reverse`` their gradients behind each."""
     moved = 2 * walk.row_bytes + 3 * walk.heads * walk.pieces * walk.acc_size
-    return Launch(
+    return TritonLaunch(
         piece_carries, (walk.heads,),
         {**scratch.named("gains", "row_sums", "mass_sums", "rows", "masses"), "pieces": walk.pieces,
          "D": walk.dim, "D_PAD": walk.d_pad, "REVERSE": reverse, "BATCH": _CARRY_BATCH, "ACC": in_triton(walk.acc)},
@@ -209,7 +210,7 @@ def sum_parts(walk: Pieces, parts: Tensor, out: Tensor) -> Launch:
     rows = max(1, _SUM_THREADS * walk.channels // walk.d_pad)
     moved = walk.part_bytes + out.numel() * out.element_size()
     programs = triton.cdiv(tokens, rows)
-    return Launch(
+    return TritonLaunch(
         sum_accesses, (programs,),
         {"parts": parts, "out": out, "tokens": tokens, "K": walk.top_k, "D": walk.dim, "D_PAD": walk.d_pad,
          "ROWS": rows, "ACC": in_triton(walk.acc)},

@@ -1,0 +1,69 @@
+"""Launches of Triton's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lowering.gpu.plan import Launch
+from lowering.gpu.resources import Compiled, Work
+
+if TYPE_CHECKING:
+    from lowering.targets import Gpu
+
+_TYPES = {
+    torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.int64: "*i64", torch.int32: "*i32",
+}  # fmt: skip
+# Tensors that are passed to kernels start at multiples of this many bytes.
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class TritonLaunch(Launch):
+    """``kernel[grid](**arguments)`` on programs of ``threads`` threads.
+
+    Arguments are tensors and numbers. A kernel's run-time numbers are int32 and marked ``do_not_specialize``, so that
+    one binary serves all of them.
+    """
+
+    kernel: Any  # a function that triton.jit decorated
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    threads: int
+    work: Work
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.__name__)
+
+    def run(self, gpu: Gpu) -> None:
+        if all(self.grid):
+            self.kernel[self.grid](**self.arguments, num_warps=self.threads // gpu.warp)
+
+    def compile(self, gpu: Gpu) -> Compiled:
+        from lowering.gpu.triton_compiler import compile_launch
+
+        return Compiled(self.name, self.work, compile_launch(self, gpu).resources)
+
+    def source(self) -> Any:
+        """What Triton's compiler takes, as ``run`` would have it."""
+        from triton.compiler import ASTSource
+
+        constants = {p.name for p in self.kernel.params if p.is_constexpr}
+        signature, attributes = {}, {}
+        for i, name in enumerate(self.kernel.arg_names):
+            value = self.arguments[name]
+            if name in constants:
+                signature[name] = "constexpr"
+            elif isinstance(value, Tensor):
+                signature[name] = _TYPES[value.dtype]
+                attributes[(i,)] = [["tt.divisibility", ALIGNMENT]]
+            else:
+                signature[name] = "i32" if isinstance(value, int) else "fp32"
+        fixed = {name: self.arguments[name] for name in constants}
+        return ASTSource(fn=self.kernel, signature=signature, constexprs=fixed, attrs=attributes)
