@@ -15,6 +15,8 @@ import tvm.tirx as tir
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
+from ramnet.ops.accesses import Accesses
+
 # The message of a kernel's error for a slot outside 0..M-1.
 OUT_OF_RANGE = "a slot is out of range"
 
@@ -39,6 +41,16 @@ def argument(handle: Any, shape: Any, dtype: str) -> Any:
     """
     sizes = [T.int64(size) if isinstance(size, int) else size for size in shape]
     return T.match_buffer(handle, sizes, dtype, align=tvm.DataType(dtype).bits // 8)
+
+
+def arguments(handles: Sequence[Any], shape: Any, dtype: str) -> tuple[Any, ...]:
+    """Return the buffers of several arguments of one shape and dtype."""
+    return tuple(argument(handle, shape, dtype) for handle in handles)
+
+
+def accesses(handles: Sequence[Any], shape: Any, dtype: str) -> Accesses[Any]:
+    """Return the buffers of write_slots, write_weights, read_slots and read_weights, the weights in ``dtype``."""
+    return Accesses(*(argument(x, shape, of) for x, of in zip(handles, ("int32", dtype) * 2, strict=True)))
 
 
 def registers(cuda: bool, size: int, dtype: str) -> Any:

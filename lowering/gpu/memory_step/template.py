@@ -35,10 +35,7 @@ def module(
     ):  # fmt: skip
         T.func_attr({"global_symbol": "memory_step", "tir.noalias": True})
         N = T.int64()
-        WS = emit.argument(write_slots, (N, K), "int32")
-        W = emit.argument(write_weights, (N, K), dtype)
-        RS = emit.argument(read_slots, (N, K), "int32")
-        R = emit.argument(read_weights, (N, K), dtype)
+        WS, W, RS, R = emit.accesses((write_slots, write_weights, read_slots, read_weights), (N, K), dtype)
         V = emit.argument(values, (N, D), dtype)
         S = emit.argument(memory, (N, M, D), state)
         Z = emit.argument(mass, (N, M), state)

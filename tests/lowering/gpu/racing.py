@@ -15,9 +15,11 @@ from torch import Tensor
 
 from lowering.gpu.memory_scan.serial import mass as memory_scan_mass
 from lowering.gpu.memory_scan.serial import mass_backward as memory_scan_mass_backward
+from lowering.gpu.memory_scan.serial.mass import Factors
 from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.launch import TritonLaunch
+from ramnet.ops.accesses import Accesses
 
 BARRIER = "tl.debug_barrier()"
 
@@ -43,11 +45,13 @@ def plan_rotate(barrier: str, _schedule: None) -> Plan:
 
 def plan_mass_without(number: int, *arguments: Any) -> Plan:
     """The mass's walk less its barrier of that number; -1 leaves out none."""
-    return Plan(tuple(_without(memory_scan_mass, number).forward(*arguments[:-1])[0]), ())
+    return Plan(tuple(_without(memory_scan_mass, number).forward(Accesses(*arguments[:4]), *arguments[4:-1])[0]), ())
 
 
 def plan_mass_backward_without(number: int, *arguments: Any) -> Plan:
-    return Plan(tuple(_without(memory_scan_mass_backward, number).backward(*arguments[:-1])), ())
+    along, accesses, factors, others = arguments[:2], arguments[2:6], arguments[6:9], arguments[9:-1]
+    backward = _without(memory_scan_mass_backward, number).backward
+    return Plan(tuple(backward(*along, Accesses(*accesses), Factors(*factors), *others)), ())
 
 
 def _without(module: ModuleType, number: int) -> Any:
@@ -68,15 +72,15 @@ def _without(module: ModuleType, number: int) -> Any:
 
 
 def mass_arguments() -> list[Any]:
-    """What ``memory_scan_mass.forward`` takes."""
+    """What ``memory_scan_mass.forward`` takes, its accesses apart."""
     slots = torch.zeros(1, 7, 8, dtype=torch.int32)
     weights = torch.zeros(1, 7, 8)
     return [slots, weights, slots, weights, torch.zeros(2, 1, 16), 1.0, 1e-6, True]
 
 
 def mass_backward_arguments() -> list[Any]:
-    """What ``memory_scan_mass_backward.backward`` takes."""
+    """What ``memory_scan_mass_backward.backward`` takes, its accesses and factors apart."""
     slots = torch.zeros(1, 7, 8, dtype=torch.int32)
     along, weights = torch.zeros(1, 1, 7, 8), torch.zeros(1, 7, 8)
     kept: list[Tensor] = [weights] * 3
-    return [along, along, slots, weights, slots, *kept, torch.zeros(2, 1, 16), weights, weights, 1.0, 0.01]
+    return [along, along, slots, weights, slots, weights, *kept, torch.zeros(2, 1, 16), weights, weights, 1.0, 0.01]

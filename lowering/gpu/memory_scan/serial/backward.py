@@ -6,6 +6,8 @@ replace; then back. No decay, which may be 0, is ever inverted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 from torch import Tensor
@@ -20,6 +22,7 @@ from lowering.gpu.resources import Work
 from lowering.gpu.triton.copying import copy
 from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
+from ramnet.ops.accesses import Accesses
 from ramnet.ops.reference import sum_type
 from schedules.gpu.serial import SerialScanBackward
 
@@ -44,25 +47,29 @@ def plan(
     grad_state = grad_first_memory if memory.dtype == acc else torch.empty_like(memory, dtype=acc)
     spans = mass_spans.number(tokens, schedule.spans)
     z, grad_z = (mass.new_empty((spans, *mass.shape), dtype=acc) for _ in range(2))
-    mass_walk, factors, inverses, replaced = memory_scan_mass.forward(
-        write_slots, write_weights, read_slots, read_weights, z, decay_power, eps, keep=True
-    )
+    accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
+    mass_walk, factors = memory_scan_mass.forward(accesses, z, decay_power, eps, keep=True)
     kept = min(schedule.checkpoint, tokens)
     states = memory.new_empty((triton.cdiv(tokens, kept), *memory.shape), dtype=acc)
     history = memory.new_empty((heads, kept, top_k, memory.shape[2]), dtype=acc)
     tiles = triton.cdiv(memory.shape[2], schedule.tile)
     along_reads, along_writes = (memory.new_empty((heads, tiles, tokens, top_k), dtype=acc) for _ in range(2))
+    rows = {
+        "grad_output": grad_output, "write_slots": write_slots, "write_weights": write_weights,
+        "read_slots": read_slots, "factors": factors.reads, "values": values, "states": states, "history": history,
+        "grad_state": grad_state, "grad_values": grad_values, "along_reads": along_reads,
+        "along_writes": along_writes,
+    }  # fmt: skip
     launches = [
         copy(mass, z[0]),
         *mass_walk,
         copy(memory, states[0]),
         copy(grad_memory, grad_state),
-        _rows(grad_output, write_slots, write_weights, read_slots, factors, values, states, history, grad_state,
-              grad_values, along_reads, along_writes, decay_power, proxy_eps, schedule),
+        _rows(rows, decay_power, proxy_eps, schedule),
         copy(grad_mass, grad_z[-1]),
         *memory_scan_mass_backward.backward(
-            along_reads, along_writes, write_slots, write_weights, read_slots, factors, inverses, replaced, grad_z,
-            grad_weights, grad_read_weights, decay_power, proxy_eps,
+            along_reads, along_writes, accesses, factors, grad_z, grad_weights, grad_read_weights, decay_power,
+            proxy_eps,
         ),
         copy(grad_z[0], grad_first_mass),
     ]  # fmt: skip
@@ -71,37 +78,31 @@ def plan(
     return Plan(tuple(launches), tuple(grads))
 
 
-def _rows(
-    grad_output: Tensor, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, factors: Tensor,
-    values: Tensor, states: Tensor, history: Tensor, grad_state: Tensor, grad_values: Tensor, along_reads: Tensor,
-    along_writes: Tensor, decay_power: float, proxy_eps: float, schedule: SerialScanBackward,
-) -> Launch:  # fmt: skip
+def _rows(tensors: Mapping[str, Tensor], decay_power: float, proxy_eps: float, schedule: SerialScanBackward) -> Launch:
+    """``tensors`` by the names that the kernel has for them."""
+    states, along = tensors["states"], tensors["along_reads"].nbytes + tensors["along_writes"].nbytes
     copies, heads, slots, width = states.shape
-    tiles, tokens, top_k = along_reads.shape[1:]
-    kept = history.shape[1]
+    tiles, tokens, top_k = tensors["along_reads"].shape[1:]
+    kept = tensors["history"].shape[1]
     threads = row_threads(schedule, states.dtype)
     arguments = {
-        "grad_output": grad_output, "write_slots": write_slots, "write_weights": write_weights,
-        "read_slots": read_slots, "factors": factors, "values": values, "states": states, "history": history,
-        "grad_state": grad_state, "grad_values": grad_values, "along_reads": along_reads,
-        "along_writes": along_writes, "T": tokens, "CHECKPOINT": kept, "M": slots, "K": top_k,
+        **tensors, "T": tokens, "CHECKPOINT": kept, "M": slots, "K": top_k,
         "ROUNDS": (top_k - 1).bit_length(), "D": width, "TILE": schedule.tile, "POWER": decay_power,
         "PROXY_EPS": proxy_eps, "ACC": in_triton(states.dtype),
     }  # fmt: skip
     twice = (copies - 1) * kept / tokens  # fraction of the tokens whose forward is run twice
-    operands = sum(x.nbytes for x in (write_slots, write_weights, read_slots, factors))
-    channels = 2 * values.nbytes + grad_output.nbytes + grad_values.nbytes
-    along = along_reads.nbytes + along_writes.nbytes
-    accesses = write_slots.numel() * width
+    operands = sum(tensors[name].nbytes for name in ("write_slots", "write_weights", "read_slots", "factors"))
+    channels = 2 * tensors["values"].nbytes + tensors["grad_output"].nbytes + tensors["grad_values"].nbytes
+    accesses, state = tensors["write_slots"].numel() * width, tensors["grad_state"].nbytes
     # A write loads and stores its row and stores a copy of it; gradients of writes and reads are loaded and stored.
     rows = (2 * twice + 9) * accesses * states.element_size() + 2 * (copies - 1) * states[0].nbytes
     # The two sums over channels as compiled: one NVIDIA warp sums them without shared memory.
     exchange = threads > 32
     work = Work(
         programs=heads * tiles, threads=threads,
-        dram_bytes=operands + channels + along + states.nbytes + 2 * grad_state.nbytes,
+        dram_bytes=operands + channels + along + states.nbytes + 2 * state,
         cache_bytes=(2 + twice) * tiles * operands + channels + along + rows,
         operations=(12 + 3 * twice) * accesses, steps=tokens, trips=3 + twice + (copies - 1) * slots / 8 / tokens,
-        shared_trips=4 if exchange else 2, barriers=10 if exchange else 2, reused_bytes=2 * grad_state.nbytes,
+        shared_trips=4 if exchange else 2, barriers=10 if exchange else 2, reused_bytes=2 * state,
     )  # fmt: skip
     return TritonLaunch(scan_rows_backward, (heads, tiles), arguments, threads, work)

@@ -19,6 +19,7 @@ from lowering.gpu.triton.arithmetic import decay, load_each, load_inside, load_r
 from lowering.gpu.triton.copying import copy
 from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
+from ramnet.ops.accesses import Accesses
 from ramnet.ops.reference import sum_type
 from schedules.gpu.serial import SerialScan
 
@@ -83,13 +84,10 @@ def plan(
     state = new_memory if memory.dtype == acc else torch.empty_like(memory, dtype=acc)
     spans = mass_spans.number(write_slots.shape[1], schedule.spans)
     z = new_mass.unsqueeze(0) if mass.dtype == acc and spans == 1 else mass.new_empty((spans, *mass.shape), dtype=acc)
-    mass_walk, factors, *_ = memory_scan_mass.forward(
-        write_slots, write_weights, read_slots, read_weights, z, decay_power, eps, keep=False
-    )
+    accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
+    mass_walk, factors = memory_scan_mass.forward(accesses, z, decay_power, eps, keep=False)
     launches = [copy(memory, state), copy(mass, z[0]), *mass_walk]
-    launches.append(
-        _rows(write_slots, write_weights, read_slots, factors, values, state, output, decay_power, schedule)
-    )
+    launches.append(_rows(accesses, factors.reads, values, state, output, decay_power, schedule))
     if state is not new_memory:
         launches.append(copy(state, new_memory))
     if mass.dtype != acc or spans > 1:
@@ -98,9 +96,10 @@ def plan(
 
 
 def _rows(
-    write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, factors: Tensor, values: Tensor, state: Tensor,
-    output: Tensor, decay_power: float, schedule: SerialScan,
+    accesses: Accesses, factors: Tensor, values: Tensor, state: Tensor, output: Tensor, decay_power: float,
+    schedule: SerialScan,
 ) -> Launch:  # fmt: skip
+    write_slots, write_weights, read_slots, _ = accesses
     heads, tokens, top_k = write_slots.shape
     slots, width = state.shape[1:]
     tiles = triton.cdiv(width, schedule.tile)
@@ -112,11 +111,11 @@ def _rows(
     }  # fmt: skip
     operands = sum(x.nbytes for x in (write_slots, write_weights, read_slots, factors))
     channels = values.nbytes + output.nbytes
-    accesses = 3 * write_slots.numel() * width  # a write loads and stores a row, a read loads one
+    moved = 3 * write_slots.numel() * width  # a write loads and stores a row, a read loads one
     work = Work(
         programs=heads * tiles, threads=threads,
         dram_bytes=operands + channels + 2 * state.nbytes,
-        cache_bytes=tiles * operands + channels + accesses * state.element_size(), operations=accesses, steps=tokens,
+        cache_bytes=tiles * operands + channels + moved * state.element_size(), operations=moved, steps=tokens,
         reused_bytes=state.nbytes,
     )  # fmt: skip
     return TritonLaunch(scan_rows, (heads, tiles), arguments, threads, work)

@@ -7,6 +7,8 @@ memory, so that a barrier stands between a store and the next load, and between 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,7 @@ from lowering.gpu.resources import Work
 from lowering.gpu.triton.arithmetic import decay
 from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
+from ramnet.ops.accesses import Accesses
 
 # Each of a token's K slots has a thread; K is at most this, a whole number of warps.
 LANES = 64
@@ -101,15 +104,27 @@ def sum_mass(
         at += K
 
 
+class Factors(NamedTuple):
+    """What the walk finds for each token and k, [N, T, K].
+
+    Attributes:
+        reads: r / (z + ε) of each read. inverses: 1 / (z + ε). replaced: z before each write.
+    """
+
+    reads: Tensor
+    inverses: Tensor
+    replaced: Tensor
+
+
 def forward(
-    write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor, mass: Tensor,
-    decay_power: float, eps: float, keep: bool,
-) -> tuple[list[Launch], Tensor, Tensor, Tensor]:  # fmt: skip
-    """The launches, and their factors, inverses and replaced masses [N, T, K], the last two if ``keep``.
+    accesses: Accesses, mass: Tensor, decay_power: float, eps: float, keep: bool
+) -> tuple[list[Launch], Factors]:
+    """The launches and what they find, inverses and replaced masses if ``keep``.
 
     ``mass`` [spans, N, M] of the type of sums holds at first, in its first span, the mass before all tokens; in the
     end, in its last, that after all.
     """
+    write_slots, write_weights, read_slots, read_weights = accesses
     heads, tokens, top_k = write_slots.shape
     spans = mass.shape[0]
     factors = write_weights.new_empty(write_slots.shape, dtype=mass.dtype)
@@ -121,21 +136,21 @@ def forward(
         **writes, "read_slots": read_slots, "read_weights": read_weights, "mass": mass, "factors": factors,
         "inverses": inverses, "replaced": replaced, "EPS": eps, "KEEP": keep, **sizes,
     }  # fmt: skip
-    accesses, size = write_slots.numel(), mass.element_size()
-    operands = accesses * (write_slots.element_size() + write_weights.element_size())
-    results = (3 if keep else 1) * accesses * size
+    count, size = write_slots.numel(), mass.element_size()
+    operands = count * (write_slots.element_size() + write_weights.element_size())
+    results = (3 if keep else 1) * count * size
     walk = Work(
         programs=heads * spans, threads=LANES, dram_bytes=2 * operands + results + 2 * mass.nbytes,
-        cache_bytes=2 * operands + results + 3 * accesses * size, operations=12 * accesses,
+        cache_bytes=2 * operands + results + 3 * count * size, operations=12 * count,
         steps=triton.cdiv(tokens, spans), barriers=2,
     )  # fmt: skip
     pairs = Work(
         programs=heads * spans, threads=LANES, dram_bytes=operands + 4 * mass.nbytes,
-        cache_bytes=operands + 4 * accesses * size, operations=8 * accesses, steps=triton.cdiv(tokens, spans),
+        cache_bytes=operands + 4 * count * size, operations=8 * count, steps=triton.cdiv(tokens, spans),
         barriers=1,
     )  # fmt: skip
     launches = [
         *first_masses(sum_mass, {**writes, **sizes}, mass, LANES, pairs, reverse=False),
         TritonLaunch(walk_mass, (heads, spans), arguments, LANES, walk),
     ]
-    return launches, factors, inverses, replaced
+    return launches, Factors(factors, inverses, replaced)

@@ -1,6 +1,6 @@
 """The mass of a scan's backward: from dot products over the channels to the gradients of the weights and the mass.
 
-As in ``memory_scan_mass`` one program walks a head's span of tokens, lane k on the k-th slot of a token, and lanes
+As in ``mass`` one program walks a head's span of tokens, lane k on the k-th slot of a token, and lanes
 exchange the mass's gradient through global memory, across barriers.
 """
 
@@ -10,13 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowering.gpu.memory_scan.serial.mass import LANES
+from lowering.gpu.memory_scan.serial.mass import LANES, Factors
 from lowering.gpu.memory_scan.serial.mass_spans import first_masses
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.arithmetic import decay, decay_slope
 from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
+from ramnet.ops.accesses import Accesses
 
 
 @triton.jit(do_not_specialize=["T", "SPAN"])
@@ -119,9 +120,8 @@ def sum_mass_backward(
 
 
 def backward(
-    along_reads: Tensor, along_writes: Tensor, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor,
-    factors: Tensor, inverses: Tensor, replaced: Tensor, grad_mass: Tensor, grad_write_weights: Tensor,
-    grad_read_weights: Tensor, decay_power: float, proxy_eps: float,
+    along_reads: Tensor, along_writes: Tensor, accesses: Accesses, factors: Factors, grad_mass: Tensor,
+    grad_write_weights: Tensor, grad_read_weights: Tensor, decay_power: float, proxy_eps: float,
 ) -> list[Launch]:  # fmt: skip
     """The launches that fill the gradients of the weights [N, T, K].
 
@@ -131,26 +131,26 @@ def backward(
     heads, tiles, tokens, top_k = along_reads.shape
     spans = grad_mass.shape[0]
     sizes = {"T": tokens, "SPAN": triton.cdiv(tokens, spans), "M": grad_mass.shape[2], "K": top_k, "TILES": tiles,
-             "LANES": LANES, "POWER": decay_power, "ACC": in_triton(factors.dtype)}  # fmt: skip
+             "LANES": LANES, "POWER": decay_power, "ACC": in_triton(grad_mass.dtype)}  # fmt: skip
     both = {
-        "along_reads": along_reads, "write_slots": write_slots, "write_weights": write_weights,
-        "read_slots": read_slots, "factors": factors, "inverses": inverses,
+        "along_reads": along_reads, "write_slots": accesses.write_slots, "write_weights": accesses.write_weights,
+        "read_slots": accesses.read_slots, "factors": factors.reads, "inverses": factors.inverses,
     }  # fmt: skip
-    others = {"along_writes": along_writes, "replaced": replaced, "grad_write_weights": grad_write_weights,
+    others = {"along_writes": along_writes, "replaced": factors.replaced, "grad_write_weights": grad_write_weights,
               "grad_read_weights": grad_read_weights}  # fmt: skip
-    accesses, size = write_slots.numel(), grad_mass.element_size()
+    count, size = accesses.write_slots.numel(), grad_mass.element_size()
     shared_operands = sum(x.nbytes for x in both.values())
     moved = shared_operands + sum(x.nbytes for x in others.values())
     steps = triton.cdiv(tokens, spans)
     walk = Work(
         programs=heads * spans, threads=LANES, dram_bytes=moved + 2 * grad_mass.nbytes,
-        cache_bytes=moved + 4 * accesses * size, operations=(16 + 2 * tiles) * accesses, steps=steps, trips=2,
+        cache_bytes=moved + 4 * count * size, operations=(16 + 2 * tiles) * count, steps=steps, trips=2,
         barriers=2,
     )  # fmt: skip
     arguments = {**both, **others, "grad_mass": grad_mass, "PROXY_EPS": proxy_eps, **sizes}
     pairs = Work(
         programs=heads * spans, threads=LANES, dram_bytes=shared_operands + 4 * grad_mass.nbytes,
-        cache_bytes=shared_operands + 6 * accesses * size, operations=(10 + tiles) * accesses, steps=steps,
+        cache_bytes=shared_operands + 6 * count * size, operations=(10 + tiles) * count, steps=steps,
         trips=2, barriers=2,
     )  # fmt: skip
     return [

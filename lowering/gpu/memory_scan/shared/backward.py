@@ -35,20 +35,38 @@ def module(workload: Workload, schedule: SharedScanBackward, cuda: bool, state: 
       inverses, pushes; gives grad_values, write_parts, and the gradients of the first memory and mass.
     - ``writes``: write_parts; gives grad_write_weights.
     """
+    sizes = _Sizes(workload, schedule, state)
+
+    def threads(count: int) -> Threads:
+        return Threads(count, cuda, reverse_threads)
+
     return tvm.IRModule(
         {
-            "recompute": _recompute(workload, schedule, cuda, state, reverse_threads),
-            "reads": _reads(workload, schedule, cuda, reverse_threads),
-            "reverse": _reverse(workload, schedule, cuda, state, reverse_threads),
-            "writes": _writes(workload, schedule, cuda, reverse_threads),
+            "recompute": _recompute(sizes, threads(THREADS)),
+            "reads": _reads(sizes, threads(SUM_THREADS)),
+            "reverse": _reverse(sizes, threads(THREADS)),
+            "writes": _writes(sizes, threads(SUM_THREADS)),
         }
     )
 
 
-def _recompute(workload: Workload, schedule: SharedScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
-    K, M, D = (workload.shape[axis] for axis in "KMD")
-    dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), schedule.tiles(workload)
-    threads, kept, width = Threads(THREADS, cuda, reverse_threads), history_type(workload), count * schedule.tile
+class _Sizes:
+    """What the kernels have in common: sizes, and the types of inputs, of the ``state``, of sums and of the history."""
+
+    def __init__(self, workload: Workload, schedule: SharedScanBackward, state: str) -> None:
+        self.workload, self.schedule = workload, schedule
+        self.K, self.M, self.D = (workload.shape[axis] for axis in "KMD")
+        self.tiles, self.width = schedule.tiles(workload), schedule.tiles(workload) * schedule.tile
+        self.dtype, self.state, self.sums = workload.dtype, state, emit.sum_type(workload.dtype)
+        self.history = history_type(workload)
+
+    def walk(self, threads: Threads, n: Any, g: Any, tokens: Any) -> TokenWalk:
+        return TokenWalk(self.workload, self.schedule, threads, n, g, tokens)
+
+
+def _recompute(sizes: _Sizes, threads: Threads) -> Any:
+    K, M, D, count, width, cuda = sizes.K, sizes.M, sizes.D, sizes.tiles, sizes.width, threads.cuda
+    dtype, state, sums, kept = sizes.dtype, sizes.state, sizes.sums, sizes.history
 
     @T.prim_func(s_tir=True)
     def recompute(
@@ -69,8 +87,7 @@ def _recompute(workload: Workload, schedule: SharedScanBackward, cuda: bool, sta
         Z0 = emit.argument(mass, (N, M), state)
         H = emit.argument(history, (N, LP, K, width), kept)
         PR = emit.argument(read_parts, (N, count, LP, K), sums)
-        Z = emit.argument(old_masses, (N, LP, K), sums)
-        I = emit.argument(inverses, (N, LP, K), sums)
+        Z, I = emit.arguments((old_masses, inverses), (N, LP, K), sums)
         for n in T.thread_binding(N, thread="blockIdx.y") if cuda else T.parallel(N):
             for g in T.thread_binding(count, thread="blockIdx.x") if cuda else T.serial(count):
                 with T.sblock("recompute"):
@@ -78,9 +95,7 @@ def _recompute(workload: Workload, schedule: SharedScanBackward, cuda: bool, sta
                     T.reads(dO[vn, 0:L, 0:D], WS[vn, 0:L, 0:K], W[vn, 0:L, 0:K], RS[vn, 0:L, 0:K], V[vn, 0:L, 0:D],
                             S0[vn, 0:M, 0:D], Z0[vn, 0:M])  # fmt: skip
                     T.writes(H[vn, 0:LP, 0:K, 0:width], PR[vn, vg, 0:LP, 0:K], Z[vn, 0:LP, 0:K], I[vn, 0:LP, 0:K])
-                    _recompute_walk(
-                        TokenWalk(workload, schedule, threads, vn, vg, L), WS, W, V, RS, dO, (H, PR, Z, I)
-                    ).emit(S0, Z0)
+                    _recompute_walk(sizes.walk(threads, vn, vg, L), WS, W, V, RS, dO, (H, PR, Z, I)).emit(S0, Z0)
 
     return threads.bound(recompute, ordered=True)
 
@@ -89,10 +104,9 @@ def _recompute_walk(walk: TokenWalk, WS: Any, W: Any, V: Any, RS: Any, dO: Any, 
     return Recompute(walk, Writes(walk, WS, W, V), RS, dO, outputs)
 
 
-def _reverse(workload: Workload, schedule: SharedScanBackward, cuda: bool, state: str, reverse_threads: bool) -> Any:
-    K, M, D = (workload.shape[axis] for axis in "KMD")
-    dtype, sums, count = workload.dtype, emit.sum_type(workload.dtype), schedule.tiles(workload)
-    threads, kept, width = Threads(THREADS, cuda, reverse_threads), history_type(workload), count * schedule.tile
+def _reverse(sizes: _Sizes, threads: Threads) -> Any:
+    K, M, D, count, width, cuda = sizes.K, sizes.M, sizes.D, sizes.tiles, sizes.width, threads.cuda
+    dtype, state, sums, kept = sizes.dtype, sizes.state, sizes.sums, sizes.history
 
     @T.prim_func(s_tir=True)
     def reverse(
@@ -108,15 +122,10 @@ def _reverse(workload: Workload, schedule: SharedScanBackward, cuda: bool, state
         dO = emit.argument(grad_output, (N, L, D), dtype)
         dS1 = emit.argument(grad_memory, (N, M, D), state)
         dZ1 = emit.argument(grad_mass, (N, M), state)
-        WS = emit.argument(write_slots, (N, L, K), "int32")
-        W = emit.argument(write_weights, (N, L, K), dtype)
-        RS = emit.argument(read_slots, (N, L, K), "int32")
-        R = emit.argument(read_weights, (N, L, K), dtype)
+        WS, W, RS, R = emit.accesses((write_slots, write_weights, read_slots, read_weights), (N, L, K), dtype)
         V = emit.argument(values, (N, L, D), dtype)
         H = emit.argument(history, (N, LP, K, width), kept)
-        Z = emit.argument(old_masses, (N, LP, K), sums)
-        I = emit.argument(inverses, (N, LP, K), sums)
-        P = emit.argument(pushes, (N, LP, K), sums)
+        Z, I, P = emit.arguments((old_masses, inverses, pushes), (N, LP, K), sums)
         dV = emit.argument(grad_values, (N, L, D), dtype)
         PW = emit.argument(write_parts, (N, count, LP, K), sums)
         dS = emit.argument(grad_first_memory, (N, M, D), state)
@@ -129,21 +138,15 @@ def _reverse(workload: Workload, schedule: SharedScanBackward, cuda: bool, state
                             RS[vn, 0:L, 0:K], R[vn, 0:L, 0:K], V[vn, 0:L, 0:D], H[vn, 0:LP, 0:K, 0:width],
                             Z[vn, 0:LP, 0:K], I[vn, 0:LP, 0:K], P[vn, 0:LP, 0:K])  # fmt: skip
                     T.writes(dV[vn, 0:L, 0:D], PW[vn, vg, 0:LP, 0:K], dS[vn, 0:M, 0:D], dZ[vn, 0:M])
-                    Reverse(
-                        TokenWalk(workload, schedule, threads, vn, vg, L), (WS, W, Z, RS, R, I, P), (dO, V), H, PW, dV
-                    ).emit(dS1, dZ1, dS, dZ)
+                    Reverse(sizes.walk(threads, vn, vg, L), (WS, W, Z, RS, R, I, P), (dO, V), H, PW, dV).emit(
+                        dS1, dZ1, dS, dZ
+                    )
 
     return threads.bound(reverse, ordered=True)
 
 
-def _reads(workload: Workload, schedule: SharedScanBackward, cuda: bool, reverse_threads: bool) -> Any:
-    K, dtype, sums, count = (
-        workload.shape["K"],
-        workload.dtype,
-        emit.sum_type(workload.dtype),
-        schedule.tiles(workload),
-    )
-    threads = Threads(SUM_THREADS, cuda, reverse_threads)
+def _reads(sizes: _Sizes, threads: Threads) -> Any:
+    K, dtype, sums, count, cuda = sizes.K, sizes.dtype, sizes.sums, sizes.tiles, threads.cuda
 
     @T.prim_func(s_tir=True)
     def reads(
@@ -174,14 +177,8 @@ def _read(at: list[Any], dot: Any, R: Any, I: Any, dR: Any, P: Any) -> None:
     emit.store(P, at, dot * inverse * R[tuple(at)].astype(str(P.dtype)) * inverse)
 
 
-def _writes(workload: Workload, schedule: SharedScanBackward, cuda: bool, reverse_threads: bool) -> Any:
-    K, dtype, sums, count = (
-        workload.shape["K"],
-        workload.dtype,
-        emit.sum_type(workload.dtype),
-        schedule.tiles(workload),
-    )
-    threads = Threads(SUM_THREADS, cuda, reverse_threads)
+def _writes(sizes: _Sizes, threads: Threads) -> Any:
+    K, dtype, sums, count, cuda = sizes.K, sizes.dtype, sizes.sums, sizes.tiles, threads.cuda
 
     @T.prim_func(s_tir=True)
     def writes(write_parts: T.handle, grad_write_weights: T.handle):
