@@ -1,4 +1,4 @@
 """The ops on GPUs: Triton kernels, and TIR templates through CUDA C.
 
-``kernels`` and ``templates`` are the tables from an op, and a form of the scan, to its Triton and its TIR kernels.
+``kernels`` and ``templates`` map an op, and a form of the scan, to its Triton and its TIR kernels.
 """

@@ -1,6 +1,6 @@
-"""The ops on GPU kernels: tensors in, the schedule of the records for their sizes, tensors out.
+"""The ``ramnet.ops`` backend for GPUs: chooses schedules for the tensors' sizes and runs the kernels.
 
-Sums are float32, or float64 where an input is. Inputs may have any floating type; nothing is converted on the way.
+Sums are float32, or float64 if an input is. Inputs may have any floating dtype and are not converted beforehand.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class GpuKernels:
     """A backend of ``ramnet.ops``.
 
     Args:
-        target: whose records are used.
-        tuned: take the records' schedules where this machine has their compilers, else the defaults.
-        check: also look whether slots are distinct and logits are numbers; it waits for the device.
-        given: schedules that go before both, by op.
+        target: the target whose records are used.
+        tuned: use tuned schedules of the records if this machine has their compilers; if False, the default schedules.
+        check: also check that slots are distinct and logits finite, which synchronises with the device.
+        given: schedules by op that override both.
 
     ``gpu`` is the GPU that kernels are compiled for: the one that is here, or the target's where there is none.
     """
@@ -43,7 +43,7 @@ class GpuKernels:
         self._schedules: dict[tuple[Any, ...], Schedule] = {}
 
     def schedule(self, op: Op, sizes: tuple[int, ...], dtype: torch.dtype, **constants: float) -> Schedule:
-        """For an op at these sizes, in the order of ``schedules.workload.AXES``."""
+        """Return the schedule of an op; ``sizes`` are in the order of ``schedules.workload.AXES``."""
         if op in self.given:
             return self.given[op]
         key = (op, sizes, dtype, *constants.values())
@@ -125,7 +125,7 @@ class GpuKernels:
         self, projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor,
         options: MixerOptions,
     ) -> Tensor:  # fmt: skip
-        """One token of a RAM-Net mixer between its two projections, updating ``memory`` and ``mass`` in place.
+        """Run one token of a RAM-Net layer between its two projections, updating ``memory`` and ``mass`` in place.
 
         Args:
             projected: x W for W_q, W_k and W_v side by side, [B, 2·H·U·P + H·D], contiguous.
@@ -133,7 +133,7 @@ class GpuKernels:
             memory, mass: [B, H, M, D] and [B, H, M], contiguous. options: those of the mixer.
 
         Returns:
-            [B, H·D], what W_o takes, of the type of ``projected``.
+            [B, H·D], the input of W_o, of the dtype of ``projected``.
         """
         batch, heads, slots, dim = memory.shape
         sizes = (batch * heads, options.order, options.sub_dim, options.top_k, slots, dim)
@@ -153,5 +153,5 @@ class GpuKernels:
 
 
 def _heads_first(tensor: Tensor) -> Tensor:
-    """[B, H, …] to [N, …], contiguous."""
+    """Convert [B, H, …] to a contiguous [B·H, …]."""
     return tensor.contiguous().flatten(0, 1)

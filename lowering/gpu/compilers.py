@@ -1,4 +1,4 @@
-"""Which compilers of GPU kernels can be used on this machine."""
+"""The availability of GPU compilers on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lowering.targets import find, gpu_of
 
 
 def why_unsupported(schedule: Any, target: str) -> str | None:
-    """Why a schedule cannot be compiled for ``target`` here whatever the workload, in a sentence; None where it can."""
+    """Return why this machine cannot compile a schedule for ``target``, for any workload, or None if it can."""
     wanted, served = schedule.compiler, find(target).compilers
     if wanted not in served:
         return f"{wanted} does not compile for {target}, which {' and '.join(served)} serves"
@@ -26,5 +26,5 @@ def why_unsupported(schedule: Any, target: str) -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether Triton's kernels run on the CPU, one program after another, as TRITON_INTERPRET=1 asks."""
+    """Return whether Triton's interpreter runs kernels, one program after another (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")

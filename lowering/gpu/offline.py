@@ -1,4 +1,4 @@
-"""A workload compiled for a GPU that need not be there, by the compiler that its schedule names."""
+"""Compiles workloads for a GPU that this machine need not have."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from schedules.workload import Workload, heads_of
 
 
 class NoCompilerError(ValueError):
-    """A schedule names a compiler that does not serve the target, or is not installed."""
+    """A schedule's compiler does not support the target, or is not installed."""
 
     status = "no_compiler"
 
 
 def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled]:
-    """Each launch of ``workload`` on ``target`` under ``schedule``, really compiled, in the order of their running.
+    """Compile the launches of ``workload`` on ``target`` under ``schedule``, in the order of execution.
 
     Raises:
-        ValueError: for a target without a GPU, and a schedule that its own rule refuses for the workload.
-        NoCompilerError: where the schedule's compiler does not serve the target, or is not installed.
-        RuntimeError: in a process that interprets Triton's kernels. The compilers' own errors pass through.
+        ValueError: if the target is not a GPU, or the schedule is not valid for the workload.
+        NoCompilerError: if the schedule's compiler does not support the target or is not installed.
+        RuntimeError: if this process interprets Triton's kernels. Errors of the compilers are not caught.
     """
     gpu = gpu_of(target)
     schedule.require(workload)
@@ -40,7 +40,7 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
 
 
 def arguments(workload: Workload) -> tuple[Any, ...]:
-    """What ``GpuKernels`` hands to an op's ``plan``, its tensors on the meta device; the state is in sums' type."""
+    """Return meta tensors as the arguments of an op's ``plan``; the state has the dtype of sums."""
     if workload.op not in SCHEDULES:
         raise ValueError(f"{workload.op} has no kernel for a GPU; there are those of {', '.join(sorted(SCHEDULES))}")
     values = getattr(torch, workload.dtype)

@@ -1,15 +1,15 @@
-"""Races that the interpreter cannot see, ruled out on a compiled kernel.
+"""Checks compiled kernels for data races, which the interpreter cannot reveal.
 
-Memory that a kernel both loads and stores must be one of two things, and Triton's last own text of the kernel (TTGIR),
-where every layout and barrier stands in the open, tells which it is:
+Memory that a kernel both loads and stores must be of one of two kinds, which is determined from TTGIR, Triton's last
+representation that shows layouts and barriers:
 
-- a thread's own (``check_thread_owned``): every access has one and the same layout, and that gives no element to two
-  threads. As every access of the kernel adds a common offset to one tile of addresses, no thread meets another's.
-- exchanged (``check_ordered``): a barrier stands on every way from a store to a load, a load to a store and a store to
-  a store, around loops too. A load and the store that follows it may share one tile of addresses: there a thread
-  updates its own elements, if the layout gives no element to two threads and a token's slots are distinct.
+- thread-owned (``check_thread_owned``): all accesses have the same layout, which gives no element to two threads. As
+  all accesses add a common offset to one tile of addresses, no two threads access the same element.
+- exchanged (``check_ordered``): there is a barrier on every path from a store to a load, a load to a store and a store
+  to a store, also around loops. A load and the store that follows it may share one tile of addresses, whose elements a
+  thread updates, if the layout gives no element to two threads and a token's slots are distinct.
 
-``check_barriers_kept`` looks whether the barriers are in the machine's code.
+``check_barriers_kept`` checks that the machine code still has the barriers.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _KEEPS_BASE = ("tt.addptr", "tt.splat", "tt.broadcast", "tt.expand_dims", "tt.re
 
 
 class RaceError(ValueError):
-    """Two threads may meet in memory."""
+    """Two threads may access the same memory without a barrier."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """A load or a store; ``time`` tells the rounds of a loop apart."""
+    """A load or a store; ``time`` distinguishes iterations of loops."""
 
     kind: Literal["load", "store"]
     pointer: str
@@ -46,19 +46,19 @@ class Access:
 
 @dataclass
 class _Block:
-    """A region: accesses, "barrier" and the regions within it, in order."""
+    """A region of code: its accesses, barriers ("barrier") and nested regions, in order."""
 
     kind: Literal["plain", "loop", "branch"] = "plain"
     body: list[Access | Literal["barrier"] | _Block] = field(default_factory=list)
 
 
 def kinds(ttgir: str, argument: str) -> set[str]:
-    """Which of "load" and "store" a kernel does to the memory at ``argument``."""
+    """Return which of "load" and "store" a kernel performs on the memory at ``argument``."""
     return {access.kind for access in _flat(_parse(ttgir, argument)) if access != "barrier"}
 
 
 def check_thread_owned(ttgir: str, argument: str) -> None:
-    """Raise ``RaceError`` unless every element of the memory at ``argument`` is some thread's own."""
+    """Raise ``RaceError`` unless every element of the memory at ``argument`` is accessed by one thread only."""
     found = [access for access in _flat(_parse(ttgir, argument)) if access != "barrier"]
     for access in found:
         _check_layout(ttgir, argument, access)
@@ -70,7 +70,7 @@ def check_thread_owned(ttgir: str, argument: str) -> None:
 
 
 def check_ordered(ttgir: str, argument: str) -> None:
-    """Raise ``RaceError`` unless barriers order all accesses of the memory at ``argument`` that may meet."""
+    """Raise ``RaceError`` unless barriers order all accesses of the memory at ``argument`` that may conflict."""
     open_accesses: list[Access] = []
     stored = False
     for access in _flat(_parse(ttgir, argument)):
@@ -96,9 +96,9 @@ def check_ordered(ttgir: str, argument: str) -> None:
 
 
 def check_barriers_kept(asm: Mapping[str, str]) -> None:
-    """Raise ``RaceError`` where the machine's code ("ptx" or "amdgcn") has fewer barriers than "ttgir".
+    """Raise ``RaceError`` if the machine code ("ptx" or "amdgcn") has fewer barriers than "ttgir".
 
-    AMD's compiler leaves them out where a program is one wave, whose accesses the hardware keeps in order.
+    AMD's compiler omits them for programs of one wavefront, whose accesses the hardware keeps in order.
     """
     written = sum(_BARRIER.match(line.strip()) is not None for line in asm["ttgir"].splitlines())
     if "ptx" in asm:
@@ -123,9 +123,9 @@ def _check_layout(ttgir: str, argument: str, access: Access) -> None:
 
 
 def _flat(block: _Block, time: tuple[int, ...] = ()) -> Iterator[Access | Literal["barrier"]]:
-    """In order, every loop's body twice, so that what follows around the loop is seen.
+    """Yield accesses and barriers in order, the body of a loop twice, to cover paths around the loop.
 
-    A barrier in a branch is none, for the branch may not be taken.
+    Barriers in branches are omitted, as a branch may not be taken.
     """
     for round_ in range(2 if block.kind == "loop" else 1):
         now = (*time, round_)
@@ -137,7 +137,7 @@ def _flat(block: _Block, time: tuple[int, ...] = ()) -> Iterator[Access | Litera
 
 
 def _parse(ttgir: str, argument: str) -> _Block:
-    """The accesses of the memory at ``argument``, and all barriers."""
+    """Parse the accesses of the memory at ``argument`` and all barriers."""
     found = re.search(rf'(%\w+): !tt\.ptr<[^>]*>[^%]*? loc\("{argument}"', ttgir)
     if found is None:
         raise ValueError(f"the kernel has no pointer {argument!r}")
@@ -176,7 +176,7 @@ def _kind(statement: str) -> Literal["plain", "loop", "branch"]:
 
 
 def _tile(found: list[str]) -> str:
-    """Shape and layout of "64x!tt.ptr<f32>, #blocked", without the element."""
+    """Return shape and layout of a type such as "64x!tt.ptr<f32>, #blocked", without the element type."""
     if not found:
         return ""
     sizes = "".join(re.findall(r"\d+x", found[0].split(", ")[0]))
@@ -184,7 +184,7 @@ def _tile(found: list[str]) -> str:
 
 
 def _trace(statement: str, bases: dict[str, set[str]]) -> None:
-    """Note which results of ``statement`` point into the memory that ``bases`` knows by its pointers."""
+    """Add to ``bases`` those results of ``statement`` that point into the same memory as its operands."""
     for name, start in re.findall(r"(%\w+) = (%[\w#]+)", statement):  # iter_args
         bases[name] = bases.get(start, set())
     found = re.match(r"(%\w+)(?::\d+)? = ([\w.]+)", statement)

@@ -1,4 +1,4 @@
-"""What a launch of a GPU kernel does, and what its binary needs: all that the time model knows of it."""
+"""The work of a GPU launch and the resources of its binary, which are the inputs of the time model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ class Work:
     """Counted from the sizes, where the launch is planned.
 
     Attributes:
-        programs: thread blocks in all. threads: of each.
-        dram_bytes: each input read once and each output written once.
-        cache_bytes: through the L2 cache, with every repeated access, the above included.
-        shared_bytes: through shared memory.
-        operations: arithmetic instructions of single lanes, in all.
-        steps: dependent steps that a program walks, one after another.
-        trips: round trips to global memory in a step that wait for one another.
-        shared_trips: the same to shared memory. barriers: of the whole program, in a step.
-        reused_bytes: what the repeated accesses fall on, of all programs together; 0 where any cache holds it.
+        programs: the number of thread blocks.
+        threads: threads per block.
+        dram_bytes: bytes of all inputs and outputs, each counted once.
+        cache_bytes: bytes through the L2 cache, including repeated accesses and dram_bytes.
+        shared_bytes: bytes through shared memory.
+        operations: the total number of arithmetic instructions, counted per lane.
+        steps: sequential steps of a program.
+        trips: dependent round trips to global memory per step.
+        shared_trips: dependent round trips to shared memory per step.
+        barriers: barriers of the whole program per step.
+        reused_bytes: bytes of the data that is accessed repeatedly, over all programs; 0 if it fits in any cache.
     """
 
     programs: int
@@ -36,11 +38,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Resources:
-    """Read from the compiled binary.
+    """The resources of a compiled binary.
 
     Attributes:
-        registers: of a thread. spilled: bytes of a thread's registers that went to memory.
-        local: bytes of a thread's stack, spills included. shared: bytes of a program.
+        registers: registers per thread.
+        spilled: bytes of spilled registers per thread.
+        local: bytes of stack per thread, including spills.
+        shared: bytes of shared memory per program.
     """
 
     registers: int

@@ -1,9 +1,8 @@
-"""One template for two machines: a GPU program of threads, or loops on a CPU that do the same work in turn.
+"""Emits one template either as a GPU program of threads, or as sequential loops on a CPU for tests.
 
-A template is a list of phases. Within a phase no thread reads what another one writes, so on the CPU a phase is a loop
-over the threads, in either order. Between phases that exchange data stands a barrier, which the CPU does without: its
-loops run one after another. Shared memory is a buffer of the program; what a thread keeps from one phase to the next
-is private.
+A template is a list of phases. Within a phase, no thread reads what another one writes, so on a CPU a phase is a loop
+over the threads, in either order. Phases that exchange data are separated by a barrier, which the sequential loops do
+not need. Shared memory is a buffer of the program; what a thread keeps between phases is private.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class Threads:
     """The ``count`` threads of a program.
 
     Args:
-        cuda: bound to threadIdx.x, else loops.
-        reverse: the CPU's loops go from the last thread to the first; results that differ betray a race in a phase.
+        cuda: bind threads to threadIdx.x; if False, emit loops.
+        reverse: loop from the last thread to the first; if results differ, a phase has a race.
     """
 
     def __init__(self, count: int, cuda: bool, reverse: bool = False) -> None:
@@ -45,7 +44,7 @@ class Threads:
 
     @contextmanager
     def program(self) -> Iterator[None]:
-        """Phases are emitted within this block."""
+        """Emit phases within this block."""
         if not self.cuda:
             if self.reverse:
                 # The order is read from memory: TVM's simplifier rewrites count − 1 − i in indices wrongly.
@@ -59,7 +58,7 @@ class Threads:
             yield
 
     def each(self, body: Callable[[Any], None]) -> None:
-        """``body(thread)`` for every thread."""
+        """Emit ``body(thread)`` for every thread."""
         if self.cuda:
             body(self._here)
             return
@@ -67,7 +66,7 @@ class Threads:
             body(self._order[thread] if self.reverse else thread)
 
     def share(self, count: int, body: Callable[[Any, Any, int], None]) -> None:
-        """``body(item, thread, turn)`` for ``count`` items dealt out to the threads in turns, in straight code."""
+        """Emit ``body(item, thread, turn)`` for ``count`` items distributed over the threads, with unrolled turns."""
         turns = -(-count // self.count)
 
         def mine(thread: Any) -> None:
@@ -82,7 +81,7 @@ class Threads:
         self.each(mine)
 
     def spread(self, count: Any, body: Callable[[Any], None]) -> None:
-        """``body(item)`` for ``count`` items dealt out to the threads, in a loop."""
+        """Emit ``body(item)`` for ``count`` items distributed over the threads, in a loop."""
 
         def mine(thread: Any) -> None:
             with builder.serial(0, (count + self.count - 1) // self.count) as turn:
@@ -97,9 +96,9 @@ class Threads:
 
     def carry(self, count: int, width: int, dtype: str, load: Callable[[Any, Any, list[Any]], None],
               put: Callable[[Any, Any, list[Any]], None]) -> None:  # fmt: skip
-        """``load(item, into, at)`` and ``put(item, from, at)`` for ``count`` items of ``width`` numbers of ``dtype``.
+        """Emit ``load(item, into, at)`` and ``put(item, from, at)`` for ``count`` items of ``width`` elements.
 
-        Several items' loads are under way at a time: one by one, each would wait for the last one's.
+        Several items are loaded before the first is stored, so that their latencies overlap.
         """
         each, held = _CARRIED * self.count, self.private(_CARRIED * width, dtype)
 
@@ -118,10 +117,10 @@ class Threads:
                 self.barrier()
 
     def fold(self, values: Private, count: int, strides: Sequence[int]) -> Folded:
-        """Sum each of ``count`` values over the threads of a warp whose numbers differ in the bits ``strides``.
+        """Emit sums of each of ``count`` values over the threads of a warp whose indices differ in bits ``strides``.
 
-        While the number of values is even, a thread gives half of them to the other one: fewer exchanges than if each
-        summed all. The sums that a thread ends with stand at the beginning of its ``values``.
+        While the number of values is even, each thread of a pair sums one half of them, which takes fewer exchanges
+        than if both summed all. A thread's sums are at the beginning of its ``values``.
         """
         halves = []
         for stride in strides:
@@ -132,7 +131,7 @@ class Threads:
         return Folded(count, tuple(halves))
 
     def _exchange(self, values: Private, count: int, half: int, stride: int) -> None:
-        """A value and the same one of thread ^ stride, for the half of the values that the thread's bit tells."""
+        """Emit adding the values of thread ^ stride to the half of the thread's values that its bit selects."""
         sent = emit.registers(True, count, values.dtype)
         upper = _bit(self._here, stride) == 1
         for j in range(count):
@@ -158,40 +157,40 @@ class Threads:
         self.each(add)
 
     def quotient(self, dividend: Any, divisor: Any, dtype: str) -> Any:
-        """A float32 quotient on a GPU is within 2 units of the last place: an exact one is a call."""
+        """Return a quotient. On a GPU, float32 has an error of up to 2 ulp, as an exact division is a function call."""
         if self.cuda and dtype == "float32":
             return tir.call_extern("float32", "__fdividef", dividend, divisor)
         return dividend / divisor
 
     def multiply_add(self, a: Any, b: Any, c: Any, dtype: str) -> Any:
-        """a · b + c, rounded once on a GPU: of two products, nvcc would fuse the one that is known first."""
+        """Return a · b + c, on a GPU as an explicit FMA; given two products, nvcc may fuse the wrong one."""
         if self.cuda:
             return tir.call_extern(dtype, "__fmaf_rn" if dtype == "float32" else "__fma_rn", a, b, c)
         return a * b + c
 
     def barrier(self) -> None:
-        """What threads wrote before it, others may read after it."""
+        """Emit a barrier, after which threads may read what others wrote before it."""
         if self.cuda:
             builder.evaluate(synchronise(self.count <= WARP))
 
     def shared(self, shape: tuple[int, ...], dtype: str) -> Any:
-        """A buffer that all threads of the program use."""
+        """Allocate a buffer that all threads of the program share."""
         size = tvm.DataType(dtype).bits // 8 * math.prod(shape)
         self.shared_bytes += -(-size // _ALIGNMENT) * _ALIGNMENT
         return T.sblock_alloc_buffer(shape, dtype, scope="shared.dyn" if self.cuda else "global")
 
     def bound(self, function: Any, ordered: bool = False) -> Any:
-        """The function that they were emitted in, with the bytes of shared memory that a launch must ask for."""
+        """Return the function that the threads were emitted in, with its bytes of dynamic shared memory."""
         function = function.with_attr("shared_bytes", self.shared_bytes)
         return function.with_attr(ORDERED, True) if ordered else function
 
     def private(self, size: int, dtype: str) -> Private:
-        """``size`` values of each thread, kept from phase to phase."""
+        """Allocate ``size`` values per thread that are kept between phases."""
         return Private(self, size, dtype)
 
 
 class Private:
-    """Registers of each thread; on the CPU a row of a buffer a thread."""
+    """Registers of each thread; on a CPU, one row of a buffer per thread."""
 
     def __init__(self, threads: Threads, size: int, dtype: str) -> None:
         self.cuda, self.size, self.dtype = threads.cuda, size, dtype
@@ -210,17 +209,17 @@ class Private:
 
 @dataclass(frozen=True)
 class Folded:
-    """Which sums a thread ends with after ``Threads.fold``: ``count`` of them; ``halves`` by stride, 0 for none."""
+    """The sums that a thread holds after ``Threads.fold``: ``count`` of them; ``halves`` by stride, 0 if not halved."""
 
     count: int
     halves: tuple[tuple[int, int], ...]
 
     def first(self, thread: Any) -> Any:
-        """The number of the first one."""
+        """Return the index of the thread's first sum."""
         return sum((_bit(thread, stride) * half for stride, half in self.halves), tir.const(0, "int32"))
 
     def leads(self, thread: Any) -> Any:
-        """Of the threads that end with the same sums, one."""
+        """Return whether the thread is the first of those that hold the same sums."""
         bits = [_bit(thread, stride) == 0 for stride, half in self.halves if not half]
         return tir.all(tir.const(True, "bool"), *bits)
 
@@ -230,7 +229,7 @@ def _bit(thread: Any, stride: int) -> Any:
 
 
 def synchronise(warp: bool) -> Any:
-    """The call that makes threads wait for one another: those of a warp, or the whole program."""
+    """Return the call of a barrier for a warp or the whole program."""
     if warp:
         return tir.call_extern("int32", "__syncwarp")
     return tir.call_intrin("int32", "tirx.tvm_storage_sync", "shared")

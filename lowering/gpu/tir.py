@@ -1,6 +1,6 @@
 """Launches of TIR's kernels.
 
-On tensors of the CPU the very templates run as loops (``lowering.gpu.threads``), so that they can be tested there.
+For tensors on the CPU, the same templates run as loops (``lowering.gpu.threads``), so that they can be tested there.
 """
 
 from __future__ import annotations

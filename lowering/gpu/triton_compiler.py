@@ -1,4 +1,4 @@
-"""A launch compiled for a GPU that need not be there, and what its binary says that it needs."""
+"""Compiles Triton launches for a GPU that this machine need not have, and reads the binaries' resources."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Binary:
-    """``asm``: texts of the stages by name, "ttgir" and "ptx" or "amdgcn" among them; ``cubin``: empty for AMD's."""
+    """A compiled launch. ``asm`` is the code of each stage, such as "ttgir", "ptx" or "amdgcn"; ``cubin`` is empty on
+    AMD."""
 
     name: str
     asm: dict[str, str]
@@ -32,8 +33,8 @@ def compile_launch(launch: TritonLaunch, gpu: Gpu) -> Binary:
     """Compile for ``gpu`` what ``launch.run`` would run there; its tensors may be on the meta device.
 
     Raises:
-        ValueError: for a program smaller than a warp.
-        RuntimeError: in a process that interprets kernels. Triton's own errors pass through.
+        ValueError: if a program is smaller than a warp.
+        RuntimeError: if this process interprets kernels. Errors of Triton are not caught.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -61,7 +62,7 @@ def compile_launch(launch: TritonLaunch, gpu: Gpu) -> Binary:
 
 
 def cubin_resources(cubin: bytes, cuobjdump: str) -> dict[str, dict[str, int]]:
-    """By function, what a cubin of any compiler needs: "REG" of a thread; bytes: "STACK", "LOCAL", "SHARED", …."""
+    """Return the resources of a cubin by function: "REG" (registers per thread), and "STACK" and "SHARED" (bytes)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -70,13 +71,13 @@ def cubin_resources(cubin: bytes, cuobjdump: str) -> dict[str, dict[str, int]]:
 
 
 def resource_usage(printed: str) -> dict[str, dict[str, int]]:
-    """By function, the numbers that ``cuobjdump -res-usage`` printed."""
+    """Parse the output of ``cuobjdump -res-usage`` by function."""
     usage = re.findall(r"Function (\S+?):\s+(REG:.*)", printed)
     return {name: {key: int(n) for key, n in re.findall(r"(\w+)(?:\[\d+\])?:(\d+)", line)} for name, line in usage}
 
 
 def amd_resources(amdgcn: str) -> Resources:
-    """Of the one kernel in a text of AMD's assembler, from its metadata."""
+    """Read the resources of a kernel from the metadata in AMD assembly code, which has one kernel."""
 
     def field(name: str) -> int:
         found = re.search(rf"^\s*\.{name}:\s+(\d+)", amdgcn, re.MULTILINE)
@@ -108,7 +109,7 @@ def _spilled(ptx: str, capability: int) -> int:
 
 
 def tool(name: str) -> str:
-    """Path of a program of Triton's wheel."""
+    """Return the path of a program in Triton's package."""
     import triton
 
     return str(getattr(triton.knobs.nvidia, name).path)

@@ -1,1 +1,1 @@
-"""From logits to the K best addresses of their product softmax, and the gradient of the logits."""
+"""The top-K addresses of a product softmax, and the gradient of its logits."""

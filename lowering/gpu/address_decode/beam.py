@@ -1,9 +1,10 @@
-"""The K best addresses of a product softmax (paper, steps 2 and 3); it runs inside kernels, a thread a row.
+"""Device functions for the K best addresses of a product softmax (paper, steps 2 and 3); each thread decodes one row.
 
-A beam of the K best prefixes meets one sub-vector at a time. The digits of the sub-vector are sorted; the beam shifted
-by its j-th best digit is a sorted list of which at most K/(j + 1) can survive. Lists are joined by the bitonic rule
-or, where few can survive, entry by entry. A prefix's score is its log-probability relative to the best one's, so the
-best always has 0. A row with a NaN gets weights of NaN, and slots that are distinct and in range all the same.
+The beam of the K best prefixes is extended by one sub-vector at a time. The digits of the sub-vector are sorted.
+Extending the beam by the j-th best digit gives a sorted list, of which at most K/(j + 1) entries can be among the best
+K. Lists are merged as in bitonic sort or, if few entries can survive, by insertion. A prefix's score is its
+log-probability relative to that of the best prefix, which is 0. A row with a NaN gets weights of NaN, and slots that
+are still distinct and in range.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ def best_addresses(
     rows, scale, U: tl.constexpr, P: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr, ROUNDS: tl.constexpr,
     UNROLL: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Scores and slots of the 2^ROUNDS ≥ K best prefixes, descending, and Π_u Σ_p e^(logit − max); tensors [COUNT].
+    """Return scores and slots of the 2^ROUNDS ≥ K best prefixes, descending, and Π_u Σ_p e^(logit − max); all [COUNT].
 
     Args:
-        rows: pointers to logits [U, P], [COUNT]. scale: factors of the rows' logits, [COUNT], or None.
-        UNROLL: what is straight code: 0 nothing, 1 the work on one sub-vector, 2 that on all of them.
+        rows: pointers to logits [U, P], [COUNT].
+        scale: factors of the rows' logits, [COUNT], or None.
+        UNROLL: what is unrolled: 0 nothing, 1 the code of one sub-vector, 2 that of all U sub-vectors.
     """
     RANKS: tl.constexpr = min(P, K)
     scores, slots, norm = _digits(rows, scale, P, RANKS, COUNT, UNROLL > 0, ACC)
@@ -56,7 +58,7 @@ def best_addresses(
 def _digits(
     rows, scale, P: tl.constexpr, RANKS: tl.constexpr, COUNT: tl.constexpr, STRAIGHT: tl.constexpr, ACC: tl.constexpr
 ):
-    """The RANKS best logits of a sub-vector relative to the largest, their digits, and Σ_p e^(logit − max)."""
+    """Return the RANKS best logits of a sub-vector minus its maximum, their digits, and Σ_p e^(logit − max)."""
     total = tl.zeros((COUNT,), ACC)
     scores, digits = (), ()
     if STRAIGHT:
@@ -85,13 +87,13 @@ def _digits(
 
 @triton.jit
 def share(above):
-    """e^above of a logit relative to the largest: NaN where that is no number ≤ 0, as by a NaN, a +inf or only -inf."""
+    """Return e^above for ``above`` = logit − max; NaN if it is not ≤ 0 (if a logit is NaN or +inf, or all are -inf)."""
     return tl.where(above <= 0, tl.exp(above), float("nan"))
 
 
 @triton.jit
 def load_logits(rows, scale, P: tl.constexpr, COUNT: tl.constexpr, ACC: tl.constexpr):
-    """A sub-vector's logits as a tuple."""
+    """Load a sub-vector's logits as a tuple."""
     logits = ()
     if scale is None and P & (P - 1) == 0:
         # Load a thread's whole row.
@@ -117,7 +119,7 @@ def _extend(
     scores, slots, rows, scale, step, P: tl.constexpr, K: tl.constexpr, PREFIXES: tl.constexpr, COUNT: tl.constexpr,
     ROUNDS: tl.constexpr, STRAIGHT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Extend the beam, of which PREFIXES places are taken, by the sub-vector at ``rows``; ``step`` is P^u."""
+    """Extend the beam, which holds PREFIXES entries, by the sub-vector at ``rows``; ``step`` is P^u."""
     RANKS: tl.constexpr = min(P, K)
     digit_scores, digits, total = _digits(rows, scale, P, RANKS, COUNT, STRAIGHT, ACC)
     # The best digit's score is 0.
@@ -146,9 +148,9 @@ def _join(
     scores, slots, prefixes, prefix_slots, score, slot, J: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr,
     ROUNDS: tl.constexpr,
 ):  # fmt: skip
-    """Join the list with the COUNT best prefixes extended by the digit of rank J, the way that takes less work.
+    """Merge the COUNT best prefixes, extended by the digit of rank J, into the list, by the cheaper of two algorithms.
 
-    (i + 1)·(J + 1) − 1 are certainly before prefix i: those of both ranks at most these.
+    Prefix i comes after at least (i + 1)·(J + 1) − 1 entries: those whose two ranks are at most i and J.
     """
     if COUNT * (K + 1) - (J + 1) * COUNT * (COUNT + 1) // 2 < ROUNDS << ROUNDS >> 1:
         for i in tl.static_range(COUNT):

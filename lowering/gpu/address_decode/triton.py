@@ -1,4 +1,4 @@
-"""address_decode: a thread finds the K best addresses of a row of logits, all in its registers."""
+"""address_decode: each thread finds the K best addresses of one row of logits in its registers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def address_decode(
     logits, slots, weights, R, U: tl.constexpr, P: tl.constexpr, K: tl.constexpr, ROUNDS: tl.constexpr,
     UNROLL: tl.constexpr, THREADS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Logits [R, U, P] to slots and weights [R, K]; threads beyond the last row repeat it and store nothing."""
+    """Compute slots and weights [R, K] of logits [R, U, P]. Threads beyond the last row repeat it without storing."""
     row = tl.program_id(0).to(tl.int64) * THREADS + tl.arange(0, THREADS)
     scores, found, norm = best_addresses(
         logits + tl.minimum(row, R - 1) * (U * P), None, U, P, K, THREADS, ROUNDS, UNROLL, ACC
@@ -39,7 +39,7 @@ def address_decode(
 
 
 def plan(rows: Tensor, top_k: int, schedule: AddressDecode) -> Plan:
-    """Slots int32 [R, K] and weights [R, K] of the type of the logits ``rows`` [R, U, P], weights descending."""
+    """Plan slots int32 [R, K] and descending weights [R, K] of logits ``rows`` [R, U, P], which have the same dtype."""
     count, order, sub_dim = rows.shape
     slots = rows.new_empty((count, top_k), dtype=torch.int32)
     weights = rows.new_empty((count, top_k))

@@ -1,4 +1,4 @@
-"""address_decode_backward: ∂w_k/∂logit[u, p] = w_k·([digit_u(slot_k) = p] − softmax_u[p]), a thread a row."""
+"""address_decode_backward: ∂w_k/∂logit[u, p] = w_k·([digit_u(slot_k) = p] − softmax_u[p]); one thread per row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def address_decode_backward(
     grad_weights, logits, slots, weights, grad_logits, R, U: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
     ROUNDS: tl.constexpr, STRAIGHT: tl.constexpr, THREADS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """grad_logits [R, U, P]; a sub-vector's digits are what remains of the slots after division by P, u times."""
+    """Compute grad_logits [R, U, P]. The digits of sub-vector u are the slots divided by P^u, modulo P."""
     row = tl.program_id(0).to(tl.int64) * THREADS + tl.arange(0, THREADS)
     inside = row < R
     row = tl.minimum(row, R - 1)
@@ -52,7 +52,7 @@ def _sub_vector(
     logits, grad_logits, scaled, digits, total, inside, P: tl.constexpr, K: tl.constexpr, THREADS: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """A sub-vector of every row in straight code, loaded and stored at once."""
+    """Compute the gradient of one sub-vector in unrolled code, with all its logits in registers."""
     found = load_logits(logits, None, P, THREADS, ACC)
     largest = found[0]
     for p in tl.static_range(1, P):
@@ -79,7 +79,7 @@ def _sub_vector(
 def _long_sub_vector(
     logits, grad_logits, scaled, digits, total, inside, P: tl.constexpr, K: tl.constexpr, ACC: tl.constexpr
 ):
-    """The same in loops, reading the logits three times."""
+    """Compute the gradient of one sub-vector in loops that read the logits three times."""
     largest = tl.full(total.shape, float("-inf"), ACC)
     for p in range(P):
         largest = tl.maximum(largest, tl.load(logits + p).to(ACC))
@@ -94,7 +94,7 @@ def _long_sub_vector(
 
 @triton.jit
 def _hits(scaled, digits, p, K: tl.constexpr):
-    """Σ_k scaled_k over the addresses whose digit is p."""
+    """Return Σ_k scaled_k over the addresses whose digit is p."""
     hits = tl.where(digits[0] == p, scaled[0], 0)
     for k in tl.static_range(1, K):
         hits += tl.where(digits[k] == p, scaled[k], 0)
@@ -102,7 +102,7 @@ def _hits(scaled, digits, p, K: tl.constexpr):
 
 
 def plan(grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor, schedule: AddressDecodeBackward) -> Plan:
-    """Gradient [R, U, P] of ``logits``; grad_weights, slots int32 and weights are [R, K]."""
+    """Plan the gradient [R, U, P] of ``logits``; grad_weights, slots int32 and weights are [R, K]."""
     count, order, sub_dim = logits.shape
     top_k = slots.shape[1]
     grad_logits = logits.new_empty(logits.shape)

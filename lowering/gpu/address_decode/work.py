@@ -1,4 +1,4 @@
-"""What the kernels of addresses do, whichever compiler made them: a thread works on a row of logits of its own."""
+"""The work of the address kernels, counted alike for both compilers: each thread handles one row of logits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from schedules.gpu.address import AddressDecode, AddressDecodeBackward, exchange
 
 
 def decode(rows: int, order: int, sub_dim: int, top_k: int, size: int, schedule: AddressDecode) -> Work:
-    """Of address_decode on ``rows`` of U = ``order`` sub-vectors of P = ``sub_dim`` logits of ``size`` bytes."""
+    """Count address_decode of ``rows`` of U = ``order`` sub-vectors of P = ``sub_dim`` logits of ``size`` bytes."""
     moved = rows * (order * sub_dim * size + top_k * (4 + size))
     return Work(
         programs=-(-rows // schedule.threads), threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
@@ -18,13 +18,14 @@ def decode(rows: int, order: int, sub_dim: int, top_k: int, size: int, schedule:
 
 
 def decode_operations(order: int, sub_dim: int, top_k: int, unroll: int) -> int:
-    """Instructions of a row: 5 an exchange (a comparison, two selections of scores and two of labels), 6 a logit."""
+    """Count instructions per row: 6 per logit, and 5 per compare-exchange (a comparison, two selections of scores and
+    two of labels)."""
     sorting, joining = exchanges(sub_dim, top_k, unroll)
     return 5 * (order * sorting + (order - 1) * joining) + 6 * order * sub_dim + 3 * top_k
 
 
 def backward(rows: int, order: int, sub_dim: int, top_k: int, size: int, schedule: AddressDecodeBackward) -> Work:
-    """Of address_decode_backward on the same."""
+    """Count address_decode_backward; arguments as in ``decode``."""
     moved = rows * (2 * order * sub_dim * size + top_k * (4 + 2 * size))
     return Work(
         programs=-(-rows // schedule.threads), threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,

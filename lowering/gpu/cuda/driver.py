@@ -1,6 +1,6 @@
-"""Launching binaries that nvcc made, through NVIDIA's driver, on torch's tensors and torch's current stream.
+"""Launches cubins through NVIDIA's driver on torch tensors and torch's current stream.
 
-The driver alone is needed: neither TVM, nor its CUDA runtime of one CUDA version, and launches can be recorded in a
+Only the driver is needed, not TVM, whose CUDA runtime is built for one version of CUDA. Launches can be captured in a
 CUDA graph.
 """
 
@@ -20,7 +20,7 @@ _MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
 class Cubin:
-    """A cubin with what a launch of each of its functions needs.
+    """A cubin and the launch parameters of its functions.
 
     Args:
         cubin: nvcc's.
@@ -34,12 +34,12 @@ class Cubin:
 
     @classmethod
     def read(cls, path: Path) -> Cubin:
-        """What ``write`` wrote."""
+        """Read a file that ``write`` wrote."""
         head, _, cubin = path.read_bytes().partition(b"\n")
         return cls(cubin, json.loads(head))
 
     def write(self, path: Path) -> None:
-        """One file: a line of JSON, then the cubin."""
+        """Write one file: a line of JSON, then the cubin."""
         path.write_bytes(json.dumps(self.functions).encode() + b"\n" + self.cubin)
 
     def run(self, name: str, tensors: Sequence[Tensor], grid: tuple[int, ...], threads: int) -> None:
@@ -77,7 +77,7 @@ class Cubin:
         return [(addresses[p], True) if p in addresses else (sizes[p], False) for p in function["parameters"]]
 
     def _function(self, name: str) -> ctypes.c_void_p:
-        """Loaded on the current device."""
+        """Return the handle of a function, loaded on the current device."""
         key = torch.cuda.current_device(), name
         if key not in self._loaded:
             module, found = ctypes.c_void_p(), ctypes.c_void_p()
@@ -90,9 +90,10 @@ class Cubin:
 
 
 def _enter_context() -> None:
-    """Give the thread the device's context, which the runtime gives it at its first work there.
+    """Make the device's primary context current in this thread.
 
-    A backward pass runs on a thread of its own, where a launch may be the first work.
+    The CUDA runtime does so on a thread's first use of the device, but in a thread of a backward pass a launch through
+    the driver may come first.
     """
     context = ctypes.c_void_p()
     _check(_driver().cuCtxGetCurrent(ctypes.byref(context)))
@@ -108,7 +109,7 @@ def _driver() -> Any:
 
 
 def _check(status: int) -> None:
-    """RuntimeError with the driver's name of the error."""
+    """Raise RuntimeError with the driver's name of the error unless ``status`` is 0."""
     if status:
         name = ctypes.c_char_p()
         _driver().cuGetErrorName(status, ctypes.byref(name))

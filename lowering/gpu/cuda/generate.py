@@ -27,7 +27,7 @@ class Source:
     """The kernels of a workload as CUDA C.
 
     Attributes:
-        arguments: by function, its tensors in the template's order: a name, and the shape with run-time sizes by name.
+        arguments: by function, its tensors in the template's order: a name, and the shape with dynamic sizes by name.
         shared: by function, bytes of dynamic shared memory.
     """
 
@@ -36,7 +36,7 @@ class Source:
     shared: dict[str, int]
 
     def parameters(self, name: str) -> list[str]:
-        """The kernel's parameters in order: a tensor's name with ``_ptr``, or the name of a run-time size."""
+        """Return the kernel's parameters in order: a tensor's name with ``_ptr``, or the name of a dynamic size."""
         found = re.search(rf"\b{name}_kernel\(([^)]*)\)", self.text)
         if found is None:
             raise ValueError(f"the CUDA C has no kernel {name}_kernel")
@@ -44,7 +44,7 @@ class Source:
 
 
 def build(module: Any, target: Any, left_out: Sequence[str] = ()) -> Any:
-    """TVM's executable of a template, without some passes more; for CUDA or for the CPU."""
+    """Compile a template for CUDA or a CPU with TVM's default passes, except ``_LEFT_OUT`` and ``left_out``."""
     import tvm
 
     with tvm.transform.PassContext(disabled_pass=[*_LEFT_OUT, *left_out]):
@@ -72,7 +72,7 @@ def generate(op: str, module: Any, gpu: Gpu) -> Source:
 
 
 def _arguments(function: Any) -> list[list[Any]]:
-    """A function's tensors in order."""
+    """Return a function's tensors in order."""
     return [
         [str(tensor.name), [int(d) if hasattr(d, "value") else str(d.name) for d in tensor.shape]]
         for tensor in function.params

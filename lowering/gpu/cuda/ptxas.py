@@ -1,4 +1,4 @@
-"""What binaries need, as ptxas prints it."""
+"""Parses the resource usage that ptxas prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lowering.gpu.resources import Resources
 
 
 def resources(printed: str, shared: dict[str, int]) -> dict[str, Resources]:
-    """By function, what ``ptxas -v`` printed of each kernel, with its dynamic shared memory."""
+    """Parse the output of ``ptxas -v`` by function; ``shared`` is the dynamic shared memory to add, in bytes."""
     found = {}
     for part in printed.split("Compiling entry function '")[1:]:
         name = part.split("'")[0].removesuffix("_kernel")
@@ -25,9 +25,9 @@ def resources(printed: str, shared: dict[str, int]) -> dict[str, Resources]:
 
 
 def spilled_bytes(printed: str) -> int:
-    """Bytes that the instructions which ``ptxas -v`` calls spills store or load, whichever are more; of all functions.
+    """Return the larger of the bytes of spill stores and spill loads that ``ptxas -v`` printed, summed over functions.
 
-    The frame that ``cuobjdump`` calls STACK holds spilled registers and arrays that the program itself indexes.
+    The size that ``cuobjdump`` calls STACK does not serve: it also includes the program's indexed local arrays.
     """
     found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", printed)
     return sum(max(int(stores), int(loads)) for stores, loads in found)

@@ -1,1 +1,1 @@
-"""The token of a layer between its two projections in one launch."""
+"""One token of a layer between its two projections, in one launch."""

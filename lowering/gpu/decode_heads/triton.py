@@ -1,7 +1,7 @@
-"""decode_heads: a layer's token between its two projections in one launch (paper, steps 1 to 6), a program a head.
+"""decode_heads: a layer's token between its two projections in one launch (paper, steps 1 to 6), one program per head.
 
-A token waits for the logits, then for the state; addresses stay in registers. The positions, one a sequence, come from
-the device, so a CUDA graph can hold the launch.
+Addresses stay in registers, so a token waits for memory twice: for the logits, then for the state. Positions, one per
+sequence, are read from the device, so that the launch can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def decode_heads(
     W: tl.constexpr, ROUNDS: tl.constexpr, UNROLL: tl.constexpr, TILE: tl.constexpr, POWER: tl.constexpr,
     EPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """output [B, H·D]; memory [B, H, M, D] and mass [B, H, M] in place; projected [B, 2·H·U·P + H·D]."""
+    """Compute output [B, H·D] of projected [B, 2·H·U·P + H·D], updating memory [B, H, M, D] and mass [B, H, M]."""
     n = tl.program_id(0).to(tl.int64)
     head = n % H
     token = projected + n // H * (2 * H * U * P + H * D)
@@ -63,7 +63,7 @@ def plan(
     projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int, sub_dim: int,
     top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float, schedule: DecodeHeads,
 ) -> Plan:  # fmt: skip
-    """Output [B, H·D] of the type of ``projected``; the arguments are those of ``GpuKernels.decode_heads``."""
+    """Plan the output [B, H·D], of the dtype of ``projected``; arguments as in ``GpuKernels.decode_heads``."""
     batch, heads, slots, width = memory.shape
     output = projected.new_empty((batch, heads * width))
     arguments = {

@@ -1,4 +1,4 @@
-"""What the kernels of a layer's token do, whichever compiler made them: a program owns a head."""
+"""The work of the kernels of a layer's token, counted alike for both compilers: one program per head."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from lowering.gpu.address_decode.work import decode_operations
 
 
 def operand_bytes(heads: int, order: int, sub_dim: int, width: int, size: int) -> int:
-    """Of the projected token and the outputs of all heads, in numbers of ``size`` bytes."""
+    """Return the bytes of the projected token and the outputs of all heads; an element has ``size`` bytes."""
     return heads * (2 * order * sub_dim + 2 * width) * size
 
 
 def address_operations(lanes: int, order: int, sub_dim: int, top_k: int, unroll: int) -> int:
-    """Instructions of one head that find its addresses on so many lanes, each a query's or a key's, or idle."""
+    """Count instructions that decode one head's addresses on ``lanes`` lanes, including idle ones."""
     return lanes * decode_operations(order, sub_dim, top_k, unroll)

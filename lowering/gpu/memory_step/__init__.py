@@ -1,1 +1,1 @@
-"""One token of the scan, its state updated in place."""
+"""One token of the scan, updating the state in place."""

@@ -1,7 +1,7 @@
-"""memory_step: one token of the scan in place, a program a head (paper, steps 5 and 6).
+"""memory_step: one token of the scan in place, with one program per head (paper, steps 5 and 6).
 
-A slot that is both written and read is read from registers, as it was stored: no thread loads what another one stored,
-so a token waits for its state once. All loads of the state come before all stores, with a barrier between.
+All loads of the state come before all stores, with a barrier between, so that a token waits for its state once. A slot
+that is both written and read is read from registers, rounded as it is stored.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def step_head(
     write_slots, write_weights, read_slots, read_weights, values, memory, mass, output, D: tl.constexpr,
     TILE: tl.constexpr, POWER: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One token of a head.
+    """Run one token of a head.
 
     Args:
-        write_slots, write_weights, read_slots, read_weights: tensors [W] with W ≥ K, weights of the type ACC. A place
-            that is not taken has a negative slot, unlike for writes and reads, and weight 0.
+        write_slots, write_weights, read_slots, read_weights: tensors [W] with W ≥ K, weights of dtype ACC. Unused
+            entries have weight 0 and a negative slot, which differs between writes and reads.
         values, memory, mass, output: pointers to the head's [D], [M, D], [M] and [D].
     """
     same = read_slots[:, None] == write_slots[None, :]  # [W, W]
@@ -73,7 +73,7 @@ def memory_step(
     K: tl.constexpr, D: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr, POWER: tl.constexpr, EPS: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """output [N, D]; memory [N, M, D] and mass [N, M] in place."""
+    """Compute output [N, D], updating memory [N, M, D] and mass [N, M] in place."""
     head = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, W)
     taken = place < K
@@ -89,10 +89,11 @@ def plan(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor, values: Tensor,
     memory: Tensor, mass: Tensor, decay_power: float, eps: float, schedule: MemoryStep,
 ) -> Plan:  # fmt: skip
-    """Output [N, D] of the type of ``values``; ``memory`` [N, M, D] and ``mass`` [N, M] change in place.
+    """Plan output [N, D] of the dtype of ``values``, updating ``memory`` [N, M, D] and ``mass`` [N, M] in place.
 
     Args:
-        write_slots, write_weights, read_slots, read_weights: [N, K], slots int32 and distinct. values: [N, D].
+        write_slots, write_weights, read_slots, read_weights: [N, K], slots int32 and distinct.
+        values: [N, D].
     """
     heads, top_k = write_slots.shape
     slots, width = memory.shape[1:]
@@ -113,11 +114,11 @@ def plan(
 
 
 def tile(top_k: int, width: int, threads: int) -> int:
-    """Channels of a tile of rows: all of D where a thread's registers hold its part."""
+    """Return the channels of a tile of rows: all D if a thread's part fits in its registers."""
     held = max(16, _HELD * threads // triton.next_power_of_2(top_k))
     return min(triton.next_power_of_2(width), held)
 
 
 def comparisons(top_k: int) -> int:
-    """Instructions of one head: 6 for each slot written and slot read that are compared."""
+    """Count instructions of one head: 6 per comparison of a written slot with a read slot."""
     return 6 * top_k * top_k

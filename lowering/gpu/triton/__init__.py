@@ -1,1 +1,1 @@
-"""Pieces that several Triton kernels share: arithmetic, copies, sorted lists in registers, types."""
+"""Functions that several Triton kernels share: arithmetic, copies, sorted lists in registers, dtypes."""

@@ -1,4 +1,4 @@
-"""Small functions that the memory kernels share; they run inside kernels."""
+"""Device functions that the memory kernels share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def power(x, EXPONENT: tl.constexpr):
-    """x^EXPONENT for x ≥ 0, by products where the exponent is a small whole number; 0^0 is 1."""
+    """Return x^EXPONENT for x ≥ 0, as products if the exponent is a small integer; 0^0 is 1."""
     if EXPONENT == 0:
         return tl.full(x.shape, 1, x.dtype)
     elif EXPONENT == 1:
@@ -27,13 +27,13 @@ def power(x, EXPONENT: tl.constexpr):
 
 @triton.jit
 def decay(weight, POWER: tl.constexpr):
-    """(1 − w)^γ (paper, step 5)."""
+    """Return (1 − w)^γ (paper, step 5)."""
     return power(1 - weight, POWER)
 
 
 @triton.jit
 def decay_slope(weight, POWER: tl.constexpr, PROXY_EPS: tl.constexpr):
-    """The derivative of the proxy (ε' + (1 − ε')(1 − w))^γ in w (paper, step 7)."""
+    """Return the derivative of the proxy (ε' + (1 − ε')(1 − w))^γ with respect to w (paper, step 7)."""
     SCALE: tl.constexpr = -POWER * (1 - PROXY_EPS)
     if SCALE == 0:
         return tl.zeros(weight.shape, weight.dtype)
@@ -43,7 +43,7 @@ def decay_slope(weight, POWER: tl.constexpr, PROXY_EPS: tl.constexpr):
 
 @triton.jit
 def load_inside(pointers, inside):
-    """Load what is inside, 0 elsewhere; ``inside`` is None where all of it is."""
+    """Load where ``inside`` is true, with 0 elsewhere; None loads everything."""
     if inside is None:
         return tl.load(pointers)
     else:
@@ -52,7 +52,7 @@ def load_inside(pointers, inside):
 
 @triton.jit
 def store_inside(pointers, numbers, inside):
-    """Store what is inside; ``inside`` is None where all of it is."""
+    """Store where ``inside`` is true; None stores everything."""
     if inside is None:
         tl.store(pointers, numbers)
     else:
@@ -61,7 +61,7 @@ def store_inside(pointers, numbers, inside):
 
 @triton.jit
 def load_each(pointer, COUNT: tl.constexpr):
-    """COUNT neighbouring numbers, each in a scalar of its own that every thread has."""
+    """Load COUNT consecutive numbers as a tuple of scalars, which every thread holds."""
     numbers = ()
     for k in tl.static_range(COUNT):
         numbers = numbers + (tl.load(pointer + k),)
@@ -70,7 +70,7 @@ def load_each(pointer, COUNT: tl.constexpr):
 
 @triton.jit
 def load_rows(state, slots, WIDTH: tl.constexpr, inside):
-    """A thread's columns of the rows ``slots`` of a state [M, WIDTH]; ``state`` points at the columns of row 0."""
+    """Load columns of the rows ``slots`` of a state [M, WIDTH]; ``state`` points to these columns of row 0."""
     rows = ()
     for k in tl.static_range(len(slots)):
         rows = rows + (load_inside(state + slots[k].to(tl.int64) * WIDTH, inside),)

@@ -1,4 +1,4 @@
-"""A tensor copied into another of its shape, and perhaps another type, as a launch."""
+"""A launch that copies a tensor, with conversion of its dtype."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THREADS = 256
 
 @triton.jit(do_not_specialize=["BLOCKS", "REST"])
 def copy_elements(source, target, BLOCKS, REST, BLOCK: tl.constexpr):
-    """BLOCKS whole blocks and REST further elements; a size that may pass 2^31 is not a kernel's argument."""
+    """Copy BLOCKS whole blocks and REST more elements; the total may exceed 2^31, which int32 arguments cannot."""
     block = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     at = block.to(tl.int64) * BLOCK + lane
@@ -25,7 +25,7 @@ def copy_elements(source, target, BLOCKS, REST, BLOCK: tl.constexpr):
 
 
 def copy(source: Tensor, target: Tensor) -> Launch:
-    """``target`` = ``source``, rounded to the type of ``target``; both contiguous, of one shape."""
+    """Return the launch that copies ``source`` to ``target``; both are contiguous and of the same shape."""
     blocks, rest = divmod(source.numel(), BLOCK)
     programs = blocks + (rest > 0)
     moved = source.numel() * (source.element_size() + target.element_size())

@@ -1,8 +1,8 @@
-"""Lists of (score, label) pairs, the best first, in a thread's registers; they run inside kernels.
+"""Device functions on descending lists of (score, label) pairs in a thread's registers.
 
-A list is a tuple of scores and a tuple of int32 labels; entry i of all threads' lists is one tensor, so a thread
-compares and exchanges what is its own and waits for nobody. Scores move by maximum and minimum: chains of selections
-take LLVM minutes.
+A list is a tuple of scores and a tuple of int32 labels. Each entry is a tensor over threads, so a thread compares and
+exchanges only its own values, without communication. Scores are exchanged by maximum and minimum, because LLVM takes
+minutes to compile long chains of selections.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import triton.language as tl
 
 @triton.jit
 def insert(scores, labels, score, label, FIRST: tl.constexpr, MOST: tl.constexpr):
-    """Put a pair in a descending list, at FIRST or later.
+    """Insert a pair into a descending list, at index FIRST or later.
 
-    The list grows to MOST entries; then what falls off the MOST best is lost.
+    The list grows up to MOST entries; beyond that, the smallest is dropped.
     """
     kept_scores, kept_labels = scores[:FIRST], labels[:FIRST]
     for i in tl.static_range(FIRST, min(len(scores), MOST)):
@@ -31,9 +31,9 @@ def insert(scores, labels, score, label, FIRST: tl.constexpr, MOST: tl.constexpr
 
 @triton.jit
 def keep_larger(scores, labels, others, other_labels, score, label, COUNT: tl.constexpr):
-    """Join a descending list with the first COUNT entries of ``others``, each plus ``score`` (``label``).
+    """Merge a descending list with the first COUNT entries of ``others``, to which ``score`` and ``label`` are added.
 
-    The larger of entry i and of the others' entry WIDTH − 1 − i, for every i, are the best of both, bitonic.
+    The result, the larger of entry i and entry WIDTH − 1 − i of the others for every i, is a bitonic list of the best.
     """
     WIDTH: tl.constexpr = len(scores)
     kept_scores, kept_labels = scores[: WIDTH - COUNT], labels[: WIDTH - COUNT]
@@ -47,7 +47,7 @@ def keep_larger(scores, labels, others, other_labels, score, label, COUNT: tl.co
 
 @triton.jit
 def sort_bitonic(scores, labels, ROUNDS: tl.constexpr):
-    """A bitonic list of 2^ROUNDS entries, descending."""
+    """Sort a bitonic list of 2^ROUNDS entries, descending."""
     for r in tl.static_range(ROUNDS):
         scores, labels = _exchange_all(scores, labels, 1 << (ROUNDS - 1 - r))
     return scores, labels
@@ -55,7 +55,7 @@ def sort_bitonic(scores, labels, ROUNDS: tl.constexpr):
 
 @triton.jit
 def _exchange_all(scores, labels, STRIDE: tl.constexpr):
-    """The better of every two entries STRIDE apart goes before the other."""
+    """Compare-exchange all pairs of entries STRIDE apart, so that the larger comes first."""
     all_scores, all_labels = (), ()
     for first in tl.static_range(0, len(scores), 2 * STRIDE):
         low_scores, low_labels = (), ()
@@ -71,7 +71,7 @@ def _exchange_all(scores, labels, STRIDE: tl.constexpr):
 
 @triton.jit
 def columns(tile, ROWS: tl.constexpr, ROUNDS: tl.constexpr):
-    """[ROWS, 2^ROUNDS] as a tuple of its columns."""
+    """Split a tensor [ROWS, 2^ROUNDS] into a tuple of its columns."""
     parts = (tile,)
     for r in tl.static_range(ROUNDS):
         even, odd = (), ()
@@ -87,7 +87,7 @@ def columns(tile, ROWS: tl.constexpr, ROUNDS: tl.constexpr):
 
 @triton.jit
 def side_by_side(parts, ROWS: tl.constexpr, ROUNDS: tl.constexpr):
-    """2^ROUNDS columns as one tensor [ROWS, 2^ROUNDS]: a thread stores its list at once."""
+    """Join 2^ROUNDS columns to a tensor [ROWS, 2^ROUNDS], so that a thread stores its list at once."""
     for r in tl.static_range(ROUNDS):
         joined = ()
         for i in tl.static_range(len(parts) // 2):

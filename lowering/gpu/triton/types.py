@@ -1,4 +1,4 @@
-"""The type that a kernel sums in."""
+"""The dtype in which a kernel sums."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import triton.language as tl
 
 
 def in_triton(dtype: torch.dtype) -> tl.dtype:
-    """``ramnet.ops.reference.sum_type`` as a kernel's constant."""
+    """Convert a torch dtype to Triton's, for use as a constant in kernels."""
     return tl.float64 if dtype == torch.float64 else tl.float32

@@ -1,1 +1,1 @@
-"""The serial scan: the mass first, then rows; ``rows_backward`` and ``mass_backward`` are its gradients."""
+"""The serial scan: kernels of the mass, then of the rows; ``rows_backward`` and ``mass_backward`` are the gradients."""

@@ -1,7 +1,7 @@
 """Backward of memory_scan, serial in time (paper, steps 5 to 7).
 
-The tokens run forward once more, from copies of the state ``checkpoint`` tokens apart, keeping the rows that writes
-replace; then back. No decay, which may be 0, is ever inverted.
+Tokens are recomputed from copies of the state, which are ``checkpoint`` tokens apart, saving the rows that writes
+replace, and are then visited in reverse. Decays are not inverted, as they may be 0.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ def plan(
     read_slots: Tensor, read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor, decay_power: float,
     eps: float, proxy_eps: float, schedule: SerialScanBackward,
 ) -> Plan:  # fmt: skip
-    """Gradients of write_weights, read_weights, values, memory and mass, each of the type of what it belongs to.
+    """Plan the gradients of write_weights, read_weights, values, memory and mass, each of its tensor's shape and dtype.
 
     Args:
-        grad_output: [N, T, D]. grad_memory, grad_mass: of the state after the last token, [N, M, D] and [N, M].
-        write_slots, write_weights, read_slots, read_weights: [N, T, K], slots int32. values: [N, T, D].
+        grad_output: [N, T, D].
+        grad_memory, grad_mass: gradients of the state after the last token, [N, M, D] and [N, M].
+        write_slots, write_weights, read_slots, read_weights: [N, T, K], slots int32.
+        values: [N, T, D].
         memory, mass: the state before the first token, [N, M, D] and [N, M].
     """
     heads, tokens, top_k = write_slots.shape

@@ -1,7 +1,7 @@
 """memory_scan, serial in time (paper, steps 5 and 6).
 
-A program owns a head's tile of channels and walks through the tokens. Every thread loads and stores its own columns
-of the state alone, so the walk needs no barrier.
+A program scans the tokens of a head for a tile of channels. Every thread loads and stores only its own columns of the
+state, so the scan needs no barrier.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def scan_rows(
     write_slots, write_weights, read_slots, factors, values, state, output, T, M: tl.constexpr, K: tl.constexpr,
     D: tl.constexpr, TILE: tl.constexpr, POWER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """output [N, T, D] and state [N, M, D], in place; factors [N, T, K]: r / (z + ε) at each read.
+    """Compute output [N, T, D], updating state [N, M, D] in place; factors [N, T, K] are r / (z + ε) of each read.
 
-    The rows that a token writes are asked for together with those that the token before reads, and every token's slots
-    and weights before their turn, so that a token waits for memory once.
+    The rows that a token writes are loaded together with those that the token before reads, and slots and weights are
+    loaded ahead of time, so that a token waits for memory once.
     """
     head = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -72,11 +72,12 @@ def plan(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor, values: Tensor,
     memory: Tensor, mass: Tensor, decay_power: float, eps: float, schedule: SerialScan,
 ) -> Plan:  # fmt: skip
-    """Output [N, T, D] of the type of ``values``, memory [N, M, D] and mass [N, M] of the types they came in.
+    """Plan output [N, T, D] of the dtype of ``values``, and the new memory [N, M, D] and mass [N, M] of their dtypes.
 
     Args:
-        write_slots, write_weights, read_slots, read_weights: [N, T, K], slots int32. values: [N, T, D].
-        memory, mass: the state before, [N, M, D] and [N, M].
+        write_slots, write_weights, read_slots, read_weights: [N, T, K], slots int32.
+        values: [N, T, D].
+        memory, mass: the state before the first token, [N, M, D] and [N, M].
     """
     acc = sum_type(values, write_weights, memory)
     output, new_memory, new_mass = torch.empty_like(values), torch.empty_like(memory), torch.empty_like(mass)
@@ -124,6 +125,6 @@ def _rows(
 def row_threads(schedule: SerialScan, acc: torch.dtype) -> int:
     """Threads of a program on rows, of which one has at most the 16 bytes that a load or a store takes at once.
 
-    In float64 those are half of the channels that ``schedule`` may give it; see ``schedules.gpu.serial``.
+    In float64, that is half of the channels that ``schedule`` may give a thread; see ``schedules.gpu.serial``.
     """
     return max(schedule.threads, schedule.tile * acc.itemsize // 16)

@@ -1,4 +1,4 @@
-"""The mass z of a scan, walked forward in time: what each read divides by.
+"""The mass z of a scan, by which reads divide (paper, steps 5 and 6).
 
 One program walks a head's span of tokens, lane k on the k-th slot of a token. Lanes exchange the mass through global
 memory, so that a barrier stands between a store and the next load, and between a load and the next store.
@@ -32,10 +32,10 @@ def walk_mass(
     M: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr, POWER: tl.constexpr, EPS: tl.constexpr, KEEP: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """mass [spans, N, M] from before to after each span of SPAN tokens, in place; factors [N, T, K]:
+    """Update mass [spans, N, M] in place from before to after each span of SPAN tokens, and compute factors [N, T, K],
     r / (z + ε) at each read.
 
-    KEEP: also inverses [N, T, K], 1 / (z + ε), and replaced [N, T, K], z before each write.
+    With KEEP, also store inverses [N, T, K], 1 / (z + ε), and replaced [N, T, K], z before each write.
     """
     head = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
@@ -80,7 +80,7 @@ def sum_mass(
     write_slots, write_weights, gains, sums, T, SPAN, M: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr,
     POWER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The pair of each span, gains and sums [spans, N, M], from that of no tokens, in place."""
+    """Update gains and sums [spans, N, M] in place from those of an empty span to those of each span."""
     head = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     inside = lane < K
@@ -121,8 +121,8 @@ def forward(
 ) -> tuple[list[Launch], Factors]:
     """The launches and what they find, inverses and replaced masses if ``keep``.
 
-    ``mass`` [spans, N, M] of the type of sums holds at first, in its first span, the mass before all tokens; in the
-    end, in its last, that after all.
+    ``mass`` [spans, N, M] has the dtype of sums. Before the launches, its first span must hold the mass before all
+    tokens; after them, its last span holds the mass after all tokens.
     """
     write_slots, write_weights, read_slots, read_weights = accesses
     heads, tokens, top_k = write_slots.shape

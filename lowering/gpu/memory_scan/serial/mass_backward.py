@@ -1,4 +1,4 @@
-"""The mass of a scan's backward: from dot products over the channels to the gradients of the weights and the mass.
+"""Gradients of the weights and the mass, from dot products over the channels.
 
 As in ``mass`` one program walks a head's span of tokens, lane k on the k-th slot of a token, and lanes
 exchange the mass's gradient through global memory, across barriers.
@@ -26,12 +26,12 @@ def walk_mass_backward(
     grad_write_weights, grad_read_weights, T, SPAN, M: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr,
     LANES: tl.constexpr, POWER: tl.constexpr, PROXY_EPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """grad_mass [spans, N, M], from the gradient of the mass after each span to that before, in place, and those of
-    the weights [N, T, K].
+    """Update grad_mass [spans, N, M] in place from the gradient of the mass after each span to that before it, and
+    compute the gradients of the weights [N, T, K].
 
     Args:
-        along_reads, along_writes: [N, TILES, T, K], as ``scan_rows_backward`` leaves them.
-        factors, inverses, replaced: [N, T, K], as ``walk_mass`` leaves them.
+        along_reads, along_writes: [N, TILES, T, K], results of ``scan_rows_backward``.
+        factors, inverses, replaced: [N, T, K], results of ``walk_mass``.
     """
     head = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
@@ -75,7 +75,7 @@ def walk_mass_backward(
 
 @triton.jit
 def _add_tiles(pointers, T, inside, K: tl.constexpr, TILES: tl.constexpr):
-    """The dot products of all tiles of channels, always in the same order."""
+    """Sum the dot products of all tiles of channels in a fixed order."""
     total = tl.load(pointers, mask=inside, other=0)
     for i in tl.static_range(1, TILES):
         total += tl.load(pointers + i * T.to(tl.int64) * K, mask=inside, other=0)
@@ -87,7 +87,7 @@ def sum_mass_backward(
     along_reads, write_slots, write_weights, read_slots, factors, inverses, gains, sums, T, SPAN, M: tl.constexpr,
     K: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr, POWER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The pair of each span on the way back, gains and sums [spans, N, M], from that of no tokens, in place."""
+    """Update gains and sums [spans, N, M] of the reverse pass in place from those of an empty span to those of each."""
     head = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     inside = lane < K
@@ -123,10 +123,10 @@ def backward(
     along_reads: Tensor, along_writes: Tensor, accesses: Accesses, factors: Factors, grad_mass: Tensor,
     grad_write_weights: Tensor, grad_read_weights: Tensor, decay_power: float, proxy_eps: float,
 ) -> list[Launch]:  # fmt: skip
-    """The launches that fill the gradients of the weights [N, T, K].
+    """Return the launches that compute the gradients of the weights [N, T, K].
 
-    ``grad_mass`` [spans, N, M] of the type of sums holds at first, in its last span, the gradient of the mass after
-    all tokens; in the end, in its first, that of the mass before.
+    ``grad_mass`` [spans, N, M] has the dtype of sums. Before the launches, its last span must hold the gradient of the
+    mass after all tokens; after them, its first span holds that of the mass before all tokens.
     """
     heads, tiles, tokens, top_k = along_reads.shape
     spans = grad_mass.shape[0]

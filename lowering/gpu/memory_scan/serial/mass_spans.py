@@ -1,7 +1,8 @@
-"""The mass of a long sequence by spans of tokens that are walked side by side.
+"""The mass of a long sequence, computed as a parallel scan over spans of tokens.
 
-Over a span every slot's mass, and on the way back its gradient, goes from z to gain · z + sum. Programs find the pairs
-of all spans at once, a short walk from span to span gives each its first mass, and then all spans are walked at once.
+Over a span, every slot's mass (in reverse, its gradient) changes from z to gain · z + sum. These pairs are computed for
+all spans in parallel. Then a sequential pass over the spans gives the first mass of each, from which all spans are
+scanned in parallel.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BLOCK = THREADS = 128
 
 @triton.jit(do_not_specialize=["SIZE"])
 def open_spans(gains, sums, SIZE, BLOCK: tl.constexpr):
-    """The pair of a span without tokens."""
+    """Initialise gains to 1 and sums to 0, the pair of an empty span."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     tl.store(gains + at, tl.full((BLOCK,), 1, gains.dtype.element_ty), mask=at < SIZE)
     tl.store(sums + at, tl.full((BLOCK,), 0, sums.dtype.element_ty), mask=at < SIZE)
@@ -32,9 +33,9 @@ def open_spans(gains, sums, SIZE, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["SIZE", "SPANS"])
 def join_spans(mass, gains, sums, SIZE, SPANS, BLOCK: tl.constexpr, REVERSE: tl.constexpr):
-    """mass [SPANS, SIZE]: from that which enters the first span (REVERSE: the last), those which enter the others.
+    """Compute the mass [SPANS, SIZE] at the start of each span from that of the first span (REVERSE: the last).
 
-    No element is both stored and loaded, so threads need not wait for one another.
+    No element is both stored and loaded, so no barrier is needed.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < SIZE
@@ -52,9 +53,9 @@ def join_spans(mass, gains, sums, SIZE, SPANS, BLOCK: tl.constexpr, REVERSE: tl.
 def first_masses(
     kernel: Any, arguments: Mapping[str, Any], mass: Tensor, threads: int, work: Work, reverse: bool
 ) -> list[Launch]:
-    """The launches that give each span of mass [S, N, M] its first one; none where there is one span.
+    """Return the launches that compute the first mass of each span, mass [S, N, M]; none if there is one span.
 
-    ``kernel`` finds the pairs of all spans, the "gains" and "sums" beside its ``arguments``.
+    ``kernel`` computes the pairs of all spans; it takes "gains" and "sums" besides its ``arguments``.
     """
     if mass.shape[0] == 1:
         return []
@@ -66,12 +67,12 @@ def first_masses(
 
 
 def number(tokens: int, wanted: int) -> int:
-    """Spans of one length, but for the last, that hold all tokens: ``wanted``, or fewer so that none is empty."""
+    """Return the number of spans of equal length, the last of which may be shorter: at most ``wanted``, none empty."""
     return triton.cdiv(tokens, triton.cdiv(tokens, min(wanted, tokens)))
 
 
 def opened(gains: Tensor, sums: Tensor) -> Launch:
-    """Fill both [S, N, M]."""
+    """Return the launch of ``open_spans`` on [S, N, M]."""
     programs = triton.cdiv(gains.numel(), BLOCK)
     arguments = {"gains": gains, "sums": sums, "SIZE": gains.numel(), "BLOCK": BLOCK}
     moved = gains.nbytes + sums.nbytes
@@ -80,7 +81,7 @@ def opened(gains: Tensor, sums: Tensor) -> Launch:
 
 
 def joined(mass: Tensor, gains: Tensor, sums: Tensor, reverse: bool) -> Launch:
-    """Fill mass [S, N, M] but for its first [N, M], or its last with ``reverse``."""
+    """Return the launch of ``join_spans``, which fills mass [S, N, M] except its first span (``reverse``: its last)."""
     spans = mass.shape[0]
     size = mass[0].numel()
     programs = triton.cdiv(size, BLOCK)

@@ -1,8 +1,8 @@
-"""The rows of a scan's backward: forward once more from copies of the state, and back in time.
+"""The rows of a scan's backward: tokens are recomputed from copies of the state, then visited in reverse.
 
-As in the forward a program owns a head's tile of channels, and every thread its own columns of all that is both
-loaded and stored: the state, its copies, the rows that writes replaced and the state's gradient. Dot products over
-the channels are summed across the threads, and leave as one number a tile.
+As in the forward, a program handles a tile of channels of a head, and every thread only its own columns of what is both
+loaded and stored: the state, its copies, the rows that writes replace and the state's gradient. Dot products over the
+channels are summed over the threads; one number per tile is stored.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ def scan_rows_backward(
     along_reads, along_writes, T, CHECKPOINT, M: tl.constexpr, K: tl.constexpr, ROUNDS: tl.constexpr, D: tl.constexpr,
     TILE: tl.constexpr, POWER: tl.constexpr, PROXY_EPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """grad_state [N, M, D], from the gradient of the state after all tokens to that before, in place; grad_values
-    [N, T, D]; and of each access, along_reads and along_writes [N, tiles, T, K]: ⟨∂o, S⟩ of a read, ⟨∂S, v + slope · S⟩
-    of a write with S before it.
+    """Update grad_state [N, M, D] in place from the gradient of the state after all tokens to that before them; compute
+    grad_values [N, T, D], and along_reads and along_writes [N, tiles, T, K]: ⟨∂o, S⟩ of each read, and
+    ⟨∂S, v + slope · S⟩ of each write, where S is the row before it.
 
     Args:
         factors: r / (z + ε) at each read, [N, T, K].
-        states: one copy of the state for every CHECKPOINT tokens, [copies, N, M, D]; the first is given.
-        history: the rows that the writes of CHECKPOINT tokens replaced, [N, CHECKPOINT, K, D]. K is at most 2^ROUNDS.
+        states: scratch for a copy of the state every CHECKPOINT tokens, [copies, N, M, D]; the first must be given.
+        history: scratch for the rows that the writes of CHECKPOINT tokens replace, [N, CHECKPOINT, K, D].
+        ROUNDS: K is at most 2^ROUNDS.
     """
     head = tl.program_id(0).to(tl.int64)
     heads = tl.num_programs(0)
@@ -56,7 +57,7 @@ def scan_rows_backward(
 
 @triton.jit
 def _copy(source, target, inside, M: tl.constexpr, D: tl.constexpr):
-    """A thread's columns of M rows, eight at a time: their loads are under way together."""
+    """Copy a thread's columns of M rows, eight rows at a time so that their loads overlap."""
     for _ in range(M // 8):
         _copy_rows(source, target, inside, 8, D)
         source += 8 * D
@@ -75,7 +76,7 @@ def _copy_rows(source, target, inside, COUNT: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def _dots(products, K: tl.constexpr, ROUNDS: tl.constexpr, TILE: tl.constexpr):
-    """The sum over channels of each of K tiles, [2^ROUNDS]: one exchange between the threads serves all."""
+    """Sum each of K tiles over the channels, [2^ROUNDS], in a single reduction across threads."""
     for _ in tl.static_range(K, 1 << ROUNDS):
         products = products + (tl.zeros_like(products[0]),)
     return tl.sum(side_by_side(products, TILE, ROUNDS), 0)
@@ -87,7 +88,7 @@ def _forward(
     start, stop, KEEP: tl.constexpr, K: tl.constexpr, ROUNDS: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr,
     POWER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Tokens start to stop forward in ``rows``. KEEP: keep what writes replace, and what each read has along ∂o."""
+    """Run tokens start to stop forward on ``rows``. With KEEP, save replaced rows and the products of reads with ∂o."""
     lane = tl.arange(0, 1 << ROUNDS)
     at = (head_tokens + start) * K
     value_at = (head_tokens + start) * D + channel
@@ -131,7 +132,7 @@ def _backward(
     head_tokens, channel, inside, start, stop, K: tl.constexpr, ROUNDS: tl.constexpr, D: tl.constexpr,
     TILE: tl.constexpr, POWER: tl.constexpr, PROXY_EPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Tokens stop to start back in ``grads``, the gradient of the state's rows."""
+    """Run tokens stop to start in reverse on ``grads``, the gradient of the state's rows."""
     lane = tl.arange(0, 1 << ROUNDS)
     at = (head_tokens + stop - 1) * K
     value_at = (head_tokens + stop - 1) * D + channel
@@ -171,7 +172,7 @@ def _backward(
 
 @triton.jit
 def _replaced(past, token, inside, K: tl.constexpr, D: tl.constexpr):
-    """The rows that the writes of a token replaced."""
+    """Load the rows that the writes of a token replaced."""
     rows = ()
     for k in tl.static_range(K):
         rows = rows + (load_inside(past + (token * K + k).to(tl.int64) * D, inside),)

@@ -1,1 +1,1 @@
-"""The scan in shared memory; its backward recomputes the forward, then walks in reverse."""
+"""The scan with its state in shared memory; the backward recomputes the forward, then visits tokens in reverse."""

@@ -1,6 +1,6 @@
-"""memory_scan_backward in TIR for GPUs, of form "shared": forth, the gradients at reads, back, and those at writes.
+"""memory_scan_backward in TIR for GPUs, of form "shared": recompute, read gradients, reverse pass, write gradients.
 
-Every walk gives its tile's share of the dot products of a token's rows, which are summed in the order of the tiles.
+Each program computes its tile's partial dot products of a token's rows; these are summed in the order of the tiles.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from schedules.workload import Workload
 
 def module(workload: Workload, schedule: SharedScanBackward, cuda: bool, state: str = "float32",
            reverse_threads: bool = False) -> Any:  # fmt: skip
-    """The IRModule of four kernels that run one after another.
+    """Return an IRModule of four kernels that run one after another.
 
-    Arrays by tokens are [N, T, K], and what stays between the kernels [N, T', K], T' being T rounded up to whole
-    chunks, the shares of G tiles [N, G, T', K], in the type of sums:
+    Slots, weights and their gradients are [N, T, K]. Arrays between the kernels are [N, T', K] in the dtype of sums,
+    where T' is T rounded up to whole chunks; partial sums of G tiles (read_parts, write_parts) are [N, G, T', K].
 
-    - ``recompute``: grad_output [N, T, D], write_slots, write_weights, read_slots, values [N, T, D], memory [N, M, D],
-      mass [N, M]; gives history [N, T', K, G · tile], the rows before each write, read_parts, old_masses and inverses.
-    - ``reads``: read_parts, read_weights, inverses; gives grad_read_weights and pushes, of the mass.
-    - ``reverse``: grad_output, grad_memory [N, M, D], grad_mass [N, M], all addresses, values, history, old_masses,
-      inverses, pushes; gives grad_values, write_parts, and the gradients of the first memory and mass.
-    - ``writes``: write_parts; gives grad_write_weights.
+    - ``recompute``: from grad_output [N, T, D], write_slots, write_weights, read_slots, values [N, T, D], memory
+      [N, M, D] and mass [N, M] to history [N, T', K, G · tile], the rows before each write, and read_parts, old_masses
+      and inverses.
+    - ``reads``: from read_parts, read_weights and inverses to grad_read_weights and pushes, the gradients of the mass
+      at each read.
+    - ``reverse``: from grad_output, grad_memory [N, M, D], grad_mass [N, M], slots, weights, values, history,
+      old_masses, inverses and pushes to grad_values, write_parts, and the gradients of the initial memory and mass.
+    - ``writes``: from write_parts to grad_write_weights.
     """
     sizes = _Sizes(workload, schedule, state)
 
@@ -199,7 +201,7 @@ def _writes(sizes: _Sizes, threads: Threads) -> Any:
 
 
 def _each_sum(threads: Threads, n: Any, tokens: Any, parts: Any, give: Callable[[list[Any], Any], None]) -> None:
-    """``give([n, t, k], sum)`` of the tiles' shares of head ``n``."""
+    """Emit ``give([n, t, k], sum)`` with the sums over tiles of head ``n``."""
     count, K = int(parts.shape[1]), int(parts.shape[3])
 
     def one(e: Any) -> None:

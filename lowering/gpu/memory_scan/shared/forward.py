@@ -1,4 +1,4 @@
-"""memory_scan in TIR for GPUs, of form "shared": a warp walks through a head's tokens, its state in shared memory."""
+"""memory_scan in TIR for GPUs, of form "shared": a warp scans a head's tokens with the state in shared memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from schedules.workload import Workload
 def module(
     workload: Workload, schedule: SharedScan, cuda: bool, state: str = "float32", reverse_threads: bool = False
 ) -> Any:
-    """The IRModule of the kernel, with its programs bound to blocks of a GPU or run in parallel on a CPU.
+    """Return the kernel's IRModule, with its programs bound to blocks of a GPU or run in parallel on a CPU.
 
-    Parameters: write_slots, write_weights, read_slots, read_weights [N, T, K], values [N, T, D], memory [N, M, D],
-    mass [N, M]; output [N, T, D], new memory, new mass. N and T are taken at run time; memory and mass have the type
-    ``state``.
+    Its parameters are write_slots, write_weights, read_slots, read_weights [N, T, K], values [N, T, D], memory
+    [N, M, D], mass [N, M], and the outputs output [N, T, D], new memory and new mass. N and T are dynamic; memory and
+    mass have the dtype ``state``.
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype, count = workload.dtype, schedule.tiles(workload)
@@ -65,7 +65,7 @@ def _program(walk: TokenWalk, inputs: tuple[Any, ...], O: Any) -> _Tokens:
 
 
 class _Tokens:
-    """Emits the walk."""
+    """Emits a program's scan of the tokens."""
 
     def __init__(self, walk: TokenWalk, writes: Writes, RS: Any, R: Any, O: Any) -> None:
         self.walk, self.writes, self.output = walk, writes, O
@@ -82,7 +82,7 @@ class _Tokens:
                 walk.give_mass(Z)
 
     def read(self, thread: Any, turn: int, t: Any, ahead: Callable[[], None]) -> None:
-        """The thread's part of a token's output: its slots' rows, each by its weight over the slot's mass."""
+        """Emit the thread's part of a token's output: its slots' rows times r / (z + ε)."""
         walk, each = self.walk, range(self.walk.width)
         eps = emit.constant(walk.constants["eps"], walk.sums)
         slots = [self.slots.get(thread, turn, j) for j in each]
@@ -99,7 +99,7 @@ class _Tokens:
             self.totals.store(thread, turn * walk.channels + c, total)
 
     def give(self, first: Any) -> None:
-        """The lanes' sums of the tokens from ``first`` to the output."""
+        """Emit the sums over lanes of the unrolled tokens from ``first``, and store them in the output."""
         walk = self.walk
 
         def store(thread: Any, place: Any, size: int, value: Callable[[int], Any]) -> None:

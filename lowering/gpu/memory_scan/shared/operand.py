@@ -11,10 +11,10 @@ from lowering import emit
 
 
 class Operand:
-    """A chunk of an array's tokens in shared memory, in the type of sums; slots as they are.
+    """A chunk of an array's tokens in shared memory, in the dtype of sums; slots stay int32.
 
-    A thread works on its slots' numbers, on its channels', or on its channels in each of its slots; these last ones
-    stay as they lie in memory until they are used, since there are many.
+    A thread uses the values of its slots, of its channels, or of its channels in each of its slots. The last kind keeps
+    the array's dtype until it is used, to save shared memory.
 
     The next chunk is prefetched into registers. bfloat16 pairs stay packed there, because unpacking stalls on the load.
 
@@ -46,7 +46,7 @@ class Operand:
         self.held = self.threads.private(2 * self.runs * self.run // self.dense, kind)
 
     def ask(self, c: Any, whole: bool) -> None:
-        """Chunk ``c``, ``whole`` or as far as it has tokens: of others, numbers are 0 and slots each their own k."""
+        """Emit the loads of chunk ``c`` into registers; if it is not ``whole``, missing tokens get value 0, slot k."""
         walk = self.walk
 
         def item(e: Any, thread: Any, turn: int) -> None:
@@ -69,7 +69,7 @@ class Operand:
         self.threads.share(self.items, item)
 
     def put(self) -> None:
-        """What was asked for, into shared memory, channels past the last one as 0."""
+        """Emit the stores of the loaded chunk to shared memory, with 0 for channels beyond the last."""
         walk = self.walk
 
         def item(e: Any, thread: Any, turn: int) -> None:
@@ -88,7 +88,7 @@ class Operand:
         self.threads.share(self.items, item)
 
     def fetch(self, thread: Any, i: Any, turn: int) -> None:
-        """The thread's numbers of the chunk's ``i``-th token, into the registers of this turn, of two."""
+        """Emit loads of the thread's values of the chunk's ``i``-th token into one of two sets of registers."""
         for j in range(self.runs):
             slot, column = self.walk.slot(thread, j), self.walk.column(thread)
             first = slot * self.walk.tile + column if self.raw else column if self.by_channel else slot
@@ -96,13 +96,13 @@ class Operand:
             emit.copy(self.held.buffer, place, self.here, [i, first // self.dense], self.run // self.dense)
 
     def get(self, thread: Any, turn: int, j: int) -> Any:
-        """The ``j``-th of them."""
+        """Return the ``j``-th of the values that ``fetch`` has loaded."""
         place = turn % 2 * self.runs * self.run + j
         held = self.held.load(thread, place // self.dense)
         return self._number(held, place % self.dense).astype(self.walk.sums) if self.raw else held
 
     def _place(self, e: Any) -> tuple[Any, Any]:
-        """Of what a thread moves as the ``e``-th: the token, and the first number in its row."""
+        """Return the token of the ``e``-th element that a thread moves, and the element's index within the token."""
         each = self.row // self.moved
         return e // each, e % each * self.moved
 

@@ -1,7 +1,7 @@
-"""The way forth of memory_scan_backward: the state is walked through once more, and what the way back needs is kept.
+"""The recomputation in memory_scan_backward: runs the forward again and saves what the reverse pass needs.
 
-That is the row that each write replaces, the dot product of each row that is read with the output's gradient, and, by
-the first tile's program, the mass before each write and 1 / (z + ε) at each read.
+These are the row that each write replaces, the dot product of each row read with the output's gradient, and, from the
+first tile's program, the mass before each write and 1 / (z + ε) at each read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lowering.gpu.memory_scan.shared.writes import Writes
 
 
 class Recompute:
-    """Emits one program. ``outputs``: history, the tile's dot products, masses before writes, inverses at reads."""
+    """Emits one program; ``outputs`` are history, the tile's dot products, masses before writes, inverses at reads."""
 
     def __init__(self, walk: TokenWalk, writes: Writes, RS: Any, dO: Any, outputs: tuple[Any, ...]) -> None:
         self.walk, self.writes = walk, writes
@@ -42,7 +42,7 @@ class Recompute:
         self.walk.go([(self.writes.operands, write), (reads, partial(self.read, with_mass=with_mass))], self.give)
 
     def keep(self, thread: Any, t: Any, j: int, row: Callable[[int], Any], mass: Any) -> None:
-        """The row and the mass that a write replaces."""
+        """Emit stores of the row and the mass that a write replaces."""
         walk, at = self.walk, [self.walk.n, t, self.walk.slot(thread, j)]
         emit.put(walk.threads.cuda, self.history, [*at, walk.channel(thread)], walk.channels, row)
         if mass is not None:
@@ -50,7 +50,7 @@ class Recompute:
                 emit.store(self.old_masses, at, mass)
 
     def read(self, thread: Any, turn: int, t: Any, ahead: Callable[[], None], with_mass: bool) -> None:
-        """The thread's part of each read row's dot product."""
+        """Emit the thread's part of the dot product of each row read."""
         walk, each = self.walk, range(self.walk.width)
         one, eps = emit.constant(1, walk.sums), emit.constant(walk.constants["eps"], walk.sums)
         slots = [self.slots.get(thread, turn, j) for j in each]
@@ -69,7 +69,7 @@ class Recompute:
                     emit.store(self.inverses, [walk.n, t, walk.slot(thread, j)], inverses[j])
 
     def give(self, first: Any) -> None:
-        """The groups' sums of the tokens from ``first``: this tile's share of the dot products."""
+        """Emit the sums over groups of the tokens from ``first``, which are this tile's partial dot products."""
         walk = self.walk
 
         def store(thread: Any, place: Any, size: int, value: Callable[[int], Any]) -> None:

@@ -1,6 +1,6 @@
-"""The way back of memory_scan_backward: the state's gradient is walked through from the last token to the first.
+"""The reverse pass of memory_scan_backward: updates the state's gradient from the last token to the first.
 
-The first tile's program has the mass's gradient too, and adds what comes through it to its share of the dot products.
+The first tile's program also has the mass's gradient, and adds its contribution to its partial dot products.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ class Reverse:
     """Emits one program.
 
     Args:
-        by_slot: write slots and weights, masses before writes, read slots and weights, inverses, pushes of the mass.
+        by_slot: write slots and weights, masses before writes, read slots and weights, inverses, and gradients of the
+            mass at reads.
         by_channel: gradients of the output, and values.
-        history: the rows before writes. parts, dV: where the dot products and the values' gradients go.
+        history: the rows before writes.
+        parts, dV: the outputs for dot products and for gradients of the values.
     """
 
     def __init__(self, walk: TokenWalk, by_slot: tuple[Any, ...], by_channel: tuple[Any, ...], history: Any, parts: Any,
@@ -57,7 +59,7 @@ class Reverse:
         self.walk.go(phases, self.give, reverse_time=True)
 
     def read(self, thread: Any, turn: int, t: Any, ahead: Callable[[], None], with_mass: bool) -> None:
-        """The output's gradient to the rows that the token read."""
+        """Emit adding the output's gradient to the gradients of the rows that the token read."""
         walk, each = self.walk, range(self.walk.width)
         slots = [self.read_slots.get(thread, turn, j) for j in each]
         old, masses = [walk.row(thread, slot) for slot in slots], walk.masses(slots) if with_mass else None
@@ -74,7 +76,7 @@ class Reverse:
                     emit.store(walk.mass, [slots[j]], masses[j] - self.pushes.get(thread, turn, j))
 
     def write(self, thread: Any, turn: int, t: Any, ahead: Callable[[], None], with_mass: bool) -> None:
-        """The rows' gradients to the token's value and weights, and through its decays."""
+        """Emit the gradients of the token's value and weights, and multiply the rows' gradients by its decays."""
         walk, each = self.walk, range(self.walk.width)
         gamma, proxy_eps = walk.constants["decay_power"], walk.constants["proxy_eps"]
         zero, one = (emit.constant(number, walk.sums) for number in (0, 1))
@@ -105,7 +107,7 @@ class Reverse:
             self.totals.store(thread, turn * walk.channels + c, total)
 
     def give(self, first: Any) -> None:
-        """The gradients of the tokens' values, and this tile's share of the weights', from the token ``first``."""
+        """Emit stores of the values' gradients and this tile's partial sums of the weights', from token ``first``."""
         walk, last = self.walk, first + self.walk.straight - 1
 
         def weight(thread: Any, place: Any, size: int, value: Callable[[int], Any]) -> None:

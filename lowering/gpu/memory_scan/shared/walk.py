@@ -1,8 +1,8 @@
-"""What the scans of form "shared" have in common: a warp that walks through a head's tokens, rows in shared memory.
+"""The loop that the scans of form "shared" have in common: a warp scans a head's tokens with rows in shared memory.
 
-Thread (lane, group) works on the channels of its group in K / lanes of a token's slots. Within a phase no thread meets
-another's numbers, since a token's slots are distinct; between the phases stands the barrier of a warp. A chunk of
-operands is in shared memory, the next one on its way; a thread fetches a token's operands one token ahead.
+Thread (lane, group) handles its group's channels in K / lanes of a token's slots. Within a phase, threads access
+disjoint data, since a token's slots are distinct; between phases there is a warp barrier. One chunk of operands is in
+shared memory while the next is loaded, and a thread loads a token's operands one token ahead.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ TokenWork = Callable[[Any, int, Any, Callable[[], None]], None]
 
 
 class TokenWalk:
-    """Emits the parts of one program: head ``n``, the ``g``-th tile of channels, ``tokens`` long.
+    """Emits the parts of one program, for head ``n``, tile ``g`` of the channels and ``tokens`` tokens.
 
-    ``rows`` [M, tile] is the state, or its gradient, and ``mass`` [M] the mass, or its gradient.
+    ``rows`` [M, tile] is the state or its gradient, and ``mass`` [M] the mass or its gradient.
     """
 
     def __init__(self, workload: Workload, schedule: SharedScan, threads: Threads, n: Any, g: Any, tokens: Any) -> None:
@@ -46,38 +46,38 @@ class TokenWalk:
         self.mass = threads.shared((self.M,), self.sums)
 
     def by_slot(self, *buffers: Any) -> list[Operand]:
-        """Operands [N, T, K]."""
+        """Create operands of buffers [N, T, K]."""
         return [Operand(self, buffer, True, False) for buffer in buffers]
 
     def by_channel(self, *buffers: Any) -> list[Operand]:
-        """Operands [N, T, D]."""
+        """Create operands of buffers [N, T, D]."""
         return [Operand(self, buffer, False, True) for buffer in buffers]
 
     def by_both(self, buffer: Any) -> Operand:
-        """An operand [N, T, K, channels of all tiles]."""
+        """Create an operand of a buffer [N, T, K, channels of all tiles]."""
         return Operand(self, buffer, True, True)
 
     def slot(self, thread: Any, j: int) -> Any:
-        """k of the thread's j-th slot."""
+        """Return k of the thread's j-th slot."""
         return thread // self.groups * self.width + j
 
     def column(self, thread: Any) -> Any:
-        """The thread's first channel in the tile."""
+        """Return the thread's first channel within the tile."""
         return thread % self.groups * self.channels
 
     def channel(self, thread: Any) -> Any:
-        """The thread's first channel in the head."""
+        """Return the thread's first channel within the head."""
         return self.g * self.tile + self.column(thread)
 
     def first_group(self, thread: Any) -> Any:
-        """Of the threads that share a slot, one."""
+        """Return whether the thread is in group 0, so that one thread per slot is selected."""
         return thread % self.groups == 0
 
     def go(self, phases: Sequence[tuple[Sequence[Operand], TokenWork]], give: Callable[[Any], None],
            reverse_time: bool = False) -> None:  # fmt: skip
-        """Through all tokens in ``phases``, each with its operands; ``give(t)`` after those in straight code, from t.
+        """Emit the loop over all tokens, with ``phases`` and their operands, and ``give(t)`` after each unrolled group.
 
-        Turn i of the straight code is its i-th token, or in reverse time the i-th from its end.
+        t is the first token of the group. Turn i is the group's i-th token, in reverse time the i-th from its end.
         """
         operands = [operand for mine, _ in phases for operand in mine]
         parts = self.chunk // self.straight
@@ -131,24 +131,24 @@ class TokenWalk:
                 self.threads.barrier()
 
     def row(self, thread: Any, slot: Any) -> Any:
-        """The thread's channels of a slot's row, in registers."""
+        """Emit loads of the thread's channels of a slot's row into registers."""
         held = emit.registers(self.threads.cuda, self.channels, self.sums)
         emit.copy(held, [0], self.rows, [slot, self.column(thread)], self.channels)
         return held
 
     def put_row(self, thread: Any, slot: Any, value: Callable[[int], Any]) -> None:
-        """The thread's channels of a slot's row."""
+        """Emit stores of the thread's channels of a slot's row."""
         emit.put(self.threads.cuda, self.rows, [slot, self.column(thread)], self.channels, value)
 
     def masses(self, slots: Sequence[Any]) -> Any:
-        """Those of the thread's slots, in registers."""
+        """Emit loads of the masses of the thread's slots into registers."""
         held = emit.registers(self.threads.cuda, self.width, self.sums)
         for j, slot in enumerate(slots):
             emit.store(held, [j], self.mass[slot])
         return held
 
     def decays(self, weights: Sequence[Any]) -> Any:
-        """(1 − w)^γ of the thread's weights, in registers."""
+        """Emit (1 − w)^γ of the thread's weights into registers."""
         held = emit.registers(self.threads.cuda, self.width, self.sums)
         for j, weight in enumerate(weights):
             emit.store(held, [j], emit.decay(weight, self.constants["decay_power"], self.sums))
@@ -156,10 +156,10 @@ class TokenWalk:
 
     def fold(self, values: Private, count: int, strides: Sequence[int], together: int,
              store: Callable[[Any, Any, int, Callable[[int], Any]], None]) -> None:  # fmt: skip
-        """``store(thread, place, size, value)`` sums of ``count`` values over the threads that differ in ``strides``.
+        """Emit sums of ``count`` values over the threads that differ in ``strides``, and ``store`` them.
 
-        ``size`` of them at a time, from the ``place``-th, never across a multiple of ``together``: ``value(i)`` is the
-        i-th of these.
+        ``store(thread, place, size, value)`` stores ``size`` sums from the ``place``-th on, ``value(i)`` being the i-th
+        of them. They never cross a multiple of ``together``.
         """
         folded = self.threads.fold(values, count, strides)
         size = math.gcd(folded.count, together)
@@ -176,7 +176,7 @@ class TokenWalk:
         self.threads.each(mine)
 
     def fill(self, rows: Any, mass: Any) -> None:
-        """Rows [N, M, D] and mass [N, M] into shared memory; channels past the last one are 0."""
+        """Emit loads of rows [N, M, D] and mass [N, M] into shared memory, with 0 for channels beyond the last."""
 
         def load(item: Any, held: Any, at: list[Any]) -> None:
             _, there = self._places(item)
@@ -201,7 +201,7 @@ class TokenWalk:
         )  # fmt: skip
 
     def give_rows(self, rows: Any) -> None:
-        """The same from shared memory."""
+        """Emit stores of the rows from shared memory to [N, M, D]."""
 
         def put(item: Any) -> None:
             here, there = self._places(item)
@@ -213,10 +213,10 @@ class TokenWalk:
         self.threads.spread(self.M * self.groups, put)
 
     def give_mass(self, mass: Any) -> None:
-        """Likewise."""
+        """Emit stores of the mass from shared memory to [N, M]."""
         self.threads.spread(self.M, lambda m: emit.store(mass, [self.n, m], self.mass[m].astype(str(mass.dtype))))
 
     def _places(self, item: Any) -> tuple[list[Any], list[Any]]:
-        """Of a group's channels of a row: where they are here, and in [N, M, D]."""
+        """Return the indices of an item (a group's channels of a row) in shared memory and in [N, M, D]."""
         slot, column = item // self.groups, item % self.groups * self.channels
         return [slot, column], [self.n, slot, self.g * self.tile + column]

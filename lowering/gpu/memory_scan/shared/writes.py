@@ -1,4 +1,4 @@
-"""A token's write, as the scans of form "shared" do it (paper, step 5)."""
+"""The write of a token in the scans of form "shared" (paper, step 5)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Keep = Callable[[Any, Any, int, Callable[[int], Any], Any], None]
 
 
 class Writes:
-    """Emits it, to the rows and, ``with_mass``, to the mass of a walk."""
+    """Emits a token's write to the rows of a ``TokenWalk`` and, if ``with_mass``, to its mass."""
 
     def __init__(self, walk: TokenWalk, WS: Any, W: Any, V: Any) -> None:
         self.walk = walk
@@ -25,7 +25,7 @@ class Writes:
         self.operands = (self.slots, self.weights, self.values)
 
     def work(self, with_mass: bool = True, keep: Keep | None = None) -> TokenWork:
-        """The phase of a walk."""
+        """Return the phase for ``TokenWalk.go``."""
         walk, each = self.walk, range(self.walk.width)
 
         def write(thread: Any, turn: int, t: Any, ahead: Callable[[], None]) -> None:

@@ -1,9 +1,9 @@
 """Backward of the scan that is parallel over slots.
 
-Along a slot's accesses the gradient of its row is a linear recurrence too, walked back: G_p = decay_(p+1) · G_(p+1),
-plus at a read what it took from the row, plus behind the last access the final state's gradient. Each piece is walked
-forward once more from the row before it, which shows what its reads take and sums up its way back; then back from G
-behind it. Of rows only one per ``BATCH`` accesses is kept between the two.
+Along a slot's accesses, the gradient of its row is a linear recurrence in reverse: G_p = decay_(p+1) · G_(p+1), plus
+the gradient from a read at p, plus the final state's gradient after the last access. Each piece is first recomputed
+from the row before it, which gives the products of its reads and the piece's effect on G; then it is run in reverse
+from G after it. Between these two kernels, only one row per ``BATCH`` accesses is saved.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def slot_reads(
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Forward through each piece: products ⟨∂o, row⟩ of reads, the row before each batch, and row_sums, what the piece
-    adds to G on its way back."""
+    """Run each piece forward. Computes products ⟨∂o, row⟩ of reads, the row before each batch, and row_sums, what the
+    piece adds to G in reverse."""
     piece = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
@@ -85,8 +85,8 @@ def slot_writes(
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Back through each piece from G behind it: products ⟨G, ∂row/∂w⟩ of writes, parts [N·T·K, D] = w · G of each
-    write, and the gradient of the initial memory."""
+    """Run each piece in reverse from G after it. Computes products ⟨G, ∂row/∂w⟩ and parts [N·T·K, D] = w · G of writes,
+    and the gradient of the initial memory."""
     piece = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
@@ -135,7 +135,7 @@ def plan(
     read_slots: Tensor, read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor, decay_power: float,
     eps: float, proxy_eps: float, schedule: SlotsScan,
 ) -> Plan:  # fmt: skip
-    """Gradients of write_weights and read_weights [N, T, K], values [N, T, D], memory [N, M, D] and mass [N, M].
+    """Plan the gradients of write_weights and read_weights [N, T, K], values [N, T, D], memory [N, M, D], mass [N, M].
 
     ``grad_output``, ``grad_memory`` and ``grad_mass`` are those of what the forward's ``plan`` puts out. The
     derivative of the decay is the proxy's (paper, step 7).
@@ -161,7 +161,7 @@ def plan(
 
 
 class _Scratch(Scratch):
-    """Also, of N heads padded to whole pieces: products; of their batches: kept_rows with D channels."""
+    """Adds products, for N heads padded to whole pieces, and kept_rows with D channels, for each of their batches."""
 
     def __init__(self, walk: Pieces, slots: Tensor) -> None:
         super().__init__(walk, slots, backward=True)
@@ -172,7 +172,8 @@ class _Scratch(Scratch):
 def _way_back(
     walk: Pieces, scratch: _Scratch, inputs: Sequence[Tensor], given: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> list[Launch]:
-    """From the row before each piece, values and state, and the three gradients given, to those of a group's heads."""
+    """Return the launches that compute the gradients of a group's heads, given the row before each piece, values, the
+    state, and the three gradients of the outputs."""
     values, memory, _ = inputs
     grad_output, _, _ = given
     _, grad_read, grad_values, _, _ = outputs

@@ -1,4 +1,4 @@
-"""Forward scan, parallel over slots (the paper's way): accesses sorted by slot and time, scanned in pieces."""
+"""Forward scan, parallel over slots as in the paper: accesses are sorted by slot and time and scanned in pieces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def slot_scan(
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Each piece from the row before it: parts [N·T·K, D] = r/(z + ε) · row of each read, and the final memory."""
+    """Scan each piece from the row before it. Computes parts [N·T·K, D], r/(z + ε) · row of each read, and the final
+    memory."""
     piece = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
@@ -55,9 +56,9 @@ def plan(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor, values: Tensor,
     memory: Tensor, mass: Tensor, decay_power: float, eps: float, schedule: SlotsScan,
 ) -> Plan:  # fmt: skip
-    """Steps 5 and 6 of the paper on slots and weights [N, T, K], values [N, T, D], memory [N, M, D], mass [N, M].
+    """Plan steps 5 and 6 of the paper on slots and weights [N, T, K], values [N, T, D], memory [N, M, D], mass [N, M].
 
-    Outputs: [N, T, D] of the type of ``values``, and the state after the last token, of the type of ``memory``.
+    The results are output [N, T, D] of the dtype of ``values``, and the new state of the dtype of ``memory``.
     """
     heads, tokens, top_k = write_slots.shape
     num_slots, dim = memory.shape[1:]

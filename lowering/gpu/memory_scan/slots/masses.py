@@ -1,4 +1,4 @@
-"""The mass along sorted accesses: a thread a piece."""
+"""The mass along sorted accesses, with one thread per piece."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def mass_pieces(
     packed, starts, decays, weights, mass, gains, mass_sums, M, pieces, all_pieces,
     K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The mass behind a piece is gain · that before it + sum; gains and mass_sums [N, pieces]."""
+    """Compute gains and mass_sums [N, pieces]: the mass after a piece is gain · (mass before it) + sum."""
     piece = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     alive = piece < all_pieces
     mass += (piece // pieces).to(tl.int64) * M
@@ -40,8 +40,8 @@ def mass_scan(
     K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr,
     BLOCK: tl.constexpr, BACKWARD: tl.constexpr,
 ):  # fmt: skip
-    """Forward through each piece: the weight r of each read becomes r/(z + ε). Then the final mass or, for the
-    backward, mass_terms: a read's 1/(z + ε), a write's ∂z/∂w."""
+    """Run each piece forward, replacing the weight r of each read by r/(z + ε). Also stores the final mass or, for the
+    backward, mass_terms: 1/(z + ε) of a read, ∂z/∂w of a write."""
     piece = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)

@@ -1,4 +1,4 @@
-"""The mass in the backward of the scan over slots, and the gradients of weights, which need it: a thread a piece."""
+"""Gradients of the mass and the weights in the scan over slots, with one thread per piece."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def mass_reads(
     T, M, pieces, all_pieces,
     K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Forward through each piece. From products ⟨∂o, row⟩ of reads: the gradients of read weights, and in the place of
-    their mass_terms what they add to the mass's gradient; gains and mass_sums are the piece's way back."""
+    """Run each piece forward. From products ⟨∂o, row⟩ of reads, compute the gradients of read weights and replace their
+    mass_terms by what they add to the mass's gradient; gains and mass_sums describe the piece's reverse pass."""
     piece = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
@@ -56,8 +56,8 @@ def mass_writes(
     T, M, pieces, all_pieces,
     K: tl.constexpr, PIECE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Back through each piece from the mass's gradient behind it: from products ⟨G, ∂row/∂w⟩ of writes the gradients
-    of write weights, and those of the initial mass."""
+    """Run each piece in reverse from the mass's gradient after it. From products ⟨G, ∂row/∂w⟩ of writes, compute the
+    gradients of write weights and of the initial mass."""
     piece = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)

@@ -1,8 +1,8 @@
-"""The accesses of each head, writes and reads together, sorted by slot and within a slot by time.
+"""Sorts the accesses of each head, writes and reads together, by slot and within a slot by time.
 
-An access is an event number: token t's K writes are t·2K … t·2K + K−1, its K reads the K numbers after them, so that
-events stand in the order in which they happen. A counting sort, stable, by a few bits of the slot number at a time:
-scratch does not grow with M. All of it is integer arithmetic, and no two programs of a launch exchange anything.
+Accesses are numbered in time order as events: token t's K writes are t·2K … t·2K + K−1, and its K reads the K numbers
+after them. The sort is a stable radix sort by a few bits of the slot number per pass, so its scratch does not grow with
+M. It is integer arithmetic only, and programs of a launch do not communicate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BLOCK = 1024  # entries of the count table that one program sums
 
 @triton.jit
 def _load(slots, events, access, base, accesses, K: tl.constexpr, FIRST: tl.constexpr):
-    """Slot and event of an access; for the first pass ``slots`` are the writes' [N, T, K] and ``events`` the reads'."""
+    """Load slot and event of an access. In the FIRST pass, ``slots`` are write slots and ``events`` read slots."""
     inside = access < accesses
     if FIRST:
         token, lane = access // (2 * K), access % (2 * K)
@@ -49,7 +49,7 @@ def order_count(
     slots, events, counts, accesses, chunks,
     K: tl.constexpr, FIRST: tl.constexpr, SHIFT: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """counts [N, BINS, chunks]: how many accesses of a chunk have each digit."""
+    """Compute counts [N, BINS, chunks], the number of accesses of each chunk that have each digit."""
     head, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     access = chunk * CHUNK + tl.arange(0, CHUNK)
     slot, _ = _load(slots, events, access, head.to(tl.int64) * accesses, accesses, K, FIRST)
@@ -61,7 +61,7 @@ def order_count(
 
 @triton.jit(do_not_specialize=["entries"])
 def order_offsets(counts, offsets, entries, BLOCK: tl.constexpr):
-    """The sum of all counts before each, within a head; both [N, entries]."""
+    """Compute offsets, the exclusive prefix sums of counts within a head; both [N, entries]."""
     base = tl.program_id(0).to(tl.int64) * entries
     before = 0
     for start in range(0, entries, BLOCK):
@@ -76,7 +76,7 @@ def order_place(
     slots, events, offsets, placed_slots, placed_events, accesses, chunks,
     K: tl.constexpr, FIRST: tl.constexpr, SHIFT: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Each access behind all that have a smaller digit, or the same one and stood before it."""
+    """Move each access behind all accesses with a smaller digit, and those with the same digit that precede it."""
     head, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     access = chunk * CHUNK + tl.arange(0, CHUNK)
     inside = access < accesses
@@ -91,7 +91,7 @@ def order_place(
 
 
 def passes(num_slots: int) -> tuple[tuple[int, int], ...]:
-    """(shift, bits) of each pass: as few as ``DIGIT_BITS`` allows, and alike."""
+    """Return (shift, bits) of each pass: as few passes as ``DIGIT_BITS`` allows, with nearly equal bits."""
     bits = max(1, (num_slots - 1).bit_length())
     each = math.ceil(bits / math.ceil(bits / DIGIT_BITS))
     return tuple((shift, min(each, bits - shift)) for shift in range(0, bits, each))
@@ -99,7 +99,7 @@ def passes(num_slots: int) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True)
 class OrderScratch:
-    """What sorting ``heads`` heads needs, int32; the sorted accesses are the last pair of ``pairs`` that is written."""
+    """int32 scratch for sorting ``heads`` heads. The sorted accesses are in the pair of ``pairs`` written last."""
 
     pairs: tuple[tuple[Tensor, Tensor], ...]  # slots and events, [N, 2·T·K] each
     counts: Tensor
@@ -107,7 +107,7 @@ class OrderScratch:
 
     @classmethod
     def of(cls, slots: Tensor, heads: int, num_slots: int) -> OrderScratch:
-        """For slots [≥ heads, T, K]."""
+        """Allocate scratch for slots [≥ heads, T, K]."""
         accesses = 2 * slots.shape[1] * slots.shape[2]
         digits = passes(num_slots)
         entries = max(2**bits for _, bits in digits) * triton.cdiv(accesses, CHUNK)
@@ -122,7 +122,7 @@ class OrderScratch:
 def order(
     write_slots: Tensor, read_slots: Tensor, num_slots: int, scratch: OrderScratch
 ) -> tuple[list[Launch], Tensor, Tensor]:
-    """The launches that sort the accesses of slots [N, T, K], and where they put slots and events, [≥ N, 2·T·K]."""
+    """Return the launches that sort the accesses of slots [N, T, K], and the sorted slots and events [≥ N, 2·T·K]."""
     heads, tokens, top_k = write_slots.shape
     accesses = 2 * tokens * top_k
     chunks = triton.cdiv(accesses, CHUNK)

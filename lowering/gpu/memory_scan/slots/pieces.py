@@ -1,12 +1,12 @@
-"""What the scans that are parallel over slots share: sorted accesses as one linear recurrence, cut in pieces.
+"""Kernels shared by the scans that are parallel over slots: a segmented linear recurrence, cut into pieces.
 
-Along the sorted accesses of a head, row_p = decay_p · row_(p−1) + weight_p · value_p, with decay 1 and weight 0 where
-the access reads. Where a slot's accesses begin its initial row replaces row_(p−1). A piece is a fixed number of
-accesses, whatever their slots, so that a hot slot is cut as well. It is summed up by what it multiplies the row before
-it with, and what it adds; a product of decays is all that joins pieces, and none is ever divided by.
+Along the sorted accesses of a head, row_p = decay_p · row_(p−1) + weight_p · value_p, with decay 1 and weight 0 for
+reads. At the first access of a slot, its initial row replaces row_(p−1). A piece is a fixed number of accesses of any
+slots, so that a frequent slot is divided, too. The effect of a piece is a factor (a product of decays) on the row
+before it, and a sum that is added. There are no divisions by decays.
 
-A thread holds some channels of one row and walks through a piece; no two threads exchange anything within a launch
-but the sum over a row's channels.
+A thread holds some channels of one row and scans a piece. Within a launch, threads communicate only to sum over a row's
+channels.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def piece_terms(
     K: tl.constexpr, POWER: tl.constexpr, PROXY_EPS: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """From sorted slots and events [N, 2·T·K], by position [N, padded]: twice the place in [T·K], plus 1 of a read (−1
-    behind the last), the slot where its accesses begin and where they end (else −1), the decay, the weight, and the
-    slope of the decay."""
+    """Compute, from sorted slots and events [N, 2·T·K], arrays [N, padded] by position: packed, twice the index in
+    [T·K] plus 1 for a read, or −1 beyond the last access; starts and ends, the slot at its first and last access, else
+    −1; decays; weights; and slopes of the decays."""
     blocks = tl.cdiv(padded, BLOCK)
     head = (tl.program_id(0) // blocks).to(tl.int64)
     position = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -54,7 +54,7 @@ def piece_terms(
 
 @triton.jit
 def access(packed, alive, K: tl.constexpr):
-    """Of the accesses that ``packed`` points to: whether they write, whether they read, their token, their place in the
+    """Unpack the accesses at ``packed``: whether they write, whether they read, their token, and their index in the
     head's [T·K]."""
     code = tl.load(packed, mask=alive, other=-1)
     place = code >> 1
@@ -64,7 +64,7 @@ def access(packed, alive, K: tl.constexpr):
 
 @triton.jit
 def point(rows, first, D: tl.constexpr, D_PAD: tl.constexpr):
-    """To the rows [·, D] of these numbers, [ROWS, D_PAD]. From there on 32 bits count."""
+    """Return pointers [ROWS, D_PAD] to rows of [·, D]; offsets added to them can be 32-bit."""
     return rows + first[:, None] * D + tl.arange(0, D_PAD)[None, :]
 
 
@@ -78,13 +78,13 @@ def _inside(there, D: tl.constexpr, D_PAD: tl.constexpr):
 
 @triton.jit
 def load_row(pointers, row, there, D: tl.constexpr, D_PAD: tl.constexpr, ACC: tl.constexpr):
-    """The rows so many behind ``pointers``; 0 where they are not ``there``."""
+    """Load the rows at offset ``row`` from ``pointers``; 0 for those that are not ``there``."""
     return tl.load(pointers + (row * D)[:, None], mask=_inside(there, D, D_PAD), other=0.0).to(ACC)
 
 
 @triton.jit
 def store_row(pointers, row, there, x, D: tl.constexpr, D_PAD: tl.constexpr):
-    """The counterpart of ``load_row``."""
+    """Store the rows at offset ``row`` from ``pointers``, except those that are not ``there``."""
     x = x.to(pointers.dtype.element_ty)
     tl.store(pointers + (row * D)[:, None], x, mask=_inside(there, D, D_PAD))
 
@@ -95,7 +95,7 @@ def piece_sums(
     K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The row behind a piece is gain · that before it + sum; row_sums [N, pieces, D]."""
+    """Compute row_sums [N, pieces, D]: the row after a piece is gain · (row before it) + sum."""
     piece = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     alive = piece < all_pieces
     head = (piece // pieces).to(tl.int64)
@@ -120,7 +120,7 @@ def piece_carries(
     gains, row_sums, mass_sums, rows, masses, pieces,
     D: tl.constexpr, D_PAD: tl.constexpr, REVERSE: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Row and mass before each piece of a head, with REVERSE behind each: rows [N, pieces, D], masses [N, pieces]."""
+    """Compute the row and mass before each piece (REVERSE: after it), rows [N, pieces, D] and masses [N, pieces]."""
     channel = tl.arange(0, D_PAD)
     base = tl.program_id(0).to(tl.int64) * pieces
     x = tl.zeros([D_PAD], ACC)
@@ -151,7 +151,7 @@ def piece_carries(
 def sum_accesses(
     parts, out, tokens, K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr
 ):
-    """out [tokens, D] = Σ_k parts [tokens, K, D], in the order of k."""
+    """Compute out [tokens, D] = Σ_k parts [tokens, K, D], in the order of k."""
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     alive = token < tokens
     x = tl.zeros([ROWS, D_PAD], ACC)

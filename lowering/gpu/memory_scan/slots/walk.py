@@ -1,4 +1,4 @@
-"""How sorted accesses are cut in pieces, and the launches that both scans over slots begin and end with."""
+"""How sorted accesses are cut into pieces, and the first and last launches of both scans over slots."""
 
 from __future__ import annotations
 
@@ -29,11 +29,14 @@ MASS_THREADS = 128  # pieces whose mass one program computes, a thread each
 
 @dataclass(frozen=True)
 class Pieces:
-    """The sizes of a group of heads, and how programs share out its pieces.
+    """The sizes of a group of heads, and how its pieces are distributed over programs.
 
     Attributes:
-        heads, tokens, top_k, num_slots, dim: N, T, K, M, D. acc: the type of sums.
-        piece: accesses of one. threads: of a program. channels: of a row that a thread holds.
+        heads, tokens, top_k, num_slots, dim: N, T, K, M, D.
+        acc: the dtype of sums.
+        piece: accesses per piece.
+        threads: threads per program.
+        channels: channels of a row per thread.
     """
 
     heads: int
@@ -58,7 +61,7 @@ class Pieces:
 
     @property
     def padded(self) -> int:
-        """Accesses of a head with those that fill up its last piece."""
+        """Accesses of a head, padded to whole pieces."""
         return self.pieces * self.piece
 
     @property
@@ -71,7 +74,7 @@ class Pieces:
 
     @property
     def rows(self) -> int:
-        """Pieces that a program walks through side by side."""
+        """Pieces that a program scans in parallel."""
         return max(1, self.threads * self.channels // self.d_pad)
 
     @property
@@ -84,16 +87,16 @@ class Pieces:
 
     @property
     def row_bytes(self) -> int:
-        """Of one row per piece, in the type of sums."""
+        """Bytes of one row per piece, in the dtype of sums."""
         return self.heads * self.pieces * self.dim * self.acc_size
 
     @property
     def part_bytes(self) -> int:
-        """Of one row per write, or per read, in the type of sums."""
+        """Bytes of one row per write, or per read, in the dtype of sums."""
         return self.heads * self.tokens * self.top_k * self.dim * self.acc_size
 
     def constants(self) -> dict[str, Any]:
-        """What kernels that walk through pieces take besides tensors."""
+        """Arguments besides tensors of the kernels that scan pieces."""
         return {
             "T": self.tokens, "M": self.num_slots, "pieces": self.pieces, "all_pieces": self.heads * self.pieces,
             "K": self.top_k, "D": self.dim, "D_PAD": self.d_pad, "ROWS": self.rows, "PIECE": self.piece,
@@ -101,21 +104,21 @@ class Pieces:
         }  # fmt: skip
 
     def row_traffic(self, rows: Tensor) -> int:
-        """Bytes of one row of ``rows`` for each write, or for each read."""
+        """Return the bytes of one row of ``rows`` per write, or per read."""
         return self.heads * self.tokens * self.top_k * self.dim * rows.element_size()
 
     def state_traffic(self, memory: Tensor) -> int:
-        """Bytes of the rows that slots have before their first access, or after their last."""
+        """Return the bytes of the rows of slots before their first access, or after their last."""
         touched = min(self.num_slots, self.accesses)
         return self.heads * touched * self.dim * memory.element_size()
 
 
 class Scratch:
-    """What the launches of one group of heads write for the launches after them; all groups share it.
+    """Scratch that the launches of one group of heads share; groups reuse it.
 
-    Of N heads, padded to whole pieces: packed, starts, ends (int32), decays, weights and, for the ``backward``, slopes
-    and mass_terms; of N·pieces pieces: gains, mass_sums, masses, and row_sums and rows with D channels; of N·T·K reads
-    (writes, in the backward): parts with D channels.
+    For each access of N heads, padded to whole pieces, it holds packed, starts, ends (int32), decays, weights and, for
+    the ``backward``, slopes and mass_terms. For each of N·pieces pieces: gains, mass_sums, masses, and row_sums and
+    rows with D channels. For each of N·T·K reads (in the backward, writes): parts with D channels.
     """
 
     def __init__(self, walk: Pieces, slots: Tensor, backward: bool) -> None:
@@ -132,7 +135,7 @@ class Scratch:
         self.parts = empty(walk.heads * walk.tokens * walk.top_k, walk.dim)
 
     def named(self, *names: str) -> dict[str, Tensor]:
-        """Tensors by the names that kernels have for them."""
+        """Return tensors by the kernels' names of them."""
         return {name: getattr(self, name) for name in names}
 
 
@@ -140,10 +143,10 @@ def prepare_pieces(
     walk: Pieces, scratch: Scratch, inputs: Sequence[Tensor], decay_power: float, eps: float,
     new_mass: Tensor | None = None, proxy_eps: float | None = None,
 ) -> list[Launch]:  # fmt: skip
-    """Sort, find the row before each piece, and turn the weight r of each read into r/(z + ε).
+    """Return the launches that sort, compute the row before each piece, and replace each read's weight r by r/(z + ε).
 
-    ``inputs`` are write_slots, write_weights, read_slots, read_weights, values, memory and mass of the group's heads.
-    Also the final mass into ``new_mass`` or, with ``proxy_eps``, slopes and mass_terms.
+    They also store the final mass in ``new_mass`` or, with ``proxy_eps``, slopes and mass_terms. ``inputs`` are
+    write_slots, write_weights, read_slots, read_weights, values, memory and mass of the group's heads.
     """
     write_slots, write_weights, read_slots, read_weights, values, memory, mass = inputs
     launches, slots, events = order(write_slots, read_slots, walk.num_slots, scratch.order)
@@ -192,7 +195,7 @@ def prepare_pieces(
 
 
 def carries(walk: Pieces, scratch: Scratch, reverse: bool) -> Launch:
-    """Join the sums of pieces: the row and mass before each, or with ``reverse`` their gradients behind each."""
+    """Return the launch that computes the row and mass before each piece, or (``reverse``) their gradients after it."""
     moved = 2 * walk.row_bytes + 3 * walk.heads * walk.pieces * walk.acc_size
     return TritonLaunch(
         piece_carries, (walk.heads,),
@@ -205,7 +208,7 @@ def carries(walk: Pieces, scratch: Scratch, reverse: bool) -> Launch:
 
 
 def sum_parts(walk: Pieces, parts: Tensor, out: Tensor) -> Launch:
-    """out [N, T, D] = Σ_k parts [N·T·K, D]."""
+    """Return the launch that computes out [N, T, D] = Σ_k parts [N·T·K, D]."""
     tokens = walk.heads * walk.tokens
     rows = max(1, _SUM_THREADS * walk.channels // walk.d_pad)
     moved = walk.part_bytes + out.numel() * out.element_size()
