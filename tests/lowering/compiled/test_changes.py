@@ -1,0 +1,164 @@
+"""A compiled model gives its model's results after any change of the model: weights, adapters, hooks, constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import lowering
+from ramnet import RamNetForCausalLM
+from tests.lowering.compiled.models import (
+    LINEARS,
+    NORMS,
+    OTHERS,
+    adapt,
+    assert_alike,
+    fresh,
+    ids,
+    outputs,
+)
+from tests.samples import relative_rmse
+
+pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+
+
+def load_replaced(model: RamNetForCausalLM) -> None:
+    model.load_state_dict(fresh(seed=1).state_dict(), assign=True)
+
+
+def load_copied(model: RamNetForCausalLM) -> None:
+    model.load_state_dict(fresh(seed=1).state_dict())
+
+
+def load_unaligned(model: RamNetForCausalLM) -> None:
+    """Weights from memory that no allocator of torch's made."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        place = torch.empty(tensor.numel() + 1)[1:]
+        return place.view(tensor.shape).copy_(tensor)
+
+    model.load_state_dict({name: moved(x) for name, x in fresh(seed=1).state_dict().items()}, assign=True)
+
+
+def swap_parameters(model: RamNetForCausalLM) -> None:
+    for block in model.blocks:
+        block.mixer.log_scale = nn.Parameter(torch.full_like(block.mixer.log_scale, 0.7))
+        block.ffn.down.weight = nn.Parameter(2 * block.ffn.down.weight.detach())
+
+
+def transpose_storage(model: RamNetForCausalLM) -> None:
+    for name in LINEARS:
+        layer = model.get_submodule(name)
+        layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t())
+
+
+def change_constants(model: RamNetForCausalLM) -> None:
+    model.blocks[0].mixer_norm.eps = 0.5
+    model.blocks[1].mixer.cape_heads = 2
+
+
+def parametrise(name: str) -> Callable[[RamNetForCausalLM], None]:
+    def change(model: RamNetForCausalLM) -> None:
+        layer = parametrizations.weight_norm(model.get_submodule(name))
+        layer.parametrizations.weight.original0.data *= 2
+
+    return change
+
+
+def first_doubled(result: object) -> object:
+    return (2 * result[0], *result[1:]) if isinstance(result, tuple) else 2 * result
+
+
+def hook(name: str) -> Callable[[RamNetForCausalLM], None]:
+    return lambda model: model.get_submodule(name).register_forward_hook(lambda _m, _i, out: first_doubled(out))
+
+
+def pre_hook(name: str) -> Callable[[RamNetForCausalLM], None]:
+    return lambda model: model.get_submodule(name).register_forward_pre_hook(lambda _m, given: first_doubled(given))
+
+
+def own_forward(name: str) -> Callable[[RamNetForCausalLM], None]:
+    def patch(model: RamNetForCausalLM) -> None:
+        module = model.get_submodule(name)
+        module.forward = lambda *given, inner=module.forward, **named: first_doubled(inner(*given, **named))
+
+    return patch
+
+
+CHANGES = {
+    "weights copied": load_copied, "weights replaced": load_replaced, "weights unaligned": load_unaligned,
+    "parameters swapped": swap_parameters, "storage transposed": transpose_storage, "constants": change_constants,
+    **{f"adapter {name}": adapt(name) for name in LINEARS},
+    **{f"parametrised {name}": parametrise(name) for name in LINEARS},
+    **{f"hook {name}": hook(name) for name in LINEARS + NORMS + OTHERS},
+    **{f"pre-hook {name}": pre_hook(name) for name in ("blocks.1.mixer.query_key_value", "blocks.0", "head")},
+    **{f"forward {name}": own_forward(name) for name in ("blocks.0.ffn.down", "blocks.1.mixer", "blocks.0", "head")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_what_is_done_to_the_model_afterwards_is_heard(
+    change: Callable[[RamNetForCausalLM], None], model: RamNetForCausalLM, fast: RamNetForCausalLM
+) -> None:
+    before = outputs(model)
+    change(model)
+    assert relative_rmse(outputs(model), before) > 1e-6 or change is transpose_storage, "the change changes nothing"
+    assert_alike(fast, model)
+
+
+@pytest.mark.parametrize("kind", ["weights", "adapter", "parametrised", "hook", "forward"])
+def test_what_was_done_to_the_model_before_is_heard(kind: str) -> None:
+    model = fresh()
+    for name, change in CHANGES.items():
+        if name.startswith(kind):
+            change(model)
+    assert_alike(lowering.compile(model, backend="eager"), model)
+
+
+def test_a_hook_on_every_module_is_heard(model: RamNetForCausalLM, fast: RamNetForCausalLM) -> None:
+    doubled = nn.modules.module.register_module_forward_hook(
+        lambda module, _given, out: 2 * out if isinstance(module, nn.Linear) else None
+    )
+    try:
+        assert_alike(fast, model)
+    finally:
+        doubled.remove()
+
+
+def test_hooks_that_are_gone_leave_the_kernels_in_use(
+    model: RamNetForCausalLM, fast: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lowering.cpu.backend import CpuKernels
+
+    layers: list[int] = []
+    run = CpuKernels.decode_layer
+    monkeypatch.setattr(CpuKernels, "decode_layer", lambda self, *given: (layers.append(1), run(self, *given))[1])
+    handle = model.blocks[0].register_forward_hook(lambda *_: None)
+    outputs(fast)
+    assert len(layers) == 5  # the other block's tokens
+    handle.remove()
+    outputs(fast)
+    assert len(layers) == 15
+
+
+def test_backward_hooks_are_called(model: RamNetForCausalLM, fast: RamNetForCausalLM) -> None:
+    called = []
+    model.blocks[1].mixer.output.register_full_backward_hook(lambda *_: called.append(1))
+    fast(ids(2, 19)).logits.sum().backward()
+    assert called == [1]
+
+
+def test_the_model_itself_stays_as_it_was(model: RamNetForCausalLM) -> None:
+    modules, kinds = dict(model.named_modules()), {name: type(m) for name, m in model.named_modules()}
+    limit = torch._dynamo.config.recompile_limit
+    fast = lowering.compile(model, backend="eager")
+    outputs(fast)
+    assert dict(model.named_modules()) == modules
+    assert {name: type(m) for name, m in model.named_modules()} == kinds
+    assert torch._dynamo.config.recompile_limit == limit
+    assert list(fast.state_dict()) == list(model.state_dict())
+    assert all(a is b for a, b in zip(fast.parameters(), model.parameters(), strict=True))

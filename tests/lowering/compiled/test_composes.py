@@ -1,0 +1,124 @@
+"""A compiled model works with functional_call, gradients, subclasses, copies, default dtypes and inference mode."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor
+
+import lowering
+from ramnet import RamNetForCausalLM, RamState
+from tests.lowering.compiled.models import CONFIG, adapt, assert_alike, fresh, ids, outputs
+from tests.samples import relative_rmse
+
+pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+
+
+def test_functional_call_takes_the_weights_it_is_given(fast: RamNetForCausalLM) -> None:
+    other = fresh(seed=1)
+    given = {name: x.detach() for name, x in other.named_parameters()}
+    state, right = RamState.zeros(CONFIG, 1), RamState.zeros(CONFIG, 1)
+    with torch.no_grad():
+        for seed in range(3):
+            token = ids(1, 1, seed)
+            got = torch.func.functional_call(fast, given, (token, state), {"in_place": True}).logits
+            assert relative_rmse(got, other(token, right, in_place=True).logits) < 1e-5
+        assert (
+            relative_rmse(torch.func.functional_call(fast, given, (ids(1, 9),)).logits, other(ids(1, 9)).logits) < 1e-5
+        )
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_gradients_reach_what_the_models_reach(
+    adapted: bool, model: RamNetForCausalLM, fast: RamNetForCausalLM
+) -> None:
+    if adapted:
+        adapt("blocks.1.mixer.query_key_value")(model)
+
+    def gradients(call: RamNetForCausalLM) -> dict[str, Tensor]:
+        model.zero_grad()
+        call(ids(2, 19)).logits.square().mean().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    got, expected = gradients(fast), gradients(model)
+    assert got.keys() == expected.keys()
+    assert all(relative_rmse(got[name], expected[name]) < 1e-4 for name in expected)
+
+
+def test_a_sub_class_keeps_what_it_overrides() -> None:
+    class Doubled(RamNetForCausalLM):
+        def forward(self, *args: object, **options: object):
+            out = super().forward(*args, **options)
+            return out._replace(logits=2 * out.logits)
+
+    torch.manual_seed(0)
+    model = Doubled(CONFIG)
+    fast = lowering.compile(model, backend="eager")
+    assert isinstance(fast, Doubled)
+    assert_alike(fast, model)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "twice"])
+def test_copies_are_compiled_models_with_weights_of_their_own(how: str, fast: RamNetForCausalLM) -> None:
+    expected = outputs(fast)
+    if how == "deepcopy":
+        again = copy.deepcopy(fast)
+    elif how == "pickle":
+        file = io.BytesIO()
+        torch.save(fast, file)
+        file.seek(0)
+        again = torch.load(file, weights_only=False)
+    else:
+        again = lowering.compile(fast, backend="eager")
+    assert type(again).__name__ == type(fast).__name__
+    assert torch.equal(outputs(again), expected)
+    with torch.no_grad():
+        again.head.weight.zero_()
+    assert torch.equal(outputs(fast), expected) == (how != "twice")
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_type_of_new_tensors_changes_nothing(
+    default: torch.dtype, model: RamNetForCausalLM, fast: RamNetForCausalLM
+) -> None:
+    expected = outputs(fast), outputs(model), fast.generate(ids(1, 5), 6)
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(outputs(fast), expected[0])
+        assert torch.equal(outputs(model), expected[1])
+        assert torch.equal(fast.generate(ids(1, 5), 6), expected[2])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@torch.no_grad()
+def test_positions_in_int32_are_taken_by_every_path(model: RamNetForCausalLM, fast: RamNetForCausalLM) -> None:
+    for batch in (1, 2):
+        narrow, wide = (model(ids(batch, 7)).state for _ in range(2))
+        narrow.position = narrow.position.to(torch.int32)
+        for seed in range(3):
+            token = ids(batch, 1, seed)
+            expected = model(token, wide, in_place=True).logits
+            assert relative_rmse(fast(token, narrow, in_place=True).logits, expected) < 1e-5
+        assert narrow.position.tolist() == [10] * batch
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_inference_state_outside_of_inference_mode_is_refused_before_anything_is_written(
+    compiled: bool, model: RamNetForCausalLM, fast: RamNetForCausalLM
+) -> None:
+    step = fast if compiled else model
+    with torch.inference_mode():
+        state = step(ids(1, 7)).state
+        before = state.clone()
+    with torch.no_grad(), pytest.raises(ValueError, match=r"state\.memory\[0\] was made in torch\.inference_mode\(\)"):
+        step(ids(1, 1), state, in_place=True)
+    for name, tensor in state.tensors().items():
+        assert torch.equal(tensor, before.tensors()[name]), name
+    with torch.inference_mode():
+        expected = step(ids(1, 1), before, in_place=True).logits
+    with torch.no_grad():
+        assert torch.equal(step(ids(1, 1), state.clone(), in_place=True).logits, expected)

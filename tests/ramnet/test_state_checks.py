@@ -1,0 +1,103 @@
+"""RamState.check refuses a state that does not fit, before anything is written."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from ramnet import RamNetForCausalLM, RamState
+from tests.ramnet.states import CONFIG, check, equal, random_state
+
+
+def test_a_state_is_checked_whole() -> None:
+    check(random_state())
+    check(random_state(), in_place=True)
+    for name, tensor in random_state().tensors().items():
+        kind, _, index = name.partition(".")
+        shown = f"state.{kind}[{index}]" if index else "state.position"
+        for changed, error, message in (
+            (tensor.unsqueeze(-1), ValueError, f"{shown} has shape {[*tensor.shape, 1]}; it must be {[*tensor.shape]}"),
+            (tensor.to("meta"), ValueError, f"{shown} is on meta but input_ids is on cpu"),
+            (tensor > 0, TypeError, f"{shown} is torch.bool; it must be"),
+        ):
+            state = random_state()
+            if index:
+                getattr(state, kind)[int(index)] = changed
+            else:
+                state.position = changed
+            with pytest.raises(error, match=re.escape(message)):
+                check(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda s: s.position[1:2].fill_(-3), ValueError, "state.position holds -3; it must be >= 0"),
+        (lambda s: setattr(s, "position", torch.tensor(2)), ValueError,
+         "state.position has shape []; it must be [3]"),
+        (lambda s: setattr(s, "position", torch.zeros(3)), TypeError,
+         "state.position is torch.float32; it must be torch.int64"),
+        (lambda s: s.mass.__setitem__(1, s.mass[1].double()), TypeError,
+         "state.mass[1] is torch.float64 but state.memory[1] is torch.float32; use one type"),
+        (lambda s: s.conv.pop(), ValueError, "state.conv has 0 layers; this model has 1"),
+    ],
+)  # fmt: skip
+def test_what_is_no_state_is_refused(change: Any, error: type[Exception], message: str) -> None:
+    state = random_state()
+    change(state)
+    with pytest.raises(error, match=re.escape(message)):
+        check(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.memory.__setitem__(1, s.memory[1].mT.contiguous().mT),
+         "state.memory[1] has strides [405, 135, 1, 27]; only a contiguous state is updated in place"),
+        (lambda s: s.conv.__setitem__(0, s.conv[0][:1].expand(3, -1, -1)),
+         "state.conv[0] has strides [0, 6, 1]; only a contiguous state is updated in place"),
+        (lambda s: s.mass[0].requires_grad_(), "state.mass[0] requires gradients"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_updated_in_place_is_refused_there_alone(change: Any, message: str) -> None:
+    state = random_state()
+    change(state)
+    check(state)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check(state, in_place=True)
+
+
+@torch.no_grad()
+def test_a_state_that_requires_gradients_is_updated_where_none_are_taken() -> None:
+    state = random_state()
+    state.mass[0].requires_grad_()
+    check(state, in_place=True)
+
+
+def test_a_state_of_inference_mode_is_updated_there_alone() -> None:
+    with torch.inference_mode():
+        state = random_state()
+        check(state, in_place=True)
+    check(state)
+    with pytest.raises(ValueError, match=re.escape("state.memory[0] was made in torch.inference_mode() and cannot be")):
+        check(state, in_place=True)
+    check(state.clone(), in_place=True)
+
+
+def test_a_position_that_cannot_be_read_is_not_asked_for() -> None:
+    RamState.zeros(CONFIG, 3, device="meta").check(CONFIG, 3, torch.device("meta"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", ["memory", "mass", "conv"])
+def test_a_step_that_is_refused_has_changed_nothing(layer: str) -> None:
+    """The last tensor of its kind is the one that does not fit, so that all before it would have been written."""
+    model, state = RamNetForCausalLM(CONFIG), random_state()
+    getattr(state, layer)[-1] = getattr(state, layer)[-1].mT.contiguous().mT
+    before = state.clone()
+    with pytest.raises(ValueError, match="only a contiguous state"):
+        model(torch.zeros(3, 1, dtype=torch.int64), state, in_place=True)
+    assert equal(state, before)
