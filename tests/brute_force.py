@@ -1,7 +1,7 @@
-"""RAM-Net straight from the paper's definitions: float64, dense, slow.
+"""RAM-Net implemented directly from the paper's definitions: float64, dense, slow.
 
-Every address is a vector over all M slots, the decay is the full diagonal, and gradients are autograd's. Nothing here
-comes from ``ramnet``, so that agreement means something. Step numbers are the paper's.
+Every address is a vector over all M slots, the decay is the full diagonal, and gradients are computed by autograd. It
+shares no code with ``ramnet``, so that it is an independent test. Step numbers are the paper's.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import torch
 
-# Triton asks for it when a kernel's module is imported: without a GPU its kernels are interpreted.
+# Triton reads TRITON_INTERPRET when a kernel's module is imported. Without a GPU, kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -32,21 +32,20 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiled kernels stay between runs, and out of the user's own cache; the user's own records are not read."""
+    """Cache compiled kernels between runs, but not in the user's cache, and do not read the user's records."""
     os.environ.setdefault("RAMNET_CACHE", str(config.rootpath / ".pytest_cache" / "kernels"))
     os.environ["RAMNET_RECORDS"] = str(config.rootpath / ".pytest_cache" / "no-records")
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tests write does not have to outlive the machine; a search alone waits for the disk some twenty times a
-    trial."""
+    """Skip fsync, of which a search makes about twenty per trial: what tests write need not survive a power failure."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """Runs ``ramnet`` with these arguments in this process; gives its exit status."""
+    """Run ``ramnet`` with these arguments in this process and return its exit status."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments: object) -> int:
@@ -57,7 +56,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]
             return int(stop.code or 0)
         return 0
 
-    with patch.dict(os.environ):  # the command sets some of it for its own process
+    with patch.dict(os.environ):  # the command sets environment variables in its process
         yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -33,7 +33,7 @@ def random_inputs(sizes: Sizes, dtype: torch.dtype, state_dtype: torch.dtype, po
     return {
         "projected": (2 * normal(batch, 2 * heads * order * sub_dim + heads * width)).to(dtype),
         "log_scale": (0.3 * normal(2, heads)).to(dtype),
-        "position": position + 2 * torch.arange(batch),  # no row stands where another does
+        "position": position + 2 * torch.arange(batch),  # every row has another position
         "memory": normal(batch, heads, slots, width).to(state_dtype),
         "mass": (0.1 + normal(batch, heads, slots).abs()).to(state_dtype),
     }

@@ -1,4 +1,4 @@
-"""What tests share: inputs of the memory ops, how far apart two results are, the largest tensor made, a full disk."""
+"""Helpers of the tests: inputs of the memory ops, errors, the largest tensor created, a full disk."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ramnet.ops.accesses import Accesses
 # Names of memory_scan's tensors, in its order, and those that carry gradients.
 DIFFERENTIABLE = ("write_weights", "read_weights", "values", "memory", "mass")
 
-# Largest relative RMSE against float64 on the same, already rounded, inputs: sums are float32 (float64), results are
-# rounded once to their type.
+# The largest relative RMSE against float64 on the same rounded inputs: sums are float32 or float64, and results are
+# rounded once to their dtype.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 
 
@@ -37,7 +37,7 @@ def relative_rmse(actual: Tensor, expected: Tensor) -> float:
 
 
 class LargestTensor(TorchDispatchMode):
-    """How many numbers the largest tensor holds that an operator makes within the block."""
+    """Measure the elements of the largest tensor that an operator creates within the block."""
 
     numbers = 0
 
@@ -86,7 +86,7 @@ def scan_inputs(  # noqa: PLR0913 - six sizes, in the order of the axes, and wha
 
 
 def cotangents(inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Gradients of the output, the final memory and the final mass, of their types."""
+    """Random gradients of the output, the final memory and the final mass, of their dtypes."""
     generator = torch.Generator().manual_seed(1)
     like = (inputs["values"], inputs["memory"], inputs["mass"])
     return [torch.randn(x.shape, generator=generator).to(x.dtype) for x in like]
@@ -106,7 +106,7 @@ def as_backends_take(tensors: Iterable[Tensor]) -> tuple[Accesses[Tensor], Tenso
 
 
 def strided(tensor: Tensor) -> Tensor:
-    """The same numbers with gaps between them and the first two axes swapped in storage."""
+    """A copy with gaps between elements and the first two axes swapped in storage."""
     spread = torch.stack([tensor, torch.full_like(tensor, 99)], dim=-1)
     if tensor.dim() > 1:
         spread = spread.transpose(0, 1).contiguous().transpose(0, 1)
@@ -115,7 +115,7 @@ def strided(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def full_disk(after: int) -> Iterator[None]:
-    """Within the block no file can grow past ``after`` bytes: the kernel refuses the write, as on a full disk."""
+    """Limit files to ``after`` bytes within the block; the system then refuses writes as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (after, before[1]))  # Python ignores the signal; write() fails
     try:
@@ -125,12 +125,12 @@ def full_disk(after: int) -> Iterator[None]:
 
 
 def read_only_folder(where: Path) -> Path:
-    """A folder in which no file can be made; skips the test where there is none."""
+    """A folder in which no file can be created; skips the test if there is none."""
     folder = where / "read-only"
     folder.mkdir(mode=0o555)
     if not os.access(folder, os.W_OK):
         return folder
-    # Root writes anywhere but in what the kernel made.
+    # Root can write everywhere except in the system's virtual folders.
     kernel = Path("/sys/kernel")
     if not kernel.is_dir():
         pytest.skip("root may write anywhere here")

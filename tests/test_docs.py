@@ -1,4 +1,4 @@
-"""What the documents name exists."""
+"""The files and names in the documentation exist."""
 
 from __future__ import annotations
 

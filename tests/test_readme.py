@@ -1,4 +1,4 @@
-"""What the README tells a reader to type works."""
+"""The README's commands and examples work."""
 
 from __future__ import annotations
 

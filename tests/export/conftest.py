@@ -23,7 +23,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "top_k": 4, "decay_power": 0.5, "cape_half_layers": 1, "intermediate_size": 34, "conv_layers": 2,
         "temperature": 0.7,
     },
-    # One sub-vector, one slot a token, one head, nothing but the mixer.
+    # One sub-vector, one slot per token, one head, and neither FFN nor convolution.
     "bare": {
         "vocab_size": 37, "hidden_size": 12, "num_layers": 1, "num_heads": 1, "value_dim": 7, "order": 1, "sub_dim": 5,
         "top_k": 1, "decay_power": 2.0, "tie_embeddings": True,
@@ -93,7 +93,7 @@ def mixed(export_named: Callable[[str], Exported]) -> Exported:
 
 @pytest.fixture
 def quick_build(mixed: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the graphs of the "mixed" model from its export, which saves seconds where a test is about what follows."""
+    """Reuse the graphs of the "mixed" model's export, to save time in tests of later stages."""
     import onnx_ir
 
     monkeypatch.setattr(graphs, "build", lambda model, name: onnx_ir.load(mixed.onnx / f"{name}.onnx"))

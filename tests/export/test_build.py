@@ -22,7 +22,7 @@ from tests.samples import full_disk
 
 
 def entries(directory: Path) -> dict[str, bytes]:
-    """Every file below, hidden ones too."""
+    """All files below a folder, including hidden ones."""
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
@@ -34,7 +34,7 @@ def test_graphs_hold_standard_operators_alone(exported: Exported) -> None:
         assert any(node.op_type == "Scan" for node in model.graph.node) == (name == "prefill")
 
 
-def test_graphs_name_no_file_of_the_machine(exported: Exported) -> None:
+def test_graphs_contain_no_paths_of_the_exporting_machine(exported: Exported) -> None:
     for name in graphs.GRAPHS:
         assert str(Path(graphs.__file__).parents[1]).encode() not in (exported.onnx / f"{name}.onnx").read_bytes()
 
@@ -70,7 +70,7 @@ def test_weights_are_stored_once(mixed: Exported) -> None:
     assert (mixed.onnx / "weights.bin").stat().st_size < 1.5 * parameters
 
 
-def test_an_earlier_export_is_replaced_whole_or_not_at_all(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
+def test_an_earlier_export_is_replaced_atomically(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
     directory = tmp_path / "parent" / "onnx"
     directory.mkdir(parents=True)
     for name, content in entries(mixed.onnx).items():
@@ -104,7 +104,7 @@ def test_an_interrupt_leaves_nothing(mixed: Exported, tmp_path: Path, quick_buil
 def test_a_full_disk_leaves_what_was_there_and_names_the_export(
     export_named: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
-    """For each file of an export, a disk that takes all those written before it."""
+    """For each file of an export, simulate a disk that is full after the files before it."""
     import onnx_ir
 
     bare = export_named("bare")
@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_export(
     assert entries(tmp_path) == before
 
 
-def test_a_place_that_takes_no_files_is_named(mixed: Exported) -> None:
+def test_a_path_that_cannot_be_written_is_named(mixed: Exported) -> None:
     if not Path("/proc/self").is_dir():
         pytest.skip("needs a file system that takes no files, such as Linux's /proc")
     with pytest.raises(OSError, match="/proc/parent/onnx cannot be written: "):
@@ -147,7 +147,7 @@ def test_a_directory_that_is_no_export_is_named(tmp_path: Path) -> None:
         OnnxSession(tmp_path)
 
 
-def test_a_link_stays_and_what_it_points_to_is_replaced(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
+def test_the_target_of_a_link_is_replaced(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "link").symlink_to("kept")
     export_onnx(mixed.model, tmp_path / "link")
@@ -176,7 +176,7 @@ def test_weights_that_all_lie_in_the_graphs_have_their_file_and_digest_too(
     assert torch.equal(OnnxSession(tmp_path / "onnx")(ids).logits, OnnxSession(mixed.onnx)(ids).logits)
 
 
-def test_an_export_leaves_the_random_numbers_as_they_were(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
+def test_an_export_does_not_change_the_random_state(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

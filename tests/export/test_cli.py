@@ -62,7 +62,7 @@ def test_generate_is_the_same_through_onnx_and_pytorch(mixed: Exported, ramnet: 
     assert onnx.out == checkpoint.out
 
 
-def test_generate_ends_once_a_string_was_said(mixed: Exported, ramnet: Callable[..., Ran]) -> None:
+def test_generate_stops_at_a_string(mixed: Exported, ramnet: Callable[..., Ran]) -> None:
     options = ("--onnx", mixed.onnx, "text", "--seed", "3", "--max-new-tokens", "40")
     options = (*options, "--temperature", "1.5", "--min-p", "0.01", "--repetition-penalty", "1.1")
     free = ramnet("generate", *options).out
@@ -71,7 +71,7 @@ def test_generate_ends_once_a_string_was_said(mixed: Exported, ramnet: Callable[
 
 
 @pytest.mark.parametrize("typed", [b"a\xff\xfeb", b"\xc3", b"gr\xfc\xdfe", "grüße".encode(), b" "])
-def test_a_prompt_is_the_bytes_that_were_typed(mixed: Exported, ramnet: Callable[..., Ran], typed: bytes) -> None:
+def test_a_prompt_is_the_bytes_of_the_command_line(mixed: Exported, ramnet: Callable[..., Ran], typed: bytes) -> None:
     expected = mixed.model.generate(torch.tensor([list(typed)]), 5)
     said = bytes(expected[0].tolist()).decode(errors="replace") + "\n"
     options = ("--max-new-tokens", "5", "--temperature", "0")
@@ -135,7 +135,7 @@ def test_bad_arguments_are_one_line(
         ("--repetition-penalty", "0", "repetition_penalty is 0.0"),
     ],
 )
-def test_settings_that_mean_nothing_are_told_before_a_model_is_read(
+def test_invalid_options_are_reported_before_a_model_is_read(
     tmp_path: Path, ramnet: Callable[..., Ran], option: str, value: str, problem: str
 ) -> None:
     assert problem in ramnet("generate", "--onnx", tmp_path / "absent", "text", option, value).error
@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_one_line_and_nothing_is_written(
         (("--onnx", "a", "text", "--seed", str(2**64)), "is not in the range"),
     ],
 )
-def test_generate_says_what_goes_together(arguments: tuple[str, ...], problem: str) -> None:
+def test_generate_refuses_options_that_exclude_each_other(arguments: tuple[str, ...], problem: str) -> None:
     result = CliRunner().invoke(generate, arguments)
     assert result.exit_code == click.UsageError.exit_code
     assert problem in result.output

@@ -31,7 +31,7 @@ def bundle(export_named: Callable[[str], Exported]) -> Bundle:
 
 @pytest.fixture
 def run(bundle: Bundle, tmp_path: Path) -> Callable[[Bundle], str]:
-    """The sentence that refuses a bundle; empty where it gives the numbers of the one that was exported."""
+    """Return the error that refuses an export, or "" if it gives the original results."""
 
     def numbers() -> torch.Tensor:
         session = OnnxSession(tmp_path, threads=1)
@@ -101,12 +101,10 @@ def test_files_that_are_swapped_are_refused(bundle: Bundle, run: Callable[[Bundl
             assert first == second or run(bundle | {first: bundle[second], second: bundle[first]})
 
 
-def test_a_description_that_is_damaged_is_refused_or_says_the_same(
-    bundle: Bundle, run: Callable[[Bundle], str]
-) -> None:
+def test_a_damaged_description_is_refused_or_equivalent(bundle: Bundle, run: Callable[[Bundle], str]) -> None:
     others = {other: content for other, content in bundle.items() if other != FILENAME}
     refused = [FILENAME in run(bundle | {FILENAME: text}) for text in damages(FILENAME, bundle[FILENAME], others)]
-    assert 30 < sum(refused) < len(refused)  # a time of verification, for one, may be another
+    assert 30 < sum(refused) < len(refused)  # fields such as the errors of the verification may change
     assert f"it has no {FILENAME}" in run(others)
 
 
@@ -137,13 +135,13 @@ def altered(value: Any, chance: random.Random) -> Any:
     return value | {"x": 0} if value is not None and chance.random() < 0.5 else {}
 
 
-def test_every_field_of_the_description_is_checked_or_has_no_part_in_the_numbers(
+def test_every_field_of_the_description_is_checked_or_does_not_affect_results(
     bundle: Bundle, run: Callable[[Bundle], str]
 ) -> None:
     """Each field removed, replaced by values of other types, and altered."""
     chance = random.Random(0)
     whole = json.loads(bundle[FILENAME])
-    whole["largest_errors"] = {"prefill of 1, batch 1": 1e-7}  # one stands for all
+    whole["largest_errors"] = {"prefill of 1, batch 1": 1e-7}  # one of them is enough
     outcomes = {True: 0, False: 0}
     for path in places(whole):
         for other in ("remove", "alter", *chance.sample(OTHER_VALUES, 3)):
@@ -167,7 +165,7 @@ def test_every_field_of_the_description_is_checked_or_has_no_part_in_the_numbers
 
 
 def renewed(bundle: Bundle, changes: Bundle) -> Bundle:
-    """The bundle with other files, under digests that fit them."""
+    """The export with other files and matching digests."""
     files = bundle | changes
     description = json.loads(bundle[FILENAME])
     description["files"] = {name: hashlib.sha256(files[name]).hexdigest() for name in DIGESTED}
@@ -175,7 +173,7 @@ def renewed(bundle: Bundle, changes: Bundle) -> Bundle:
 
 
 def elsewhere(graph: bytes, location: str) -> bytes:
-    """The graph with its weights at another place."""
+    """The graph with its weights at another path."""
     model = onnx.load_from_string(graph)
     places = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"]
     assert {entry.value for entry in places} == {"weights.bin"}
@@ -185,7 +183,7 @@ def elsewhere(graph: bytes, location: str) -> bytes:
 
 
 def of_a_later_onnx(graph: bytes) -> bytes:
-    """The graph in a version of the file format that is not there yet, which onnxruntime says on two lines."""
+    """The graph in an unknown version of the file format, for which onnxruntime's error has two lines."""
     model = onnx.load_from_string(graph)
     model.ir_version = 99
     return model.SerializeToString()
@@ -220,7 +218,7 @@ def of_a_later_onnx(graph: bytes) -> bytes:
         "absolute",
     ],
 )
-def test_what_digests_do_not_tell_onnxruntime_does_in_one_sentence(
+def test_damage_with_valid_digests_is_reported_by_onnxruntime_in_one_sentence(
     bundle: Bundle, run: Callable[[Bundle], str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
     damage: Callable[[Bundle], Bundle], problem: str,
 ) -> None:  # fmt: skip

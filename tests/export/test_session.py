@@ -51,7 +51,7 @@ def test_prefill_equals_the_papers_definition(export_named: Callable[[str], Expo
 
 @pytest.mark.parametrize("position", [26, 2**31 - 4, 2**40])
 @torch.no_grad()
-def test_cape_turns_right_at_any_position(mixed: Exported, position: int) -> None:
+def test_cape_is_exact_at_any_position_of_an_export(mixed: Exported, position: int) -> None:
     ids = torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(2))
     state = mixed.model(ids).state
     state.position.copy_(position + 3 * torch.arange(2))
@@ -85,8 +85,8 @@ def test_a_bound_step_equals_a_copying_one_and_allocates_no_state(mixed: Exporte
         np.testing.assert_array_equal(array, copied.tensors[name])
 
 
-def test_nothing_stands_between_the_state_and_its_scatter(exported: Exported) -> None:
-    """What lets onnxruntime write in place: past → ScatterND → present, every other use of past a GatherND."""
+def test_there_is_no_operator_between_the_state_and_its_scatter(exported: Exported) -> None:
+    """onnxruntime writes in place if past → ScatterND → present and all other uses of past are GatherND."""
     import onnx
 
     nodes = onnx.load(exported.onnx / "decode.onnx", load_external_data=False).graph.node
@@ -122,7 +122,7 @@ def test_a_call_takes_any_split_and_leaves_its_state(export_named: Callable[[str
         {"temperature": 1.0, "min_p": 0.1, "repetition_penalty": 1.5, "seed": [3, 8]}, {"num_beams": 3},
     ],
 )  # fmt: skip
-def test_generate_says_what_pytorch_says(
+def test_generate_equals_pytorch(
     export_named: Callable[[str], Exported], name: str, sampling: dict[str, float]
 ) -> None:
     made = export_named(name)
@@ -157,7 +157,7 @@ def test_a_turn_goes_on_from_the_last_ones_state(mixed: Exported, num_beams: int
         np.testing.assert_array_equal(array, before.tensors[key])
 
 
-def test_slots_tell_what_a_token_reads_and_writes(mixed: Exported) -> None:
+def test_slots_are_those_that_a_token_reads_and_writes(mixed: Exported) -> None:
     ids = torch.randint(256, (2, 7), generator=torch.Generator().manual_seed(4))
     session = OnnxSession(mixed.onnx, threads=1)
     _, slots = run_copying(session.graphs["prefill"], ids, OnnxState.zeros(session.config, 2), layers=2)

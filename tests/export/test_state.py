@@ -1,4 +1,4 @@
-"""Whatever a user does to a state between steps is heard by the next step, or refused before anything changes."""
+"""Changes of a state between steps affect the next step, or are refused before anything changes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FORMS: dict[str, Callable[[NDArray[Any]], Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
-def test_arrays_of_any_layout_make_a_state_and_are_heard_when_assigned(
+def test_arrays_of_any_layout_make_a_state_and_can_be_assigned(
     mixed: Exported, session: OnnxSession, state: OnnxState, form: str
 ) -> None:
     other = mixed.model(torch.arange(60, 80).view(2, 10)).state
@@ -71,13 +71,13 @@ def test_arrays_of_any_layout_make_a_state_and_are_heard_when_assigned(
             np.testing.assert_allclose(own.tensors[name], tensor, atol=TOLERANCE, rtol=0)
 
 
-def test_a_change_in_place_is_heard(session: OnnxSession, state: OnnxState) -> None:
+def test_a_change_in_place_affects_the_next_step(session: OnnxSession, state: OnnxState) -> None:
     halved = OnnxState({name: x if name == "position" else x * 0.5 for name, x in state.tensors.items()})
     for name in state.tensors:
         if name != "position":
             state.tensors[name] *= 0.5
     assert torch.equal(session.step(TOKEN, state), session.step(TOKEN, halved))
-    # Beams: each row of the batch goes on from the first one's.
+    # As in beam search, every row continues from the first row's state.
     for array in state.tensors.values():
         array[:] = array[[0, 0]]
     logits = session.step(torch.tensor([[5], [5]]), state)
@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[Callable[[OnnxTensors], object], str]] = {
 
 
 @pytest.mark.parametrize("change", REFUSED)
-def test_what_cannot_be_heard_is_refused_and_changes_nothing(
+def test_an_invalid_assignment_is_refused_and_changes_nothing(
     session: OnnxSession, state: OnnxState, change: str
 ) -> None:
     act, problem = REFUSED[change]
@@ -128,8 +128,10 @@ def test_all_arrays_at_once_are_not_replaced(state: OnnxState) -> None:
         state.tensors = {}  # type: ignore[assignment, misc]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, of the very assignments that are tried
-def test_a_view_that_changes_its_own_shape_or_type_leaves_the_state(session: OnnxSession, state: OnnxState) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, for these assignments
+def test_changing_the_shape_or_dtype_of_a_view_does_not_change_the_state(
+    session: OnnxSession, state: OnnxState
+) -> None:
     before = state.clone()
     array = state.tensors["memory.0"]
     array.shape = (array.size,)
@@ -144,7 +146,7 @@ def test_a_view_that_changes_its_own_shape_or_type_leaves_the_state(session: Onn
      lambda state: OnnxState(state.tensors), lambda state: OnnxState(dict(state.tensors))],
     ids=["clone", "deepcopy", "pickle", "tensors", "the same arrays"],
 )  # fmt: skip
-def test_two_states_share_nothing(
+def test_two_states_share_no_memory(
     session: OnnxSession, state: OnnxState, make: Callable[[OnnxState], OnnxState]
 ) -> None:
     other = make(state)

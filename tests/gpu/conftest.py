@@ -1,4 +1,4 @@
-"""Tests at sizes that only a GPU computes in time; each is skipped, with the reason, where there is none."""
+"""Tests at sizes that only a GPU can run; they are skipped, with the reason, without one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def target() -> str:
-    """That of the GPU that is here, or of the nearest architecture."""
+    """The target of this machine's GPU, or of the nearest architecture."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         found = targets.here()

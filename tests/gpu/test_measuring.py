@@ -1,4 +1,4 @@
-"""Timing, tuning and the benchmark on the GPU that is here."""
+"""Timing, tuning and the benchmark on this machine's GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from schedules.workload import Workload
 from tests.gpu.conftest import DEVICE
 
 
-def test_a_sample_is_of_as_many_calls_as_it_was_asked_for() -> None:
+def test_a_sample_has_the_requested_number_of_calls() -> None:
     calls = torch.zeros((), device=DEVICE)
     seconds = CudaClock().seconds(lambda: calls.add_(1), 7)
     assert int(calls) == 7
@@ -47,7 +47,7 @@ def test_a_graph_computes_the_same_without_calling_anything() -> None:
 
 @pytest.mark.parametrize("op", [workload.op for workload in of_model_on_gpu(RamNetConfig.preset("340m"))])
 def test_the_default_of_each_op_is_right_and_can_be_timed(target: str, op: str) -> None:
-    """At the sizes that are tuned for; the numbers are checked at odd ones."""
+    """Kernels are timed at the tuned sizes and checked at odd sizes."""
     (workload,) = (w for w in of_model_on_gpu(RamNetConfig.preset("340m"), length=1024) if w.op == op)
     runner, schedule = GpuRunner(), default_schedule(workload, target)
     runner.open(workload, target, 1)

@@ -1,4 +1,4 @@
-"""A model of 340m's shapes, with fewer layers, on the GPU that is here: its tokens, its gradients, its graphs."""
+"""A model of the 340m model's shapes with fewer layers on this machine's GPU: tokens, gradients, graphs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_graph_of_a_step_goes_on_with_the_state(target: str, model: RamNetForC
 
 def test_decoding_does_not_depend_on_the_position(target: str, model: RamNetForCausalLM, ids: Tensor) -> None:
     early, late = zeros(), zeros()
-    late.position.fill_(CONFIG.slots * 1_000_000)  # CAPE shifts by nothing there either
+    late.position.fill_(CONFIG.slots * 1_000_000)  # a multiple of M, at which CAPE does not shift
     compiled = lowering.compile(model, target=target, backend="eager")
     assert torch.equal(decoded(compiled, ids, early), decoded(compiled, ids, late))
 
@@ -95,7 +95,7 @@ def test_a_compiled_training_step_has_the_references_gradients(
 def test_a_compiled_training_step_in_autocast_has_those_of_the_same_kernels(
     target: str, model: RamNetForCausalLM, ids: Tensor
 ) -> None:
-    """Against the kernels without torch.compile, which rounds elsewhere; addresses may then differ here and there."""
+    """Compare with the kernels without torch.compile, which rounds differently, so that some addresses may differ."""
     with lowering.use(target):
         expected = gradients(model, model, ids, narrow=True)
     found = gradients(lowering.compile(model, target=target), model, ids, narrow=True)

@@ -1,4 +1,4 @@
-"""The scan at the length it is trained at, on the GPU that is here, against the reference in float64."""
+"""The scan at the training length on this machine's GPU, against the reference in float64."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def problem(sizes: tuple[int, ...], dtype: torch.dtype, access: str) -> tuple[li
 
 @cache
 def expected(sizes: tuple[int, ...], dtype: torch.dtype, access: str) -> list[Tensor]:
-    """The results and the gradients in float64, from the same, already rounded, numbers."""
+    """Results and gradients in float64 of the same rounded inputs."""
     inputs, grads = ([wide(x) for x in part] for part in problem(sizes, dtype, access))
     return both(reference, inputs, grads)
 
@@ -44,7 +44,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def kernels(target: str, form: str, sizes: tuple[int, ...], dtype: torch.dtype) -> GpuKernels:
-    """Those of one form, or those that the records choose."""
+    """Results and gradients of one form, or of the recorded schedule."""
     if form == "chosen":
         return GpuKernels(target)
     batch, heads, tokens, top_k, slots, dim = sizes

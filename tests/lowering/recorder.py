@@ -1,7 +1,7 @@
-"""CUDA graphs without a GPU: the operators of a run recorded, and replayed on the same tensors.
+"""CUDA graphs without a GPU: records the operators of a run and replays them on the same tensors.
 
-As on a GPU, recording changes nothing, a replay knows nothing of Python's variables, and what would wait for the
-device cannot be recorded.
+As on a GPU, recording does not change tensors, a replay does not see Python variables, and operators that synchronise
+with the device cannot be recorded.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# What hands a number, or a size, from the device to Python.
+# Operators that pass a number or a size from the device to Python.
 WAITS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "unique", "item", "_unique2", "masked_select")
 
 
 class NoWaiting(TorchDispatchMode):
-    """RuntimeError for an operator that would wait for a GPU, in the place of which the CPU's tensors stand."""
+    """Raises RuntimeError for an operator that would synchronise if the CPU's tensors were on a GPU."""
 
     def __enter__(self) -> Any:
         self.on_cpu = patch("ramnet.state.can_be_read", lambda tensor: False)

@@ -1,4 +1,4 @@
-"""Kernels on disk: a second process compiles nothing, and what is not what was written is built anew, never run."""
+"""The kernel cache: a second process compiles nothing, and a damaged kernel is compiled again and never run."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ CAN_MOUNT = (
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, of which nothing is loaded yet."""
+    """An empty cache, with no kernel loaded."""
     monkeypatch.setenv("RAMNET_CACHE", str(tmp_path / "cache"))
     forget(monkeypatch)
     return tmp_path / "cache"
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a process that begins."""
+    """Reset the caches of this process, as if it had just started."""
     monkeypatch.setattr(kernels, "_loaded", {})
     for remembered in (cache.notice, cache._folder, kernels.linker):
         remembered.cache_clear()
 
 
 def decodes() -> bool:
-    """Lower the kernel, see that it computes, and say whether it was compiled."""
+    """Lower the kernel, check its result, and return whether it was compiled."""
     kernel = kernels.lower(WORK, "cpu", SCHEDULE)
     slots, weights = torch.empty(8, 2, dtype=torch.int32), torch.empty(8, 2)
     kernel.function(LOGITS, slots, weights)
@@ -60,7 +60,7 @@ def decodes() -> bool:
 
 
 def decodes_with_a_notice(text: str) -> None:
-    """It computes, once more without another compile in this process, and one notice says why nothing is kept."""
+    """Check that the kernel works, is compiled once in this process, and one warning says why it is not cached."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert decodes() and decodes()
@@ -77,9 +77,7 @@ def library(place: Path) -> Path:
     return found
 
 
-def test_what_was_compiled_is_kept_beside_its_digest_in_a_folder_of_the_users_own(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_are_cached_with_their_digest_in_a_private_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert decodes()
     assert names(place) == ["kernels", f"kernels/{library(place).name}", f"kernels/{library(place).name}.sha256"]
     assert stat.S_IMODE((place / "kernels").stat().st_mode) == 0o700
@@ -89,7 +87,7 @@ def test_what_was_compiled_is_kept_beside_its_digest_in_a_folder_of_the_users_ow
 
 
 def put(path: Path, data: bytes) -> None:
-    """As another file: this process has the old one mapped."""
+    """Replace the file, as this process has the old one mapped."""
     path.unlink()
     path.write_bytes(data)
 
@@ -104,12 +102,12 @@ def cut(path: Path) -> None:
 
 def alter(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x80  # which leaves ASCII in a digest
+    data[len(data) // 2] ^= 0x80  # the digest stays ASCII
     put(path, data)
 
 
 def plant(path: Path) -> None:
-    """A library whose loading is seen: it leaves a file."""
+    """A library that creates a file when it is loaded."""
     source = path.with_suffix(".c")
     code = f'__attribute__((constructor)) static void f(void) {{ fopen("{path.parent.parent}/ran", "w"); }}'
     source.write_text(f"#include <stdio.h>\n{code}\n")
@@ -120,7 +118,7 @@ def plant(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [empty, cut, alter, plant, Path.unlink])
 @pytest.mark.parametrize("what", ["library", "digest"])
-def test_a_damaged_file_is_not_loaded_but_built_anew(
+def test_a_damaged_kernel_is_not_loaded_but_compiled_again(
     what: str, damage: Callable[[Path], None], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decodes()
@@ -133,7 +131,7 @@ def test_a_damaged_file_is_not_loaded_but_built_anew(
     assert not decodes()
 
 
-def test_a_folder_open_to_others_is_closed(place: Path) -> None:
+def test_a_folder_open_to_others_is_made_private(place: Path) -> None:
     (place / "kernels").mkdir(parents=True)
     (place / "kernels").chmod(0o777)
     assert decodes()
@@ -147,7 +145,7 @@ def test_a_folder_of_another_user_is_not_used(place: Path, monkeypatch: pytest.M
     decodes_with_a_notice(f"{place / 'kernels'} belongs to user {os.getuid()}, not to {os.getuid() + 1}")
 
 
-def test_a_link_in_the_place_of_the_folder_is_not_followed(place: Path, tmp_path: Path) -> None:
+def test_a_link_instead_of_the_folder_is_not_followed(place: Path, tmp_path: Path) -> None:
     place.mkdir()
     (tmp_path / "elsewhere").mkdir()
     (place / "kernels").symlink_to(tmp_path / "elsewhere")
@@ -155,7 +153,7 @@ def test_a_link_in_the_place_of_the_folder_is_not_followed(place: Path, tmp_path
     assert names(tmp_path / "elsewhere") == []
 
 
-def test_a_place_that_cannot_be_made_costs_the_cache_alone(place: Path) -> None:
+def test_a_folder_that_cannot_be_created_only_disables_the_cache(place: Path) -> None:
     place.write_text("a file")
     decodes_with_a_notice(str(place))
 
@@ -172,7 +170,7 @@ print(*(warning.message for warning in caught))
 
 @pytest.mark.skipif(not CAN_MOUNT, reason="a small disk needs unshare --map-root-user --mount")
 @pytest.mark.parametrize("size", [4, 12])
-def test_a_full_disk_costs_the_cache_alone(size: int, place: Path, tmp_path: Path) -> None:
+def test_a_full_disk_only_disables_the_cache(size: int, place: Path, tmp_path: Path) -> None:
     place.mkdir()
     shell = f'mount -t tmpfs -o size={size}k tmpfs {place} && TMPDIR={place} "$0" -c "$1" && ls -A {place}/kernels'
     command = [*UNSHARE, "sh", "-c", shell, sys.executable, FULL_DISK]
@@ -183,7 +181,7 @@ def test_a_full_disk_costs_the_cache_alone(size: int, place: Path, tmp_path: Pat
     assert len(done.stdout.splitlines()) == 1, done.stdout
 
 
-def test_without_a_linker_kernels_work_but_are_not_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_linker_kernels_work_but_are_not_cached(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowering.cpu.build.shutil.which", lambda _: None)
     decodes_with_a_notice("there is no C++ compiler to link with")
     assert names(place) == ["kernels"]

@@ -1,4 +1,4 @@
-"""What a kernel was compiled from: told by its code, by op, and by the compilers."""
+"""Fingerprints depend on the code of an op's kernel and on its compilers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WORKLOAD = Workload(op="memory_step", shape={"N": 16, "K": 8, "M": 1024, "D": 64
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """Nothing that was read before, or that the test made up, is remembered."""
+    """Clear what was read before, and after the test what it made up."""
     remembered = (module._read, module._digests, module._versions, nvcc.version)
     for each in remembered:
         each.cache_clear()
@@ -39,7 +39,7 @@ def fresh() -> Iterator[None]:
 
 
 def alter(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A statement more in that module."""
+    """Add a statement to a module."""
     parse = module._parse
 
     def altered(read: str) -> ast.Module:
@@ -103,7 +103,7 @@ def test_a_function_alone_does_not_change_with_its_neighbours(monkeypatch: pytes
 
 
 def cases() -> list[tuple[str, str, Schedule]]:
-    """Each op on a CPU and on a GPU, by each compiler, and each form of it, with its defaults otherwise."""
+    """The default schedule of each op for a CPU and, by compiler and form, for a GPU."""
     found: list[tuple[str, str, Schedule]] = [
         (op, "cpu", kind.model_construct()) for op, kind in cpu.SCHEDULES.items()
     ]  # fmt: skip
@@ -128,7 +128,7 @@ def test_each_kernel_has_a_fingerprint_of_its_own_files(
     assert fingerprint(op, target) != of_all, "a search depends on each kernel of its op"
 
 
-def test_what_one_op_uses_is_nothing_to_another(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+def test_a_fingerprint_does_not_depend_on_other_ops(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     def prints() -> list[str]:
         ops = ("memory_step", "decode_layer", "memory_scan", "address_decode")
         return [fingerprint(op, "cpu") for op in ops] + [fingerprint("memory_scan", "a100")]
@@ -150,14 +150,12 @@ def test_compilers_and_flags_count_where_they_are_used(monkeypatch: pytest.Monke
     monkeypatch.setattr(nvcc, "version", lambda: "13.0.2")
     newer = [fingerprint("memory_step", "a100", schedule) for schedule in (tir, triton)]
     assert (newer[0] == before[0], newer[1] == before[1]) == (False, True)
-    alter(monkeypatch, "lowering.nvcc")  # its flags
+    alter(monkeypatch, "lowering.nvcc")  # nvcc's flags
     flagged = [fingerprint("memory_step", "a100", schedule) for schedule in (tir, triton)]
     assert (flagged[0] == newer[0], flagged[1] == before[1]) == (False, True)
 
 
-def test_a_record_is_stale_where_its_code_or_its_compilers_are_others(
-    monkeypatch: pytest.MonkeyPatch, fresh: None
-) -> None:
+def test_a_record_is_stale_if_its_code_or_compilers_have_changed(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     assert stale(record()) is None
     made_by = versions("cpu") | {"apache-tvm": "0.1"}
     older = record(versions=made_by, fingerprint=fingerprint("memory_step", "cpu", STEP, made_by))
@@ -169,7 +167,7 @@ def test_a_record_is_stale_where_its_code_or_its_compilers_are_others(
     assert stale(older) == "other code"
 
 
-def test_a_compiler_that_is_not_here_says_nothing_against_a_record(
+def test_a_compiler_that_is_not_installed_does_not_make_a_record_stale(
     monkeypatch: pytest.MonkeyPatch, fresh: None
 ) -> None:
     schedule = SharedScan()

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 from tests.samples import relative_rmse
 
-# One length of its own, then any length.
+# One static length, then any length.
 STATIC_AND_DYNAMIC = 2
 LENGTHS = (5, 9, 33)
 
@@ -33,7 +33,7 @@ def ids(batch: int, tokens: int) -> Tensor:
 
 
 def one_graph(function: Callable[..., Any], backend: str = "aot_eager") -> tuple[Any, CompileCounterWithBackend]:
-    """``function`` compiled without graph breaks, and the count of graphs; aot_eager generates no code."""
+    """Compile ``function`` without graph breaks and count its graphs; aot_eager generates no code."""
     torch.compiler.reset()
     counter = CompileCounterWithBackend(backend)
     return torch.compile(function, fullgraph=True, backend=counter), counter
@@ -96,7 +96,7 @@ def test_training_steps_of_any_length_are_two_graphs_and_learn_the_same(kernels:
     models = small_model(), small_model()
     compiled, counter = one_graph(next_token_loss(models[0]))
     losses = compiled, next_token_loss(models[1])
-    # Plain descent: Adam would turn the rounding of a gradient near 0 into a whole step.
+    # SGD, as Adam turns the rounding error of a gradient near 0 into a whole step.
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.5) for model in models]
     for length in LENGTHS:
         got = []
@@ -143,7 +143,7 @@ def test_generated_code_gives_the_same_loss_and_gradients(kernels: str) -> None:
 
 @pytest.mark.parametrize("how", ["weights", "autocast"])
 def test_bfloat16_trains_and_decodes_on_a_float32_state(kernels: str, how: str) -> None:
-    """Of weights in bfloat16 all ops' inputs are; autocast hands them float32 weights with bfloat16 values."""
+    """bfloat16 weights give bfloat16 inputs of all ops; autocast gives float32 weights and bfloat16 values."""
     model = small_model().to(torch.bfloat16 if how == "weights" else torch.float32)
     exact = small_model().to(model.head.weight.dtype).float()  # the same weights
     right = next_token_loss(exact)(ids(2, 10)).item()

@@ -1,4 +1,4 @@
-"""``lowering.use`` and ``lowering.compile`` for a GPU: the reference's numbers, on it or interpreted, and refusals."""
+"""``lowering.use`` and ``lowering.compile`` for a GPU equal the reference, on the GPU or interpreted."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from lowering.gpu import backend as gpu_backend
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState, ops
 from tests.samples import relative_rmse
 
-use = importlib.import_module("lowering.use")  # lowering.use is the function
+use = importlib.import_module("lowering.use")  # "lowering.use" is the function, not the module
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the GPU kernels need triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """Backends are made anew in each test, notices included."""
+    """Create backends anew in each test, with their warnings."""
     use.backend_name.cache_clear()
     yield
     use.backend_name.cache_clear()
 
 
 def model_with(cape_heads: str) -> RamNetForCausalLM:
-    """One layer whose heads all shift by CAPE, or half of them: interpreted programs take their time."""
+    """One layer, to save the interpreter's time, with CAPE in all or half of the heads."""
     torch.manual_seed(0)
     model = RamNetForCausalLM(
         RamNetConfig(
@@ -136,7 +136,7 @@ def test_generation_equals_the_references() -> None:
 
 @needs_triton
 def test_launches_go_to_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model may be on another GPU than the current one, which is where Triton launches."""
+    """Triton launches on the current GPU, which may differ from the model's."""
     entered: list[Tensor] = []
     device_of = torch.cuda.device_of
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: entered.append(x) or device_of(x))
@@ -151,7 +151,7 @@ def gpu_is(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
         monkeypatch.setattr(module, "here", lambda: name and targets.find(name))
 
 
-def test_a_gpu_target_without_a_gpu_is_refused_with_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_target_without_a_gpu_is_refused_with_an_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_is(monkeypatch, None)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     message = r"no GPU here, so nothing can run for target 'h200'; `ramnet tune --target h200` compiles for it"
@@ -184,7 +184,7 @@ def test_another_gpu_than_the_named_one_runs_its_schedules_with_one_notice(monke
 
 
 @needs_triton
-def test_the_installed_backend_gpu_is_the_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_gpu_is_this_machines_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_is(monkeypatch, "l4")
     monkeypatch.setattr("ramnet.ops.backend._backends", {})
     with ops.using("gpu"):
@@ -210,7 +210,7 @@ def test_without_triton_the_reference_runs_and_one_notice_says_what_is_missing(m
     assert compiled is None or relative_rmse(compiled(ids(2, 5)).logits, model(ids(2, 5)).logits) < 1e-5
 
 
-def test_a_model_that_the_targets_kernels_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_on_another_device_than_the_target_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = importlib.import_module("lowering.compiled")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(compiled.torch.cuda, "is_available", lambda: True)
@@ -218,7 +218,7 @@ def test_a_model_that_the_targets_kernels_cannot_reach_is_refused(monkeypatch: p
         lowering.compile(model_with("all").cpu(), target="h200")
 
 
-def test_without_a_target_a_model_goes_to_the_kernels_of_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_target_is_that_of_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = importlib.import_module("lowering.compiled")
     monkeypatch.setattr(compiled.targets, "here", lambda: targets.find("l4"))
     assert compiled._target(model_with("all").cpu(), None).name == "cpu"

@@ -1,4 +1,4 @@
-"""Tokens replayed from recorded graphs, with a recorder in the place of CUDA's: buffers, keys, states, no waiting."""
+"""Tokens replayed from graphs, recorded without CUDA: buffers, keys, states, no synchronisation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def small_model(**changes: int) -> RamNetForCausalLM:
 
 
 class WithHeads(RamNetForCausalLM):
-    """The same model, whose tokens in place go through decode_heads."""
+    """The same model, whose single tokens in place use decode_heads."""
 
     def __init__(self, model: RamNetForCausalLM) -> None:
         self.__dict__.update(model.__dict__)
@@ -104,7 +104,7 @@ def test_compiled_code_writes_to_the_state_itself_and_copies_none_of_it(model: R
     out, (code,) = run_and_get_code(compiled, model.blocks[0], *arguments, "test heads")
     assert relative_rmse(out, expected) < 1e-5
     assert all(relative_rmse(a, b) < 1e-5 for a, b in zip(arguments[1:], right[1:], strict=True))
-    # log_scale, position, memory and mass are what the caller gave, not buffers that they were copied to.
+    # log_scale, position, memory and mass must be the caller's tensors, not copies of them.
     assert re.search(r"decode_heads\.default\(buf\d+, (arg\d+_\d+, ){4}", code), code
 
 
@@ -120,7 +120,7 @@ def test_lengths_and_batches_share_the_graphs_of_their_blocks(monkeypatch: pytes
         out = compiled(ids(batch, length))
         compiled(ids(batch, 1), out.state, in_place=True)
         built.append(counters["stats"]["unique_graphs"])
-    assert built[0] < built[1] == built[2]  # one size of its own, then any
+    assert built[0] < built[1] == built[2]  # one static size, then any size
 
 
 @torch.no_grad()
@@ -145,14 +145,16 @@ def test_logits_kept_from_a_token_stay_as_they_are(model: RamNetForCausalLM, rec
 
 
 @torch.no_grad()
-def test_each_state_and_batch_has_its_graph_and_the_oldest_goes(model: RamNetForCausalLM, recorder: Recorder) -> None:
+def test_each_state_and_batch_has_a_graph_and_the_least_recently_used_is_dropped(
+    model: RamNetForCausalLM, recorder: Recorder
+) -> None:
     graphs = graphs_of(model, recorder, kept=2)
     a, b, wide = (RamState.zeros(model.config, batch) for batch in (1, 1, 2))
     for state in (a, b, a, b):
         graphs(ids(1, 1), state)
     assert recorder.recorded == 2
     assert int(a.position) == int(b.position) == 2
-    graphs(ids(2, 1), wide)  # a goes: b was used after it
+    graphs(ids(2, 1), wide)  # a is dropped, as b was used more recently
     graphs(ids(1, 1), b)
     assert recorder.recorded == 3
     graphs(ids(1, 1), a)
@@ -185,7 +187,9 @@ def parametrise(model: RamNetForCausalLM) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("change", [replace_weights, adapt, parametrise])
-def test_what_was_replaced_is_recorded_again(change: Any, model: RamNetForCausalLM, recorder: Recorder) -> None:
+def test_a_replaced_module_or_parameter_is_recorded_again(
+    change: Any, model: RamNetForCausalLM, recorder: Recorder
+) -> None:
     graphs, state, right = graphs_of(model, recorder), *(RamState.zeros(model.config, 1) for _ in range(2))
     for done in range(4):
         if done == 2:
@@ -196,7 +200,7 @@ def test_what_was_replaced_is_recorded_again(change: Any, model: RamNetForCausal
 
 
 @torch.no_grad()
-def test_hooks_are_not_for_graphs(model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_hooks_does_not_use_graphs(model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     graphs, on_gpu = graphs_of(model, Recorder()), SimpleNamespace(is_cuda=True)
     handle = model.blocks[1].mixer.register_forward_hook(lambda *_: None)
@@ -206,8 +210,8 @@ def test_hooks_are_not_for_graphs(model: RamNetForCausalLM, monkeypatch: pytest.
 
 
 @torch.no_grad()
-def test_a_graph_keeps_no_state_alive(model: RamNetForCausalLM, recorder: Recorder) -> None:
-    """With a record that holds nothing itself, as CUDA's graph holds addresses."""
+def test_a_graph_holds_no_reference_to_a_state(model: RamNetForCausalLM, recorder: Recorder) -> None:
+    """The recorder holds no references, as a CUDA graph holds only addresses."""
     held: list[Any] = []
 
     def record(run: Any, rehearse: Any) -> Any:
@@ -234,7 +238,7 @@ def test_what_a_step_refuses_is_refused_before_anything_is_recorded(
     assert recorder.recorded == 0 and state.position.tolist() == [0]
 
 
-def test_tensors_of_the_cpu_gradients_and_a_callers_recording_are_not_for_graphs(
+def test_graphs_are_not_used_on_the_cpu_with_gradients_or_while_the_caller_records(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     on_gpu: Any = SimpleNamespace(is_cuda=True)
@@ -251,10 +255,10 @@ def test_tensors_of_the_cpu_gradients_and_a_callers_recording_are_not_for_graphs
 
 
 @torch.no_grad()
-def test_nothing_in_a_token_or_between_tokens_waits_for_the_device(
+def test_generation_does_not_synchronise_between_tokens(
     model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ramnet.generation.sampled.SYNCHRONOUS", ())  # the CPU stands for a GPU
+    monkeypatch.setattr("ramnet.generation.sampled.SYNCHRONOUS", ())  # treat the CPU as a GPU
     with pytest.raises(RuntimeError, match="waits for the device"), NoWaiting():
         int(torch.ones(()))
     state = RamState.zeros(model.config, 2)
@@ -263,7 +267,7 @@ def test_nothing_in_a_token_or_between_tokens_waits_for_the_device(
         model(ids(2, 7), state)
 
     class Guarded(RamNetForCausalLM):
-        """No waiting from the first call of the model to the last token; a prompt's check comes before."""
+        """There is no synchronisation between the check of the prompt and the last token."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             guard.__enter__() if not entered else None

@@ -73,7 +73,7 @@ def test_a_gpus_kernel_is_printed_where_there_is_no_gpu(run: Run, monkeypatch: p
         (("project", "--target", "a100"), "ramnet: project has no kernel for a100; there are address_decode"),
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_one_line(run: Run, arguments: tuple[str, ...], line: str) -> None:
+def test_an_unknown_language_op_or_size_is_one_line(run: Run, arguments: tuple[str, ...], line: str) -> None:
     status, out, err = run(*arguments)
     assert (status, out) == (1, "")
     assert err.splitlines()[-1].startswith(line)

@@ -1,4 +1,4 @@
-"""Sizes whose product passes 2^31: offsets are 64 bits wide, in every kernel, whichever size they begin with."""
+"""Sizes whose product exceeds 2^31: every kernel uses 64-bit offsets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.samples import as_backends_take, relative_rmse, scan_inputs
 
 tvm = pytest.importorskip("tvm", reason="the kernels need tvm: pip install 'ramnet[tvm]'")
 
-# 3 heads of 2^18 slots of 2752 channels: 8.7 GB, of which a few rows are ever touched, and have memory.
+# 3 heads of 2^18 slots of 2752 channels: 8.7 GB, of which only the accessed rows are allocated.
 HEADS, SLOTS, DIM = 3, 4**9, 2752
 
 interpreted = pytest.mark.skipif(
@@ -47,7 +47,7 @@ SHAPES: dict[Op, dict[str, int]] = {
 
 
 def narrow_accesses(module: Any, target: Any) -> set[str]:
-    """The arguments that the module's functions index by 32 bits, once their indices are flat."""
+    """The arguments that the module's functions index with 32 bits after flattening."""
     from tvm.ir.expr import TensorLoad
     from tvm.ir.instrument import pass_instrument
     from tvm.tirx import BufferStore
@@ -66,7 +66,7 @@ def narrow_accesses(module: Any, target: Any) -> set[str]:
     found: set[str] = set()
     for function in flat.module.functions.values():
         arguments = {str(argument.name) for argument in function.params}
-        seen: dict[str, bool] = {}  # of each tensor accessed: always by 64 bits?
+        seen: dict[str, bool] = {}  # for each tensor: whether all its accesses use 64 bits
 
         def see(name: str, index: Any, seen: dict[str, bool] = seen) -> None:
             seen[name] = seen.get(name, True) and "int64" in str(index.ty)
@@ -84,14 +84,14 @@ def narrow_accesses(module: Any, target: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("op", SCHEDULES)
-def test_cpu_kernels_count_in_64_bits(op: Op) -> None:
+def test_cpu_kernels_use_64_bit_offsets(op: Op) -> None:
     work = Workload(op=op, shape=SHAPES[op], constants=CONSTANTS)
     module = TEMPLATES[op](work, SCHEDULES[op].default(work))
     assert narrow_accesses(module, tvm.target.Target({"kind": "llvm"})) <= {"at"}  # the position, one number
 
 
 @pytest.mark.parametrize("op", gpu.SCHEDULES)
-def test_tirs_gpu_kernels_count_in_64_bits(op: Op) -> None:
+def test_tir_gpu_kernels_use_64_bit_offsets(op: Op) -> None:
     work = Workload(op=op, shape=SHAPES[op], constants=CONSTANTS)
     kinds = gpu.SCHEDULES[op]
     schedule = kinds["shared"](slot_lanes=2, chunk=8) if "shared" in kinds else kinds[""](compiler="tir")
@@ -101,12 +101,12 @@ def test_tirs_gpu_kernels_count_in_64_bits(op: Op) -> None:
 
 
 def spread(slots: Tensor) -> Tensor:
-    """Slots of a small memory to as many of the large one, from its first to its last."""
+    """Map slots of a small memory to slots of the large one, from its first to its last."""
     return (slots.long() * (SLOTS - 1) // 7).int()
 
 
 def untouched_zeros() -> Tensor:
-    """A memory [1, N, M, D] of zeros that the system gives when they are first asked for."""
+    """A memory [1, N, M, D] of zeros, whose pages are allocated on first access."""
     place = mmap.mmap(-1, 4 * HEADS * SLOTS * DIM)
     return torch.frombuffer(place, dtype=torch.float32).view(1, HEADS, SLOTS, DIM)
 

@@ -1,4 +1,4 @@
-"""Logits that no softmax takes, and huge ones: NaN comes out as NaN, on every kernel, and large numbers exactly."""
+"""Logits with an undefined softmax give NaN on every kernel, and large logits are exact."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def on_cpu(lanes: int, unroll: int) -> Decode:
     backend = Scheduled(AddressDecode(lanes=lanes, unroll=unroll, parallel=False))
 
     def decode(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        many = logits.repeat(4, 1, 1)  # straight code is for many rows
+        many = logits.repeat(4, 1, 1)  # code is unrolled only for many rows
         slots, weights = backend.address_decode(many, top_k)
         return slots[: len(logits)], weights[: len(logits)]
 
@@ -80,7 +80,7 @@ def draw(order: int, sub_dim: int) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize(("order", "sub_dim", "top_k"), SIZES)
-def test_a_row_that_no_softmax_takes_gets_weights_of_nan_and_slots_that_exist(
+def test_an_undefined_softmax_gives_weights_of_nan_and_valid_slots(
     order: int, sub_dim: int, top_k: int, decode: Decode
 ) -> None:
     logits = draw(order, sub_dim)
@@ -89,7 +89,7 @@ def test_a_row_that_no_softmax_takes_gets_weights_of_nan_and_slots_that_exist(
     logits[10:15, -1, 0] = math.inf
     logits[15:20, 0] = -math.inf
     logits[20:25] = math.nan
-    logits[25:30, order // 2, 1:] = -math.inf  # rules digits out, as long as one is left
+    logits[25:30, order // 2, 1:] = -math.inf  # -inf excludes digits, as long as one is left
     if sub_dim * (order - 1) < top_k:
         logits[25:30] = draw(order, sub_dim)[25:30]
     slots, weights = decode(logits, top_k)
@@ -106,7 +106,7 @@ def test_a_row_that_no_softmax_takes_gets_weights_of_nan_and_slots_that_exist(
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e7, 1e20])
 @pytest.mark.parametrize(("order", "sub_dim", "top_k"), SIZES)
 def test_large_logits_are_exact(order: int, sub_dim: int, top_k: int, scale: float, decode: Decode) -> None:
-    """Their differences are, which is what the weights depend on; their sums over sub-vectors would round."""
+    """Weights depend on differences of logits, which are exact; sums over sub-vectors would be rounded."""
     logits = scale + draw(order, sub_dim)
     _, weights = decode(logits, top_k)
     expected = keep_largest(product_softmax(logits), top_k).sort(-1, descending=True).values[:, :top_k]
@@ -123,7 +123,7 @@ def test_the_gradient_of_nan_is_nan(order: int, sub_dim: int, top_k: int) -> Non
 
 
 @pytest.mark.parametrize("where", ["log_scale", "query_key_value", "mixer_norm", "embedding"])
-def test_a_models_nan_is_seen_in_its_logits_and_gradients(where: str) -> None:
+def test_a_nan_in_a_model_appears_in_its_logits_and_gradients(where: str) -> None:
     torch.manual_seed(0)
     config = RamNetConfig(vocab_size=37, hidden_size=18, num_layers=2, num_heads=3, value_dim=7, order=3, sub_dim=3,
                           top_k=4, cape_full_layers=1, intermediate_size=29)  # fmt: skip

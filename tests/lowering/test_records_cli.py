@@ -1,4 +1,4 @@
-"""``ramnet records``: shown, passed on to another machine, and removed."""
+"""``ramnet records``: show, export, import and prune."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def workload(slots: int) -> Workload:
 
 
 def record(slots: int, schedule: Any = STEP, **changes: Any) -> Record:
-    """Of today's code, unless ``changes`` say otherwise."""
+    """A record of the current code, with ``changes``."""
     time = Time(median=2.5e-6, spread=1e-7, runs=9)
     return Record(
         workload=workload(slots), target="cpu", device="here", knobs=schedule.model_dump(), how="measured", gain=1.5,
@@ -62,7 +62,7 @@ def test_each_verb_has_its_help(run: Run) -> None:
         assert status == 0 and out.startswith("Usage:") and "--" in out
 
 
-def test_show_tells_times_of_todays_kernels_alone_and_whose_a_record_is(run: Run) -> None:
+def test_show_prints_times_of_current_kernels_only_and_the_source_of_a_record(run: Run) -> None:
     records.merge(records.shipped_path("cpu"), [record(64, fingerprint="of other code", date="2026-01-02")])
     records.merge(records.records_path("cpu"), [record(256), record(512, MemoryStep.default(workload(512)))])
     status, out = run("show")

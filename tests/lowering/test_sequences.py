@@ -16,7 +16,7 @@ from tests.samples import relative_rmse
 needs_tvm = pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="the CPU kernels need tvm")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the GPU kernels need triton")
 TARGETS = [pytest.param("cpu", marks=needs_tvm), pytest.param("a100", marks=needs_triton)]
-# One row alone has a kernel of its own on a CPU, and none on a GPU.
+# A single row has its own kernel on a CPU, but not on a GPU.
 ONE_ROW = [pytest.param("cpu", 1, marks=needs_tvm)]
 ROWS = [pytest.param("cpu", 3, marks=needs_tvm), pytest.param("a100", 3, marks=needs_triton)]
 BOUNDS = torch.tensor([0, 2, 2, 6])
@@ -81,7 +81,7 @@ def test_a_token_in_place_that_is_padding_changes_no_bit_of_its_row(target: str,
 
 
 class Graphs:
-    """In the place of a model's recorded tokens: what is handed to it is a mistake."""
+    """Replaces a model's token graphs; any call is an error."""
 
     def serve(self, input_ids: Tensor) -> bool:
         return True

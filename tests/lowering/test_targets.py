@@ -1,4 +1,4 @@
-"""Which target a device is, from what torch tells of it."""
+"""The target of a device, determined from its properties in torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MI300X = SimpleNamespace(
 
 
 @pytest.mark.parametrize(("told", "name", "arch"), [(H100, "h100", "sm_90"), (MI300X, "mi300x", "gfx942")])
-def test_a_device_has_the_architecture_that_torch_tells_each_vendor_in_its_way(
+def test_the_architecture_is_read_as_each_vendor_reports_it(
     monkeypatch: pytest.MonkeyPatch, told: SimpleNamespace, name: str, arch: str
 ) -> None:
     """On CUDA ``gcnArchName`` is the device's name."""
@@ -66,7 +66,7 @@ def test_a_device_is_known_by_its_name(device: str, arch: str, name: str) -> Non
     [
         ("NVIDIA A100 80GB PCIe", "sm_80", "a100"),
         ("NVIDIA RTX 5090", "sm_120", "b200"),
-        ("AMD Instinct MI250X", "gfx90a", "mi300x"),  # which a number of 90 does not make an H100
+        ("AMD Instinct MI250X", "gfx90a", "mi300x"),  # "90" in the name does not make it an H100
     ],
 )
 def test_an_unknown_device_is_the_nearest_with_a_notice(device: str, arch: str, name: str) -> None:
@@ -88,7 +88,7 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd\nCPU part\t: 0xd0b\n"
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str | None], tuple[str, str]]:
-    """The name and the digest of a processor that the system tells this of."""
+    """The name and digest of a processor with this /proc/cpuinfo."""
     monkeypatch.setattr(targets.platform, "processor", lambda: "")
     monkeypatch.setattr(targets.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(targets, "Path", lambda path: tmp_path / path.lstrip("/"))

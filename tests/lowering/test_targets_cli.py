@@ -1,4 +1,4 @@
-"""``ramnet targets``: what can be done with each machine from here."""
+"""``ramnet targets``: what this machine can do for each target."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(table, "here", lambda: None)
     monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path))
     monkeypatch.setattr(records, "SHIPPED", tmp_path / "none")
-    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: "nvcc")  # so that cells are as wide on every machine
+    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: "nvcc")  # cells have the same width on every machine
 
 
 @pytest.fixture
 def compilers(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The installed ones: the test adds to them."""
+    """The installed packages, to which the test adds."""
     found: set[str] = set()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in found else None)
     return found

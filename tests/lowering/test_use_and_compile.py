@@ -1,4 +1,4 @@
-"""``lowering.use`` and ``lowering.compile``: the same numbers as the reference, in inference and in training."""
+"""``lowering.use`` and ``lowering.compile`` equal the reference in inference and training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever goes wrong."""
+"""Files are written atomically under all kinds of failures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_an_error_of_the_system_names_the_file_and_keeps_its_number(tmp_path: Pa
     assert raised.value.errno == errno.ENOSPC
 
 
-def test_a_file_and_its_place_in_the_folder_are_on_the_disk_when_they_are_promised(
+def test_a_file_and_its_folder_are_synced_before_the_call_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[tuple[bool, bool]] = []  # a folder? was the file in its place?
@@ -74,7 +74,7 @@ def test_a_file_and_its_place_in_the_folder_are_on_the_disk_when_they_are_promis
     assert synced == [(False, False), (True, True)]
 
 
-def test_a_folder_and_what_it_holds_are_on_the_disk_when_they_are_promised(
+def test_a_folder_and_its_files_are_synced_before_the_call_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "a"
@@ -85,9 +85,7 @@ def test_a_folder_and_what_it_holds_are_on_the_disk_when_they_are_promised(
     assert synced == [("x", False), ("new", False), (tmp_path.name, True)]
 
 
-def test_a_folder_that_cannot_take_anothers_place_gives_it_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_replaced_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ramnet.files._exchange", lambda *_: False)
     with folder_written_aside(tmp_path / "a") as aside:
         (aside / "1").write_text("1")
@@ -105,7 +103,7 @@ def test_a_folder_that_cannot_take_anothers_place_gives_it_back(
 
 
 def free_handles() -> list[int]:
-    """The lowest that are free."""
+    """The lowest free file descriptors."""
     handles = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
     for handle in handles:
         os.close(handle)
@@ -123,15 +121,13 @@ def test_no_handle_stays_open(tmp_path: Path) -> None:
     with written_aside(tmp_path / "c.txt") as aside:
         aside.write_text("y")
         held = free_handles()
-        clear_asides(tmp_path)  # this one is at work
+        clear_asides(tmp_path)  # this process is still running
         assert free_handles() == held
     assert read_text(tmp_path / "c.txt") == "y"
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
-def test_a_folder_takes_anothers_place_whole_or_not_at_all(
-    exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_replaced_atomically(exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a" / "b"
     if not exchanges:
         monkeypatch.setattr("ramnet.files._exchange", lambda *_: False)
@@ -155,7 +151,7 @@ with written_aside(sys.argv[1]) as aside:
 """
 
 
-def test_what_a_killed_process_left_is_cleared_by_the_next_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+def test_temporary_folders_of_killed_processes_are_removed_and_those_of_running_ones_are_not(tmp_path: Path) -> None:
     def begin(how: str) -> subprocess.Popen:
         command = [sys.executable, "-c", KILLED, str(tmp_path / "c[1].txt"), how]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -166,7 +162,7 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_and_that_of_a_living_
     assert killed.wait() == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2
     write_text_atomic(tmp_path / "c[1].txt", "whole")
-    assert len(list(tmp_path.iterdir())) == 2  # the file, and what the living process works on
+    assert len(list(tmp_path.iterdir())) == 2  # the file, and the temporary folder of the running process
     living.communicate()
     assert living.returncode == 0
     assert names(tmp_path) == ["c[1].txt"] and read_text(tmp_path / "c[1].txt") == "half"

@@ -1,4 +1,4 @@
-"""``ramnet.compile``, ``use``, ``tune``, ``export_onnx``; and files of a user's own that bear the name of a package."""
+"""``ramnet.compile``, ``use``, ``tune`` and ``export_onnx``, and user files that shadow a package."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_type_checkers_are_told_that_a_package_is_typed(package: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("kind", ["file", "package", "folder"])
-def test_what_hides_a_package_is_named_in_a_sentence(tmp_path: Path, package: str, kind: str) -> None:
+def test_a_file_that_shadows_a_package_is_named(tmp_path: Path, package: str, kind: str) -> None:
     mine = tmp_path / f"{package}.py" if kind == "file" else tmp_path / package
     if kind != "file":
         mine.mkdir()
@@ -62,13 +62,13 @@ def test_what_hides_a_package_is_named_in_a_sentence(tmp_path: Path, package: st
     done = run(tmp_path, "program.py")
     installed = {"stderr": done.stderr, "stdout": done.stdout}
     if kind == "folder" and not done.stdout:
-        return  # a folder without __init__.py gives way to a package that stands on the path
+        return  # a package on the path takes precedence over a folder without __init__.py
     assert installed == {
         "stderr": "", "stdout": f"{mine} hides the package '{package}' of RAM-Net: rename it or move it elsewhere\n",
     }  # fmt: skip
 
 
-def test_a_file_that_hides_a_package_hinders_nothing_else(tmp_path: Path) -> None:
+def test_a_file_that_shadows_a_package_does_not_affect_the_rest(tmp_path: Path) -> None:
     (tmp_path / "export.py").write_text("mine = 1")
     (tmp_path / "program.py").write_text(
         "import torch, export\nfrom ramnet import *\n"

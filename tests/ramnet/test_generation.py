@@ -64,7 +64,7 @@ def test_a_seed_repeats_and_another_differs(model: RamNetForCausalLM) -> None:
 
 
 def plain_probabilities(temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """Token by token: the likeliest first, until k are taken, those taken hold p, or the next is too unlikely."""
+    """Add tokens from the most probable until there are k, they hold p, or the next one is too improbable."""
     order = LOGITS.argsort(descending=True)[: top_k or V].tolist()
     probability = torch.zeros(V, dtype=torch.float64)
     probability[order] = (LOGITS[order].double() / temperature).softmax(0)
@@ -96,7 +96,7 @@ def test_samples_follow_the_plain_definition(temperature: float, top_k: int, top
     )
     expected = plain_probabilities(temperature, top_k, top_p, min_p)
     assert bool((counts[expected == 0] == 0).all()), "a token outside the bounds was drawn"
-    # Five standard deviations of a binomial count.
+    # Allow five standard deviations of a binomial count.
     deviation = (draws * expected * (1 - expected)).sqrt()
     assert bool(((counts - draws * expected).abs() <= 5 * deviation + 1e-9).all())
 
@@ -132,18 +132,18 @@ def test_a_stop_token_in_the_prompt_stops_nothing(model: RamNetForCausalLM) -> N
     assert model.generate(prompt, 5, stop_tokens=[unsaid]).shape[1] > prompt.shape[1] + 1
 
 
-def test_every_new_column_is_handed_on(model: RamNetForCausalLM) -> None:
+def test_the_streamer_gets_every_new_column(model: RamNetForCausalLM) -> None:
     columns: list[Tensor] = []
     said = model.generate(PROMPT, 7, streamer=columns.append)
     assert torch.equal(torch.stack(columns, 1), said[:, 3:])
 
 
-def test_no_new_tokens_give_the_prompt_back(model: RamNetForCausalLM) -> None:
+def test_no_new_tokens_return_the_prompt(model: RamNetForCausalLM) -> None:
     assert torch.equal(model.generate(PROMPT, 0), PROMPT)
 
 
 class Watched(RamNetForCausalLM):
-    """Notes the sizes that each call is given and gives back."""
+    """Record the sizes of the inputs and outputs of each call."""
 
     def forward(self, input_ids: Tensor, *arguments: Any, **named: Any) -> Any:
         out = super().forward(input_ids, *arguments, **named)
@@ -155,7 +155,7 @@ class Watched(RamNetForCausalLM):
 @pytest.mark.parametrize(
     ("batch", "length", "longest"), [(1, 23, 8), (3, 23, 2), (3, 9, 2), (8, 5, 1), (20, 5, 1), (1, 8, 8), (1, 1, 1)]
 )
-def test_a_prompt_is_read_in_parts_of_bounded_size(
+def test_a_prompt_is_read_in_chunks_of_bounded_size(
     model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch, batch: int, length: int, longest: int
 ) -> None:
     monkeypatch.setattr("ramnet.generation.reading.TOKENS_AT_ONCE", 8)
@@ -172,7 +172,7 @@ def test_a_prompt_is_read_in_parts_of_bounded_size(
 
 
 def test_activations_do_not_grow_with_the_prompt(model: RamNetForCausalLM) -> None:
-    """Counted as the numbers in the largest tensor that any operator makes."""
+    """Measured by the elements of the largest tensor that any operator creates."""
     largest: dict[int, int] = {}
     for length in (TOKENS_AT_ONCE, 4 * TOKENS_AT_ONCE):
         with LargestTensor() as seen:
@@ -212,7 +212,7 @@ def test_no_token_is_chosen_from_logits_that_are_not_finite(
 
 
 @pytest.mark.parametrize("reader", ["streamer", "stop_tokens"])
-def test_where_tokens_are_looked_at_none_is_handed_on_from_such_logits(
+def test_no_token_of_such_logits_is_given_to_the_streamer(
     model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
     monkeypatch.setattr("ramnet.generation.sampled.SYNCHRONOUS", ())
@@ -225,7 +225,7 @@ def test_where_tokens_are_looked_at_none_is_handed_on_from_such_logits(
     assert len(columns) == (2 if reader == "streamer" else 0)
 
 
-def test_some_logits_of_minus_infinity_are_tokens_ruled_out(model: RamNetForCausalLM) -> None:
+def test_logits_of_minus_infinity_exclude_tokens(model: RamNetForCausalLM) -> None:
     model.head = torch.nn.Linear(12, V, dtype=torch.float64)
     with torch.no_grad():
         model.head.bias[2:] = -torch.inf

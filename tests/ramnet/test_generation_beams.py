@@ -1,4 +1,4 @@
-"""Beams: against all continuations of a small vocabulary, and against a search that reads everything anew."""
+"""Beam search against all continuations of a small vocabulary, and against a search that rereads all tokens."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def cut(said: tuple[int, ...], stop: int | None) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("stop", [None, 0, 1, 2, 3])
 @torch.no_grad()
-def test_beams_that_leave_nothing_out_find_the_likeliest_of_all_continuations(
-    model: RamNetForCausalLM, stop: int | None
-) -> None:
+def test_enough_beams_find_the_most_probable_continuation(model: RamNetForCausalLM, stop: int | None) -> None:
     stops = [] if stop is None else [stop]
     found = model.generate(PROMPT, NEW, num_beams=V ** (NEW - 1), stop_tokens=stops)
     greedy = model.generate(PROMPT, NEW, stop_tokens=stops)
@@ -55,7 +53,7 @@ def test_beams_that_leave_nothing_out_find_the_likeliest_of_all_continuations(
 
 
 def plain_search(model: RamNetForCausalLM, prompt: list[int], beams: int, stop: str, penalty: float) -> list[int]:
-    """Each hypothesis scored from its first token anew."""
+    """Score every hypothesis again from its first token."""
 
     def ended(said: list[int]) -> bool:
         return stop in "".join(map(str, said))

@@ -1,4 +1,4 @@
-"""Rows of their own: conversations, seeds, prompts of different lengths, stops."""
+"""Independent rows: conversations, seeds, prompts of different lengths, stops."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_each_prompt_of_a_list_ends_where_it_stopped(model: RamNetForCausalLM, o
     def ends(stop: int) -> list[Tensor]:
         return [alone(model, row, seed=5 + row, stop_tokens=[stop], **options) for row in range(len(PROMPTS))]
 
-    # One at which two prompts that are read together end at different times.
+    # A seed at which two prompts of one batch stop at different lengths.
     stop = next(stop for stop in range(V) if len(ends(stop)[0]) != len(ends(stop)[2]))
     said, states = model.generate(PROMPTS, 8, seed=5, stop_tokens=[stop], return_state=True, **options)
     for tokens, state, expected, prompt in zip(said, states, ends(stop), PROMPTS, strict=True):
@@ -167,7 +167,7 @@ def byte_model() -> RamNetForCausalLM:
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_where_tokens_are_bytes_strings_need_no_decoder(byte_model: RamNetForCausalLM, length: int) -> None:
     byte_model.head = torch.nn.Linear(128, 256, dtype=torch.float64)
-    with torch.no_grad():  # only the three bytes of é and ê, in any order
+    with torch.no_grad():  # only the three bytes that é and ê consist of, in any order
         byte_model.head.bias.fill_(-torch.inf)
         byte_model.head.bias[list("éê".encode())] = 0
     prompt = torch.tensor([list(b"a")])

@@ -16,7 +16,7 @@ MODULES = {
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of ``ramnet`` that a file imports, also within functions and for type checkers."""
+    """Modules of ``ramnet`` that a file imports, including within functions and for type checkers."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -74,7 +74,7 @@ def test_its_defaults_are_the_papers_language_model() -> None:
     assert mine.config == papers.config and mine.cape_heads == papers.cape_heads == 0
 
 
-def test_a_call_without_a_state_begins_a_sequence_and_a_call_with_one_goes_on(kernels: str) -> None:
+def test_a_call_without_a_state_starts_a_sequence_and_one_with_a_state_continues_it(kernels: str) -> None:
     made, x = layer(), sequence(2, 20)
     whole, parts, state = made(x), [], None
     for part in x.split([7, 0, 1, 12], dim=1):
@@ -151,7 +151,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD)
-def test_what_cannot_be_a_layer_is_refused_by_its_value(changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused_with_their_value(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         layer(**changes)
 

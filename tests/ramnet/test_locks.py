@@ -17,7 +17,7 @@ from tests.samples import read_only_folder
 
 
 def count(path: Path, times: int) -> None:
-    """Add 1 to the number in a file, which is another file after each time."""
+    """Add 1 to the number in a file, which is replaced each time."""
     for _ in range(times):
         with locked(path):
             write_text_atomic(path, str(int(path.read_text() or 0) + 1))
@@ -35,7 +35,7 @@ def test_several_processes_change_a_file_in_turn_and_leave_nothing_beside_it(tmp
     assert [found.name for found in path.parent.iterdir()] == ["count"]
 
 
-def test_a_process_that_is_killed_lets_go(tmp_path: Path) -> None:
+def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe()
 
@@ -54,14 +54,14 @@ def test_a_process_that_is_killed_lets_go(tmp_path: Path) -> None:
         pass
 
 
-def test_what_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+def test_require_writable_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("old")
     require_writable(tmp_path / "old", tmp_path / "new", tmp_path / "folder" / "below" / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert (tmp_path / "old").read_text() == "old"
 
 
-def test_a_folder_in_which_no_file_can_be_made_is_found_out(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     folder = read_only_folder(tmp_path)
     for path in (folder / "file", folder / "below" / "file"):
         with pytest.raises(OSError, match=f"^{path} cannot be written: (Permission denied|Read-only file system)$"):
@@ -69,7 +69,7 @@ def test_a_folder_in_which_no_file_can_be_made_is_found_out(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps programs that run from being written, by root too")
-def test_a_file_that_cannot_be_written_is_found_out(tmp_path: Path) -> None:
+def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
     program = tmp_path / "program"
     shutil.copy(shutil.which("cat") or "", program)
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_written_is_found_out(tmp_path: Path) -> None:
             require_writable(program)
 
 
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_something_other_than_a_file_is_refused_without_blocking(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("nowhere")

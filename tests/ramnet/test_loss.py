@@ -1,4 +1,4 @@
-"""``model(ids, labels=…)``: the cross entropy of the next token, with the logits of a few tokens at a time."""
+"""``model(ids, labels=…)``: the cross entropy of the next token, computed for a few tokens at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.samples import LargestTensor, relative_rmse
 
 
 def plain_loss(model: RamNetForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
-    """Token by token: −log of the softmax of the one before, at the labels that count."""
+    """Compute the loss token by token: −log softmax of the previous logits at each label that is not ignored."""
     log_probability = model(ids).logits.log_softmax(-1)
     nats = [
         -log_probability[row, at - 1, label]
@@ -38,7 +38,7 @@ def some_ignored(ids: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("tokens_at_once", [1, 4, 5, 100])
 @pytest.mark.parametrize("tie_embeddings", [False, True])
-def test_it_is_the_plain_definition_with_its_gradients_however_it_is_cut(
+def test_it_equals_the_definition_with_its_gradients_for_any_chunk_size(
     kernels: str, monkeypatch: pytest.MonkeyPatch, tokens_at_once: int, tie_embeddings: bool
 ) -> None:
     monkeypatch.setattr("ramnet.loss.LOGITS_AT_ONCE", 11 * tokens_at_once)
@@ -50,8 +50,8 @@ def test_it_is_the_plain_definition_with_its_gradients_however_it_is_cut(
     assert all(relative_rmse(a, e) <= 1e-12 for a, e in zip(actual, expected, strict=True))
 
 
-def test_a_head_that_is_random_is_differentiated_at_what_it_drew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an adapter with dropout is: what is computed again must draw the same."""
+def test_a_random_head_is_recomputed_with_the_same_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head has dropout, as an adapter may, and is recomputed in the backward."""
     monkeypatch.setattr("ramnet.loss.LOGITS_AT_ONCE", 4 * 11)
     model, ids = small_model().double(), tokens(2, 9)
     model.head = torch.nn.Sequential(torch.nn.Dropout(0.5), model.head).train()
@@ -68,7 +68,7 @@ def test_a_head_that_is_random_is_differentiated_at_what_it_drew(monkeypatch: py
 
 
 @pytest.mark.parametrize("gradients", [True, False])
-def test_the_logits_of_a_long_batch_are_never_whole_in_memory(monkeypatch: pytest.MonkeyPatch, gradients: bool) -> None:
+def test_the_logits_of_a_long_batch_are_never_all_in_memory(monkeypatch: pytest.MonkeyPatch, gradients: bool) -> None:
     monkeypatch.setattr("ramnet.loss.LOGITS_AT_ONCE", 50_000)
     model, ids = small_model(vocab_size=1000), tokens(3, 100)
     with LargestTensor() as seen, torch.set_grad_enabled(gradients):
@@ -98,7 +98,7 @@ def test_labels_may_be_int32_and_weights_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1])
-def test_where_nothing_is_to_be_predicted_the_loss_is_not_a_number(length: int) -> None:
+def test_the_loss_is_nan_if_all_labels_are_ignored(length: int) -> None:
     ids = tokens(2, length)
     assert small_model()(ids, labels=ids).loss.isnan()
     ids = tokens(2, 5)

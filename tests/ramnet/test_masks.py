@@ -1,4 +1,4 @@
-"""attention_mask: each row of a padded batch gives what it gives alone, forward, backward, and in its state."""
+"""attention_mask: padding changes neither a row's logits nor its gradients nor its state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROWS = len(MASK)
 
 
 def rows_alone(model: RamNetForCausalLM, ids: Tensor, state: RamState | None = None) -> list[Any]:
-    """What the model gives for the tokens of each row, without padding."""
+    """The model's outputs for each row without its padding."""
     states = [None] * ROWS if state is None else state.split()
     real = zip(ids, MASK.bool(), states, strict=True)
     return [model(row[mask].unsqueeze(0), own) for row, mask, own in real]
@@ -97,7 +97,7 @@ def test_padding_leaves_a_rows_state_as_it_is_bit_by_bit(kernels: str) -> None:
         assert_states_match(after[0], expected.state)
 
 
-def test_what_stands_at_padding_changes_no_bit(kernels: str) -> None:
+def test_the_values_at_padding_do_not_change_a_bit(kernels: str) -> None:
     model, ids = small_model(), tokens(ROWS, LENGTH)
     others = torch.where(MASK.bool(), ids, tokens(ROWS, LENGTH, seed=7))
     assert bool((others != ids).any())
@@ -106,8 +106,8 @@ def test_what_stands_at_padding_changes_no_bit(kernels: str) -> None:
     assert_states_match(a.state, b.state, tolerance=0)
 
 
-def test_a_layer_takes_no_notice_of_nan_in_padding(kernels: str) -> None:
-    """As attention gives for a row that is masked whole."""
+def test_a_layer_ignores_nan_in_padding(kernels: str) -> None:
+    """Attention returns NaN for a row that is masked completely."""
     torch.manual_seed(0)
     layer, mask = RamLayer(12, 3, order=3, sub_dim=3, top_k=4, cape_heads=1), MASK.bool()
     clean = torch.randn(ROWS, LENGTH, 12)
@@ -122,7 +122,7 @@ def test_a_layer_takes_no_notice_of_nan_in_padding(kernels: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-def test_layers_share_what_is_made_of_a_mask() -> None:
+def test_layers_can_share_sequences() -> None:
     torch.manual_seed(0)
     layer, x = RamLayer(12, 3, order=3, sub_dim=3, top_k=4), torch.randn(ROWS, LENGTH, 12)
     made = Sequences.padded(MASK, (ROWS, LENGTH), x.device)
@@ -168,7 +168,7 @@ def test_masks_compile_in_one_graph_and_are_exported(kernels: str) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_mask_is_refused(mask: Tensor, error: type[Exception], message: str) -> None:
+def test_an_invalid_mask_is_refused(mask: Tensor, error: type[Exception], message: str) -> None:
     state = RamState.zeros(SMALL, ROWS)
     with pytest.raises(error, match="^" + re.escape(message) + "$"):
         small_model()(tokens(ROWS, LENGTH), state, attention_mask=mask)
@@ -178,7 +178,7 @@ def test_what_is_no_mask_is_refused(mask: Tensor, error: type[Exception], messag
 def test_left_padded_prompts_are_continued_as_each_alone(
     kernels: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read whole, in parts, and in parts of one token."""
+    """Read prompts at once, in chunks, and in chunks of one token."""
     model, ids, rows = small_model(conv_layers=2).double(), tokens(ROWS, LENGTH), [0, 3]
     alone = [model.generate(ids[i : i + 1, MASK[i].bool()], 12)[0, -12:] for i in rows]
     monkeypatch.setattr("ramnet.generation.reading.TOKENS_AT_ONCE", at_once)
@@ -188,7 +188,7 @@ def test_left_padded_prompts_are_continued_as_each_alone(
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"repetition_penalty": 3.0}])
-def test_padding_is_no_part_of_what_beams_and_penalties_see(options: dict[str, Any]) -> None:
+def test_padding_does_not_affect_beams_and_penalties(options: dict[str, Any]) -> None:
     model, ids, rows = small_model().double(), tokens(ROWS, LENGTH), [0, 3]
     alone = [model.generate(ids[i : i + 1, MASK[i].bool()], 12, **options)[0, -12:] for i in rows]
     said = model.generate(ids[rows], 12, attention_mask=MASK[rows], **options)

@@ -1,4 +1,4 @@
-"""The whole model: against the paper's definition, split at will, saved, compiled."""
+"""The model: against the paper's definition, split over calls, saved, compiled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 from tests import brute_force
 from tests.samples import relative_rmse
 
-# Every part is there: a convolution, an FFN, and CAPE on all, half and none of the heads.
+# All parts: a convolution, an FFN, and CAPE on all, half and none of the heads.
 SMALL = RamNetConfig(
     vocab_size=11, hidden_size=12, num_layers=3, num_heads=3, value_dim=5, order=3, sub_dim=3, top_k=4,
     cape_full_layers=1, cape_half_layers=1, intermediate_size=7, conv_layers=1, embedding_std=1.0,
@@ -27,7 +27,7 @@ def small_model(**changes: Any) -> RamNetForCausalLM:
     model = RamNetForCausalLM(RamNetConfig(**{**SMALL.model_dump(), **changes}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or "log_scale" in name:  # ones and zeros would hide a mistake
+            if "norm" in name or "log_scale" in name:  # the initial ones and zeros would hide mistakes
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return model.eval()
 
@@ -52,7 +52,7 @@ def test_the_340m_model_has_the_papers_parameters() -> None:
     assert sum(x.numel() for x in (*state.memory, *state.mass)) == 27 * 16 * 1024 * 65
 
 
-def test_the_embedding_begins_with_the_deviation_that_the_config_says() -> None:
+def test_the_initial_embedding_has_the_configured_standard_deviation() -> None:
     weight = small_model(vocab_size=1000, embedding_std=0.02).embedding.weight.detach()
     assert float(weight.std()) == pytest.approx(0.02, rel=0.05)
     assert float(weight.mean()) == pytest.approx(0, abs=0.001)
@@ -121,7 +121,7 @@ def test_steps_in_place_equal_one_call(kernels: str) -> None:
 
 
 @torch.no_grad()
-def test_a_state_is_left_as_it_was_unless_in_place(kernels: str) -> None:
+def test_a_state_is_not_modified_unless_in_place(kernels: str) -> None:
     model = small_model()
     state = model(tokens(2, 5)).state
     before = state.clone()
@@ -184,7 +184,7 @@ def test_a_token_has_no_influence_on_those_before() -> None:
 
 
 @torch.no_grad()
-def test_with_cape_alone_the_start_position_does_not_matter() -> None:
+def test_if_all_heads_use_cape_the_start_position_does_not_matter() -> None:
     model = small_model(cape_full_layers=3, cape_half_layers=0)
     late = RamState.zeros(SMALL, 1)
     late.position.fill_(10**12)

@@ -22,7 +22,7 @@ def random_logits(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0
 
 
 def check(logits: Tensor, top_k: int) -> None:
-    """Slots, weights and the gradient; where entries tie, only the weights are determined."""
+    """Check slots, weights and the gradient; slots of equal weights are undetermined."""
     tolerance = TOLERANCE[logits.dtype]
     logits = logits.detach().requires_grad_()
     slots, weights = ops.address_decode(logits, top_k)
@@ -42,7 +42,7 @@ def check(logits: Tensor, top_k: int) -> None:
     (grad,) = torch.autograd.grad(weights, logits, cotangent)
     (expected,) = torch.autograd.grad(picked, exact, cotangent.double())
     assert grad.dtype == logits.dtype
-    # A weight's gradient is a difference of two near numbers times the weight, rounded before: hence the factor.
+    # The factor is for cancellation: the gradient is the rounded weight times a difference of two close numbers.
     assert relative_rmse(grad, expected) <= 4 * tolerance
 
 
@@ -52,8 +52,8 @@ def test_equals_the_full_product_softmax(kernels: str, order: int, sub_dim: int,
         check(random_logits(*leading, order, sub_dim), top_k)
 
 
-def test_more_slots_than_could_ever_be_built(kernels: str) -> None:
-    """M = 4^15: each weight is the product of its digits' probabilities, the first that of the likeliest digits."""
+def test_more_slots_than_fit_in_memory(kernels: str) -> None:
+    """M = 4^15: each weight is the product of its digits' probabilities, and the first is that of the best digits."""
     logits = random_logits(7, 15, 4)
     slots, weights = ops.address_decode(logits, 8)
     digits = slots.long().unsqueeze(-1) // 4 ** torch.arange(15) % 4  # [7, 8, 15]
@@ -93,7 +93,7 @@ def test_a_gradient_of_stride_zero(kernels: str) -> None:
     assert relative_rmse(grad, expected) <= 4e-5
 
 
-def test_ties_fall_either_way_but_weights_and_distinctness_hold(kernels: str) -> None:
+def test_ties_give_distinct_slots_and_the_right_weights(kernels: str) -> None:
     for logits in (torch.zeros(7, 5, 4), random_logits(63, 5, 4).round()):
         check(logits, 8)
 
@@ -111,7 +111,7 @@ def test_a_saturated_softmax_gives_exactly_one_and_never_more(kernels: str) -> N
     sure = torch.full((5, 4), -200.0)
     sure[:, 2] = 200.0
     _, weights = ops.address_decode(sure, 8)
-    # A kernel's exp may end at float32's smallest normal number, 1.2e-38, in place of 0.
+    # A kernel's exp may return float32's smallest normal number, 1.2e-38, instead of 0.
     assert weights[0] == 1 and float(weights[1:].max()) <= 1e-37
     steep = 20 * random_logits(1000, 5, 4)
     _, weights = ops.address_decode(steep, 8)

@@ -1,4 +1,4 @@
-"""What the ops refuse: one sentence with the value and what would be right, and no state touched."""
+"""What the ops refuse: an error in one sentence with the value and what would be valid; the state is unchanged."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def with_slot(name: str, slot: int) -> Change:
 
 
 def repeated(x: dict[str, Tensor]) -> None:
-    """In one token alone, and not side by side."""
+    """A repeated slot in one token, not adjacent."""
     x["write_slots"].view(-1, 3)[1] = torch.tensor([5, 0, 5])
 
 
-# What is done to good inputs of B = 1, H = 2, K = 3, M = 9, D = 5, and the sentence that follows.
+# Changes of valid inputs with B = 1, H = 2, K = 3, M = 9, D = 5, and the resulting message.
 CHANGES: list[tuple[str, Change, type[Exception], str]] = [
     ("slot above", with_slot("write_slots", 9), ValueError, r"write_slots\[0, 0, (0, )?1\] is 9; .* in 0\.\.8"),
     ("slot below", with_slot("read_slots", -1), ValueError, r"read_slots\[0, 0, (0, )?1\] is -1; .* in 0\.\.8"),
@@ -168,7 +168,7 @@ class Counting:
 def test_a_gpus_kernels_run_on_slots_that_were_checked_or_are_known_to_be_in_range(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the CPU's tensors in the place of a GPU's."""
+    """Tested with tensors on the CPU that are treated as if on a GPU."""
     backend: Any = Counting()
     ops.register_backend("counting", backend)
     monkeypatch.setattr(Tensor, "is_cuda", True)

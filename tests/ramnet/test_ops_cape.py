@@ -32,8 +32,8 @@ def test_broadcasts_the_position() -> None:
 
 
 @given(shift=st.integers(1, 10**6), seed=st.integers(0, 99))
-def test_what_matters_is_the_distance(kernels: str, shift: int, seed: int) -> None:
-    """Starting all positions later by a constant rotates the state and leaves the outputs as they were."""
+def test_only_the_distance_matters(kernels: str, shift: int, seed: int) -> None:
+    """Adding a constant to all positions rotates the state and does not change the outputs."""
     inputs = scan_inputs(1, 3, 31, 4, 27, 5, seed=seed)
 
     def run(start: int, memory: torch.Tensor, mass: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The ops as citizens of torch: opcheck, torch.compile in one graph, backends."""
+"""The ops in torch: opcheck, torch.compile in one graph, backends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def scan_leaves(tokens: int = 7) -> dict[str, Tensor]:
 
 
 def backward_arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
-    """What the ops' autograd hands to the backward ops."""
+    """The arguments that autograd passes to the backward ops."""
     logits = LOGITS.to(dtype)
     slots, weights = ops.address_decode(logits, 4)
     inputs = scan_inputs(1, 3, 7, 4, 27, 5, dtype=dtype)
@@ -53,7 +53,7 @@ def test_opcheck_memory_step(kernels: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["address_decode_backward", "memory_scan_backward"])
 def test_opcheck_backward(kernels: str, name: str, dtype: torch.dtype) -> None:
-    """Also of the results' types, which autograd would mend unheard."""
+    """Also checks the results' dtypes, which autograd would convert silently."""
     op = getattr(torch.ops.ramnet, name).default
     torch.library.opcheck(op, backward_arguments(dtype)[name], {"kernels": kernels})
 
@@ -85,7 +85,7 @@ def test_compiles_memory_scan_in_one_graph(kernels: str) -> None:
 
 
 def test_a_compiled_scan_takes_any_length(kernels: str) -> None:
-    """Dynamic T: one more compilation at the most, whatever lengths follow."""
+    """T is dynamic: other lengths cause at most one more compilation."""
     torch.compiler.reset()
     run = torch.compile(ops.memory_scan, fullgraph=True, backend="aot_eager", dynamic=True)
     for tokens in (7, 63, 2):
@@ -106,7 +106,7 @@ def test_an_unknown_backend_is_refused_where_it_is_named() -> None:
 
 
 class Recorder:
-    """A backend that notes which ops ran on it, and hands them to the reference."""
+    """A backend that records its ops and runs them on the reference."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -74,7 +74,7 @@ def test_every_type(kernels: str, dtype: torch.dtype, power: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_state_of_float32_under_smaller_activations(kernels: str, dtype: torch.dtype) -> None:
+def test_a_float32_state_with_half_precision_activations(kernels: str, dtype: torch.dtype) -> None:
     check(scan_inputs(1, 3, 63, 4, 27, 24, dtype=dtype, state_dtype=torch.float32))
 
 
@@ -96,7 +96,7 @@ def test_the_proxy_gradient_at_one_is_the_stated_number(kernels: str, power: flo
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
-def test_hot_slots(kernels: str, power: float) -> None:
+def test_frequent_slots(kernels: str, power: float) -> None:
     check(scan_inputs(1, 3, 1000, 4, 27, 5, access="hot"), decay_power=power)
 
 
@@ -128,7 +128,7 @@ def test_the_number_of_threads_changes_nothing(kernels: str) -> None:
 
 @pytest.mark.parametrize("used", [0, 1, 2], ids=["output", "memory", "mass"])
 def test_a_loss_through_one_result_alone(kernels: str, used: int) -> None:
-    """Also with a gradient of stride zero, which is what ``sum`` hands back."""
+    """Includes a gradient of stride 0, as ``sum`` gives."""
     inputs = {
         name: x.requires_grad_(name in DIFFERENTIABLE) for name, x in scan_inputs(1, 3, 63, 4, 27, 5).items()
     }  # fmt: skip

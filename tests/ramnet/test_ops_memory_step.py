@@ -43,14 +43,14 @@ def test_equals_the_scan_of_one_token(kernels: str, dtype: torch.dtype, wide_sta
     step = step_inputs(inputs, 0)
     output = ops.memory_step(**step)
     assert output.dtype == dtype and output.shape == (2, 3, 24)
-    # A read sees the row as stored, rounded to the state's type.
+    # A read uses the row as stored, rounded to the state's dtype.
     assert relative_rmse(output, expected[:, :, 0]) <= 2 * TOLERANCE[dtype]
     assert relative_rmse(step["memory"], expected_memory) <= TOLERANCE[state_dtype]
     assert relative_rmse(step["mass"], expected_mass) <= TOLERANCE[state_dtype]
 
 
-def test_touches_nothing_but_the_addressed_rows(kernels: str) -> None:
-    """Every other row holds NaN: reading one would show in the output, writing one in the state."""
+def test_only_the_addressed_rows_are_accessed(kernels: str) -> None:
+    """All other rows hold NaN, which would appear in the output if one were read."""
     inputs = scan_inputs(2, 3, 1, 4, 27, 5)
     written = brute_force.k_hot(inputs["write_slots"], torch.ones(2, 3, 1, 4), 27).bool()[:, :, 0]
     read = brute_force.k_hot(inputs["read_slots"], torch.ones(2, 3, 1, 4), 27).bool()[:, :, 0]
@@ -65,7 +65,7 @@ def test_touches_nothing_but_the_addressed_rows(kernels: str) -> None:
         assert bool(poisoned[name][~(written | read)].isnan().all())
 
 
-def test_updates_the_very_tensors_given_and_no_other(kernels: str) -> None:
+def test_updates_only_the_given_state(kernels: str) -> None:
     inputs = scan_inputs(1, 3, 1, 4, 27, 5)
     step = step_inputs(inputs, 0)
     before = {name: x.clone() for name, x in step.items()}
@@ -76,7 +76,7 @@ def test_updates_the_very_tensors_given_and_no_other(kernels: str) -> None:
         assert torch.equal(x, before[name]) == (name not in ("memory", "mass")), name
 
 
-def test_all_but_the_state_may_have_any_strides(kernels: str) -> None:
+def test_inputs_other_than_the_state_may_have_any_strides(kernels: str) -> None:
     inputs = scan_inputs(2, 3, 1, 4, 27, 5)
     plain, spread = step_inputs(inputs, 0), step_inputs(inputs, 0)
     spread = {name: x if name in ("memory", "mass") else strided(x) for name, x in spread.items()}
@@ -85,7 +85,7 @@ def test_all_but_the_state_may_have_any_strides(kernels: str) -> None:
 
 
 def test_a_part_of_a_larger_state_can_be_stepped(kernels: str) -> None:
-    """A contiguous slice need not start where its storage does."""
+    """A contiguous slice may have a storage offset."""
     inputs = scan_inputs(3, 2, 1, 4, 27, 5)
     whole, one = step_inputs(inputs, 0), step_inputs({name: x[1:2] for name, x in inputs.items()}, 0)
     expected = ops.memory_step(**one)

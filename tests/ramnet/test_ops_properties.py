@@ -1,4 +1,4 @@
-"""What holds for every input of the memory ops: splits, permutations, and writes of nothing."""
+"""Properties of the memory ops for every input: splits, permutations, writes of weight zero."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ramnet import ops
 from tests.samples import DIFFERENTIABLE, relative_rmse, scan_inputs, step_inputs
 
 SEEDS = st.integers(0, 999)
-# Few distinct (K, M, D, γ), since each is a kernel of its own; all else is free.
+# Few different (K, M, D, γ), since each compiles a kernel; all else is arbitrary.
 SHAPES = st.sampled_from([(4, 27, 5), (8, 32, 33)])
 POWERS = st.sampled_from([0.5, 1.0])
 ALONG_TIME = ("write_slots", "write_weights", "read_slots", "read_weights", "values")
@@ -26,7 +26,7 @@ def part(inputs: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
 def test_any_split_of_a_sequence_gives_the_same(
     kernels: str, shape: Case, power: float, seed: int, tokens: int, data: st.DataObject
 ) -> None:
-    """Output, final state and every gradient; parts may be empty, and a part of one token may be a step."""
+    """Compare output, final state and every gradient; parts may be empty, and a part of one token may be a step."""
     inputs = scan_inputs(1, 2, tokens, *shape, seed=seed, access="saturated")
     cuts = sorted(data.draw(st.lists(st.integers(0, tokens), max_size=5), label="cuts"))
     leaves = [inputs[name].requires_grad_() for name in DIFFERENTIABLE]

@@ -1,4 +1,4 @@
-"""cu_seqlens: documents packed in one row give what each gives alone, forward, backward, and in their states."""
+"""cu_seqlens: packing changes neither a document's logits nor its gradients nor its state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKENS = 22
 
 
 def alone(model: RamNetForCausalLM, ids: Tensor, state: RamState | None = None) -> list[Any]:
-    """What the model gives for each document."""
+    """The model's outputs for each document alone."""
     states = [None] * len(LENGTHS) if state is None else state.split()
     return [model(document, own) for document, own in zip(ids.split(LENGTHS, dim=1), states, strict=True)]
 
@@ -64,7 +64,7 @@ def test_logits_states_and_gradients_are_those_of_the_documents_alone(
         assert relative_rmse(grad, exact) <= 1e-8, name
 
 
-def test_a_document_knows_nothing_of_those_before(kernels: str) -> None:
+def test_a_document_does_not_depend_on_those_before(kernels: str) -> None:
     model, ids = small_model(), tokens(1, TOKENS)
     changed = ids.clone()
     changed[0, :8] = (ids[0, :8] + 1) % 11
@@ -87,7 +87,7 @@ def test_documents_go_on_in_a_further_call_and_token_by_token(kernels: str) -> N
     assert_states_match(state, packed.state)
 
 
-def test_a_layer_takes_documents_and_layers_share_what_is_made_of_them() -> None:
+def test_a_layer_takes_documents_and_layers_can_share_sequences() -> None:
     torch.manual_seed(0)
     layer, x = RamLayer(12, 3, order=3, sub_dim=3, top_k=4, cape_heads=1), torch.randn(1, TOKENS, 12)
     out, state = layer(x, cu_seqlens=BOUNDS)
@@ -214,7 +214,7 @@ def test_a_token_in_place_is_that_of_the_only_document_that_has_one() -> None:
         ([0.0, 22.0], TypeError, "cu_seqlens is torch.float32; it must be torch.int32 or torch.int64"),
     ],
 )
-def test_what_are_no_bounds_is_refused(bounds: Any, error: type[Exception], message: str) -> None:
+def test_invalid_bounds_are_refused(bounds: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match="^" + re.escape(message) + "$"):
         small_model()(tokens(1, TOKENS), cu_seqlens=torch.tensor(bounds))
 

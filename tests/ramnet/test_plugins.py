@@ -1,4 +1,4 @@
-"""What the packages contribute to the command line and to the ops, installed or not."""
+"""Entry points of the packages, installed or in a checkout."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_an_installation_may_be_older_than_the_checkout(monkeypatch: pytest.Monk
     assert found["cpu"] == "lowering.cpu.backend:backend" and found["npu"] == "other:backend" and "gpu" in found
 
 
-def test_a_group_that_nobody_contributes_to_is_empty() -> None:
+def test_an_unknown_group_is_empty() -> None:
     assert plugins.plugins("ramnet.nothing") == {}
 
 

@@ -55,11 +55,11 @@ def test_each_weight_keeps_its_own_type_whatever_the_default_is(
     assert all(x.requires_grad for x in again.parameters())
 
 
-def test_a_model_outlives_its_file(tmp_path: Path) -> None:
+def test_a_loaded_model_does_not_depend_on_its_file(tmp_path: Path) -> None:
     small_model().save_pretrained(tmp_path)
     again = RamNetForCausalLM.from_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
-    path.write_bytes(b"\xff" * path.stat().st_size)  # in place, as cp does
+    path.write_bytes(b"\xff" * path.stat().st_size)  # overwrite in place, as cp does
     assert torch.equal(again(tokens(2, 9)).logits, small_model()(tokens(2, 9)).logits)
 
 
@@ -82,7 +82,7 @@ def test_the_first_tensor_that_is_not_finite_is_named_and_empty_ones_are_finite(
     assert not_finite(tensors) is None
 
 
-def test_a_head_of_its_own_is_not_lost_where_the_config_ties_it(tmp_path: Path) -> None:
+def test_a_head_that_differs_from_the_tied_embedding_is_refused(tmp_path: Path) -> None:
     model = small_model(tie_embeddings=True)
     model.head.weight = torch.nn.Parameter(model.head.weight + 1)
     with pytest.raises(ValueError, match=r"head\.weight differs from embedding\.weight, but tie_embeddings is True"):
@@ -153,7 +153,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     old, new = small_model(), small_model(hidden_size=24)
     old.save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for room in (10, 5000):  # no room for the config; room for the config but not for the weights
+    for room in (10, 5000):  # no space for the config; space for the config but not for the weights
         with full_disk(after=room), pytest.raises(OSError, match="File too large"):
             new.save_pretrained(tmp_path)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,4 +1,4 @@
-"""A state travels through what torch takes apart: pytrees, torch.export, torch.func, compiled callers, DDP."""
+"""A state works with pytrees, torch.export, torch.func, torch.compile and DDP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def assert_outputs_match(actual: RamNetOutput, expected: RamNetOutput) -> None:
     assert_states_match(actual.state, expected.state, 1e-6)
 
 
-def test_a_state_is_a_tree_of_its_tensors() -> None:
+def test_a_state_is_a_pytree_of_its_tensors() -> None:
     state = small_model()(tokens(2, 5)).state
     leaves, shape = pytree.tree_flatten(state)
     assert all(a is b for a, b in zip(leaves, state.tensors().values(), strict=True))

@@ -1,4 +1,4 @@
-"""What the command line and ``import ramnet`` load, and what they leave for later."""
+"""What the command line and ``import ramnet`` import, and when."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_help_imports_nothing_heavy(words: str) -> None:
     assert done.stdout.startswith("Usage:")
 
 
-def test_the_list_of_verbs_says_what_each_would_say_of_itself() -> None:
+def test_the_list_of_commands_shows_their_own_help() -> None:
     verbs = plugins("ramnet.commands")
     assert {"train", "tune", "export"} <= verbs.keys()
     for name, entry in verbs.items():
@@ -52,21 +52,21 @@ def test_importing_the_package_and_a_configuration_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize("package", [ramnet, ramnet.training], ids=lambda package: package.__name__)
-def test_every_public_name_can_be_had(package: object) -> None:
+def test_every_public_name_can_be_imported(package: object) -> None:
     names = package.__all__
     listed = f"import {package.__name__} as package; assert {{*{names}}} <= {{*dir(package)}}"
     program = "; ".join([listed, *(f"package.{name}" for name in names), f"from {package.__name__} import *"])
     assert python(program).stderr == ""
 
 
-def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'ramnet' has no attribute 'attention'"):
         ramnet.attention  # noqa: B018
     assert not hasattr(ramnet, "attention")
 
 
 @pytest.mark.parametrize(("policy", "spins"), [("", "10000"), ("active", "30000000000")])
-def test_the_command_has_torchs_threads_spin_briefly_unless_the_user_says_how_they_wait(
+def test_the_command_shortens_the_spins_of_torchs_threads_unless_the_user_sets_a_policy(
     policy: str, spins: str
 ) -> None:
     environment = {"OMP_DISPLAY_ENV": "verbose"} | ({"OMP_WAIT_POLICY": policy} if policy else {})
@@ -77,6 +77,6 @@ def test_the_command_has_torchs_threads_spin_briefly_unless_the_user_says_how_th
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
 
 
-def test_importing_the_packages_leaves_the_environment_alone() -> None:
+def test_importing_the_packages_does_not_change_the_environment() -> None:
     done = python("import os; before = {**os.environ}; import ramnet, lowering; assert {**os.environ} == before")
     assert done.stderr == ""

@@ -61,7 +61,7 @@ def test_merged_states_are_the_rows_of_each_and_split_gives_them_back() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[2], [2, 2], [3, 0], [4, -1]])
-def test_sizes_that_are_not_the_rows_are_refused(sizes: list[int]) -> None:
+def test_sizes_that_do_not_add_up_to_the_rows_are_refused(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match=re.escape(f"sizes is {sizes}; they must be at least 1 and add up to 3 rows")):
         random_state().split(sizes)
 
@@ -76,7 +76,7 @@ def test_sizes_that_are_not_the_rows_are_refused(sizes: list[int]) -> None:
          "a row's memory.0 is torch.float32 [3, 27, 4] on cpu in states[1]"),
     ],
 )  # fmt: skip
-def test_states_that_are_not_alike_are_not_merged(change: Any, message: str) -> None:
+def test_states_of_different_layers_are_not_merged(change: Any, message: str) -> None:
     other = random_state()
     change(other)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -88,7 +88,7 @@ def test_states_that_are_not_alike_are_not_merged(change: Any, message: str) -> 
 LAYERS = [RamLayer(6, 3, value_dim=5, order=3, sub_dim=3), RamLayer(6, 2, order=2, sub_dim=3)]
 
 
-def test_layers_of_any_sizes_have_a_state_together() -> None:
+def test_layers_of_different_sizes_share_a_state() -> None:
     state = RamState.zeros(LAYERS, 4)
     assert [list(x.shape) for x in state.memory] == [[4, 3, 27, 5], [4, 2, 9, 3]]
     assert [float(x[3, 1, 8]) for x in state.mass] == [pytest.approx(1 / 27), pytest.approx(1 / 9)]
@@ -98,11 +98,11 @@ def test_layers_of_any_sizes_have_a_state_together() -> None:
 
 
 @torch.no_grad()
-def test_a_state_is_handed_out_layer_by_layer_and_put_together_again(tmp_path: Path) -> None:
+def test_a_state_is_divided_by_layer_and_joined_again(tmp_path: Path) -> None:
     x = torch.randn(4, 1, 6, generator=torch.Generator().manual_seed(0))
     state = RamState.zeros(LAYERS, 4)
     for layer, own in zip(LAYERS, state.layers(), strict=True):
-        layer(x, own, in_place=True)  # the whole state's memory is the layer's
+        layer(x, own, in_place=True)  # the layers' states share memory with the whole state
     after = RamState.of_layers([layer(x).state for layer in LAYERS])
     assert all(torch.equal(a, b) for a, b in zip(after.memory, state.memory, strict=True))
     assert after.position.tolist() == [1, 1, 1, 1]
@@ -110,7 +110,7 @@ def test_a_state_is_handed_out_layer_by_layer_and_put_together_again(tmp_path: P
     assert equal(RamState.load(tmp_path / "s"), after)
 
 
-def test_states_of_layers_at_other_positions_are_not_put_together() -> None:
+def test_states_of_layers_at_different_positions_are_not_joined() -> None:
     states = RamState.zeros(LAYERS, 1).layers()
     states[1].position += 3
     with pytest.raises(ValueError, match=re.escape("states[1] is at position [3] and states[0] at [0]; all layers")):
@@ -119,7 +119,7 @@ def test_states_of_layers_at_other_positions_are_not_put_together() -> None:
         RamState.of_layers([])
 
 
-def test_what_a_prompt_leaves_holds_none_of_its_memory() -> None:
+def test_the_state_after_a_prompt_holds_no_memory_of_the_prompt() -> None:
     model = RamNetForCausalLM(CONFIG)
     with torch.no_grad():
         state = model(torch.zeros(1, 500, dtype=torch.int64)).state

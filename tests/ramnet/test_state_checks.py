@@ -12,7 +12,7 @@ from ramnet import RamNetForCausalLM, RamState
 from tests.ramnet.states import CONFIG, check, equal, random_state
 
 
-def test_a_state_is_checked_whole() -> None:
+def test_every_tensor_of_a_state_is_checked() -> None:
     check(random_state())
     check(random_state(), in_place=True)
     for name, tensor in random_state().tensors().items():
@@ -45,7 +45,7 @@ def test_a_state_is_checked_whole() -> None:
         (lambda s: s.conv.pop(), ValueError, "state.conv has 0 layers; this model has 1"),
     ],
 )  # fmt: skip
-def test_what_is_no_state_is_refused(change: Any, error: type[Exception], message: str) -> None:
+def test_an_invalid_state_is_refused(change: Any, error: type[Exception], message: str) -> None:
     state = random_state()
     change(state)
     with pytest.raises(error, match=re.escape(message)):
@@ -62,7 +62,7 @@ def test_what_is_no_state_is_refused(change: Any, error: type[Exception], messag
         (lambda s: s.mass[0].requires_grad_(), "state.mass[0] requires gradients"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_updated_in_place_is_refused_there_alone(change: Any, message: str) -> None:
+def test_what_cannot_be_updated_in_place_is_refused_only_in_place(change: Any, message: str) -> None:
     state = random_state()
     change(state)
     check(state)
@@ -71,13 +71,13 @@ def test_what_cannot_be_updated_in_place_is_refused_there_alone(change: Any, mes
 
 
 @torch.no_grad()
-def test_a_state_that_requires_gradients_is_updated_where_none_are_taken() -> None:
+def test_a_state_that_requires_gradients_is_updated_while_gradients_are_disabled() -> None:
     state = random_state()
     state.mass[0].requires_grad_()
     check(state, in_place=True)
 
 
-def test_a_state_of_inference_mode_is_updated_there_alone() -> None:
+def test_a_state_of_inference_mode_is_updated_only_in_inference_mode() -> None:
     with torch.inference_mode():
         state = random_state()
         check(state, in_place=True)
@@ -87,14 +87,14 @@ def test_a_state_of_inference_mode_is_updated_there_alone() -> None:
     check(state.clone(), in_place=True)
 
 
-def test_a_position_that_cannot_be_read_is_not_asked_for() -> None:
+def test_a_position_that_cannot_be_read_is_not_checked() -> None:
     RamState.zeros(CONFIG, 3, device="meta").check(CONFIG, 3, torch.device("meta"))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("layer", ["memory", "mass", "conv"])
-def test_a_step_that_is_refused_has_changed_nothing(layer: str) -> None:
-    """The last tensor of its kind is the one that does not fit, so that all before it would have been written."""
+def test_a_refused_step_changes_nothing(layer: str) -> None:
+    """The last tensor of its kind does not fit, so that the tensors before it would have been written already."""
     model, state = RamNetForCausalLM(CONFIG), random_state()
     getattr(state, layer)[-1] = getattr(state, layer)[-1].mT.contiguous().mT
     before = state.clone()

@@ -26,7 +26,7 @@ def test_a_file_with_one_position_for_all_rows_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_survives_its_file(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_saving_and_loading_restores_the_state(dtype: torch.dtype, tmp_path: Path) -> None:
     state = RamState.zeros(CONFIG, 2, dtype=dtype)
     state.save(tmp_path / "new" / "session.safetensors")
     assert equal(RamState.load(tmp_path / "new" / "session.safetensors"), state)
@@ -42,17 +42,17 @@ def test_a_reordered_or_strided_state_can_be_saved(tmp_path: Path) -> None:
     assert equal(RamState.load(tmp_path / "s"), random_state())
 
 
-def test_a_loaded_state_is_aligned_as_torchs_own_memory_is_and_its_own(tmp_path: Path) -> None:
+def test_a_loaded_state_is_aligned_and_independent_of_its_file(tmp_path: Path) -> None:
     random_state().save(tmp_path / "s")
     loaded = RamState.load(tmp_path / "s")
     assert all(tensor.data_ptr() % 64 == 0 for tensor in loaded.tensors().values())
     content = (tmp_path / "s").read_bytes()
-    with (tmp_path / "s").open("r+b") as file:  # the same file, not another in its place
+    with (tmp_path / "s").open("r+b") as file:  # overwrite the file in place instead of replacing it
         file.write(b"\0" * len(content))
     assert equal(loaded, random_state())
 
 
-def test_a_file_is_as_large_after_a_trillion_tokens_as_before_the_first(tmp_path: Path) -> None:
+def test_the_size_of_a_file_does_not_depend_on_the_position(tmp_path: Path) -> None:
     RamState.zeros(CONFIG, 3).save(tmp_path / "first")
     random_state().save(tmp_path / "late")
     assert (tmp_path / "first").stat().st_size == (tmp_path / "late").stat().st_size

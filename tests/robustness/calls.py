@@ -18,7 +18,7 @@ from tests.samples import relative_rmse
 
 
 class Ids(Case):
-    """Tensors handed to a model as ids, with states and settings that may or may not fit."""
+    """Ids given to a model, with states and options that may be invalid."""
 
     @torch.no_grad()
     def make(self, folder: Path) -> None:
@@ -72,7 +72,7 @@ class Ids(Case):
 
     @staticmethod
     def _call(model: RamNetForCausalLM, ids: Tensor, state: RamState | None, in_place: bool, keep: int) -> Any:
-        """The logits, or what the model says against it; other exceptions pass through."""
+        """Return the logits, or the ValueError or TypeError that the model raises."""
         try:
             return model(ids, state, in_place=in_place, logits_to_keep=keep).logits
         except (ValueError, TypeError) as error:
@@ -81,14 +81,14 @@ class Ids(Case):
 
 
 class OpInputs(Case):
-    """Tensors handed to the ops: the kernels refuse what the reference refuses, and else give its numbers."""
+    """Tensors given to the ops: kernels must refuse what the reference refuses, and otherwise give its results."""
 
     def mutate(self, folder: Path, chance: random.Random) -> Any:
         def size() -> int:
             return chance.choice([1, 2, 3]) if chance.random() < 0.95 else chance.choice([0, 7])
 
         batch, heads, tokens = (size() for _ in range(3))
-        # What a kernel is compiled for comes from few, and from few γ.
+        # Sizes and γ that are compiled into a kernel are drawn from few values.
         top_k, num_slots, dim = chance.choice([(2, 4, 3), (2, 4, 3), (3, 3, 1), (5, 3, 3), (0, 4, 3), (2, 4, 0)])
         floats = [torch.float32] * 5 + [torch.float64, torch.float16]
 

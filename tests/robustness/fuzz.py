@@ -1,4 +1,4 @@
-"""What a user may hand in, changed at random: it is refused in a sentence, or it gives right numbers.
+"""Mutates user input at random: it must be refused in one sentence or give right results.
 
     python -m tests.robustness.fuzz --seconds 60 --seed 1
 
@@ -27,7 +27,7 @@ import click
 
 SECONDS = 5
 BYTES = 1 << 30
-# What ``ramnet.cli.main`` makes a line of.
+# The exceptions that ``ramnet.cli.main`` prints in one line.
 SENTENCES = (ValueError, TypeError, OSError, RuntimeError, ImportError, click.ClickException)
 NUMBERS = (
     0, 1, -1, 2, 3, 255, 2**20, 2**31, -(2**31), 2**63, 10**30, 0.5, -0.0, 1e-300, 1e300, math.inf, math.nan,
@@ -36,11 +36,11 @@ OTHERS = (None, True, "", "x", "\u0000", "é" * 300, [], [1], {}, {"x": 1}, [[[]
 
 
 class UnfitError(AssertionError):
-    """What must hold did not."""
+    """A mutation broke what must hold."""
 
 
 def mutate_bytes(data: bytes, chance: random.Random) -> bytes:
-    """Cut, altered, lengthened, repeated, or none."""
+    """Truncate, alter, extend, repeat or clear bytes."""
     at, to = sorted(chance.randrange(len(data) + 1) for _ in range(2))
     some = bytes(chance.randrange(256) for _ in range(chance.choice((1, 1, 4, 100))))
     return chance.choice(
@@ -50,7 +50,7 @@ def mutate_bytes(data: bytes, chance: random.Random) -> bytes:
 
 
 def mutate_json(value: Any, chance: random.Random) -> Any:
-    """One part of a JSON value, at any depth, of another value or type, gone, or under another name."""
+    """Change one part of a JSON value, at any depth: its value, dtype, name or presence."""
     if isinstance(value, dict) and value and chance.random() < 0.8:
         name = chance.choice(sorted(value))
         rest = {k: v for k, v in value.items() if k != name}
@@ -89,27 +89,27 @@ def mutate_file(path: Path, chance: random.Random) -> None:
 
 
 def _memory(line: str) -> int:
-    """Bytes of this process's memory now (VmRSS) or at its peak (VmHWM), of Linux."""
+    """Return the current (VmRSS) or peak (VmHWM) memory of this process in bytes, on Linux."""
     (found,) = re.findall(rf"^{line}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
     return int(found) << 10
 
 
 def _begin_of_peak() -> int:
-    """Forget the peak so far; the bytes now."""
+    """Reset the peak of memory and return the current bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Within the block, what must hold of any use of an input."""
+    """Check, around the block, what must hold for any use of an input."""
 
     def late(*_: object) -> None:
         raise UnfitError(f"it took more than {SECONDS} s")
 
     before = [(number, signal.signal(number, late)) for number in (signal.SIGPROF, signal.SIGALRM)]
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.alarm(60 * SECONDS)  # of a machine that may be busy, for what waits and computes nothing
+    signal.alarm(60 * SECONDS)  # wall-clock limit for calls that block, generous for a busy machine
     before_bytes = _begin_of_peak()
     try:
         yield
@@ -128,17 +128,17 @@ def held() -> Iterator[None]:
 
 
 class Case:
-    """A kind of input. ``make`` gives a good one, once; ``mutate`` and ``use`` work on copies of it."""
+    """A kind of input. ``make`` creates a valid one, once; ``mutate`` and ``use`` work on copies of it."""
 
     def make(self, folder: Path) -> None:
-        """Write a good input into an empty folder, and do what is done once only."""
+        """Write a valid input to an empty folder, and do what is needed only once."""
 
     def mutate(self, folder: Path, chance: random.Random) -> Any:
-        """Change it; what is returned goes to ``use``."""
+        """Change the input; the result is passed to ``use``."""
         mutate_file(chance.choice(sorted(path for path in folder.rglob("*") if path.is_file())), chance)
 
     def use(self, folder: Path, changed: Any) -> None:
-        """Do with it what a user does. AssertionError for wrong numbers."""
+        """Use the input as a user does. Raises AssertionError for wrong results."""
         raise NotImplementedError
 
 
@@ -150,7 +150,7 @@ def run(case: Case, seed: int, mutations: int | None = None, seconds: float | No
         good, used = Path(place) / "good", Path(place) / "in" / "used"
         good.mkdir()
         case.make(good)
-        if any(good.iterdir()):  # the good one is good, and what is compiled once is
+        if any(good.iterdir()):  # check the valid input first, which also compiles kernels
             shutil.copytree(good, used)
             case.use(used, None)
             shutil.rmtree(used.parent)
@@ -177,7 +177,7 @@ def run(case: Case, seed: int, mutations: int | None = None, seconds: float | No
 @click.option("--seed", default=0, show_default=True)
 @click.option("--kind", multiple=True, help="Only these.")
 def main(seconds: float, seed: int, kind: tuple[str, ...]) -> None:
-    """Change inputs at random until the time is over; stop at the first that breaks what must hold."""
+    """Mutate inputs at random until the time is over, or a mutation breaks what must hold."""
     from tests.robustness.kinds import KINDS
 
     chosen = {name: case for name, case in KINDS.items() if not kind or name in kind}

@@ -1,4 +1,4 @@
-"""Tensors between pages that nobody may touch: an access one byte outside of them ends the process."""
+"""Tensors between inaccessible pages: an access one byte outside crashes the process."""
 
 from __future__ import annotations
 

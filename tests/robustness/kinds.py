@@ -47,7 +47,7 @@ class Checkpoint(Case):
 
 
 class QuickRecall(Mqar):
-    """The task, measured on few examples."""
+    """The task, evaluated on few examples."""
 
     def evaluate(self, model: RamNetForCausalLM) -> float:
         inputs, labels = self.batch(2, torch.Generator().manual_seed(0))
@@ -66,7 +66,7 @@ class Training(Case):
     def use(self, folder: Path, changed: Any) -> None:
         progress = checkpoint.Progress.load(folder)
         if progress.config != SMALL:
-            return  # another model's, which the next case holds
+            return  # another model, which is another kind of input
         torch.manual_seed(1)
         result = train(
             RamNetForCausalLM(progress.config), self.task, self.recipe.model_copy(update={"steps": 2}), output=folder,
@@ -77,7 +77,7 @@ class Training(Case):
 
 
 class State(Case):
-    """A session's file, taken up again on the kernels."""
+    """A saved state, from which the kernels continue."""
 
     @torch.no_grad()
     def make(self, folder: Path) -> None:

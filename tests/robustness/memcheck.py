@@ -1,11 +1,11 @@
-"""The op tests on the CPU kernels under valgrind's memcheck: every access within its memory, and no decision on what
-was never written.
+"""Runs the op tests on the CPU kernels under valgrind's memcheck, which finds accesses out of bounds and branches on
+uninitialised memory.
 
     python -m tests.robustness.memcheck
 
-The kernels are built for x86-64-v3, whose instructions valgrind knows, by a first run of the tests without it. What
-memcheck then finds in the kernels is printed; what it finds in Python and torch is not looked at. Takes some minutes,
-and exits with 1 where there is anything.
+A first run of the tests without valgrind builds the kernels for x86-64-v3, whose instructions valgrind supports. Then
+memcheck's findings in the kernels are printed; those in Python and torch are ignored. Takes some minutes, and exits
+with 1 if there are findings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROCESSOR = "x86-64-v3"
 
 
 class ForValgrind:
-    """A plugin of pytest's: kernels for ``PROCESSOR``, and memory that was never written stays so."""
+    """A pytest plugin: builds kernels for ``PROCESSOR`` and leaves uninitialised memory as it is."""
 
     @pytest.fixture(autouse=True)
     def _built_for_valgrind(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +36,7 @@ class ForValgrind:
 
 
 def main() -> int:
-    """Run the tests twice, and say what was found."""
+    """Run the tests twice and print the findings."""
     if shutil.which("valgrind") is None:
         print("memcheck needs valgrind, which is not installed: apt install valgrind")
         return 1

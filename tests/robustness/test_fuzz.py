@@ -1,4 +1,4 @@
-"""A thousand inputs changed at random, the same at each run; ``fuzz`` tries others for as long as it is given."""
+"""A thousand random mutations, the same in each run; ``fuzz`` tries others for a given time."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ MUTATIONS = {
 }  # fmt: skip
 
 
-def test_every_kind_is_changed_and_a_thousand_times_in_all() -> None:
+def test_every_kind_is_mutated_a_thousand_times_in_all() -> None:
     assert MUTATIONS.keys() == KINDS.keys() and sum(MUTATIONS.values()) >= 1000
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_changed_is_refused_in_a_sentence_or_right(kind: str) -> None:
+def test_mutated_input_is_refused_in_one_sentence_or_right(kind: str) -> None:
     assert fuzz.run(KINDS[kind](), seed=0, mutations=MUTATIONS[kind]) == MUTATIONS[kind]
 
 
 class Breaks(fuzz.Case):
-    """A case whose use does what must not be."""
+    """A case whose use breaks what must hold."""
 
     def __init__(self, fault: str) -> None:
         self.fault = fault

@@ -1,7 +1,7 @@
-"""CPU kernels take what the reference takes: any size, type, stride, place in memory, number of threads and mode.
+"""CPU kernels take what the reference takes: any size, dtype, stride, alignment, number of threads and gradient mode.
 
-Arguments and results lie between pages without access (``guarded``), so a kernel that reads or writes a byte outside of
-them ends the run.
+Arguments and results are between inaccessible pages (``guarded``), so a kernel that accesses a byte outside them
+crashes the run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _threads() -> Iterator[None]:
 
 
 def placed(how: str, tensor: Tensor) -> Tensor:
-    """The tensor's numbers in memory of another kind."""
+    """Copy a tensor into memory of another kind."""
     if how in ("first", "last"):
         return guarded(tensor, how)  # type: ignore[arg-type]
     if how == "strided":
@@ -51,7 +51,7 @@ def placed(how: str, tensor: Tensor) -> Tensor:
 PLACES = st.sampled_from(["first", "last", "strided", "offset", "own"])
 IN_PLACE = st.sampled_from(["first", "last", "offset"])
 EDGES = st.sampled_from(["first", "last"])
-# What is compiled in comes from few, what is not from many. (U, P, K, type) and (K, M, D, type, γ):
+# Few values of what is compiled in, many of the rest: (U, P, K, dtype) and (K, M, D, dtype, γ).
 ADDRESSES = st.sampled_from([
     (5, 4, 8, torch.float32), (2, 3, 4, torch.float64), (1, 7, 7, torch.bfloat16), (3, 2, 1, torch.float16),
     (2, 3, 4, torch.float32), (5, 4, 8, torch.bfloat16),
@@ -165,9 +165,7 @@ def test_a_slot_out_of_range_is_refused_and_nothing_is_written(data: st.DataObje
 @pytest.mark.parametrize("edge", ["first", "last"])
 @pytest.mark.parametrize("intermediate_size", [0, 29])
 @torch.no_grad()
-def test_a_layers_token_and_the_heads_product_stay_within_their_weights_and_state(
-    intermediate_size: int, edge: Edge
-) -> None:
+def test_decode_layer_and_project_stay_within_their_arguments(intermediate_size: int, edge: Edge) -> None:
     torch.manual_seed(0)
     config = RamNetConfig(
         vocab_size=37, hidden_size=18, num_layers=2, num_heads=3, value_dim=7, order=3, sub_dim=3, top_k=4,

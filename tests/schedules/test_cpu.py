@@ -1,4 +1,4 @@
-"""The knobs of the CPU's kernels: what is refused, on both sides of each limit; the defaults; what is searched."""
+"""The CPU's schedules: both sides of each limit, the defaults, and the search space."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def layer(rows: int = 1, lanes: int = 32) -> DecodeLayer:
         (layer(rows=1000), LAYER), (layer(lanes=255), LAYER),
     ],
 )  # fmt: skip
-def test_the_last_that_can_be_built(schedule: Schedule, workload: Workload) -> None:
+def test_schedules_at_a_limit_are_valid(schedule: Schedule, workload: Workload) -> None:
     assert schedule.refusal(workload) is None
     schedule.require(workload)
 
@@ -114,7 +114,7 @@ def test_the_last_that_can_be_built(schedule: Schedule, workload: Workload) -> N
         (layer(lanes=256), LAYER, "256 lanes are 1024 bytes; they must be in 1..1023"),
     ],
 )  # fmt: skip
-def test_the_first_that_cannot(schedule: Schedule, workload: Workload, sentence: str) -> None:
+def test_schedules_beyond_a_limit_are_refused(schedule: Schedule, workload: Workload, sentence: str) -> None:
     assert schedule.refusal(workload) == sentence
     with pytest.raises(ValueError, match=f"^{workload.op}: "):
         schedule.require(workload)

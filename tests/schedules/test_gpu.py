@@ -1,4 +1,4 @@
-"""The knobs of the GPUs' kernels: what is refused, on both sides of each limit; the defaults; what is searched.
+"""The GPUs' schedules: both sides of each limit, the defaults, and the search space.
 
 Form slots is in test_gpu_slots.py.
 """
@@ -57,7 +57,7 @@ ADDRESS, GRADIENT, HEADS = work("address_decode"), work("address_decode_backward
         (SharedScan(slot_lanes=8, chunk=8), work("memory_scan", N=65535)),
     ],
 )  # fmt: skip
-def test_the_last_that_can_be_built(schedule: Schedule, workload: Workload) -> None:
+def test_schedules_at_a_limit_are_valid(schedule: Schedule, workload: Workload) -> None:
     assert schedule.refusal(workload) is None
 
 
@@ -107,7 +107,7 @@ def test_the_last_that_can_be_built(schedule: Schedule, workload: Workload) -> N
          f"a program needs {1024 * 129 * 4 + 8 * 160 * 4} bytes of shared memory; the limit is 232448"),
     ],
 )  # fmt: skip
-def test_the_first_that_cannot(schedule: Schedule, workload: Workload, sentence: str) -> None:
+def test_schedules_beyond_a_limit_are_refused(schedule: Schedule, workload: Workload, sentence: str) -> None:
     assert schedule.refusal(workload) == sentence
 
 
@@ -168,11 +168,11 @@ def test_defaults(workload: Workload, default: Schedule) -> None:
         (8, 2, 1, (1 + 6 * 2, 1)),
     ],
 )
-def test_compare_and_exchanges_are_counted(sub_dim: int, top_k: int, unroll: int, counted: tuple[int, int]) -> None:
+def test_compare_exchanges_are_counted(sub_dim: int, top_k: int, unroll: int, counted: tuple[int, int]) -> None:
     assert exchanges(sub_dim, top_k, unroll) == counted
 
 
-def test_straight_code_is_of_one_sub_vector_or_of_all() -> None:
+def test_the_code_of_one_sub_vector_or_of_all_is_unrolled() -> None:
     sorting, joining = exchanges(4, 8, 1)
     assert [straight_exchanges(ADDRESS, unroll) for unroll in (0, 1, 2)] == [
         0, 2 * sorting + joining, 5 * sorting + 4 * joining,

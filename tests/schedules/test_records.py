@@ -36,7 +36,7 @@ def record(workload: Workload, unroll: int = 4, device: str = "here", how: str =
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's, with none that are shipped."""
+    """The user's records, with no shipped ones."""
     monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path))
     monkeypatch.setattr(records, "SHIPPED", tmp_path / "none")
     return records_path("cpu")
@@ -58,7 +58,7 @@ def test_nearest_record_that_fits_comes_next(file: Path) -> None:
     assert choose(step(M=512, D=128), "cpu", "here").schedule.unroll == 8, "three, and one from M = 4096 and D = 64"
     assert choose(step(M=256), "cpu", "here").schedule.unroll == 2, "four from M = 4096 are near enough"
     assert choose(step(M=128), "cpu", "here").source == "default", "five are not"
-    # tile = 8 does not divide 12 channels, so neither record fits.
+    # tile = 8 does not divide 12 channels, so neither record is valid.
     assert choose(step(D=12), "cpu", "here").source == "default"
 
 
@@ -69,7 +69,7 @@ def test_at_one_distance_a_record_of_this_device_comes_first(file: Path) -> None
     assert choose(step(), "cpu", "a third").source.startswith("nearest")
 
 
-def test_what_cannot_be_built_here_is_passed_over(file: Path) -> None:
+def test_schedules_that_cannot_be_built_here_are_ignored(file: Path) -> None:
     merge(file, [record(step(), unroll=4)])
     choice = choose(step(), "cpu", "here", lambda schedule: "no compiler" if schedule.unroll == 4 else None)
     assert (choice.source, choice.schedule) == ("default", MemoryStep.default(step()))
@@ -106,7 +106,7 @@ def test_several_processes_merge_at_once_and_no_row_is_lost(file: Path) -> None:
 
 
 def test_a_file_that_changes_is_read_anew(file: Path) -> None:
-    """Also within one tick of the file system's clock."""
+    """The second change is within one tick of the file system's clock."""
     merge(file, [record(step(), unroll=2)])
     before = file.stat()
     assert load(file)[0].knobs["unroll"] == 2
@@ -115,7 +115,7 @@ def test_a_file_that_changes_is_read_anew(file: Path) -> None:
     assert load(file)[0].knobs["unroll"] == 4
 
 
-def test_a_link_stays_one_and_its_file_is_merged_into(file: Path) -> None:
+def test_records_are_merged_into_the_target_of_a_link(file: Path) -> None:
     shared = file.parent / "shared.jsonl"
     file.symlink_to(shared.name)
     shared.touch()
@@ -148,7 +148,7 @@ def test_foreign_file_is_refused_with_its_line_and_left_alone(file: Path, text: 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "null"])
 def test_what_is_no_number_is_refused(file: Path, number: str) -> None:
-    """JSON has none of these: merged again, the first two would be written as null, and the file be lost."""
+    """JSON has none of these values: merging would write the first two as null and so damage the file."""
     file.write_text(record(step()).model_dump_json().replace('"gain":1.5', f'"gain":{number}') + "\n")
     with pytest.raises(ValueError, match=r"cpu\.jsonl, line 1, is not a record: gain = "):
         load(file)
@@ -228,7 +228,7 @@ def test_a_record_of_an_op_without_a_kernel_is_refused_with_its_line(file: Path)
         load(file)
 
 
-def test_records_of_another_target_are_passed_over(file: Path) -> None:
+def test_records_of_another_target_are_ignored(file: Path) -> None:
     merge(file, [record(step())])
     file.rename(records_path("h200"))
     assert choose(step(), "h200", "here").source == "default"

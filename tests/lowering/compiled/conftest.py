@@ -15,7 +15,7 @@ from tests.lowering.compiled.models import fresh, outputs
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[RamNetForCausalLM, RamNetForCausalLM]:
-    """A model, and its compiled face after it was called in prefill and in tokens, before anything was done to it."""
+    """A model, and the compiled model that shares its modules, after calls in prefill and decoding."""
     model = fresh()
     compiled = lowering.compile(model, backend="eager")
     for batch in (1, 2):
@@ -25,7 +25,7 @@ def pair() -> tuple[RamNetForCausalLM, RamNetForCausalLM]:
 
 @pytest.fixture
 def model(pair: tuple[RamNetForCausalLM, RamNetForCausalLM]) -> Iterator[RamNetForCausalLM]:
-    """The pair's model, which a test may do anything to: it is put back."""
+    """The pair's model, which is restored after the test."""
     model = pair[0]
     kept = [(module, type(module), {k: copy.copy(v) for k, v in module.__dict__.items()}) for module in model.modules()]
     weights = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
@@ -35,7 +35,7 @@ def model(pair: tuple[RamNetForCausalLM, RamNetForCausalLM]) -> Iterator[RamNetF
         for name in set(module.__dict__) - set(own):
             del module.__dict__[name]
         for name, value in own.items():
-            if isinstance(value, dict):  # the dictionary stays the one that others hold
+            if isinstance(value, dict):  # keep the dictionary object, which the compiled model shares
                 module.__dict__[name].clear()
                 module.__dict__[name].update(value)
             else:
@@ -48,5 +48,5 @@ def model(pair: tuple[RamNetForCausalLM, RamNetForCausalLM]) -> Iterator[RamNetF
 
 @pytest.fixture
 def fast(pair: tuple[RamNetForCausalLM, RamNetForCausalLM], model: RamNetForCausalLM) -> RamNetForCausalLM:
-    """The pair's compiled face."""
+    """The pair's compiled model."""
     return pair[1]

@@ -37,7 +37,7 @@ def ids(batch: int, tokens: int, seed: int = 1) -> Tensor:
 
 @torch.no_grad()
 def outputs(model: RamNetForCausalLM, batch: int = 1) -> Tensor:
-    """Logits of a prompt and of the tokens after it, each taken in place."""
+    """Logits of a prompt and of the tokens after it, which update the state in place."""
     out = model(ids(batch, 7))
     steps = [model(ids(batch, 1, seed), out.state, in_place=True).logits for seed in range(5)]
     return torch.cat([out.logits, *steps], dim=1)
@@ -49,7 +49,7 @@ def assert_alike(fast: RamNetForCausalLM, model: RamNetForCausalLM) -> None:
 
 
 class LowRank(nn.Module):
-    """An adapter in the place of a linear layer."""
+    """An adapter that replaces a linear layer."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()

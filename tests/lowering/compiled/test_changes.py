@@ -35,7 +35,7 @@ def load_copied(model: RamNetForCausalLM) -> None:
 
 
 def load_unaligned(model: RamNetForCausalLM) -> None:
-    """Weights from memory that no allocator of torch's made."""
+    """Load weights whose memory is not aligned as torch's allocator aligns it."""
 
     def moved(tensor: Tensor) -> Tensor:
         place = torch.empty(tensor.numel() + 1)[1:]
@@ -101,7 +101,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_what_is_done_to_the_model_afterwards_is_heard(
+def test_later_changes_of_the_model_take_effect(
     change: Callable[[RamNetForCausalLM], None], model: RamNetForCausalLM, fast: RamNetForCausalLM
 ) -> None:
     before = outputs(model)
@@ -111,7 +111,7 @@ def test_what_is_done_to_the_model_afterwards_is_heard(
 
 
 @pytest.mark.parametrize("kind", ["weights", "adapter", "parametrised", "hook", "forward"])
-def test_what_was_done_to_the_model_before_is_heard(kind: str) -> None:
+def test_earlier_changes_of_the_model_take_effect(kind: str) -> None:
     model = fresh()
     for name, change in CHANGES.items():
         if name.startswith(kind):
@@ -119,7 +119,7 @@ def test_what_was_done_to_the_model_before_is_heard(kind: str) -> None:
     assert_alike(lowering.compile(model, backend="eager"), model)
 
 
-def test_a_hook_on_every_module_is_heard(model: RamNetForCausalLM, fast: RamNetForCausalLM) -> None:
+def test_a_global_hook_is_called(model: RamNetForCausalLM, fast: RamNetForCausalLM) -> None:
     doubled = nn.modules.module.register_module_forward_hook(
         lambda module, _given, out: 2 * out if isinstance(module, nn.Linear) else None
     )
@@ -129,7 +129,7 @@ def test_a_hook_on_every_module_is_heard(model: RamNetForCausalLM, fast: RamNetF
         doubled.remove()
 
 
-def test_hooks_that_are_gone_leave_the_kernels_in_use(
+def test_kernels_are_used_again_after_a_hook_is_removed(
     model: RamNetForCausalLM, fast: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lowering.cpu.backend import CpuKernels
@@ -152,7 +152,7 @@ def test_backward_hooks_are_called(model: RamNetForCausalLM, fast: RamNetForCaus
     assert called == [1]
 
 
-def test_the_model_itself_stays_as_it_was(model: RamNetForCausalLM) -> None:
+def test_compiling_does_not_modify_the_model(model: RamNetForCausalLM) -> None:
     modules, kinds = dict(model.named_modules()), {name: type(m) for name, m in model.named_modules()}
     limit = torch._dynamo.config.recompile_limit
     fast = lowering.compile(model, backend="eager")

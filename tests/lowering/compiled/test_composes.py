@@ -32,9 +32,7 @@ def test_functional_call_takes_the_weights_it_is_given(fast: RamNetForCausalLM) 
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_gradients_reach_what_the_models_reach(
-    adapted: bool, model: RamNetForCausalLM, fast: RamNetForCausalLM
-) -> None:
+def test_gradients_equal_those_of_the_model(adapted: bool, model: RamNetForCausalLM, fast: RamNetForCausalLM) -> None:
     if adapted:
         adapt("blocks.1.mixer.query_key_value")(model)
 
@@ -48,7 +46,7 @@ def test_gradients_reach_what_the_models_reach(
     assert all(relative_rmse(got[name], expected[name]) < 1e-4 for name in expected)
 
 
-def test_a_sub_class_keeps_what_it_overrides() -> None:
+def test_methods_that_a_subclass_overrides_are_called() -> None:
     class Doubled(RamNetForCausalLM):
         def forward(self, *args: object, **options: object):
             out = super().forward(*args, **options)
@@ -62,7 +60,7 @@ def test_a_sub_class_keeps_what_it_overrides() -> None:
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "twice"])
-def test_copies_are_compiled_models_with_weights_of_their_own(how: str, fast: RamNetForCausalLM) -> None:
+def test_copies_are_compiled_models_with_their_own_weights(how: str, fast: RamNetForCausalLM) -> None:
     expected = outputs(fast)
     if how == "deepcopy":
         again = copy.deepcopy(fast)
@@ -81,7 +79,7 @@ def test_copies_are_compiled_models_with_weights_of_their_own(how: str, fast: Ra
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-def test_the_default_type_of_new_tensors_changes_nothing(
+def test_the_default_dtype_does_not_change_results(
     default: torch.dtype, model: RamNetForCausalLM, fast: RamNetForCausalLM
 ) -> None:
     expected = outputs(fast), outputs(model), fast.generate(ids(1, 5), 6)

@@ -30,8 +30,8 @@ def test_eight_threads_at_once_get_what_each_gets_alone(fast: RamNetForCausalLM)
             assert all(torch.equal(each, alone[seed]) for each in said)
 
 
-def test_threads_compile_as_often_as_one_may(model: RamNetForCausalLM) -> None:
-    """More kinds of graphs than torch's limit for one function, met in a thread other than the one that compiled."""
+def test_another_thread_is_not_limited_to_fewer_graphs(model: RamNetForCausalLM) -> None:
+    """More graphs than torch's default limit for a function, in another thread than the one that compiled."""
     fast = lowering.compile(model, backend="eager")
 
     def train_and_prefill(batch: int) -> float:
@@ -43,7 +43,7 @@ def test_threads_compile_as_often_as_one_may(model: RamNetForCausalLM) -> None:
         assert all(error < 1e-5 for error in pool.map(train_and_prefill, range(1, 9)))
 
 
-def test_overlapping_blocks_of_two_threads_keep_each_its_kernels() -> None:
+def test_overlapping_use_blocks_of_two_threads_do_not_interfere() -> None:
     first_in, second_in, first_out = Barrier(2), Barrier(2), Barrier(2)
     seen = {}
 

@@ -1,4 +1,4 @@
-"""One token through one kernel a layer: the same numbers as the eager model, and the state updated in place."""
+"""One token in one kernel per layer equals the eager model, and updates the state in place."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def model(**fields: Any) -> RamNetForCausalLM:
     made = RamNetForCausalLM(RamNetConfig(**{**SMALL, **fields}))
     with torch.no_grad():
         for name, parameter in made.named_parameters():
-            if "norm" in name or "log_scale" in name:  # they start as ones and zeros, which hide mistakes
+            if "norm" in name or "log_scale" in name:  # the initial ones and zeros would hide mistakes
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return made
 
 
 def layers_run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of what passes through the kernel from now on."""
+    """Record the shapes that are passed to the kernel."""
     seen, run = [], CpuKernels.decode_layer
 
     def noted(self: CpuKernels, x: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -87,20 +87,20 @@ def test_cape_is_exact_at_any_position(fields: dict[str, Any], start: int) -> No
     assert_equal_steps(model(**fields), start=start)
 
 
-def test_a_batch_takes_the_other_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_does_not_use_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = layers_run(monkeypatch)
     assert_equal_steps(model(**CAPE_HALF), batch=2)
     assert seen == []
 
 
-def test_another_type_takes_the_other_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_dtype_does_not_use_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = layers_run(monkeypatch)
     assert_equal_steps(model().double(), dtype=torch.float64)
     assert seen == []
 
 
 @torch.no_grad()
-def test_weights_changed_afterwards_are_heard() -> None:
+def test_weights_changed_after_compiling_are_used() -> None:
     eager = model()
     fast, token = lowering.compile(eager), torch.tensor([[3]])
     fast(token, in_place=True)

@@ -32,7 +32,7 @@ def workload(op: Op, **sizes: int) -> Workload:
 
 
 def schedules(work: Workload) -> list[Schedule]:
-    """Valid points of the space that together have every value of every knob that a valid one has."""
+    """Valid schedules that together have every value of every knob of a valid schedule."""
     kind = SCHEDULES[work.op]
     points = combinations(kind, kind.space(work))
     valid = [point for point in points if point.refusal(work) is None]
@@ -57,7 +57,7 @@ class Fixed(CpuKernels):
         return lower(Workload.of(op, sizes, dtype, constants), "cpu", self.schedule)
 
 
-def test_every_value_of_every_knob_is_tried_and_no_more_schedules_than_that_takes() -> None:
+def test_every_value_of_every_knob_is_tried_with_few_schedules() -> None:
     work = workload("memory_scan", N=3, T=70, K=5, M=24, D=24)
     chosen = schedules(work)
     assert {s.tile for s in chosen} == {4, 6, 8, 12, 24} and {s.chunk for s in chosen} == {16, 64, 256, 1024}
@@ -94,7 +94,7 @@ def test_every_memory_step_schedule_computes_the_same() -> None:
             assert relative_rmse(actual, want) < 1e-5, schedule
 
 
-# Straight code is for many rows.
+# Code is unrolled only for many rows.
 @pytest.mark.parametrize("rows", [37, 300])
 def test_every_address_decode_schedule_and_that_of_its_gradient_computes_the_same(rows: int) -> None:
     logits = torch.randn(rows, 3, 3, generator=torch.Generator().manual_seed(5))
@@ -158,13 +158,13 @@ def test_default_schedules_are_valid_for_any_sizes() -> None:
             assert kind.default(work).refusal(work) is None
 
 
-def test_a_gpus_kernels_are_not_made_here() -> None:
+def test_lower_refuses_a_gpu() -> None:
     work = workload("memory_scan", N=1, T=64, K=8, M=64, D=64)
     with pytest.raises(ValueError, match="target 'a100' is a GPU; lower builds kernels for 'cpu'"):
         lower(work, "a100", MemoryScan.default(work))
 
 
-def test_key_depends_on_what_is_compiled_in_and_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_depends_only_on_what_is_compiled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     work = workload("memory_scan", N=1, T=64, K=8, M=64, D=64)
     schedule = MemoryScan.default(work)
     key = cache_key(work, "cpu", schedule)
@@ -204,7 +204,7 @@ def test_modules_can_be_saved_as_json() -> None:
     assert tvm.ir.load_json(text)["memory_step"] is not None
 
 
-def test_another_length_takes_the_kernel_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_length_uses_the_same_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = CpuKernels()
     for tokens in (3, 5):
         kernels.memory_scan(*as_backends_take(scan_inputs(1, 2, tokens, 2, 8, 8).values()), 1.0, 1e-6, 0.01)

@@ -1,4 +1,4 @@
-"""Kernels really compiled, from a test process that interprets them.
+"""Compiles kernels for tests in a process that interprets them.
 
 A process either interprets kernels or compiles them, so compiling happens in one child process that lives as long as
 the tests. Arguments are what ``plan`` takes; of tensors only shape and type matter::
@@ -25,12 +25,12 @@ from lowering.gpu.plan import Plan
 from lowering.gpu.triton_compiler import Binary, compile_launch
 from lowering.targets import TARGETS, Gpu
 
-# Those of the table of targets, but for Orin's sm_87.
+# The architectures of the targets, except Orin's sm_87.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 
 
 class Spec(NamedTuple):
-    """What is left of a tensor on the way to the other process."""
+    """The shape and dtype of a tensor, sent to the other process."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -52,12 +52,12 @@ def gpu(arch: str) -> Gpu:
 
 @cache
 def _child() -> ProcessPoolExecutor:
-    """Ends with this process."""
+    """The process that compiles; it ends with this process."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _compile_not_interpret)
 
 
 def _compile_not_interpret() -> None:
-    """Runs in the child before it imports Triton."""
+    """Runs in the child process before it imports Triton."""
     os.environ.pop("TRITON_INTERPRET", None)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from lowering import targets
 
-# Without Triton (pip install 'ramnet[gpu]') the tests of TIR's kernels and of the driver are left.
+# Without Triton (pip install 'ramnet[gpu]'), only the tests of TIR's kernels and of the driver run.
 if importlib.util.find_spec("triton") is None:
     there = {path.name for path in Path(__file__).parent.glob("test_*.py")}
     collect_ignore = sorted(there - {"test_driver.py", "test_tir_cuda.py", "test_tir_gpu.py"})
@@ -19,7 +19,7 @@ if importlib.util.find_spec("triton") is None:
 
 @pytest.fixture
 def device() -> Iterator[str]:
-    """Where inputs go; every torch.empty is filled with NaN."""
+    """The device of inputs; every torch.empty is filled with NaN."""
     torch.use_deterministic_algorithms(True)
     try:
         yield "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Kernels that race, for the tests of ``lowering.gpu.races``: planned in the process that compiles."""
+"""Kernels with data races, for the tests of ``lowering.gpu.races``; plans run in the process that compiles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BARRIER = "tl.debug_barrier()"
 
 @triton.jit
 def rotate(buffer, ROUNDS, SIZE: tl.constexpr, BARRIER: tl.constexpr):
-    """Every thread reads its neighbour's number; BARRIER: "none", "branch", where it may not be met, or "loop"."""
+    """Every thread reads its neighbour's value. BARRIER is "none", "branch" (which may not be taken) or "loop"."""
     lane = tl.arange(0, SIZE)
     for i in range(ROUNDS):
         number = tl.load(buffer + (lane + 1) % SIZE)
@@ -55,13 +55,13 @@ def plan_mass_backward_without(number: int, *arguments: Any) -> Plan:
 
 
 def _without(module: ModuleType, number: int) -> Any:
-    """``module`` from its source text without the barrier of that number."""
+    """Import ``module`` from its source without the barrier of that index."""
     source = Path(str(module.__file__)).read_text(encoding="utf-8")
     parts = source.split(BARRIER)
     joined = parts[0]
     for i, part in enumerate(parts[1:]):
         joined += ("pass" if i == number else BARRIER) + part
-    # Triton reads a kernel's source again when it compiles, so the file stays until the process ends.
+    # Triton reads a kernel's source when it compiles, so the file must exist until the process ends.
     path = Path(tempfile.mkdtemp()) / "variant.py"
     path.write_text(joined, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("variant", path)

@@ -20,7 +20,7 @@ def add(x, y, n, W: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n"])
 def hold(x, y, n, W: tl.constexpr, ROWS: tl.constexpr):
-    """Each thread holds ROWS · W / threads numbers through a loop."""
+    """Each thread holds ROWS · W / threads values during a loop."""
     i = tl.arange(0, W)
     rows = ()
     for r in tl.static_range(ROWS):
@@ -41,6 +41,6 @@ def plan(x: Tensor, threads: int) -> Plan:
 
 
 def plan_large(x: Tensor, threads: int) -> Plan:
-    """272 numbers a thread of 64, which has 255 registers on NVIDIA's GPUs and 512 on AMD's."""
+    """272 values per thread, which has 255 registers on NVIDIA GPUs and 512 on AMD GPUs."""
     y = torch.empty_like(x)
     return Plan((TritonLaunch(hold, (1,), {"x": x, "y": y, "n": 8, "W": 1024, "ROWS": 17}, threads, WORK),), (y,))

@@ -50,7 +50,7 @@ def check(logits: Tensor, top_k: int, gpu: Gpu, unroll: int = 1) -> None:
     (grad,) = plan.run(gpu)
     (expected,) = torch.autograd.grad(picked, exact, cotangent.double())
     assert grad.dtype == logits.dtype
-    # A weight's gradient is a difference of two near numbers times the weight, rounded before: hence the factor.
+    # The factor is for cancellation: the gradient is the rounded weight times a difference of two close numbers.
     assert relative_rmse(grad.cpu(), expected) <= 4 * tolerance
 
 
@@ -135,7 +135,7 @@ def test_compiled_for_the_papers_sizes_it_spills_nothing(arch: str) -> None:
 
 
 @pytest.mark.parametrize(("order", "sub_dim", "top_k", "straight"), [(5, 4, 8, 1), (1, 1024, 8, 0), (5, 4, 64, 0)])
-def test_straight_code_is_refused_where_it_would_be_long(order: int, sub_dim: int, top_k: int, straight: int) -> None:
+def test_unrolled_code_that_would_be_too_long_is_refused(order: int, sub_dim: int, top_k: int, straight: int) -> None:
     shape = {"R": 4096, "U": order, "P": sub_dim, "K": top_k}
     workload = Workload(op="address_decode", shape=shape, dtype="bfloat16")
     assert AddressDecode.default(workload).unroll == straight

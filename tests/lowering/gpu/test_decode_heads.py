@@ -60,7 +60,7 @@ def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, state_dtype: torc
 
 
 def test_it_is_one_launch_that_reads_the_position_from_the_device() -> None:
-    """A CUDA graph holds the launch: the position is one of its tensors, not a number of its arguments."""
+    """The position is a tensor rather than a number, so that a CUDA graph can hold the launch."""
     sizes = SIZES[0]
     inputs = {name: x.to("meta") for name, x in random_inputs(sizes, torch.float32, torch.float32).items()}
     plan = decode_heads.plan(
@@ -73,7 +73,7 @@ def test_it_is_one_launch_that_reads_the_position_from_the_device() -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_compiled_it_spills_nothing_and_threads_meet_at_barriers(arch: str) -> None:
+def test_compiled_kernels_have_no_spills_and_the_needed_barriers(arch: str) -> None:
     inputs = random_inputs(Sizes(1, 2, 5, 4, 8, 64), torch.bfloat16, torch.float32)
     given = [*inputs.values(), 5, 4, 8, 1, 1.0, 1.0, 1e-6]
     (binary,) = compile_plan("lowering.gpu.decode_heads.triton", given, DecodeHeads(), arch)

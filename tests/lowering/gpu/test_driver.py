@@ -1,4 +1,4 @@
-"""Launches through NVIDIA's driver: what it is told, by a driver that only listens."""
+"""Launches through NVIDIA's driver, recorded by a fake driver."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FUNCTIONS = {
 
 
 class Listener:
-    """Takes every call, and says ``status``."""
+    """Records every call and returns ``status``."""
 
     def __init__(self, status: int = 0) -> None:
         self.status, self.calls, self.context = status, {}, 0x1000

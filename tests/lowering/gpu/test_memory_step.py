@@ -14,11 +14,11 @@ from tests import brute_force
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse, scan_inputs
 
-# (N, K, M, D, γ): K no power of two and all of M, D no power of two, wider than a tile, γ that takes exp2 and log2.
+# (N, K, M, D, γ): K not a power of two, K = M, D not a power of two, D wider than a tile, γ that needs exp2 and log2.
 SIZES = [(1, 1, 1, 1, 1.0), (3, 2, 9, 5, 0.5), (3, 9, 9, 24, 2.0), (2, 6, 27, 48, 0.0), (2, 5, 64, 600, 1.7)]
 STATE = ("memory", "mass")
 
-# Where kernels are interpreted NumPy warns of log2(0), in 0^γ, and of 0·∞, which is computed and not selected.
+# In the interpreter, NumPy warns of log2(0) in 0^γ, and of 0·∞, whose result is not selected.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
@@ -65,7 +65,7 @@ def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, wide_state: bool)
     expected, memory, mass = expected_of(inputs)
     output = step(inputs, 0, state, gpu)
     assert output.dtype == dtype and state["memory"].dtype == state_dtype
-    # A read sees the row as stored, rounded to the state's type.
+    # A read uses the row as stored, rounded to the state's dtype.
     assert relative_rmse(output.cpu(), expected[:, 0]) <= 2 * TOLERANCE[dtype]
     assert relative_rmse(state["memory"].cpu(), memory) <= TOLERANCE[state_dtype]
     assert relative_rmse(state["mass"].cpu(), mass) <= TOLERANCE[state_dtype]
@@ -99,14 +99,14 @@ def test_an_infinity_that_is_written_over_but_not_read_stays_out_of_the_output(d
 
 
 def arguments(heads: int, top_k: int, num_slots: int, width: int) -> list[object]:
-    """What ``plan`` takes in bfloat16 with the state float32."""
+    """The arguments of ``plan`` in bfloat16 with a float32 state."""
     inputs = scan_inputs(1, heads, 1, top_k, num_slots, width, dtype=torch.bfloat16, state_dtype=torch.float32)
     tensors = [x[0] if name in STATE else x[0, :, 0] for name, x in inputs.items()]
     return [*tensors, 1.0, 1e-6]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_compiled_it_spills_nothing_and_threads_meet_at_barriers(arch: str) -> None:
+def test_compiled_kernels_have_no_spills_and_the_needed_barriers(arch: str) -> None:
     for given in (arguments(2, 8, 1024, 64), arguments(1, 5, 9, 600)):
         for binary in compile_plan("lowering.gpu.memory_step.triton", given, MemoryStep(), arch):
             if given[4].shape[-1] == 64:

@@ -1,4 +1,4 @@
-"""Workloads compiled for GPUs that are not there."""
+"""Workloads are compiled without the GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_size_below_one_is_refused(size: str) -> None:
         of_model_on_gpu(CONFIG, **{size: 0})
 
 
-# Of each op's tensors, those of the state or its gradient.
+# The indices of the state's tensors, or their gradients, among each op's tensors.
 STATES = {
     "address_decode": 0, "address_decode_backward": 0, "memory_scan": 2, "memory_scan_backward": 4, "memory_step": 2,
     "decode_heads": 2,

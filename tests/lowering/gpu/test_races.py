@@ -35,7 +35,7 @@ def test_a_barrier_between_neighbours_is_enough(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ["sm_80", "gfx942"])
 @pytest.mark.parametrize("barrier", ["none", "branch"])
-def test_no_barrier_and_one_that_may_not_be_met_are_told(arch: str, barrier: str) -> None:
+def test_a_missing_barrier_and_one_in_a_branch_are_reported(arch: str, barrier: str) -> None:
     binary = compile_one("plan_rotate", [barrier], arch)
     with pytest.raises(RaceError, match="no barrier between two accesses of buffer, a load and a store"):
         check_ordered(binary.asm["ttgir"], "buffer")
@@ -68,7 +68,7 @@ def test_every_barrier_of_the_mass_walks_is_needed(
             check_without(number)
 
 
-def test_a_barrier_that_the_machine_code_lost_is_told() -> None:
+def test_a_barrier_missing_in_machine_code_is_reported() -> None:
     binary = compile_one("plan_rotate", ["loop"], "sm_90")
     check_barriers_kept(binary.asm)
     lost = binary.asm["ptx"].replace("bar.sync", "// bar.sync", 1)
@@ -77,7 +77,7 @@ def test_a_barrier_that_the_machine_code_lost_is_told() -> None:
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
-def test_a_tile_with_fewer_channels_than_threads_is_told(arch: str) -> None:
+def test_a_tile_with_fewer_channels_than_threads_is_reported(arch: str) -> None:
     inputs = [x.flatten(0, 1) for x in scan_inputs(1, 1, 7, 3, 9, 64).values()]
     schedule = SerialScan(tile=32)
     rows = compile_plan("lowering.gpu.memory_scan.serial.forward", [*inputs, 1.0, 1e-6], schedule, arch)[-1]
@@ -86,7 +86,7 @@ def test_a_tile_with_fewer_channels_than_threads_is_told(arch: str) -> None:
 
 
 @pytest.mark.parametrize("argument", ["states", "history", "grad_state"])
-def test_the_same_of_the_backward(argument: str) -> None:
+def test_a_backward_tile_with_fewer_channels_than_threads_is_reported(argument: str) -> None:
     with pytest.raises(RaceError, match=f"elements of {argument} are held by several threads"):
         check_thread_owned(backward_rows(64, 32, 64), argument)
 
@@ -103,24 +103,24 @@ def backward_rows(
 
 
 @pytest.mark.parametrize(("value_dim", "tile", "threads"), [(33, 64, 64), (36, 64, 32), (48, 128, 32), (300, 256, 64)])
-def test_a_channel_stays_one_threads_own(value_dim: int, tile: int, threads: int) -> None:
+def test_a_channel_belongs_to_one_thread(value_dim: int, tile: int, threads: int) -> None:
     ttgir = backward_rows(value_dim, tile, threads)
     for argument in ("states", "history", "grad_state"):
         check_thread_owned(ttgir, argument)
 
 
-def test_rows_of_eight_bytes_a_channel_are_split_as_those_of_two_bytes_beside_them() -> None:
+def test_a_float64_state_beside_bfloat16_values_has_one_layout() -> None:
     ttgir = backward_rows(128, 128, 32, torch.bfloat16, torch.float64)
     for argument in ("states", "history", "grad_state"):
         check_thread_owned(ttgir, argument)
 
 
-def test_rows_that_are_split_between_threads_in_two_ways_are_told() -> None:
+def test_rows_with_two_layouts_are_reported() -> None:
     with pytest.raises(RaceError, match="states is accessed in 2 layouts; one is right"):
         check_thread_owned(backward_rows(33, 64, 32), "states")
 
 
-def test_memory_that_all_threads_access_alike_is_no_threads_own() -> None:
+def test_memory_that_all_threads_access_is_not_thread_owned() -> None:
     inputs = [x.flatten(0, 1) for x in scan_inputs(1, 1, 7, 3, 9, 64, dtype=torch.bfloat16).values()]
     rows = next(
         x

@@ -65,7 +65,9 @@ def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, state: torch.dtyp
     check(scan_inputs(1, 1, 7, 3, 9, 24, dtype=dtype, state_dtype=state), 2.3, device, gpu)
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the interpreter's; 0^γ is right
+@pytest.mark.filterwarnings(
+    "ignore:divide by zero encountered in log2"
+)  # a warning of the interpreter; the result of 0^γ is right
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.3])
 def test_write_weights_of_exactly_one_and_zero(device: str, gpu: Gpu, power: float) -> None:
     check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, gpu)
@@ -103,7 +105,7 @@ def test_the_mass_walked_in_spans(device: str, gpu: Gpu, tokens: int, spans: int
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_compiled_no_register_is_spilled_and_no_thread_meets_another(arch: str) -> None:
+def test_compiled_kernels_have_no_spills_and_no_races(arch: str) -> None:
     inputs = scan_inputs(1, 1, 7, 8, 1024, 64, dtype=torch.bfloat16, state_dtype=torch.float32)
     arguments = [*(x.flatten(0, 1) for x in inputs.values()), 1.0, EPS]
     binaries = {

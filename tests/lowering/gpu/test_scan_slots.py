@@ -83,7 +83,7 @@ def test_a_slots_infinity_stays_in_its_slot(device: str, gpu: Gpu) -> None:
 
 
 def meta_arguments(heads: int = 4) -> list[object]:
-    """What ``plan`` takes at the 340M model's sizes: bfloat16, the state float32."""
+    """The arguments of ``plan`` at the sizes of the 340m model, in bfloat16 with a float32 state."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.empty(heads, *shape, dtype=dtype, device="meta")

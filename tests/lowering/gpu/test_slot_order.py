@@ -1,4 +1,4 @@
-"""The counting sort of accesses against torch.sort."""
+"""The radix sort of accesses against torch.sort."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_accesses_stand_by_slot_and_then_by_time_writes_before_reads(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (2, heads, tokens, top_k)
-    # Few different slots, far apart, so that most stand several times.
+    # Few different slots, far apart, so that most occur several times.
     slots = torch.randint(0, min(num_slots, 20), shape, generator=generator) * (num_slots - 1) // 19 % num_slots
     write_slots, read_slots = slots.to(torch.int32).to(device)
     scratch = OrderScratch.of(write_slots, heads, num_slots)

@@ -69,7 +69,7 @@ def body_of(text: str, name: str) -> str:
 
 
 def barriers(text: str) -> list[tuple[str, int]]:
-    """Each barrier in CUDA C in order, with how many loops it stands in."""
+    """Return each barrier in CUDA C in order, with the number of loops around it."""
     found, loops, depth = [], [], 0
     for line in text.splitlines():
         if re.match(r"\s*for \(", line):
@@ -112,7 +112,7 @@ def test_a_check_of_barriers_sees_that_one_is_gone(monkeypatch: pytest.MonkeyPat
     assert len(barriers(text_of(work, SCAN))) == found - 1, "TVM put a barrier of its own"
 
 
-def test_what_steps_and_a_backward_synchronise() -> None:
+def test_the_barriers_of_steps_and_of_the_backward() -> None:
     step = body_of(source_for("memory_step", "h100").text, "memory_step")
     assert barriers(step) == [(WHOLE, 0), (WHOLE, 0)]
     heads = body_of(source_for("decode_heads", "h100").text, "decode_heads")
@@ -125,7 +125,7 @@ def test_what_steps_and_a_backward_synchronise() -> None:
     assert each["recompute"] == each["reverse"] == FILL + 2 * (FIRST + [(kind, 2) for kind in TOKENS] + NEXT)
 
 
-def test_loads_for_later_stay_between_their_barriers() -> None:
+def test_prefetches_stay_between_their_barriers() -> None:
     scan, step = (source_for(op, "h100").text for op in ("memory_scan", "memory_step"))
     assert "__restrict__" in step and "__restrict__" not in scan
 
@@ -224,7 +224,7 @@ def test_a_binary_is_cached_with_what_a_launch_needs(tmp_path: Any, monkeypatch:
         again.bind("memory_step", [*tensors[:-1], torch.empty(2, 64)])
 
 
-def test_without_nvcc_there_is_no_binary_but_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nvcc_there_is_an_error_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvcc, "nvcc", lambda: None)
     with pytest.raises(nvcc.NoNvccError, match="pip install nvidia-cuda-nvcc"):
         plan("memory_step", MemoryStep(compiler="tir"), *arguments(workload("memory_step"))).compile(gpu_of("h100"))

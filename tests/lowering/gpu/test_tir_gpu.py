@@ -135,7 +135,7 @@ def both_ways(op: Op, schedule: Schedule, tensors: list[Tensor], outputs: list[T
     return results
 
 
-def test_no_thread_of_a_phase_needs_another() -> None:
+def test_threads_of_a_phase_are_independent() -> None:
     tensors = [x.flatten(0, 1) for x in scan_inputs(1, 2, 19, 6, 20, 24, access="hot", seed=6).values()]
     schedule = SharedScan(slot_lanes=2, channels=1, chunk=8)
     forwards, reverse = both_ways("memory_scan", schedule, tensors, [torch.zeros_like(x) for x in tensors[4:]])
@@ -147,7 +147,7 @@ def test_no_thread_of_a_phase_needs_another() -> None:
     assert all(torch.equal(x, y) for x, y in zip(forwards, reverse, strict=True))
 
 
-def test_no_thread_of_a_backward_phase_needs_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_a_backward_phase_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = scan_inputs(1, 1, 19, 6, 20, 24, access="hot", seed=8)
     grads = [torch.ones_like(tensors[name]) for name in ("values", "memory", "mass")]
     ops = kernels(memory_scan_backward=SharedScanBackward(slot_lanes=2, channels=1, chunk=8))

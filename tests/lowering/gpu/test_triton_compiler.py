@@ -1,4 +1,4 @@
-"""What compiled launches say that they need."""
+"""The resources of compiled launches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.lowering.gpu.compiled import compile_plan
 
 KERNELS, INPUTS = "tests.lowering.gpu.spilling", [torch.zeros(1 << 15)]
 
-# As cuobjdump and ptxas of CUDA 13 print it.
+# The output of cuobjdump and ptxas of CUDA 13.
 USAGE = """
 Resource usage:
  Common:

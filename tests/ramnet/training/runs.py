@@ -1,4 +1,4 @@
-"""Small runs of the recall task, and what cuts them short."""
+"""Small runs of the recall task, and an exception that interrupts them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TASK = Mqar(pairs=3, length=12, vocab_size=64)
 
 
 class PowerCutError(Exception):
-    """What ends a run halfway."""
+    """Interrupts a run."""
 
 
 class StopsAfter(Mqar):
-    """The task, until it has given so many batches."""
+    """The task, which raises after a number of batches."""
 
     def stop_after(self, batches: int) -> StopsAfter:
         object.__setattr__(self, "left", batches)

@@ -51,7 +51,7 @@ def test_a_finished_run_goes_on_with_more_steps_or_seconds(ramnet: Command, tmp_
     assert "steps is 3 but the run in" in ramnet("text", "--resume", "--steps", "3", *run)[2]
 
 
-def test_one_budget_that_is_typed_replaces_the_other(
+def test_a_given_budget_replaces_the_other(
     ramnet: Command, tmp_path: Path, page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = ("--output", tmp_path / "run", "--kernels", "reference")
@@ -80,7 +80,7 @@ def test_a_new_run_starts_from_weights(ramnet: Command, tmp_path: Path, page: Pa
         RamNetForCausalLM(small).to(torch.bfloat16).save_pretrained(start)
     before = {path.name: path.read_bytes() for path in start.iterdir()}
     first = RamNetForCausalLM.from_pretrained(start)
-    # With a step too small to move a weight, what is written is what it started from.
+    # With a learning rate too small to change a weight, the written weights are those it started from.
     still = ("--learning-rate", "1e-30", "--steps", "1")
     status, out, err = ramnet("text", "--data", page, "--from", start, "--output", output, *still, *TINY_TEXT)
     assert (status, err) == (0, "")
@@ -105,7 +105,7 @@ def test_a_new_run_starts_from_weights(ramnet: Command, tmp_path: Path, page: Pa
         (("--output", "x/../start"), "the new run would replace start, which it starts from"),
     ],
 )
-def test_what_cannot_stand_beside_from_is_named(
+def test_options_that_from_excludes_are_named(
     ramnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -182,7 +182,7 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint_that_resumes(ramnet: Command, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # As from a terminal, also where the tests themselves run in the background and ignore Ctrl-C.
+        # Restore SIGINT, which is ignored if the tests run in the background.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
         assert run.stdout is not None
@@ -196,7 +196,7 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint_that_resumes(ramnet: Command, 
         "training.safetensors",
     ]
     refused = ramnet("text", "--output", output, "--resume", "--steps", "5", "--kernels", "reference")
-    # The checkpoint is whole: it is read, and only the other budget stands in the way.
+    # The checkpoint is complete: it is read, and only the changed budget is refused.
     assert refused[2] == (
         f"ramnet: steps is 5 but the run in {output} has 100000; resume it with the same, or with more\n"
     )

@@ -35,10 +35,10 @@ def test_the_learning_rate_warms_up_in_steps_and_falls_to_zero_over_either_budge
 
 
 def test_a_run_stops_when_its_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()  # a second for each look at it
+    clock = itertools.count()  # each reading of the clock advances it by a second
     monkeypatch.setattr("ramnet.training.loop.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     result = train(fresh(), TASK, Recipe(seconds=9.0, batch_size=4))
-    # It is looked at twice before the first step, and twice in each step.
+    # It is read twice before the first step, and twice in each step.
     assert (result.elapsed, result.step, len(result.losses)) == (10.0, 5, 5)
 
 
@@ -55,7 +55,7 @@ def test_a_run_stops_when_its_seconds_are_over(monkeypatch: pytest.MonkeyPatch) 
         ({"steps": 1, "seed": -1}, "seed = -1"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_named(fields: dict, message: str) -> None:
+def test_an_invalid_recipe_is_named(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         Recipe(**fields)
     assert "\n" not in str(caught.value)

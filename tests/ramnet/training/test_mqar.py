@@ -31,7 +31,7 @@ def described_example(pairs: int, length: int, vocab_size: int, dice: random.Ran
 
 
 def gap_of_each_key(tokens: list[int], labels: list[int], pairs: int, vocab_size: int) -> list[int]:
-    """Where each key is asked for, once everything else in the example is found to be in order."""
+    """Check an example and return where each key is queried."""
     half, context = vocab_size // 2, 2 * pairs
     keys, values = tokens[0:context:2], tokens[1:context:2]
     assert len(set(keys)) == len(set(values)) == pairs
@@ -105,6 +105,6 @@ def test_the_accuracy_of_logits_that_are_not_finite_is_not_a_number(value: float
         ({"vocab_size": 8191}, "vocab_size is 8191"),
     ],
 )
-def test_settings_that_cannot_be_are_named(setting: dict[str, int], message: str) -> None:
+def test_invalid_settings_are_named(setting: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mqar(**setting)

@@ -1,4 +1,4 @@
-"""A run taken up again is the run never stopped, may go on past its end, and is no other run."""
+"""A resumed run equals one that was never stopped, and can be extended."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from ramnet.training.mqar import Mqar
 from tests.ramnet.training.runs import RECIPE, SMALL, TASK, PowerCutError, StopsAfter, files, fresh
 
 
-def test_a_run_resumed_is_the_run_never_stopped(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path) -> None:
     never_stopped = fresh()
     whole = train(never_stopped, TASK, RECIPE)
     with pytest.raises(PowerCutError):
@@ -54,7 +54,7 @@ def test_a_larger_budget_goes_on_past_the_end_on_a_cosine_over_the_new_total(
     assert more.elapsed > finished.elapsed
 
 
-def test_a_run_that_went_on_resumes_exactly(tmp_path: Path) -> None:
+def test_an_extended_run_resumes_exactly(tmp_path: Path) -> None:
     for name in ("whole", "cut"):
         train(fresh(), TASK, RECIPE, output=tmp_path / name)
     whole = train(fresh(), TASK, LONGER, output=tmp_path / "whole", resume=True)
@@ -94,7 +94,7 @@ def test_a_budget_that_is_spent_already_is_named(tmp_path: Path, budget: dict, m
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_run_resumed_has_the_types_it_had(tmp_path: Path, tied: bool) -> None:
+def test_a_resumed_run_keeps_its_dtypes(tmp_path: Path, tied: bool) -> None:
     def mixed(seed: int = 0) -> RamNetForCausalLM:
         torch.manual_seed(seed)
         model = RamNetForCausalLM(SMALL.model_copy(update={"tie_embeddings": tied})).to(torch.bfloat16)
@@ -187,7 +187,7 @@ def _of_a_negative_step(path: Path) -> None:
         (Path.unlink, "holds no training to resume"),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_left_alone(tmp_path: Path, damage, message: str) -> None:
+def test_a_damaged_checkpoint_is_named_and_not_changed(tmp_path: Path, damage, message: str) -> None:
     train(fresh(), TASK, RECIPE, output=tmp_path)
     damage(tmp_path / "training.safetensors")
     before, model = files(tmp_path), fresh()

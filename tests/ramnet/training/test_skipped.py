@@ -1,4 +1,4 @@
-"""Steps that are not finite are not taken, and nothing that is not finite is a result or a checkpoint."""
+"""Steps that are not finite are skipped, and results and checkpoints are always finite."""
 
 import io
 import math
@@ -17,7 +17,7 @@ from tests.ramnet.training.runs import RECIPE, TASK, PowerCutError, StopsAfter, 
 
 
 class Overflows(StopsAfter):
-    """The task, some of whose batches, told by their content, send the gradient of ``model`` to infinity."""
+    """The task, some batches of which, identified by their content, give ``model`` an infinite gradient."""
 
     def of(self, model: RamNetForCausalLM, every: int) -> "Overflows":
         model.head.weight.register_hook(lambda gradient: gradient * (math.inf if self.overflowing else 1))
@@ -40,7 +40,7 @@ def overflows(model: RamNetForCausalLM, every: int = 1) -> Overflows:
     return Overflows(3, 12, 64).of(model, every)
 
 
-def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     model = fresh()
     result = train(model, overflows(model), RECIPE, output=tmp_path)
     assert (result.step, result.skipped, len(result.losses)) == (7, 7, 7)
@@ -51,7 +51,7 @@ def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path) -> None:
     assert train(fresh(), TASK, RECIPE, output=tmp_path, resume=True).skipped == 7
 
 
-def test_a_run_cut_after_a_skipped_step_and_resumed_is_the_run_never_stopped(tmp_path: Path) -> None:
+def test_a_run_interrupted_after_a_skipped_step_resumes_exactly(tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"steps": 12})
     never_stopped, stopped, resumed = fresh(), fresh(), fresh(seed=99)
     task = overflows(never_stopped, every=3)
@@ -80,7 +80,7 @@ def test_many_in_a_row_stop_the_run_and_keep_the_last_finite_checkpoint(tmp_path
 
 
 class OverflowsButOnce(Overflows):
-    """All batches overflow but the one that would make the run stop."""
+    """All batches overflow except the one that would end the run."""
 
     @property
     def overflowing(self) -> bool:
@@ -94,7 +94,7 @@ def test_fewer_in_a_row_do_not_stop_it() -> None:
     assert result.skipped == 2 * MOST_SKIPPED - 2
 
 
-def test_skipped_steps_are_said_where_the_progress_is(tmp_path: Path) -> None:
+def test_skipped_steps_are_shown_in_the_progress(tmp_path: Path) -> None:
     model, screen = fresh(), Console(record=True, width=120, file=io.StringIO())
     result = train(model, overflows(model, every=2), RECIPE, checkpoint_seconds=0, console=screen)
     said = [line for line in screen.export_text().splitlines() if line.startswith("step ")]
@@ -109,14 +109,14 @@ def test_weights_that_overflow_are_no_result_and_no_checkpoint(
     train(fresh(), TASK, RECIPE, output=tmp_path)
     before = files(tmp_path)
     wild = Recipe(steps=3, batch_size=4, warmup_steps=0, learning_rate=learning_rate)
-    # The reference refuses logits that are NaN where kernels pass them on.
+    # The reference raises an error for NaN logits, which kernels propagate.
     with pytest.raises((RuntimeError, ValueError), match=rf"(step|after) \d.*; {re.escape(str(tmp_path))} is left as"):
         train(fresh(), TASK, wild, output=tmp_path)
     assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("broken", ["norm.bias", "head.weight"])
-def test_weights_that_are_not_finite_end_no_run_well(tmp_path: Path, broken: str) -> None:
+def test_a_run_whose_weights_are_not_finite_fails(tmp_path: Path, broken: str) -> None:
     train(fresh(), TASK, RECIPE, output=tmp_path)
     before, model = files(tmp_path), fresh()
     model.get_parameter(broken).data[0] = -math.inf

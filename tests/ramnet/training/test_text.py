@@ -50,7 +50,7 @@ DOCUMENTS = (b"0123456789ABC", b"ab", b"", b"x", b"vwxyz")
 
 
 def _spelled(inputs: torch.Tensor, labels: torch.Tensor) -> list[bytes]:
-    """The bytes of each window with the last one's follower, once its padding is found to be in order."""
+    """Check the padding of each window and return its bytes with the last label."""
     counted = labels != IGNORED
     filled = counted.sum(1)
     assert bool((filled > 0).all())
@@ -66,7 +66,7 @@ def test_a_window_lies_within_one_document_and_every_byte_is_in_as_many(length: 
     windows = Windows(DOCUMENTS, length)
     inputs, labels = windows.take(torch.arange(len(windows)))
     assert inputs.shape == labels.shape == (len(windows), length)
-    # In plain Python: every place that a window can have, cut to the document.
+    # In plain Python: every position of a window, clipped to the document.
     described = [
         document[max(start, 0) : start + length + 1]
         for document in DOCUMENTS
@@ -93,7 +93,7 @@ def test_a_batch_draws_all_training_windows_equally(tmp_path: Path) -> None:
         assert abs(found[window] - expected) <= 5 * expected**0.5  # five standard deviations
 
 
-def test_a_run_that_cut_its_windows_in_another_way_is_not_resumed(tmp_path: Path) -> None:
+def test_a_run_with_other_windows_is_not_resumed(tmp_path: Path) -> None:
     config = RamNetConfig(
         vocab_size=256, hidden_size=8, num_layers=1, num_heads=1, value_dim=4, order=2, sub_dim=2, top_k=2
     )
@@ -102,13 +102,13 @@ def test_a_run_that_cut_its_windows_in_another_way_is_not_resumed(tmp_path: Path
     path = tmp_path / "run" / "training.safetensors"
     with safe_open(path, "pt") as file:
         progress = json.loads(file.metadata()["progress"])
-    del progress["task"]["windows"]  # as those that crossed from file to file wrote it
+    del progress["task"]["windows"]  # as written by the version whose windows spanned files
     save_file(load_file(path), path, metadata={"progress": json.dumps(progress)})
     with pytest.raises(ValueError, match=r"^windows is 'within a document' but the run in .* has no windows; start"):
         train(RamNetForCausalLM(config), text, recipe, output=tmp_path / "run", resume=True)
 
 
-def test_bits_per_byte_of_a_model_that_knows_nothing_is_eight(tmp_path: Path) -> None:
+def test_uniform_predictions_have_eight_bits_per_byte(tmp_path: Path) -> None:
     config = RamNetConfig(
         vocab_size=256, hidden_size=8, num_layers=1, num_heads=1, value_dim=4, order=2, sub_dim=2, top_k=2
     )
