@@ -1,4 +1,4 @@
-"""``ramnet.tune``: a model's memory ops, tuned for a machine by one call."""
+"""``ramnet.tune``: tunes a model's memory ops for a machine."""
 
 from __future__ import annotations
 
@@ -29,19 +29,18 @@ def tune(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     **options: Any,
 ) -> list[Result]:
-    """Find the fastest schedules of a model's memory ops, and merge them into the records that kernels are built from.
+    """Find the fastest schedules of a model's memory ops, and merge them into the records that kernels use.
 
-    Processes are started anew, which import the program that calls this: call it under
-    ``if __name__ == "__main__":``.
+    It starts processes that import the calling program, so call it under ``if __name__ == "__main__":``.
 
     Args:
-        config: of the model whose shapes are tuned for.
-        target: a name of ``lowering.TARGETS``.
-        on_progress: called as the search goes on.
-        options: the other arguments of ``prepare``; ``budget`` in seconds above all.
+        config: the configuration of the model to tune for.
+        target: a name in ``lowering.TARGETS``.
+        on_progress: called during the search.
+        options: the other arguments of ``prepare``, such as ``budget``, in seconds.
 
     Returns:
-        For each op what was found, and how much faster it is than the default schedule.
+        The result for each workload, with its gain over the default schedule.
 
     Raises:
         As ``prepare`` and ``autotune.study.tuner.tune`` do.
@@ -54,11 +53,11 @@ def tune(
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a run tunes and how, checked; the fields are those of ``prepare``.
+    """The checked settings of a run; other fields are arguments of ``prepare``.
 
     Attributes:
-        makes: gives what does a worker's work, in its process.
-        device: the name of the GPU that is measured; None for the processor, and where nothing is run.
+        makes: creates the runner or predictor in a worker's process.
+        device: the name of the GPU that is measured; None for a CPU, or if nothing is run.
         modelled: candidates are compiled and their times modelled; nothing is run.
     """
 
@@ -83,7 +82,7 @@ class Tuning:
         begin: float | None = None,
         calls: dict[str, int] | None = None,
     ) -> list[Result]:
-        """Search; see ``autotune.study.tuner.tune``."""
+        """Run the search; see ``autotune.study.tuner.tune``."""
         from autotune.study import tuner
         from autotune.study.worker import Worker
 
@@ -115,27 +114,26 @@ def prepare(  # noqa: PLR0913 - the settings of ``ramnet.tune``, each a keyword
     journal: Path | None = None,
     records_file: Path | None = None,
 ) -> Tuning:
-    """Check what is asked for, before anything is begun.
+    """Check the settings of a run before it starts.
 
     Args:
-        budget: seconds in all; 180 where neither this nor ``trials`` is given.
-        trials: schedules to try for each op at most, those of earlier runs included.
-        ops: tune only these; all where it is empty.
-        batch_sizes: sequences that the model works on at a time; by default 1 on a CPU, and on a GPU 16 in training and
-            64 in decoding.
+        budget: seconds in all; 180 if neither this nor ``trials`` is given.
+        trials: the most schedules to try for each op, including those of earlier runs.
+        ops: the ops to tune; all if empty.
+        batch_sizes: batch sizes of the model; by default 1 on a CPU, and on a GPU 16 in training and 64 in decoding.
         lengths: tokens of a sequence in training and prefill; by default 1024 on a CPU and 4096 on a GPU.
-        shapes: such as "memory_scan N=16 T=1024", in place of what the model calls.
-        workloads: in place of all these.
-        modelled: compile and model, and run nothing, also where the GPU is there.
-        sampler, seed: of Optuna, "tpe" or "random".
-        threads: of the kernels; None takes all cores.
-        build_limit, run_limit: seconds after which a build, and a run, is killed.
-        journal: the file of all trials; None takes runs/tune/<target>/journal.log.
-        records_file: what the best schedules are merged into; None takes the project's.
+        shapes: workloads such as "memory_scan N=16 T=1024", instead of those of the model.
+        workloads: workloads, instead of all of these.
+        modelled: compile and model candidates without running them, even if the GPU is available.
+        sampler, seed: of Optuna; the sampler is "tpe" or "random".
+        threads: of the kernels; None uses all cores.
+        build_limit, run_limit: seconds after which a build, or a run, is killed.
+        journal: the file of all trials; None uses runs/tune/<target>/journal.log.
+        records_file: the file that the best schedules are merged into; None uses the user's records.
 
     Raises:
-        ValueError: for an unknown target, or numbers out of their ranges.
-        ImportError: for what is missing, with its install line.
+        ValueError: if the target is unknown, or a number is out of range.
+        ImportError: if a package is missing, with its install command.
     """
     is_gpu = find(target).gpu is not None
     for op in ops:
@@ -157,18 +155,18 @@ def prepare(  # noqa: PLR0913 - the settings of ``ramnet.tune``, each a keyword
 
 
 def _cpu_work(modelled: bool) -> tuple[Callable[[], Any], str | None]:
-    """What a worker does for this processor, and its name: the tuner's own."""
+    """Return the function that creates a worker's runner for this CPU, and no device name."""
     from autotune.study.worker import cpu_runner
     from lowering.cpu import runtime
 
     if modelled:
         raise ValueError("--model is for GPUs; the processor is here and is measured")
-    runtime.match_threads()  # says what is missing, before anything is begun
+    runtime.match_threads()  # raises ImportError if TVM is missing
     return cpu_runner, None
 
 
 def _gpu_work(target: str, modelled: bool) -> tuple[Callable[[], Any], str | None]:
-    """What a worker does for a GPU, and its name where it is here, to be measured."""
+    """Return the function that creates a worker's runner or predictor for a GPU, and its name if it is measured."""
     if importlib.util.find_spec("triton") is None:
         raise ImportError("tuning for a GPU needs triton, which is not installed: pip install 'ramnet[gpu]'")
     found = None if modelled else here()
@@ -186,7 +184,7 @@ def _gpu_work(target: str, modelled: bool) -> tuple[Callable[[], Any], str | Non
 def _workloads(
     config: RamNetConfig, is_gpu: bool, batch_sizes: Sequence[int], lengths: Sequence[int], shapes: Sequence[str]
 ) -> list[Workload]:
-    """Those of ``shapes`` or, without any, of the model at each batch size and length; each once."""
+    """Return the workloads of ``shapes`` or, without any, of the model at each batch size and length; each once."""
     found = [parse(shape, config, "bfloat16" if is_gpu else "float32") for shape in shapes]
     for batch_size, length in () if shapes else product(batch_sizes or (None,), lengths or (None,)):
         given = {"batch_size": batch_size, "length": length} | ({"decode_batch": batch_size} if is_gpu else {})

@@ -91,9 +91,9 @@ def tune(  # noqa: PLR0913 - click hands over each option as a parameter
 ) -> None:  # fmt: skip
     """Find the fastest schedules of a model's memory ops on this machine, and compare them with eager PyTorch.
 
-    Each candidate is built, checked against the reference and timed, in turn with the default schedule, in a process
-    that is killed when it hangs. The best are measured anew before one is recorded. For a GPU that is not here, each
-    candidate is compiled for it and ranked by a model; nothing is run, and the output and the records say so.
+    Each candidate is compiled, checked against the reference and timed alternately with the default schedule, in a
+    process that is killed if it hangs. The best are measured again before one is recorded. For a GPU that this machine
+    does not have, candidates are compiled and ranked by a time model. Nothing is run then, and records say so.
     """
     begin = perf_counter()
     from autotune import progress, report
@@ -121,13 +121,13 @@ def tune(  # noqa: PLR0913 - click hands over each option as a parameter
 
         found, calls = trace(script, target)
         tuning = replace(tuning, workloads=[workload for workload in found if not ops or workload.op in ops])
-        begin = perf_counter()  # the program had its own time
+        begin = perf_counter()  # the traced program does not count towards the budget
     if not tuning.workloads:
         raise click.UsageError(f"{', '.join(ops)} has no workload on {target}")
     screen, beside = console(), console(stderr=True)
     if tuning.modelled:
         beside.print(f"{target}: its kernels are compiled, and their times modelled, not run", soft_wrap=True)
-    if tuning.budget.seconds:  # the report's pictures take seconds, too
+    if tuning.budget.seconds:  # drawing the report takes some seconds
         seconds = tuning.budget.seconds - min(tuning.budget.seconds / 6, 10.0)
         tuning = replace(tuning, budget=replace(tuning.budget, seconds=seconds))
     with progress.shown(beside) as on_progress:

@@ -1,4 +1,4 @@
-"""The line that says where a tuning run is."""
+"""The progress line of a tuning run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autotune.study.search import Progress
 
 @contextmanager
 def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A function that keeps the line up to date, within the block; there is none where ``console`` is no terminal."""
+    """Yield a function that updates the progress line, which is not shown if ``console`` is not a terminal."""
     with rich.progress.Progress(
         rich.progress.SpinnerColumn(), rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=16), rich.progress.MofNCompleteColumn(),

@@ -1,4 +1,4 @@
-"""What a tuning run found: a table for the terminal, and one HTML file with Optuna's pictures."""
+"""The results of a tuning run: a table for the terminal, and an HTML file with Optuna's plots."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODELLED_COLUMNS = (
     "shared bytes", "knobs", "trials", "failures",
 )  # fmt: skip
 
-# With fewer gains a picture shows chance.
+# With fewer gains, a plot would show noise.
 FEWEST_PICTURED = 4
 
 TITLE = {"measured": "", "modelled, not run": ": modelled, not run"}
@@ -52,7 +52,7 @@ code { font-size: 12px }
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """A result as text, in the order of ``COLUMNS``, or of ``MODELLED_COLUMNS`` where nothing ran."""
+    """Return a result as text in the order of ``COLUMNS``, or of ``MODELLED_COLUMNS`` if nothing was run."""
     record = result.record
     knobs = str(record.schedule())
     failures = result.study.summary().failures
@@ -77,7 +77,7 @@ def cells(result: Result) -> tuple[str, ...]:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """Compiled against eager, or what a model says of what was only compiled, for a terminal of 80 columns."""
+    """Return the table of results, measured against eager or modelled, for a terminal of 80 columns."""
     if results[0].record.how == "modelled, not run":
         return _modelled_table(results)
     shown = Table(
@@ -111,7 +111,7 @@ def _modelled_table(results: Sequence[Result]) -> Table:
 
 
 def notes(results: Sequence[Result], wanted: Sequence[Workload] = ()) -> list[str]:
-    """What the table does not say; ``wanted`` are the workloads that were to be tuned."""
+    """Return notes that are not in the table; ``wanted`` are the workloads that should be tuned."""
     kept = [result.record.workload for result in results if result.kept]
     done = {result.record.workload.name for result in results}
     return [
@@ -121,7 +121,7 @@ def notes(results: Sequence[Result], wanted: Sequence[Workload] = ()) -> list[st
 
 
 def chosen(results: Sequence[Result]) -> Table:
-    """The knobs of each schedule that was chosen."""
+    """Return a table of the knobs of the chosen schedules."""
     shown = Table(
         title="schedules chosen", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True
     )
@@ -146,14 +146,14 @@ def _trials(result: Result, trials: str) -> str:
 
 
 def require_libraries() -> None:
-    """ImportError, with the install line, without what ``write`` draws with."""
+    """Raise ImportError, with the install command, if a library that ``write`` needs is missing."""
     for library, name in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
         if importlib.util.find_spec(library) is None:
             raise ImportError(f"the report needs {name}, which is not installed: pip install 'ramnet[tune]'")
 
 
 def write(results: Sequence[Result], path: Path) -> None:
-    """Write the HTML file, whole or not at all. ImportError, with the install line, as ``require_libraries`` says."""
+    """Write the HTML file atomically. Raises ImportError as ``require_libraries`` does."""
     require_libraries()
     import matplotlib as mpl
 
@@ -196,7 +196,7 @@ def _section(result: Result) -> str:
 
 
 def _failures(study: Study) -> str:
-    """Each failed, refused or interrupted trial with its reason."""
+    """Return each failed, refused or interrupted trial with its reason."""
     rows = [
         f"<tr><td>{trial.number}</td><td>{escape(trial.user_attrs['status'])}</td>"
         f"<td><code>{escape(str(trial.params))}</code></td><td>{escape(trial.user_attrs.get('error', ''))}</td></tr>"
@@ -210,11 +210,11 @@ def _failures(study: Study) -> str:
 
 
 def _picture(title: str, plot: Callable[[], Any]) -> str:
-    """The plot as an image within the page; a sentence where Optuna cannot draw one."""
+    """Return the plot as an embedded image, or a sentence if Optuna cannot draw it."""
     from matplotlib import pyplot
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna's pictures are marked experimental
+        warnings.simplefilter("ignore")  # Optuna's plots are marked experimental
         try:
             axes = plot()
         except (ValueError, RuntimeError) as problem:  # no two gains that differ

@@ -1,4 +1,4 @@
-"""What a program of the user's calls: the workloads of its memory ops, and how often."""
+"""Traces the memory ops of a user's program: their workloads and numbers of calls."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ from schedules.workload import Op, Workload
 
 
 def trace(script: Path, target: str) -> tuple[list[Workload], dict[str, int]]:
-    """Run ``script`` as ``python script`` does, and note what it asks of the memory ops.
+    """Run ``script`` as ``python script`` does, and record its calls of the memory ops.
 
-    Ops are noted on whatever kernels they run, in this thread; what torch.compile or ``lowering.compile`` made one with
-    others is not.
+    Calls in this thread are recorded, on any backend, except in what torch.compile or ``lowering.compile`` has fused.
 
     Returns:
-        The workloads as kernels of ``target`` meet them, in the order of their first call; and each one's calls, by its
-        name.
+        The workloads for kernels of ``target`` in the order of their first calls, and the number of calls by name.
 
     Raises:
-        ValueError: where the program calls none. What it raises passes through, except its own end with status 0.
+        ValueError: if the program calls none. Exceptions of the program are not caught, except an exit with status 0.
     """
     noted = _Noted(on_cpu=find(target).gpu is None)
     arguments, path = sys.argv, sys.path
@@ -61,7 +59,7 @@ _CONSTANTS: dict[str, tuple[str, ...]] = {
 
 
 class _Noted(TorchDispatchMode):
-    """Notes the calls of this project's ops, and lets them pass."""
+    """Records calls of this project's ops and runs them."""
 
     def __init__(self, on_cpu: bool) -> None:
         super().__init__()
@@ -89,6 +87,6 @@ class _Noted(TorchDispatchMode):
             batch, heads, *others = addresses.shape
             sizes = (batch * heads, *others, *values["memory"].shape[2:])
         dtype: torch.dtype = typed.dtype
-        if self.on_cpu:  # whose kernels compute in float32 or float64, whatever they are given
+        if self.on_cpu:  # CPU kernels compute in float32 or float64 for any dtype
             dtype = reference.sum_type(*(x for x in values.values() if isinstance(x, torch.Tensor)))
         return Workload.of(op, sizes, dtype, {name: values[name] for name in _CONSTANTS.get(op, ())})

@@ -1,1 +1,1 @@
-"""``ramnet bench``: every op and the model against eager PyTorch, plain C++ and the bandwidth floor."""
+"""``ramnet bench``: compares every op and the model with eager PyTorch, plain C++ and the bandwidth bound."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--target", default="cpu", help="What the kernels are built for; it must be this machine.")
+@click.option("--target", default="cpu", help="The target of the kernels, which must be this machine.")
 @click.option("--quick", is_flag=True, help="Fewer rounds and no torch.compile.")
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/bench"),
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     help="On a GPU, measure only this part (an unknown one lists them); may be repeated.",
 )  # fmt: skip
 def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tuple[str, ...]) -> None:
-    """Measure every op and the model: eager, torch.compile, plain C++, kernels, and the bandwidth floor.
+    """Measure every op and the model: eager PyTorch, torch.compile, plain C++, kernels, and the bandwidth bound.
 
-    All figures are ratios within interleaved rounds, medians with interquartile ranges. Each form is checked against
-    the reference before it is timed. On a GPU the scan, decoding and training are measured beside attention and
-    flash-linear-attention; the target must be the GPU that is here.
+    All figures are medians, with interquartile ranges, of ratios within interleaved rounds. Each form is checked
+    against the reference before it is timed. On a GPU, the scan, decoding and training are compared with attention and
+    flash-linear-attention.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -57,10 +57,10 @@ def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tu
         everything.check_target(target)
         everything.check_parts(parts)
     elif parts:
-        raise ValueError(f"--part {parts[0]} is for GPUs; on the CPU all is measured")
+        raise ValueError(f"--part {parts[0]} is for GPUs; on the CPU, all parts are measured")
     require_writable(*(output / name for name in report.NAMES))
     known(target)
-    # The progress goes to stderr, so that the tables alone can be piped on.
+    # Progress is printed on stderr, so that stdout has only the tables.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(stderr=True)) as progress:
         task = progress.add_task("starting", total=None)
@@ -83,7 +83,7 @@ def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None)
 
 
 def _on_gpu(run: Run, on_group: Callable[[int, int], None], parts: tuple[str, ...]) -> Iterator[Report]:
-    """What was found so far, after each part, so that it is written even if the run is ended."""
+    """Yield the report after each part, so that it is saved even if the run is interrupted."""
     from autotune.bench.gpu import everything, part_process
 
     for done, found in enumerate(everything.measure(run, parts=parts), start=1):

@@ -1,7 +1,7 @@
-"""Whether the time model puts schedules in the order that measuring does, on what can be run here.
+"""The rank correlation of modelled and measured times of schedules on this machine.
 
-``python -m autotune.bench.correlation cpu 300`` prints it for every op of "340m", on its whole space, within 300
-seconds; ``… cpu 300 1`` on one thread, which a busy machine leaves alone more often than several at once.
+``python -m autotune.bench.correlation cpu 300`` prints it for every op of "340m" within 300 seconds; ``… cpu 300 1``
+uses one thread, which is disturbed less on a busy machine.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from schedules.base import Schedule
 from schedules.kinds import default_schedule
 from schedules.workload import Workload
 
-# Candidates timed in turn with the default at a time, and how often each; more would not lie in the caches together.
+# Candidates that are interleaved with the default at a time, few enough to share the caches, and their rounds.
 BATCH, ROUNDS, BATCH_SECONDS = 8, 16, 3.0
-# Two halves of the rounds must agree on the order at least so well, and the quickest tenth be apart from the slowest by
-# so much, before an order is there to be told.
+# There is no order to predict unless two halves of the rounds have at least this rank correlation, and the slowest
+# tenth of the schedules takes at least this many times as long as the fastest.
 REPEATABLE, SPREAD = 0.7, 1.1
 FEWEST = 5
 FACT = "rank correlation of modelled and measured times"
@@ -37,9 +37,9 @@ Model = Callable[[Schedule], float]
 
 
 class Pair(NamedTuple):
-    """A schedule's time by the model and as measured, over the default's: of all rounds, and of every other one.
+    """A schedule's modelled and measured times, relative to the default's; ``halves`` are of every other round.
 
-    Measured is the quickest round: what else goes on in a machine only ever adds to a time.
+    The measured time is that of the fastest round, since other load only adds to a time.
     """
 
     schedule: Schedule
@@ -49,12 +49,12 @@ class Pair(NamedTuple):
 
 
 class Correlation(NamedTuple):
-    """``rho``: Spearman's, between modelled and measured times; None where the measured ones tell no order."""
+    """``rho`` is Spearman's, between modelled and measured times; None if the measured ones have no clear order."""
 
     rho: float | None
     pairs: tuple[Pair, ...]
-    agreement: float = 0.0  # the rho of two halves of the rounds, which bounds what a model can reach
-    reason: str = ""  # why there is no rho, in words
+    agreement: float = 0.0  # the rho of two halves of the rounds, an upper bound for a model
+    reason: str = ""  # why there is no rho
 
     def __str__(self) -> str:
         if self.rho is None:
@@ -63,14 +63,15 @@ class Correlation(NamedTuple):
 
 
 def rank_correlation(target: str, workload: Workload, seconds: float, threads: int | None = None) -> Correlation:
-    """Model and measure the schedules of ``workload``, as many as ``seconds`` allow, in an order that is fixed.
+    """Model and measure schedules of ``workload``, as many as ``seconds`` allow, in a fixed random order.
 
     Args:
-        target: "cpu", or the one that this machine's GPU is.
-        threads: of a CPU's kernels; as many as torch uses if not given.
+        target: "cpu", or the target of this machine's GPU.
+        threads: of a CPU's kernels; None for torch's number of threads.
 
     Raises:
-        ValueError: for a target that is not here. RuntimeError: where the default schedule fails.
+        ValueError: if the target is not this machine.
+        RuntimeError: if the default schedule fails.
     """
     default = default_schedule(workload, target)
     others = [schedule for schedule in every_schedule(workload, target) if schedule != default]
@@ -100,7 +101,7 @@ def rank_correlation(target: str, workload: Workload, seconds: float, threads: i
 
 
 def add_facts(run: Run, workloads: Sequence[Workload], seconds: float) -> None:
-    """A fact for each workload that has an order to tell, and a notice with how many schedules were compared."""
+    """Add a fact for each workload whose schedules have a clear order, and a notice for each workload."""
     for i, workload in enumerate(workloads):
         run.on_step(f"rank correlation, {workload.op}")
         share = seconds / len(workloads)
@@ -115,7 +116,7 @@ def add_facts(run: Run, workloads: Sequence[Workload], seconds: float) -> None:
 
 
 def correlate(pairs: Sequence[Pair]) -> Correlation:
-    """Spearman's rho of the pairs, or the reason why there is none."""
+    """Return Spearman's rho of the pairs, or the reason why there is none."""
     if len(pairs) < FEWEST:
         return Correlation(None, tuple(pairs), reason=f"fewer than {FEWEST} schedules ran")
     measured = sorted(pair.measured for pair in pairs)
@@ -133,7 +134,7 @@ def correlate(pairs: Sequence[Pair]) -> Correlation:
 
 
 def spearman(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """The correlation of ranks, equal values sharing theirs; 0 where all are equal."""
+    """Return the rank correlation; equal values share their mean rank, and it is 0 if all are equal."""
     x, y = _ranks(xs), _ranks(ys)
     if len(set(x)) < 2 or len(set(y)) < 2:
         return 0.0
@@ -155,7 +156,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def _measured(runner: Worker, default: Schedule, modelled: float, batch: dict[Schedule, float]) -> list[Pair]:
-    """Each candidate's time over the default's of the same rounds."""
+    """Measure each candidate's time relative to the default's in the same rounds."""
     names = {str(i): schedule for i, schedule in enumerate(batch)}
     if not names:
         return []
@@ -175,7 +176,7 @@ def _measured(runner: Worker, default: Schedule, modelled: float, batch: dict[Sc
 
 
 def _prepared(target: str, workload: Workload, threads: int | None, stack: ExitStack) -> tuple[Model, Worker]:
-    """From a schedule to modelled seconds, and what runs them."""
+    """Return the function from a schedule to modelled seconds, and the worker that runs schedules."""
     if target == "cpu":
         import torch
 
@@ -207,7 +208,7 @@ def correlation(target: str, seconds: float, threads: int | None) -> None:
     from ramnet.config import RamNetConfig
     from schedules.of_model import of_model, of_model_on_gpu
 
-    Budget(seconds, None)  # says what is wrong with it
+    Budget(seconds, None)  # checks the seconds
     config = RamNetConfig.preset("340m")
     workloads = of_model(config) if find(target).gpu is None else of_model_on_gpu(config)
     for workload in workloads:

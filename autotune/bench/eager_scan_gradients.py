@@ -1,6 +1,6 @@
-"""The memory scan with gradients in eager PyTorch: by sorting, and by a backward written by hand.
+"""The memory scan with gradients in eager PyTorch: by sorting, and with a manual backward.
 
-Both take what ``ramnet.ops.memory_scan`` takes, give what it gives, and give the proxy's gradient (paper, step 7).
+Both have the arguments and results of ``ramnet.ops.memory_scan`` and use the proxy gradient (paper, step 7).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def scan_sorted(  # noqa: PLR0913 - what ``ramnet.ops.memory_scan`` takes
     values: Tensor, memory: Tensor, mass: Tensor,
     decay_power: float = 1.0, eps: float = 1e-6, proxy_eps: float = 0.01, compiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Writes sorted by slot and time, then a segmented scan of (a, b)∘(a', b') = (a·a', a'·b + b'), all in autograd.
+    """Sort writes by slot and time, then run a segmented scan of (a, b)∘(a', b') = (a·a', a'·b + b') in autograd.
 
-    A slot's first element is its state before, with a = 0, so that no element needs what lies before its segment. The
-    scan doubles its reach until it spans the longest segment: 5 steps here, where no slot is hot. ``compiled`` passes
-    all but the sort through torch.compile.
+    A slot's first element is its initial state, with a = 0, so that no element depends on those before its segment. The
+    scan doubles its reach until it spans the longest segment: 5 steps for uniform slots. ``compiled`` compiles all but
+    the sort with torch.compile.
     """
     plan = sort_plan(write_slots, read_slots, memory)
     steps = int(plan.place.max()).bit_length()
@@ -40,7 +40,7 @@ def _compiled_scan() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 
 class SortPlan(NamedTuple):
-    """Where each element goes: of the slots alone, so without gradient. E = N·M + T·N·K elements."""
+    """The permutation of the E = N·M + T·N·K elements, which depends on the slots only and has no gradient."""
 
     order: Tensor  # [E] sorted element → element
     place: Tensor  # [E] sorted element → its number within its segment
@@ -77,7 +77,7 @@ def _scan(
     a, b = a.index_select(0, plan.order), b.index_select(0, plan.order)
     for step in range(steps):
         reach = 1 << step
-        # Beyond its own segment an element takes nothing: a is 0 there.
+        # An element takes nothing from beyond its segment.
         within = torch.where(plan.place[reach:] >= reach, a[reach:], 0.0)
         b = torch.cat([b[:reach], torch.addcmul(b[reach:], within.unsqueeze(1), b[:-reach])])
         a = torch.cat([a[:reach], within * a[:-reach]])
@@ -89,9 +89,9 @@ def _scan(
 
 
 class ScanChunked(torch.autograd.Function):
-    """``eager.scan_chunked`` with a backward that walks back over saved rows: the quickest form found.
+    """``eager_scan.scan_chunked`` with a backward over saved rows in reverse; the fastest form found.
 
-    Saves, for each access, the row that a write replaced and the row that a read saw.
+    It saves, for each access, the row that a write replaced or that a read used.
     """
 
     @staticmethod

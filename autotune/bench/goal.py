@@ -1,4 +1,4 @@
-"""A speed to reach, and whether it was reached."""
+"""A goal of the benchmark and its verdict."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Verdict = Literal["met", "not met", "not decided", "not measured"]
 
 @dataclass(frozen=True)
 class Goal:
-    """``measured`` is to be at least ``bound`` (or at most); None where it was not measured in this run.
+    """``measured`` should be at least (or at most) ``bound``; it is None if it was not measured in this run.
 
-    ``spread`` is its interquartile range over the median.
+    ``spread`` is its interquartile range divided by the median.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Goal:
 
     @property
     def verdict(self) -> Verdict:
-        """Not decided where the spread is wider than the way to the bound."""
+        """ "not decided" if the spread is larger than the distance to the bound."""
         if self.measured is None:
             return "not measured"
         spread = (self.spread or 0.0) * self.measured

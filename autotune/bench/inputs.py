@@ -22,18 +22,18 @@ class ScanInputs(NamedTuple):
     mass: Tensor  # [B, H, M]
 
     def token(self, t: int) -> tuple[Tensor, ...]:
-        """What ``memory_step`` takes of token t, without the state."""
+        """Return the arguments of ``memory_step`` for token t, without the state."""
         return tuple(x[:, :, t].contiguous() for x in self[:5])
 
     def requiring_grad(self) -> ScanInputs:
-        """Copies whose floating tensors are leaves with gradients."""
+        """Return copies whose floating tensors require gradients."""
         return ScanInputs(*(x.detach().clone().requires_grad_(x.is_floating_point()) for x in self))
 
 
 def scan_inputs(
     heads: int = 16, tokens: int = 1024, top_k: int = 8, order: int = 5, sub_dim: int = 4, value_dim: int = 64
 ) -> ScanInputs:
-    """A batch of one; M = sub_dim^order. Slots are uniform, so that no slot is hot; a state that is not zero."""
+    """Return inputs with B = 1 and M = sub_dim^order. Slots are uniformly distributed, and the state is not zero."""
     generator = torch.Generator().manual_seed(0)
     slots = sub_dim**order
     shape = (1, heads, tokens)
@@ -53,6 +53,6 @@ def scan_inputs(
 
 
 def decode_logits(rows: int, order: int, sub_dim: int, generator: torch.Generator | None = None) -> Tensor:
-    """Logits [rows, U, P] whose softmaxes are neither flat nor one-hot."""
+    """Return logits [rows, U, P] whose softmaxes are neither flat nor one-hot."""
     generator = generator or torch.Generator().manual_seed(0)
     return 2 * torch.randn(rows, order, sub_dim, generator=generator)

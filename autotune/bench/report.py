@@ -1,4 +1,4 @@
-"""What a run found, as tables on the terminal, as JSON, and as a picture."""
+"""The results of a run as tables on the terminal, as Markdown, as JSON, and as a picture."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Report:
 
 
 def machine() -> dict[str, str | int]:
-    """Where and when, and with what."""
+    """Describe the machine, the date and the versions of libraries."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -72,7 +72,7 @@ def goal_cells(goal: Goal) -> tuple[str, ...]:
 
 
 def title(table: Table) -> str:
-    """What a table compares, on how many of the host's threads, and over what."""
+    """Describe what a table compares, on how many of the host's threads, and its base."""
     if not table.rows:
         return f"{table.name}: {table.what}"
     threads = f"{table.threads} thread{'s'[: table.threads > 1]}"
@@ -126,20 +126,20 @@ NAMES = ("bench.json", "bench.md", "bench.png")
 
 
 OURS, THEIRS, LIMIT = "RAM-Net on its kernels", "another form or library", "what moving the bytes takes"
-# What a bar's colour means, in every picture.
+# The colour of each kind of form.
 COLOURS = {OURS: "C0", THEIRS: "C1", LIMIT: "0.6"}
 _OTHERS = ("eager", "plain C++", "GLA", "Gated DeltaNet", "flash-linear-attention", "FlashAttention", "cuDNN")
 
 
 def kind_of(form: str) -> str:
-    """What a form is, one of ``COLOURS``."""
+    """Return the kind of a form, a key of ``COLOURS``."""
     if form.startswith(FLOOR):
         return LIMIT
     return THEIRS if form.startswith(_OTHERS) else OURS
 
 
 def save(report: Report, directory: Path) -> list[Path]:
-    """Write the files of ``NAMES``, the last where matplotlib is installed, each whole or not at all; their paths."""
+    """Write the files of ``NAMES`` atomically, the last if matplotlib is installed, and return their paths."""
     *paths, picture = (directory / name for name in NAMES)
     write_text_atomic(paths[0], report.to_json())
     write_text_atomic(paths[1], markdown(report))

@@ -1,4 +1,4 @@
-"""One run of the benchmark: what it compares, how it checks and times it, and what it found."""
+"""One run of the benchmark: the forms that it compares, their checks and timings, and its results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT, TUNED, FLOOR = "default schedule", "tuned schedule", "floor"
 
 @dataclass(frozen=True)
 class Row:
-    """One form of an op. ``ratio`` is its time over that of the table's base, the median of the rounds' ratios."""
+    """One form of an op. ``ratio`` is its time relative to the table's base, the median of the rounds' ratios."""
 
     form: str
     seconds: float
@@ -35,9 +35,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The forms of one op or model, timed in turn. ``base`` is the form that the ratios are over.
+    """The forms of one op or model, timed in turn. Ratios are relative to the form ``base``.
 
-    ``failed`` says of a form that has no row why it was not timed.
+    ``failed`` has the reason of each form that was not timed.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Table:
     failed: dict[str, str] = field(default_factory=dict)
 
     def row(self, form: str) -> Row | None:
-        """The row of that form, if it was run."""
+        """Return the row of that form, or None if it was not run."""
         return next((row for row in self.rows if row.form == form), None)
 
 
 @dataclass
 class Run:
-    """What the groups share. ``on_step`` is told what is being done; ``clock`` is the host's where it is None."""
+    """What the groups share. ``on_step`` is called with a description of each step; ``clock`` None is the host's."""
 
     target: str = "cpu"
     quick: bool = False
@@ -65,12 +65,12 @@ class Run:
     clock: Clock | None = None
 
     def notice(self, text: str) -> None:
-        """Say once what was left out, and why."""
+        """Note once what was left out, and why."""
         if text not in self.notices:
             self.notices.append(text)
 
     def compiling(self, what: str) -> bool:
-        """Whether to go through torch.compile, which takes 7 to 30 s each time: not in a quick run, which says so."""
+        """Return whether to use torch.compile, which takes 7 to 30 s each time; a quick run does not, with a notice."""
         if self.quick:
             self.notice("torch.compile left out of a quick run")
         else:
@@ -79,9 +79,9 @@ class Run:
 
     @cached_property
     def kernels(self) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-        """What runs the ops on kernels with default and with tuned schedules; empty, with a notice, without TVM.
+        """Context managers that run the ops with default and tuned schedules; none, with a notice, without TVM.
 
-        ValueError for an unknown target.
+        Raises ValueError for an unknown target.
         """
         if importlib.util.find_spec("tvm") is None:
             self.notice("kernels left out: tvm is not installed; pip install 'ramnet[tvm]'")
@@ -96,7 +96,7 @@ class Run:
 
     @cached_property
     def undispatched(self) -> Backend | None:
-        """The tuned kernels' own functions, without torch's dispatcher."""
+        """The backend of the tuned kernels, to be called without torch's dispatcher."""
         if not self.kernels:
             return None
         with self.kernels[TUNED]():
@@ -128,9 +128,9 @@ class Run:
         self, name: str, what: str, fast: dict[str, Candidate], slow: dict[str, Candidate] | None = None,
         *, base: str, calls: int = 1, threads: int | None = None,
     ) -> Table:  # fmt: skip
-        """Time the forms against ``base`` (the last of ``fast`` where ``base`` was left out).
+        """Time the forms relative to ``base`` (the last of ``fast`` if ``base`` was left out).
 
-        Slow ones run in few rounds of their own, with the base beside them. A call of a form is ``calls`` of the op.
+        Slow forms are timed separately in few rounds, together with the base. A call of a form is ``calls`` of the op.
         """
         if base not in fast:
             base = [form for form in fast if form != FLOOR][-1]
@@ -156,7 +156,7 @@ class Run:
 
 
 def within(use: Callable[[], AbstractContextManager[Any]], call: Candidate) -> Candidate:
-    """``call`` inside the context that ``use`` makes, anew at every call."""
+    """Return a function that enters the context ``use()`` and runs ``call`` at every call."""
 
     def inside() -> Any:
         with use():
@@ -166,9 +166,9 @@ def within(use: Callable[[], AbstractContextManager[Any]], call: Candidate) -> C
 
 
 def check(form: str, got: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-5) -> None:
-    """ValueError where a form computes other numbers than the reference: then its time says nothing.
+    """Raise ValueError if a form's results differ from the reference.
 
-    The error is the root mean square of the differences over that of the reference.
+    The error is the root mean square of the differences divided by that of the reference.
     """
     for i, (mine, right) in enumerate(zip(got, expected, strict=True)):
         if mine.shape != right.shape:
@@ -181,7 +181,7 @@ def check(form: str, got: Sequence[Tensor], expected: Sequence[Tensor], toleranc
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Run torch on so many threads within the block."""
+    """Set torch's number of threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: the floor under every op that has to touch a stated number of bytes."""
+"""Measures how fast this machine reads memory, which bounds the time of every op that accesses a number of bytes."""
 
 from __future__ import annotations
 
@@ -96,19 +96,18 @@ extern "C" size_t read_bytes(int loop, const char* data, size_t size, size_t tot
 """
 
 
-# Read by each call while the loops are compared.
+# Bytes read by each call while the loops are compared.
 _TRIAL = {"L2": 1 << 26, "DRAM": 1 << 29}
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads memory as fast as was found possible.
+    """Reads memory with the fastest loop that was found.
 
     Attributes:
-        read: reads so many bytes, or a few less, and tells how many; a candidate of a measurement, as the floor of
-            what has to touch them.
+        read: reads a given number of bytes, or a few less, and returns how many; a candidate in measurements.
         bandwidth: bytes/s, the median when the loops were compared.
-        how: which loop it is, or torch and why.
+        how: the loop, or torch with the reason.
     """
 
     read: Callable[[int], int]
@@ -117,15 +116,15 @@ class Reader:
 
 
 def bandwidth(level: str = "L2", threads: int = 1) -> float:
-    """Bytes/s that ``threads`` cores read from ``level``, "L2" or "DRAM", now; see ``reader``."""
+    """Measure the bytes/s that ``threads`` cores read from ``level``, "L2" or "DRAM"; see ``reader``."""
     return reader(level, threads).bandwidth
 
 
 def reader(level: str, threads: int = 1) -> Reader:
-    """The fastest of several loops over a buffer that ``level`` holds.
+    """Return the fastest of several loops over a buffer in ``level``.
 
-    "L2": a quarter of the L2 cache for each thread; "DRAM": 16 times the last cache, and at least 256 MiB. Without a
-    C++ compiler it is torch's sum, which is slower, and ``how`` says so. Raises ValueError for another level.
+    For "L2" the buffer is a quarter of the L2 cache per thread; for "DRAM", 16 times the last-level cache, and at least
+    256 MiB. Without a C++ compiler, torch's sum is used, which is slower. Raises ValueError for another level.
     """
     if level not in _TRIAL:
         raise ValueError(f"level is {level!r}; it must be one of {', '.join(_TRIAL)}")
@@ -145,7 +144,7 @@ def reader(level: str, threads: int = 1) -> Reader:
 
 
 def cache_sizes() -> dict[int, int]:
-    """Bytes of the caches of core 0 by level; common sizes (1 MiB and 32 MiB) where the system does not say."""
+    """Return the bytes of core 0's caches by level; 1 MiB and 32 MiB if the system does not report them."""
     sizes = {2: 1 << 20, 3: 1 << 25}
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
@@ -155,10 +154,10 @@ def cache_sizes() -> dict[int, int]:
 
 
 class _Buffer:
-    """Memory on huge pages where the system grants them, so that reads are not held up by address translation."""
+    """Memory on huge pages, if the system grants them, to avoid TLB misses."""
 
     def __init__(self, library: ctypes.CDLL, size: int) -> None:
-        self.library, self.size, self.data = library, size, None  # should a signal end the next line
+        self.library, self.size, self.data = library, size, None  # in case a signal interrupts the next line
         self.data = library.allocate(size)
         if not self.data:
             raise MemoryError(f"{size} bytes for measuring the bandwidth could not be had")

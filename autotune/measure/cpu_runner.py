@@ -1,4 +1,4 @@
-"""What a worker does for one workload on the processor: build a schedule's kernel, check its numbers, time it."""
+"""A worker's runner for a CPU: builds a schedule's kernel, checks its results and times it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Build = Callable[[Workload, str, Schedule], Kernel]
 
 @dataclass
 class CpuRunner:
-    """Runs in the worker's process. ``build`` makes a kernel; ``open`` comes before all else."""
+    """Runs in the worker's process. ``open`` must be called first, and ``build`` before a schedule is used."""
 
     build_kernel: Build = lower
     kernels: dict[Schedule, Kernel] = field(default_factory=dict)
 
     def open(self, workload: Workload, target: str, threads: int) -> None:
-        """Draw the inputs and compute the right answer."""
+        """Draw the inputs and compute the expected results."""
         torch.set_num_threads(threads)
         keep_freed_memory()
         self.target, self.kernels = target, {}
@@ -35,15 +35,15 @@ class CpuRunner:
         _ = self.timed.arguments, self.checked.expected
 
     def build(self, schedule: Schedule) -> None:
-        """Compile, or load from the cache."""
+        """Compile the kernel or load it from the cache."""
         self.kernels[schedule] = self.build_kernel(self.timed.workload, self.target, schedule)
 
     def check(self, schedule: Schedule) -> None:
-        """WrongResultError where the numbers are not the reference's."""
+        """Raise WrongResultError if the results differ from the reference."""
         self.checked.check(OneKernel(self.kernels[schedule]))
 
     def measure(self, candidates: dict[str, Schedule | None], rounds: int, seconds: float) -> dict[str, Timing]:
-        """``autotune.measure.timing.interleaved`` of the candidates' kernels; None is the reference."""
+        """Time the candidates by ``autotune.measure.timing.interleaved``; None is the reference."""
         calls: dict[str, Callable[[], Any]] = {}
         for name, schedule in candidates.items():
             backend: Any = reference if schedule is None else OneKernel(self.kernels[schedule])

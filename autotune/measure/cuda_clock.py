@@ -1,4 +1,4 @@
-"""Timing on a GPU, whose work is done long after the call that queued it."""
+"""Timing on a GPU, which runs asynchronously."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import torch
 
 from lowering.model.token_graphs import record_cuda
 
-# The L2 cache is overwritten this many times, since it need not evict in order.
+# The L2 cache is overwritten this many times, since it need not evict in LRU order.
 OVER = 2
-# Seconds that the host may be ahead of the device: it can queue no more than about a thousand launches.
+# The most seconds that the host runs ahead of the device, as about a thousand launches can be queued.
 LONGEST_LEAD = 10e-3
 
 
 class CudaClock:
-    """Each call between two events of its own, behind writes that evict its data from the L2 cache.
+    """Times each call by two events, after writes that evict its data from the L2 cache.
 
-    There are as many writes as keep the device busy while the host queues the call, so that what is timed is the
-    device's work; a call that takes longer to queue than ``LONGEST_LEAD`` is timed at the host's pace. The host waits
-    once, at the end of a sample.
+    The writes keep the device busy while the host queues the call, so that only the device's work is timed. A call that
+    takes longer than ``LONGEST_LEAD`` to queue is limited by the host. The host synchronises once per sample.
 
     Args:
-        flush: queues a write. cuda: the functions of ``torch.cuda``. host: the processor's clock.
+        flush: queues a write.
+        cuda: the functions of ``torch.cuda``.
+        host: the host's clock.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class CudaClock:
         self.write = min(self.seconds(self.flush, 3), self.seconds(self.flush, 3)) / 3
 
     def seconds(self, call: Callable[[], object], repeats: int) -> float:
-        """Of ``repeats`` calls together, without the writes between them."""
+        """Return the seconds of ``repeats`` calls, without the writes between them."""
         pairs = []
         for _ in range(repeats):
             begin, end = self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
@@ -60,16 +61,16 @@ class CudaClock:
 
 
 def flusher() -> Callable[[], object]:
-    """Writes more than the device's L2 cache holds."""
+    """Return a function that writes more than the device's L2 cache holds."""
     size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     scratch = torch.empty(OVER * max(size, 1 << 20), dtype=torch.uint8, device="cuda")
     return scratch.zero_
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:
-    """The launches of ``call`` as a CUDA graph, ready to be replayed: without the host's work between them.
+    """Capture ``call`` as a CUDA graph and return its replay function, which needs no host work between launches.
 
-    RuntimeError where ``call`` waits for the device.
+    Raises RuntimeError if ``call`` synchronises with the device.
     """
     replay, _ = record_cuda(call, call)
     return replay

@@ -1,4 +1,4 @@
-"""One token of a mixer between its projections, in eager PyTorch: what ``GpuKernels.decode_heads`` is compared with."""
+"""One token of a layer between its projections in eager PyTorch, which ``GpuKernels.decode_heads`` is compared with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ramnet import ops
 from ramnet.ops import reference
 from ramnet.ops.accesses import Accesses
 
-# The next address after the last must weigh less than this part of it, or rounding could exchange the two.
+# The weight of the K+1st address must be below this fraction of the K-th, or rounding could exchange them.
 LARGEST_RATIO = 0.98
 
 
@@ -34,9 +34,9 @@ def decode_heads(
 
 
 def separated(draw: Callable[[], Tensor], log_scale: Tensor, top_k: int) -> Tensor:
-    """Logits [B, 2, H, U, P] from ``draw`` whose K-th address weighs clearly more than the next.
+    """Draw logits [B, 2, H, U, P] whose K-th address has a clearly larger weight than the next.
 
-    In narrow types two sums of logits are often the same, and either address would then be right.
+    In narrow dtypes, two sums of logits are often equal, and either address would be right.
     """
     logits = draw()
     if top_k == logits.shape[-1] ** logits.shape[-2]:
@@ -50,7 +50,7 @@ def separated(draw: Callable[[], Tensor], log_scale: Tensor, top_k: int) -> Tens
 
 
 def _scaled(logits: Tensor, log_scale: Tensor, temperature: float) -> Tensor:
-    """Times exp(α)/τ, in float32 or wider."""
+    """Multiply logits by exp(α)/τ in float32 or wider."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype) * (log_scale.to(dtype).exp() / temperature)[..., None, None]
 

@@ -1,6 +1,6 @@
-"""The memory ops in eager PyTorch, from the plainest form to the quickest that was found.
+"""The memory ops in eager PyTorch, from the simplest form to the fastest that was found.
 
-Each takes what the op of ``ramnet.ops`` takes and gives what it gives; decay_power is γ. N is B·H.
+Each has the arguments and results of the op in ``ramnet.ops``. N is B·H.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Tokens whose rows are prepared and read out together: enough to spread an op's overhead, few enough for the L2.
+# Tokens per chunk: enough to amortise an op's overhead, few enough for the L2 cache.
 CHUNK = 32
 
 
@@ -60,9 +60,9 @@ def scan_chunked(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
     values: Tensor, memory: Tensor, mass: Tensor, decay_power: float = 1.0, eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The quickest form found: four calls a token, and what needs no order a chunk of tokens at a time.
+    """The fastest form found: four calls per token, and all that needs no order for a chunk of tokens at a time.
 
-    The mass is a column of the state beside a value of 1, so that one gather and one scatter serve both.
+    The mass is a column of the state whose value is 1, so that one gather and one scatter serve both.
     """
     trace = Trace(write_slots, write_weights, read_slots, read_weights, values, memory, mass, decay_power)
     output = trace.v.new_empty(trace.v.shape[0], trace.v.shape[1], trace.v.shape[2] - 1)
@@ -74,7 +74,7 @@ def scan_chunked(
 
 
 class Trace:
-    """The accesses in time order on one flat state of D + 1 columns [N·M, D + 1], the last the mass."""
+    """The accesses in time order on a flat state [N·M, D + 1], whose last column is the mass."""
 
     def __init__(
         self, write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
@@ -89,11 +89,11 @@ class Trace:
         self.shape = mass.shape
 
     def empty_rows(self, tokens: int) -> Tensor:
-        """[tokens, N·K, D + 1], uninitialised."""
+        """Return uninitialised rows [tokens, N·K, D + 1]."""
         return self.state.new_empty(tokens, self.decay.shape[1], self.state.shape[1])
 
     def write_and_read(self, begin: int, old: Tensor, new: Tensor, seen: Tensor) -> slice:
-        """A chunk of tokens from ``begin``: the rows before each write, after it, and as the reads saw them."""
+        """Run a chunk of tokens from ``begin``, storing the rows before each write, after it, and at each read."""
         chunk = slice(begin, min(begin + CHUNK, len(self.write_at)))
         written = torch.mul(self.w[chunk].unsqueeze(-1), self.v[chunk].unsqueeze(2)).flatten(1, 2)
         state = self.state
@@ -108,34 +108,34 @@ class Trace:
         return chunk
 
     def read_out(self, chunk: slice, seen: Tensor, eps: float) -> Tensor:
-        """The outputs [C, N, D] of a chunk."""
+        """Return the outputs [C, N, D] of a chunk."""
         seen = seen[: chunk.stop - chunk.start].view(*self.r[chunk].shape, -1)  # [C, N, K, D + 1]
         scaled = self.r[chunk] / (seen[..., -1] + eps)
         return torch.matmul(scaled.unsqueeze(2), seen[..., :-1]).squeeze(2)
 
     def final(self) -> tuple[Tensor, Tensor]:
-        """Memory [B, H, M, D] and mass [B, H, M]."""
+        """Return memory [B, H, M, D] and mass [B, H, M]."""
         return self.state[:, :-1].reshape(*self.shape, -1), self.state[:, -1].reshape(self.shape)
 
 
 def as_state(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors of a scan with its weights and values in the state's type, as these forms need them."""
+    """Convert the weights and values of a scan to the state's dtype, as these forms need."""
     dtype = tensors[5].dtype
     return [x.to(dtype) if x.is_floating_point() else x for x in tensors]
 
 
 def flat_slots(slots: Tensor, memory: Tensor) -> Tensor:
-    """[B, H, T, K] slots of a head to int64 [T, N·K] rows of the flat state."""
+    """Convert slots [B, H, T, K] to row numbers of the flat state, int64 [T, N·K]."""
     heads = memory.shape[0] * memory.shape[1]
     base = torch.arange(heads, device=slots.device).view(-1, 1, 1) * memory.shape[2]
     return (slots.long().flatten(0, 1) + base).transpose(0, 1).flatten(1)
 
 
 def time_first(tensor: Tensor) -> Tensor:
-    """[B, H, T, X] to [T, N, X]."""
+    """Convert [B, H, T, X] to [T, N, X]."""
     return tensor.flatten(0, 1).transpose(0, 1).contiguous()
 
 
 def time_last(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """[T, N, X] to ``shape``, [B, H, T, X]."""
+    """Convert [T, N, X] to ``shape``, [B, H, T, X]."""
     return tensor.transpose(0, 1).reshape(shape)

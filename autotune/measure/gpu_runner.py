@@ -1,4 +1,4 @@
-"""What a worker does for one workload on a GPU: build a schedule's kernels, check their numbers, time them."""
+"""A worker's runner for a GPU: builds a schedule's kernels, checks their results and times them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class GpuRunner:
     """The methods of ``autotune.measure.cpu_runner.CpuRunner``, for the GPU of this machine.
 
     Args:
-        device: where the kernels run. clock: times them; CUDA's where it is None.
-        capture: makes a CUDA graph of a kernel's call, so that the device's time is what is compared.
+        device: the device of the kernels.
+        clock: times the kernels; None uses a ``CudaClock``.
+        capture: captures a call as a CUDA graph, so that only the device's time is compared.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class GpuRunner:
         self.kernels: dict[Schedule, GpuKernels] = {}
 
     def open(self, workload: Workload, target: str, threads: int) -> None:
-        """Draw the inputs and compute the right answer; ``threads`` are the host's, which has no part in the times."""
+        """Draw the inputs and compute the expected results; ``threads``, those of the host, do not affect the times."""
         torch.set_num_threads(threads)
         self.target, self.kernels = target, {}
         self.clock = self.clock or CudaClock()
@@ -46,7 +47,7 @@ class GpuRunner:
         _ = self.timed.arguments, self.checked.expected
 
     def build(self, schedule: Schedule) -> None:
-        """Compile, by a first call on the sizes that are checked. ValueError for a schedule that is refused."""
+        """Compile by a first call at the sizes of the check. Raises ValueError if the schedule is not valid."""
         workload = self.timed.workload
         schedule.require(workload)
         if schedule not in self.kernels:
@@ -56,15 +57,15 @@ class GpuRunner:
             self.kernels[schedule] = kernels
 
     def check(self, schedule: Schedule) -> None:
-        """WrongResultError where the numbers are not the reference's."""
+        """Raise WrongResultError if the results differ from the reference."""
         self.checked.check(self.kernels[schedule])
 
     def measure(self, candidates: dict[str, Schedule | None], rounds: int, seconds: float) -> dict[str, Timing]:
-        """``autotune.measure.timing.interleaved`` of the candidates as CUDA graphs; None is the quickest eager form."""
+        """Time the candidates as CUDA graphs by ``autotune.measure.timing.interleaved``; None is eager PyTorch."""
         calls: dict[str, Call] = {}
         for name, schedule in candidates.items():
             if schedule is None:
-                # As it is called: it may wait for the device, and so cannot be captured.
+                # Not captured, as it may synchronise with the device.
                 calls[name] = self.timed.call(Eager())
             else:
                 calls[name] = self.capture(self.timed.call(self.kernels[schedule]))
@@ -76,7 +77,7 @@ class GpuRunner:
 
 
 class Eager:
-    """The quickest eager forms of the ops that go one by one: the reference, but the scan's is the chunked one."""
+    """A backend of the fastest eager forms: the reference, except for the chunked scan."""
 
     def __getattr__(self, op: str) -> Any:
         return getattr(EAGER, op)

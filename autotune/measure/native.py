@@ -15,13 +15,13 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 
 
 class NoCompilerError(RuntimeError):
-    """There is no C++ compiler here, or it cannot build what was asked."""
+    """There is no C++ compiler, or it fails."""
 
 
 def load(name: str, source: str) -> ctypes.CDLL:
-    """The shared library of the C++ ``source``, from the user's cache when this compiler built it for this CPU before.
+    """Build the C++ ``source`` as a shared library and load it; it is cached by compiler and CPU.
 
-    Raises NoCompilerError, in one sentence.
+    Raises NoCompilerError, in one sentence, on failure.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if compiler is None:

@@ -1,4 +1,4 @@
-"""A workload made concrete: inputs as a model gives them, the right answer, and what it takes to be near it."""
+"""Inputs of a workload as a model gives them, the expected results, and tolerances."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ramnet.ops import reference
 from ramnet.ops.accesses import Accesses
 from schedules.workload import Workload, heads_of
 
-# Largest relative RMSE against the reference in float64 from the same, already rounded, inputs; float32 kernels stay
-# below 1e-6, the narrower types round their results once.
+# The largest relative RMSE against the reference in float64 on the same rounded inputs. float32 kernels stay below
+# 1e-6; narrower dtypes round their results once.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 6e-3, "float16": 1e-3}
-# Checked on more tokens than the longest chunk of a schedule, and no multiple of any; heads beyond a few only repeat.
+# The check uses more tokens than the longest chunk of a schedule, not a multiple of any, and a few heads.
 CHECKED_TOKENS, CHECKED_HEADS = 1061, 4
-# No multiple of any vector's lanes.
+# Not a multiple of any number of vector lanes.
 CHECKED_ROWS = 1021
 # Where the arguments that an op updates in place are.
 IN_PLACE = {"memory_step": slice(2, 4), "decode_heads": slice(3, 5)}
 
 
 class WrongResultError(Exception):
-    """A kernel computes other numbers than the reference."""
+    """A kernel's results differ from the reference."""
 
     status = "wrong_result"
 
@@ -47,9 +47,9 @@ class Problem:
 
     @cached_property
     def arguments(self) -> tuple[Any, ...]:
-        """Of the workload's type, but the state is at least float32, as the model keeps it.
+        """The arguments, of the workload's dtype, except that the state is at least float32 as in a model.
 
-        Slots are distinct within a token, weights are a product softmax's.
+        Slots are distinct within a token, and weights are those of a product softmax.
         """
         return _arguments(self.workload, torch.Generator(self.device).manual_seed(self.seed))
 
@@ -59,25 +59,25 @@ class Problem:
         return self._answer(EAGER, tree_map(_double, self.arguments))
 
     def call(self, backend: Any) -> Callable[[], Any]:
-        """The op on ``backend`` (or on the reference, eager PyTorch), ready to be timed.
+        """Return a function to be timed, which runs the op on ``backend`` (None is the reference).
 
-        What works in place does so on a state of its own, which goes on from call to call.
+        An op that works in place has its own copy of the state, which is kept between calls.
         """
         return partial(getattr(backend, self.workload.op), *_clone_state(self.workload, self.arguments))
 
     def error(self, backend: Any) -> float:
-        """The largest relative RMSE of the op's results on ``backend``; infinite for NaN."""
+        """Return the largest relative RMSE of the op's results on ``backend``; infinity for NaN."""
         found = self._answer(backend, self.arguments)
         return max(map(_relative_rmse, found, self.expected))
 
     def check(self, backend: Any) -> None:
-        """WrongResultError, with the error and what is allowed, where the numbers are not the reference's."""
+        """Raise WrongResultError, with the error and the tolerance, if the results differ from the reference."""
         error, allowed = self.error(backend), TOLERANCE[self.workload.dtype]
         if not error <= allowed:
             raise WrongResultError(f"the relative RMSE is {error:.1e}; {allowed:.0e} is allowed")
 
     def _answer(self, backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """What there is to compare: the results, and what was updated in place."""
+        """Return what is compared: the results, and the arguments that were updated in place."""
         arguments = _clone_state(self.workload, arguments)
         result = getattr(backend, self.workload.op)(*arguments)
         if self.workload.op == "address_decode":
@@ -90,7 +90,7 @@ class Problem:
 
 
 def checked(workload: Workload) -> Workload:
-    """The workload that candidates for ``workload`` are checked on: the same kernel at other dynamic sizes."""
+    """Return the workload on which candidates are checked: the same kernel at other dynamic sizes."""
     shape = dict(workload.shape)
     if "T" in shape:
         shape.update(T=CHECKED_TOKENS, N=min(shape["N"], CHECKED_HEADS))
@@ -100,7 +100,7 @@ def checked(workload: Workload) -> Workload:
 
 
 class OneKernel(CpuKernels):
-    """The backend whose every op is one given kernel."""
+    """A backend whose ops run one given kernel."""
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def _arguments(workload: Workload, generator: torch.Generator) -> tuple[Any, ...
 
 
 def _digits(slots: int) -> tuple[int, int]:
-    """P and U with P^U = M, the smallest P ≥ 4 that has one, else M itself."""
+    """Return P and U with P^U = M, for the smallest possible P ≥ 4, else M and 1."""
     for sub_dim in range(4, slots):
         order = round(torch.tensor(float(slots)).log().item() / torch.tensor(float(sub_dim)).log().item())
         if sub_dim**order == slots:
@@ -169,7 +169,7 @@ def _digits(slots: int) -> tuple[int, int]:
 
 
 def _clone_state(workload: Workload, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same arguments with a state of their own where the op updates it in place."""
+    """Return the arguments with a copy of the state if the op updates it in place."""
     if workload.op not in IN_PLACE:
         return arguments
     where = IN_PLACE[workload.op]
@@ -177,14 +177,14 @@ def _clone_state(workload: Workload, arguments: tuple[Any, ...]) -> tuple[Any, .
 
 
 def _double(value: Any) -> Any:
-    """On the CPU, floating numbers in float64."""
+    """Move a tensor to the CPU, in float64 if floating."""
     if not isinstance(value, Tensor):
         return value
     return value.double().cpu() if value.is_floating_point() else value.cpu()
 
 
 def _weights_of(logits: Tensor, slots: Tensor) -> Tensor:
-    """The product softmax [R, U, P] at slots [R, K]; 0 for a slot out of range."""
+    """Return the product softmax of logits [R, U, P] at slots [R, K]; 0 for a slot out of range."""
     order, sub_dim = logits.shape[-2:]
     outside = (slots < 0) | (slots >= sub_dim**order)
     powers = sub_dim ** torch.arange(order, device=slots.device)
@@ -193,7 +193,7 @@ def _weights_of(logits: Tensor, slots: Tensor) -> Tensor:
 
 
 def _distinct(slots: Tensor) -> Tensor:
-    """How many of a row's slots [R, K] differ from its others, [R]."""
+    """Count the distinct slots of each row of [R, K], [R]."""
     ordered = slots.sort(-1).values
     return 1 + (ordered[..., 1:] != ordered[..., :-1]).double().sum(-1)
 

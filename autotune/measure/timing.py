@@ -1,7 +1,7 @@
-"""Comparing the speed of things on a machine that is never quiet.
+"""Comparing speeds on a machine with other load.
 
-Candidates are timed in turn within a round, so that what slows the machine for a while slows all of them alike, and
-are compared by the ratios within the rounds.
+Candidates are timed in turn within rounds and compared by ratios within the rounds, so that temporary load affects all
+of them alike.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-# A sample shorter than this says more about the clock and the interpreter than about the candidate.
+# The shortest sample; a shorter one would be dominated by the overhead of the clock and the interpreter.
 SHORTEST_SAMPLE = 1e-3
-# Below this, a call that is not timed goes before each sample, so that the candidate's data are in the caches again.
+# For faster candidates, an untimed call precedes each sample to load the caches.
 WORTH_REWARMING = 20e-3
-# Fewer have no spread to speak of; a run that is out of time makes them all the same.
+# The fewest rounds, which are run even if the time is over, since fewer give no spread.
 FEWEST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one candidate took: ``samples`` in seconds a call, one sample a round, and ``runs``, the calls in them."""
+    """The times of a candidate: ``samples``, seconds per call, one for each round, of ``runs`` calls in all."""
 
     samples: tuple[float, ...]
     runs: int
 
     @property
     def median(self) -> float:
-        """Seconds a call."""
+        """Seconds per call."""
         return statistics.median(self.samples)
 
     @property
     def spread(self) -> float:
-        """Interquartile range over the median."""
+        """The interquartile range divided by the median."""
         return spread(self.samples)
 
 
 class Clock(Protocol):
-    """What tells how long calls take."""
+    """Times calls."""
 
     def seconds(self, call: Callable[[], object], repeats: int) -> float:
-        """Of ``repeats`` calls together, when all that they began is done."""
+        """Return the seconds of ``repeats`` calls until all their work is finished."""
 
 
 class HostClock:
-    """The processor's: calls one after another, done when they return."""
+    """Times calls on the CPU, which are finished when they return."""
 
     def seconds(self, call: Callable[[], object], repeats: int) -> float:
         begin = perf_counter()
@@ -59,7 +59,7 @@ class HostClock:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times longer one candidate takes than another: the median over rounds, and its spread."""
+    """The ratio of two candidates' times: its median over rounds, and its spread."""
 
     median: float
     spread: float
@@ -75,23 +75,23 @@ def interleaved(
     on_round: Callable[[int], None] | None = None,
     clock: Clock | None = None,
 ) -> dict[str, Timing]:
-    """Time ``candidates`` in turn, in an order shuffled anew in every round.
+    """Time ``candidates`` in turn, in an order that is shuffled in every round.
 
-    Each is called once before the first round. A sample of a fast one is the mean of as many calls as fill a
+    Each is called once before the first round. A sample of a fast candidate is the mean of as many calls as take a
     millisecond.
 
     Args:
-        rounds: at most this many, each with one sample of every candidate.
-        seconds: no round begins after this time, but the first three (or ``rounds``) are always made.
-        seed: of the order.
-        on_round: called with the number of rounds done, after each.
-        clock: times the calls; the host's where it is None.
+        rounds: the most rounds, each with one sample of every candidate.
+        seconds: no round begins after this time, except the first three (or ``rounds``).
+        seed: the seed of the order.
+        on_round: called with the number of finished rounds after each.
+        clock: times the calls; None uses the host's.
 
     Returns:
-        The timings, under the candidates' names. Sample i of each stems from round i.
+        The timings by the candidates' names. Sample i of each is from round i.
 
     Raises:
-        ValueError: where there is nothing to time. What a candidate raises passes through.
+        ValueError: if there are no candidates. Exceptions of candidates are not caught.
     """
     if not candidates:
         raise ValueError("candidates is empty; there must be something to time")
@@ -114,13 +114,13 @@ def interleaved(
 
 
 def ratio(timings: dict[str, Timing], of: str, over: str) -> Ratio:
-    """The time of the candidate ``of`` over that of ``over``, paired by rounds: above 1 where ``over`` is faster."""
+    """Return the time of ``of`` divided by that of ``over``, paired by rounds; above 1 if ``over`` is faster."""
     paired = [a / b for a, b in zip(timings[of].samples, timings[over].samples, strict=True)]
     return Ratio(statistics.median(paired), spread(paired), len(paired))
 
 
 def spread(samples: Sequence[float]) -> float:
-    """Interquartile range over the median; 0 for a single sample."""
+    """Return the interquartile range divided by the median; 0 for a single sample."""
     if len(samples) < 2:
         return 0.0
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
@@ -128,7 +128,7 @@ def spread(samples: Sequence[float]) -> float:
 
 
 class _Sampler:
-    """Takes the samples of one candidate, which it calls once when it is made."""
+    """Takes samples of one candidate, after an initial call."""
 
     def __init__(self, call: Callable[[], object], clock: Clock) -> None:
         self.call, self.clock = call, clock

@@ -1,14 +1,14 @@
-"""How long a schedule's kernel takes on a CPU: a model, stated whole in this file.
+"""A model of the time of a schedule's kernel on a CPU.
 
-The kernels of ``lowering/cpu`` are counted by what their loops do: instructions, bytes through the ports of L1, lines
-that come from L2, and lines that come from beyond it. A core's time follows the execution-cache-memory model (Hager,
-Treibig, Habich and Wellein 2016): moving data between levels does not overlap with itself, and computing overlaps with
-it, of which the 2-norm takes the longer and, since they wait for one another now and then, some of the other ::
+It counts, from the loops of the kernels in ``lowering/cpu``, instructions, bytes through the ports of L1, cache lines
+from L2, and cache lines from beyond L2. A core's time follows the execution-cache-memory model (Hager, Treibig, Habich
+and Wellein 2016): transfers between different levels do not overlap, and computation overlaps with them. The overlap
+is not perfect, which the 2-norm of the two times approximates::
 
     ‖ instructions / width, L1 ports + lines from L2 + lines from beyond ‖₂
 
-T tasks on p threads take ⌈T / p⌉ / T of the work of all, and waking the threads. The rates of L2 and of memory are
-measured (``autotune.measure.bandwidth``); the others are stated below. It ranks schedules; its seconds are rough.
+T tasks on p threads take ⌈T / p⌉ / T of the total work, plus waking the threads. The rates of L2 and memory are
+measured (``autotune.measure.bandwidth``); the others are given below. The model ranks schedules; its seconds are rough.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LOOPED = 2.0
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor: bytes of a vector and of a core's L2; bytes/s that a core reads from L2 and from memory; threads."""
+    """A CPU: bytes of a vector and of a core's L2, bytes/s that a core reads from L2 and from memory, and threads."""
 
     vector: int
     l2: int
@@ -61,7 +61,7 @@ class Machine:
 
 @cache
 def this_machine(threads: int) -> Machine:
-    """What this processor tells of itself, and what its caches and memory were measured to give now."""
+    """Describe this CPU, and measure the bandwidth of its caches and memory."""
     features = cpu_name().rpartition(" ")[2]
     vector = 64 if features.startswith("avx512") else 32 if features.startswith(("avx", "sve")) else 16
     far = bandwidth("DRAM", threads) / threads  # what is left of it for each
@@ -70,7 +70,7 @@ def this_machine(threads: int) -> Machine:
 
 @dataclass
 class Counts:
-    """What is done in all, by all threads together; each op below adds it up."""
+    """The total work of all threads, to which each op below adds."""
 
     machine: Machine
     size: int  # bytes of a value
@@ -83,14 +83,14 @@ class Counts:
     parallel: bool = True
 
     def vectors(self, width: int) -> float:
-        """Vectors that ``width`` values take, the widest ones counted as what they cost."""
+        """Return the vectors for ``width`` values, with the widest ones weighted by their cost."""
         wide = self.machine.vector == WIDEST and 2 * width * self.size > WIDEST
         return math.ceil(width * self.size / self.machine.vector) * (COST_OF_WIDEST if wide else 1.0)
 
     def rows(self, accesses: float, distinct: float, width: int, held: float) -> None:
-        """Reads of rows of ``width`` values at random places, ``distinct`` of them, in a working set of ``held`` bytes.
+        """Add random reads of ``distinct`` rows of ``width`` values in a working set of ``held`` bytes.
 
-        The first access of each misses L1, the others as far as the working set is larger than it.
+        The first access of each misses L1; of the others, the share by which the working set exceeds L1.
         """
         first = min(accesses, distinct)
         line = max(width * self.size, LINE)
@@ -103,9 +103,9 @@ class Counts:
             self.from_l2 += misses * line * (1 - beyond)
 
     def stream(self, size: float, times: float, also: float) -> None:
-        """``size`` bytes written, beside ``also`` others in use, then read, as often as ``times``.
+        """Add writing ``size`` bytes, while ``also`` other bytes are in use, and reading them, ``times`` times.
 
-        A written line is fetched before and goes out after. It is read from its end, which L2 still holds.
+        A line is fetched before it is written, and written back. Reading starts at the end, which L2 still holds.
         """
         beyond = max(0.0, 1 - self.machine.l2 / (size + also))
         self.from_far += 3 * size * times * beyond / MIXED
@@ -113,7 +113,7 @@ class Counts:
 
     @property
     def terms(self) -> dict[str, float]:
-        """Seconds of one core, had it all the work."""
+        """Return the seconds of each term if one core did all the work."""
         return {
             "instructions": self.operations / WIDTH / CLOCK,
             "L1": (self.loaded / LOADED + self.stored / STORED) / CLOCK,
@@ -131,12 +131,12 @@ class Counts:
 
 
 def seconds(workload: Workload, schedule: Any, machine: Machine) -> float:
-    """The model's time of a call of ``workload`` under ``schedule``."""
+    """Return the modelled seconds of a call of ``workload`` under ``schedule``."""
     return counts(workload, schedule, machine).seconds
 
 
 def counts(workload: Workload, schedule: Any, machine: Machine) -> Counts:
-    """What the kernel does. ValueError for an op that has no model."""
+    """Count the kernel's work. Raises ValueError for an op without a model."""
     found = Counts(machine, 8 if workload.dtype == "float64" else 4)
     ops: dict[type, Any] = {
         cpu.MemoryScan: _scan,
@@ -152,12 +152,12 @@ def counts(workload: Workload, schedule: Any, machine: Machine) -> Counts:
 
 
 def _turns(top_k: int, unroll: int) -> float:
-    """Operations of the loop over the slots that are not in straight code."""
+    """Return the loop overhead over slots that are not unrolled."""
     return TURN * (top_k // unroll) if top_k >= 2 * unroll else 0.0
 
 
 def _token(found: Counts, shape: dict[str, int], tile: int, unroll: int, times: float) -> None:
-    """A token on a tile of channels: K rows written, K rows read and summed; as often as ``times``."""
+    """Add a token on a tile of channels, K rows written and K rows read and summed, ``times`` times."""
     K, v, size = shape["K"], found.vectors(tile), found.size
     partial_sums = K // unroll if 2 * unroll <= K else 1
     write = K * (5 + 4 * v)  # slot, address, decay, weight; load, product, multiply-add, store
@@ -256,5 +256,5 @@ def _decode_backward(found: Counts, shape: dict[str, int], schedule: cpu.Address
 
 
 def _outside(found: Counts, rows: int, lanes: int) -> float:
-    """How much longer statements on a buffer of ``rows`` by ``lanes`` take where it is not on the stack."""
+    """Return the slowdown of statements on a buffer of ``rows`` by ``lanes`` if it is not on the stack."""
     return LOOPED if rows * lanes * found.size >= REGISTER_BYTES else 1.0

@@ -1,7 +1,8 @@
-"""How long compiled launches would take on a GPU that is not there: a model, stated whole in this file.
+"""A model of the time of compiled launches on a GPU that this machine need not have.
 
-A launch of G programs is told by its ``Work``, counted from the sizes, and the ``Resources`` of its binary. R programs
-are resident on a processor at a time (``resident``), so P processors take them in ⌈G / (P R)⌉ waves. Its time is::
+A launch of G programs is described by its ``Work``, counted from the sizes, and the ``Resources`` of its binary. R
+programs are resident on a processor at a time (``resident``), so P processors run them in ⌈G / (P R)⌉ waves. Its time
+is::
 
     launch + ‖ memory, cache, shared, arithmetic, chain ‖₄
 
@@ -11,11 +12,11 @@ are resident on a processor at a time (``resident``), so P processors take them 
     arithmetic  instructions of single lanes / (busy processors × lanes), on the processor that has the most programs
     chain       waves × steps × (waits for memory, for shared memory and at barriers, and the step's instructions)
 
-The terms overlap, so the longest decides; the 4-norm lets those that are nearly as long count too, since no overlap is
-perfect (two equal terms give 1.19 of one). An op's time is the sum over its launches, which run one after another.
+The terms overlap, so the longest dominates; the 4-norm also counts those that are nearly as long, since overlap is not
+perfect (two equal terms give 1.19 times one). An op's time is the sum over its launches, which run one after another.
 
-The constants are cycles, or bytes a cycle, so that they carry over between clocks. Nothing here was fitted to a
-measurement: ``autotune.bench.correlation`` says how well the order of schedules is told wherever something can be run.
+The constants are in cycles, or bytes per cycle, so that they apply to other clocks. They were not fitted to
+measurements; ``autotune.bench.correlation`` measures the rank correlation on machines that can run the kernels.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ REGISTER_GRANULE, SCHEDULERS, SHARED_GRANULE, SYSTEM_SHARED = 8, 4, 128, 1024
 
 
 class RejectedError(ValueError):
-    """A binary is not fit for the target: ``status`` in one word, why in one sentence."""
+    """A binary that cannot be used on the target: ``status`` is one word, the message one sentence."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
@@ -61,11 +62,11 @@ class RejectedError(ValueError):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the model says of one launch, in seconds by term; ``resident`` programs on a processor."""
+    """The modelled terms of one launch in seconds, and the ``resident`` programs per processor."""
 
     name: str
     resident: int
-    occupancy: float  # threads resident over threads that a processor can hold
+    occupancy: float  # resident threads divided by the most that a processor can hold
     waves: int
     launch: float
     memory: float
@@ -76,7 +77,7 @@ class Estimate:
 
     @property
     def terms(self) -> dict[str, float]:
-        """Seconds of what runs side by side."""
+        """The seconds of the overlapping terms."""
         names = ("memory", "cache", "shared", "arithmetic", "chain")
         return {name: getattr(self, name) for name in names}
 
@@ -86,13 +87,13 @@ class Estimate:
 
     @property
     def binds(self) -> str:
-        """The longest term, "launch" among them."""
+        """The longest term, which may be "launch"."""
         terms = {**self.terms, "launch": self.launch}
         return max(terms, key=lambda name: terms[name])
 
 
 def check(compiled: Compiled, gpu: Gpu) -> None:
-    """RejectedError, with a status and a sentence, where the binary spills registers or cannot run on ``gpu``."""
+    """Raise RejectedError if the binary spills registers or cannot run on ``gpu``."""
     needs, threads, name = compiled.resources, compiled.work.threads, compiled.name
     if threads < gpu.warp or threads > 1024:
         raise RejectedError("threads", f"{name} has programs of {threads} threads; {gpu.arch} takes {gpu.warp} to 1024")
@@ -109,7 +110,7 @@ def check(compiled: Compiled, gpu: Gpu) -> None:
 
 
 def resident(threads: int, needs: Resources, gpu: Gpu) -> int:
-    """Programs that a processor holds at a time; 0 where not one fits."""
+    """Return the programs that are resident on a processor at a time; 0 if none fits."""
     warps = math.ceil(threads / gpu.warp)
     register_lanes = _round_up(max(needs.registers, 1), REGISTER_GRANULE) * gpu.warp
     # A warp's registers lie with one scheduler.
@@ -125,7 +126,7 @@ def resident(threads: int, needs: Resources, gpu: Gpu) -> int:
 
 
 def estimate(compiled: Compiled, gpu: Gpu) -> Estimate:
-    """The model's terms for one launch. RejectedError where not one program fits on a processor."""
+    """Return the model's terms for one launch. Raises RejectedError if no program fits on a processor."""
     work, needs = compiled.work, compiled.resources
     fits = resident(work.threads, needs, gpu)
     if not fits:
@@ -157,22 +158,22 @@ def estimate(compiled: Compiled, gpu: Gpu) -> Estimate:
 
 
 def explain(compiled: Sequence[Compiled], gpu: Gpu) -> list[Estimate]:
-    """The estimate of each launch, so that one sees what binds."""
+    """Return the estimate of each launch."""
     return [estimate(launch, gpu) for launch in compiled]
 
 
 def seconds(compiled: Sequence[Compiled], gpu: Gpu) -> float:
-    """The model's time of launches that run one after another."""
+    """Return the modelled seconds of launches that run one after another."""
     return sum(launch.seconds for launch in explain(compiled, gpu))
 
 
 def _missed(work: Work, gpu: Gpu) -> float:
-    """The share of the repeated accesses that L2 does not hold, where what they fall on is larger than it."""
+    """Return the share of repeated accesses that miss L2, if their data is larger than L2."""
     return max(0.0, 1.0 - gpu.l2 / work.reused_bytes) if work.reused_bytes else 0.0
 
 
 def _step_cycles(work: Work, programs: int, missed: float) -> float:
-    """Cycles of one step of one program that has its processor to itself; what is read once is asked for ahead."""
+    """Return the cycles of a step of a program that runs alone on a processor; data that is read once is prefetched."""
     latency = L2_LATENCY + missed * (DRAM_LATENCY - L2_LATENCY)
     instructions = work.operations / (programs * max(work.steps, 1.0) * work.threads)  # of a thread
     return (

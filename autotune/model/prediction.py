@@ -1,4 +1,4 @@
-"""What a worker does for a GPU that is not there: compile a schedule's kernels, and predict their time by the model."""
+"""A worker's predictor for a GPU that this machine need not have: compiles kernels and models their time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ Compile = Callable[[Workload, str, Schedule], list[Compiled]]
 
 @dataclass(frozen=True)
 class Prediction:
-    """A schedule that was compiled, not run.
+    """The result for a schedule that was compiled, not run.
 
     Attributes:
-        seconds: what ``autotune.model.gpu`` says. launches: what the binaries need.
-        binds: of each launch, the model's longest term and its seconds in all.
-        status, reason: "ok", or in one word and in one sentence why the binaries are not fit for the target.
+        seconds: the time modelled by ``autotune.model.gpu``.
+        launches: the resources of the binaries.
+        binds: for each launch, the longest term of the model and its total seconds.
+        status, reason: "ok", or one word and one sentence on why the binaries cannot be used on the target.
     """
 
     seconds: float
@@ -34,17 +35,18 @@ class Prediction:
 
 
 class Predictor:
-    """Runs in the worker's process. ``compile_launches`` really compiles a schedule's launches."""
+    """Runs in the worker's process. ``compile_launches`` compiles a schedule's launches."""
 
     def __init__(self, compile_launches: Compile = compile_for) -> None:
         self.compile_launches = compile_launches
 
     def open(self, workload: Workload, target: str, threads: int) -> None:
-        """Nothing is drawn and nothing runs, so ``threads`` has no part in it."""
+        """Set the workload; ``threads`` is not used, as nothing runs."""
         self.workload, self.target, self.gpu = workload, target, gpu_of(target)
 
     def predict(self, schedule: Schedule) -> Prediction:
-        """RejectedError, with a status, where not one program fits on the target; compilers' errors pass through."""
+        """Compile and model a schedule. Raises RejectedError if no program fits on the target; compilers' errors are
+        not caught."""
         compiled = self.compile_launches(self.workload, self.target, schedule)
         terms = time_model.explain(compiled, self.gpu)
         launches = tuple(

@@ -1,4 +1,4 @@
-"""Registers that shipped schedules spill to memory on a GPU, read from binaries made now.
+"""Compiles the shipped schedules of GPUs and reads from the binaries how many registers they spill.
 
 ``python -m autotune.model.spills`` prints them; no GPU is needed.
 """
@@ -25,7 +25,7 @@ ARCHITECTURES = ("sm_80", "sm_90")
 
 
 class Spilled(NamedTuple):
-    """A schedule's bytes of spilled registers a thread, over its launches; None, with a reason, where not compiled."""
+    """A schedule's bytes of spilled registers per thread, over its launches; None, with a reason, if not compiled."""
 
     arch: str
     workload: Workload
@@ -35,7 +35,7 @@ class Spilled(NamedTuple):
 
 
 def shipped(arch: str) -> list[tuple[str, Workload, Schedule]]:
-    """By target: the records of its targets, and the defaults of the 340m model's ops for those without any."""
+    """Return (target, workload, schedule): records, and the defaults of the 340m model's ops without records."""
     found = []
     for target in (target.name for target in TARGETS.values() if target.gpu is not None and target.gpu.arch == arch):
         known = records.load(records.shipped_path(target))
@@ -52,7 +52,7 @@ def shipped(arch: str) -> list[tuple[str, Workload, Schedule]]:
 def spilled(
     arch: str, compile_for: Callable[[Workload, str, Schedule], list[Compiled]] = compile_for
 ) -> Iterator[Spilled]:
-    """Compile each shipped schedule of an architecture, once where several targets share it."""
+    """Compile each shipped schedule of an architecture, once if several targets share it."""
     seen = set()
     for target, workload, schedule in shipped(arch):
         key = (workload.kernel_name, schedule)

@@ -1,6 +1,6 @@
-"""A search without the hardware: each candidate is compiled for the target and ranked by the time model. Nothing runs.
+"""A search without the hardware: candidates are compiled for the target and ranked by the time model.
 
-The default is trial 0 and the yardstick, also where its own binary is not fit; a record is always one that is.
+The default is trial 0. Gains are relative to it even if its binary cannot be used; a recorded schedule's always can.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from schedules.records import Time
 if TYPE_CHECKING:
     import optuna
 
-# The default, or what is known, stays unless the model sees more than this over it: its constants are rounded to a few
-# percent.
+# The default or the known schedule stays unless the modelled gain exceeds this, since the model's constants are rounded
+# to a few percent.
 LEAST_GAIN = 1.02
 
 
@@ -32,13 +32,13 @@ class AnalyticalSearch(Search):
         self.yardstick = self._predict(self.default)
 
     def try_out(self, schedule: Schedule) -> None:
-        """Compile and predict; FailedError also where the binaries are not fit."""
+        """Compile and predict. Also raises FailedError if the binaries cannot be used."""
         found = self._predict(schedule)
         if found.status != "ok":
             raise FailedError(found.status, found.reason)
 
     def attempt(self, trial: optuna.Trial, schedule: Schedule) -> None:
-        """The binaries' needs are kept also of what is refused for them."""
+        """Run the trial. The resources of the binaries are stored even if they cannot be used."""
         found = self._predict(schedule)
         trial.set_user_attr("how", self.how)
         trial.set_user_attr("launches", [launch.model_dump() for launch in found.launches])
@@ -50,7 +50,7 @@ class AnalyticalSearch(Search):
         )  # fmt: skip
 
     def finish(self, device: str) -> Result:
-        """The best by the model, or what is standing, or the default, within what the model can tell."""
+        """Choose the best by the model; the standing schedule or the default stays within the model's accuracy."""
         self.report("choosing by the model")
         winner = self._winner()
         chosen = self._predict(winner)
@@ -61,7 +61,7 @@ class AnalyticalSearch(Search):
         return Result(record, None, self.study)
 
     def _winner(self) -> Schedule:
-        """RuntimeError where nothing that was compiled is fit for the target."""
+        """Return the best schedule. Raises RuntimeError if no compiled schedule can be used on the target."""
         seconds = {schedule: self.study.seconds(schedule) for schedule in self.study.best(1)}
         if self.yardstick.status == "ok":
             seconds[self.default] = self.yardstick.seconds

@@ -1,4 +1,4 @@
-"""A search that runs its candidates: each in turn with the default, then the finalists anew, then eager PyTorch."""
+"""A search that runs candidates: each alternately with the default, then the finalists again, then eager PyTorch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from schedules.records import Time
 if TYPE_CHECKING:
     import optuna
 
-# Of a trial: candidate and default in turn.
+# Rounds of a trial, with candidate and default in turn.
 ROUNDS, SECONDS = 15, 0.4
-# Of the end: the finalists and the default in turn, then the winner, the default and eager PyTorch.
+# Rounds of the end: the finalists and the default in turn, then the winner, the default and eager PyTorch.
 FINALISTS, FINAL_ROUNDS, FEWEST_FINAL_ROUNDS, FINAL_SECONDS = 3, 31, 15, 3.0
 
 
 def is_faster(default: Timing, candidate: Timing) -> bool:
-    """Whether the lower quartile of the paired ratios is above 1: the candidate won three rounds of four.
+    """Return whether the lower quartile of the paired ratios is above 1, so that the candidate won 3 of 4 rounds.
 
-    Equal ones do so by chance at most once in 187 times at 31 rounds, once in 17 at 15.
+    The probability for equal candidates is at most 1/187 with 31 rounds, and 1/17 with 15.
     """
     paired = [a / b for a, b in zip(default.samples, candidate.samples, strict=True)]
     return len(paired) > 1 and statistics.quantiles(paired, n=4, method="inclusive")[0] > 1.0
@@ -38,7 +38,7 @@ class EmpiricalSearch(Search):
         self.worker.try_out(self.default)
 
     def reserve(self) -> float:
-        """A third of its seconds at most."""
+        """Return the seconds reserved for ``finish``, at most a third of all."""
         return 0.0 if self.seconds is None else min(self.seconds / 3, 3 * FINAL_SECONDS)
 
     def try_out(self, schedule: Schedule) -> None:
@@ -54,8 +54,8 @@ class EmpiricalSearch(Search):
         )  # fmt: skip
 
     def finish(self, device: str) -> Result:
-        """Measure the finalists anew, choose, and compare with eager PyTorch. What is standing, or the default, stays
-        unless another one is faster than it."""
+        """Measure the finalists again, choose, and compare with eager PyTorch. The standing schedule, or the default,
+        stays unless another one is faster."""
         self.report("comparing the finalists")
         standing = self.standing or self.default
         winner, gain, spread = self.default, 1.0, 0.0

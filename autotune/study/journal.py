@@ -1,4 +1,4 @@
-"""Optuna's journal file, made to survive kill -9 and a full disk at any byte, and shared by several processes."""
+"""A journal file for Optuna that survives kill -9 and full disks at any byte and can be shared by processes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ramnet.files import require_writable
 if TYPE_CHECKING:
     from optuna.storages import JournalStorage
 
-# What the start of every line looks like, so that the torn rest of one is known from a foreign file.
+# The start of every line, by which an incomplete line is distinguished from a foreign file.
 _START = b'{"op_code":'
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """The storage of a journal file, which is made where it is missing.
+    """Open the storage of a journal file, which is created if it is missing.
 
     Raises:
-        ValueError: for a file that is no Optuna journal, naming the line; it is left as it was.
-        OSError: where it cannot be written.
-        ImportError: with the install line, where Optuna is missing.
+        ValueError: if the file is not an Optuna journal; the message names the line, and the file is not changed.
+        OSError: if it cannot be written.
+        ImportError: if Optuna is not installed.
     """
     try:
         from optuna.storages import JournalStorage
@@ -34,11 +34,11 @@ def open_journal(path: Path) -> JournalStorage:
         raise ImportError("tuning needs optuna, which is not installed: pip install 'ramnet[tune]'") from None
 
     class Backend(JournalFileBackend):
-        """Optuna's own leaves its lock behind when killed, and appends to the torn line of a writer that died."""
+        """Optuna's own backend leaves its lock behind when killed, and appends to an incomplete last line."""
 
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
             with path.open("r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # the kernel lets go of it when a process ends, however it ends
+                fcntl.flock(file, fcntl.LOCK_EX)  # the system releases the lock when the process ends
                 end = _drop_torn_line(file)
                 try:
                     for log in logs:
@@ -89,10 +89,10 @@ _CALLED = {int: "an integer", float: "a number", str: "a text", list: "a list", 
 
 
 def _check(path: Path) -> None:
-    """ValueError for a line that Optuna would stumble over, or pass over in silence: those of other trials' numbers."""
+    """Raise ValueError for a line on which Optuna would fail, or which it would ignore, as of unknown trials."""
     if not path.exists():
         return
-    studies: list[str | None] = []  # their names; None for one that was deleted
+    studies: list[str | None] = []  # names of studies; None for a deleted one
     trials = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -100,7 +100,7 @@ def _check(path: Path) -> None:
                 log = json.loads(line)
             except (ValueError, RecursionError):
                 if not line.endswith(b"\n") and (line.startswith(_START) or _START.startswith(line)):
-                    continue  # the last line of a writer that was killed: the next one drops it
+                    continue  # the last line of a killed writer, which the next writer removes
                 raise ValueError(_not_a_line(path, number, "it is not JSON")) from None
             why = _refusal(log, len(studies), trials)
             if why is not None:
@@ -114,7 +114,7 @@ def _check(path: Path) -> None:
 
 
 def _refusal(log: Any, studies: int, trials: int) -> str | None:
-    """Why a line is none of a journal with so many studies and trials before it; None where it is one."""
+    """Return why a line is not valid after ``studies`` studies and ``trials`` trials, or None if it is."""
     if type(log) is not dict or type(log.get("op_code")) is not int or log["op_code"] not in _NEEDED:
         return f"op_code must be one of {min(_NEEDED)} to {max(_NEEDED)}"
     for name in ("worker_id", *_NEEDED[log["op_code"]]):
@@ -135,7 +135,7 @@ def _not_a_line(path: Path, number: int, why: str) -> str:
 
 
 def _drop_torn_line(file: Any) -> int:
-    """Cut what follows the last line's end, and stand there; the file's size."""
+    """Truncate the file after its last complete line, seek to its end, and return its size."""
     end = file.seek(0, os.SEEK_END)
     tail, start = b"", end
     while start and b"\n" not in tail:

@@ -1,4 +1,4 @@
-"""One workload's part of a tuning run: trials until the budget is spent. How a trial is made is for sub-classes."""
+"""The search for one workload: trials until the budget is used. Subclasses define trials."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schedules.workload import Workload
 if TYPE_CHECKING:
     import optuna
 
-# Ways to fail that say nothing of a schedule: there was no compiler for it, or not the time.
+# Failures that say nothing about a schedule: there was no compiler, or no time.
 UNCOMPARED = ("no_compiler", "build_timeout", "run_timeout", "compile_timeout", "out_of_time")
 # Of the time that a run has left, what a trial may take at most where its workload's own seconds are fewer.
 LARGEST_TRIAL = 1 / 3
@@ -32,7 +32,7 @@ GRACE = 30.0
 
 @dataclass(frozen=True)
 class Budget:
-    """When a run ends: after ``seconds`` in all, or ``trials`` of each workload, or both."""
+    """When a run ends: after ``seconds`` in all, ``trials`` of each workload, or whichever comes first."""
 
     seconds: float | None = 180.0
     trials: int | None = None
@@ -45,7 +45,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a search is."""
+    """The progress of a search."""
 
     workload: Workload
     how: How
@@ -59,12 +59,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out for a workload.
+    """The result for a workload.
 
     Attributes:
-        over_eager: eager's time over the tuned one's, paired, and its spread; None where nothing was run.
-        compared: the schedules that the record's was compared with, those that failed among them.
-        kept: whether a known record stays in the place of this one, as it could not be compared with it here.
+        over_eager: the ratio of eager's time to the tuned one's, and its spread; None if nothing was run.
+        compared: the schedules that the recorded one was compared with, including those that failed.
+        kept: whether a known record is kept instead, because it could not be compared on this machine.
     """
 
     record: Record
@@ -79,13 +79,15 @@ class Result:
 
 
 class Search:
-    """Trials of one workload. ``prepare``, ``try_out``, ``attempt`` and ``finish`` raise FailedError for what a
-    schedule does.
+    """The trials of one workload. ``prepare``, ``try_out``, ``attempt`` and ``finish`` raise FailedError if a schedule
+    fails.
 
-    ``worker`` does the work; ``seconds`` are this workload's, and ``end`` is the whole run's, by ``perf_counter``.
-    ``known``: schedules that a record of the workload would take the place of. Each is tried, however few trials are
-    asked for, and the first that works is ``standing`` from then on: it stays unless another one is better beyond
-    the noise.
+    Args:
+        worker: builds and runs schedules.
+        seconds: the seconds of this workload.
+        end: when the whole run ends, by ``perf_counter``.
+        known: schedules that a record of the workload would replace. Each is tried, even with few trials; the first
+            that works is ``standing``, which stays unless another one is better beyond the noise.
     """
 
     how: How = "measured"
@@ -95,7 +97,7 @@ class Search:
         on_progress: Callable[[Progress], None], known: Sequence[Schedule] = (), end: float | None = None,
     ) -> None:  # fmt: skip
         self.worker, self.end = worker, end
-        self.durations: list[float] = []  # of trials
+        self.durations: list[float] = []  # seconds of the trials
         self.study, self.target, self.known = study, target, tuple(known)
         self.standing: Schedule | None = None
         self.seconds, self.trials, self.on_progress = seconds, trials, on_progress
@@ -105,8 +107,7 @@ class Search:
     def run(self, device: str) -> Result:
         """Search and choose.
 
-        RuntimeError where the default itself comes to nothing; OutOfTimeError where the time is over before there is
-        a result.
+        Raises RuntimeError if the default schedule fails, and OutOfTimeError if the time is over before a result.
         """
         self.report("starting")
         self.worker.deadline = self.end
@@ -144,7 +145,7 @@ class Search:
         return replace(result, compared=frozenset({*finished, self.default, *tried}))
 
     def compare_known(self) -> list[Schedule]:
-        """Try those of ``known`` that are no trial of the study; all that were tried, also those that failed."""
+        """Try the ``known`` schedules that are not trials of the study. Returns all that were tried."""
         tried = []
         for schedule in self.known:
             trial = self.study.finished().get(schedule)
@@ -168,19 +169,19 @@ class Search:
         raise NotImplementedError
 
     def try_out(self, schedule: Schedule) -> None:
-        """Build it, and see that it is right."""
+        """Build and check a schedule."""
         raise NotImplementedError
 
     def attempt(self, trial: optuna.Trial, schedule: Schedule) -> None:
-        """Find the trial's gain over the default and tell the study."""
+        """Determine the trial's gain over the default and report it to the study."""
         raise NotImplementedError
 
     def finish(self, device: str) -> Result:
-        """Choose among what the study holds."""
+        """Choose among the trials of the study."""
         raise NotImplementedError
 
     def record(self, winner: Schedule, device: str, **found: Any) -> Record:
-        """The record of ``winner``; ``found`` are the times and gains."""
+        """Return the record of ``winner``; ``found`` are the times and gains."""
         return Record(
             workload=self.study.workload,
             target=self.target,
@@ -195,8 +196,8 @@ class Search:
         )
 
     def goes_on(self) -> bool:
-        """Always for trial 0 and for what is known; then while a trial of the usual length ends within the budget, less
-        what the end needs."""
+        """Return whether to continue: always for trial 0 and the known schedules, then while a trial of typical length
+        fits in the budget minus the reserve."""
         trials = self.study.summary().trials
         usual = statistics.median(self.durations) if self.durations else 0.0
         kept = max(self.reserve(), FINAL * self.reserve() + usual)
@@ -206,7 +207,7 @@ class Search:
         return in_time and not {*self.known}.isdisjoint(self.study.untried())
 
     def last_moment(self) -> float | None:
-        """When a trial that begins now is killed, so that the run ends in time and has some left for other trials."""
+        """Return when a trial that begins now is killed, so that the run ends in time and other trials get some."""
         if self.end is None or self.seconds is None:
             return None
         now = perf_counter()
@@ -214,7 +215,7 @@ class Search:
         return min(self.end, max(own, now + LARGEST_TRIAL * (self.end - now))) - FINAL * self.reserve()
 
     def reserve(self) -> float:
-        """Seconds kept for ``finish``."""
+        """Return the seconds reserved for ``finish``."""
         return 0.0
 
     def report(self, doing: str) -> None:

@@ -1,4 +1,4 @@
-"""How the seconds of a tuning run are shared out: to a workload by its part of the model's time."""
+"""Distributes the seconds of a tuning run over workloads by their shares of the model's time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from math import prod
 from schedules.records import Record
 from schedules.workload import Workload
 
-# What a call takes beside its work, and a product of its sizes, in seconds: as measured on two cores of an AMD EPYC.
-# They stand in for workloads of which there is no record, and only their ratios count.
+# The seconds of a call's overhead and of a product of its sizes, measured on two cores of an AMD EPYC. They are used
+# for workloads without a record, and only their ratios matter.
 CALL, UNIT = 1e-5, 1.7e-10
 # A backward scan's time over the forward's.
 BACKWARD = 5
@@ -19,12 +19,12 @@ TOKEN_OPS = ("memory_step", "decode_heads", "decode_layer", "project")
 def shares(
     workloads: Sequence[Workload], known: Sequence[Record], calls: Mapping[str, int] | None = None
 ) -> list[float]:
-    """The part of the model's time that each workload takes, of 1 in all.
+    """Return each workload's share of the model's time; the shares add up to 1.
 
     Args:
-        known: records, whose times are taken for their workloads; the others' are guessed from their sizes.
-        calls: by the workload's name, how often the model calls it; without it, whole sequences take half of the
-            model's time and single tokens the other half.
+        known: records, whose times are used; those of other workloads are estimated from their sizes.
+        calls: how often the model calls each workload, by name. Without it, whole sequences take half of the model's
+            time and single tokens the other half.
     """
     seconds = [expected(workload, known) for workload in workloads]
     if calls is not None:
@@ -38,7 +38,7 @@ def shares(
 
 
 def expected(workload: Workload, known: Sequence[Record]) -> float:
-    """Seconds of a call: those of a record of the workload, else guessed."""
+    """Return the seconds of a call from a record of the workload, or an estimate."""
     found = next((record.default.median for record in known if record.workload == workload), None)
     if found is not None:
         return found

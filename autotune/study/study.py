@@ -1,4 +1,4 @@
-"""One op's search: an Optuna study in a journal that knows the default, what is refused, and what was tried."""
+"""An Optuna study of one workload's schedules, stored in a journal."""
 
 from __future__ import annotations
 
@@ -27,29 +27,30 @@ if TYPE_CHECKING:
     from optuna.storages import JournalStorage
 
 Sampler = Literal["tpe", "random"]
-# Suggestions in a row that need no measurement, before a combination that nobody has tried is drawn by lot.
+# Suggestions in a row without a new schedule, after which an untried schedule is drawn at random.
 PATIENCE = 5
-# A combination that was under way when so many processes were killed is refused: it may be what kills them.
+# A schedule during which this many processes were killed is refused, as it may be the cause.
 MOST_KILLS = 2
 
 
 class Study:
     """The trials of ``workload`` on one device under one fingerprint of the kernels; values are gains over the default.
 
-    ``begin`` comes before what searches, and makes the study where the journal has none: until then nothing is written.
+    ``begin`` must be called before a search. It creates the study if the journal has none; nothing is written before.
 
-    Trial 0 is the default schedule. Each trial has a ``status``: "ok", "refused", "duplicate", "interrupted"
-    (by Ctrl-C), "killed", or how it failed; and ``error``, in words, where it is not "ok". All of it is on disk when
-    a method returns.
+    Trial 0 is the default schedule. Each trial has a ``status``, which is "ok", "refused", "duplicate", "interrupted"
+    (by Ctrl-C), "killed", or a kind of failure, and an ``error`` message if it is not "ok". All changes are on disk
+    when a method returns.
 
     Args:
-        target: whose kinds of schedule are searched.
-        identity: what else makes a result another one: device, threads, fingerprint.
-        seconds_a_trial: no trial takes longer; one that did was left by a process that ended.
-        storage: of the journal, where it is open: to read a quarter of a million lines takes 15 s.
+        target: the target whose schedules are searched.
+        identity: what else distinguishes results: device, threads, fingerprint.
+        seconds_a_trial: the longest time of a trial, after which its process must have ended.
+        storage: the open storage of the journal, if any, since reading 250 000 lines takes 15 s.
 
     Raises:
-        ValueError: for a file that is no journal, and for a damaged one. ImportError: without Optuna.
+        ValueError: if the file is not a journal or is damaged.
+        ImportError: if Optuna is not installed.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Study:
         self.lock = journal.with_name(f".{journal.name}.lock")
 
     def begin(self, *first: Schedule) -> None:
-        """Take over what ended processes left, and put the default, then ``first``, at the head of those not tried."""
+        """Take over trials of processes that have ended, and enqueue the default and ``first`` if they are untried."""
         import optuna
 
         with locked(self.lock):
@@ -94,7 +95,7 @@ class Study:
                     self.optuna.enqueue_trial(self.space.chosen(schedule), skip_if_exists=True)
 
     def next(self) -> tuple[optuna.Trial, Schedule] | None:
-        """A trial of a combination that nobody has tried, and its schedule; None when all were."""
+        """Return a trial of an untried schedule, and the schedule; None if all were tried."""
         with locked(self.lock):  # so that two processes do not begin the same one
             for suggestions in itertools.count():
                 untried, waiting = self.untried(), self._trials("WAITING")
@@ -118,22 +119,22 @@ class Study:
         raise AssertionError
 
     def succeed(self, trial: optuna.Trial, gain: float, **details: Any) -> None:
-        """``gain`` is the default's time over the trial's."""
+        """Finish a trial with its ``gain``, the default's time divided by the trial's."""
         for name, value in details.items():
             trial.set_user_attr(name, value)
         self._end(trial, "ok", "", gain)
 
     def fail(self, trial: optuna.Trial, status: str, error: str) -> None:
-        """The trial came to nothing."""
+        """Finish a trial as failed."""
         self._end(trial, status, error)
 
     def interrupt(self, trial: optuna.Trial) -> None:
-        """The search stops in mid-trial; the next one begins with it."""
+        """Mark a trial as interrupted; the next search begins with it."""
         self._end(trial, "interrupted", "the search was stopped")
         self.optuna.enqueue_trial(trial.params)
 
     def finished(self) -> dict[Schedule, optuna.trial.FrozenTrial]:
-        """The trials that tell what a schedule is worth: one of each, the first."""
+        """Return the first conclusive trial of each schedule."""
         found: dict[Schedule, optuna.trial.FrozenTrial] = {}
         for trial in self._trials("COMPLETE", "FAIL"):
             schedule = self.space.schedule(trial.params)
@@ -153,12 +154,12 @@ class Study:
         return [schedule for _, schedule in sorted(ok, key=lambda pair: -pair[0])[:count]]
 
     def seconds(self, schedule: Schedule) -> float:
-        """The time of a call when it was measured; 0 where it was not."""
+        """Return the measured seconds of a call; 0 if it was not measured."""
         trial = self.finished().get(schedule)
         return 0.0 if trial is None else float(trial.user_attrs.get("seconds", 0.0))
 
     def summary(self) -> Summary:
-        """How the search stands."""
+        """Return a summary of the search."""
         finished = list(self.finished().values())
         gains = [trial.value for trial in finished if trial.value is not None]
         reasons = Counter(trial.user_attrs["status"] for trial in self._trials("COMPLETE", "FAIL", "PRUNED"))
@@ -166,13 +167,13 @@ class Study:
 
     def _ask(self) -> tuple[optuna.Trial, Schedule]:
         trial = self.optuna.ask()
-        # A sampler for each trial, seeded by its number: a resumed search goes on as if it had never stopped.
+        # Each trial has a sampler seeded by its number, so that a resumed search equals an uninterrupted one.
         self.optuna.sampler = self._sampler((self.seed * 100_003 + trial.number) % 2**32)
         trial.set_user_attr("owner", {"host": socket.gethostname(), "pid": os.getpid(), "began": _birth(os.getpid())})
         return trial, self.space.suggest(trial)
 
     def _under_way(self, schedule: Schedule, number: int) -> optuna.trial.FrozenTrial | None:
-        """A trial of the same combination that another process has under way."""
+        """Return a running trial of the same schedule in another process."""
         others = (trial for trial in self._trials("RUNNING") if trial.number != number)
         return next((trial for trial in others if self.space.schedule(trial.params) == schedule), None)
 
@@ -208,14 +209,14 @@ def every_schedule(workload: Workload, target: str) -> list[Schedule]:
 
 
 def refused(schedule: Schedule, workload: Workload, target: str) -> str | None:
-    """Why a schedule cannot be built, in one sentence: its own rule, or no compiler of the kind for a GPU."""
+    """Return why a schedule cannot be built: it is not valid, or its compiler does not support the GPU; else None."""
     if find(target).gpu is None:
         return schedule.refusal(workload)
     return schedule.refusal(workload) or why_unsupported(schedule, target)
 
 
 class Summary(NamedTuple):
-    """How a search stands: combinations measured (failures too), the best gain, trials by status."""
+    """A summary of a search: measured schedules (including failures), the best gain, and trials by status."""
 
     trials: int
     best: float
@@ -223,12 +224,12 @@ class Summary(NamedTuple):
 
     @property
     def failures(self) -> dict[str, int]:
-        """Trials that were begun and came to nothing, by reason."""
+        """The numbers of failed trials by reason."""
         return {status: count for status, count in self.statuses.items() if status not in ("ok", *NOT_MEASURED)}
 
 
 def _birth(pid: int) -> float | None:
-    """When a process of this machine began; None where there is none."""
+    """Return the start time of a process on this machine; None if there is none."""
     import psutil
 
     try:
@@ -238,7 +239,7 @@ def _birth(pid: int) -> float | None:
 
 
 def _alive(trial: optuna.trial.FrozenTrial, seconds: float) -> bool:
-    """Whether the process that runs a trial is still there, as far as can be told from here."""
+    """Return whether the process that runs a trial is still alive, as far as this machine can tell."""
     owner = trial.user_attrs.get("owner")
     if owner is not None and owner["began"] is not None and owner["host"] == socket.gethostname():
         birth = _birth(owner["pid"])

@@ -1,4 +1,4 @@
-"""What the trials of a study in a journal must hold, so that a search can go on from them."""
+"""Validates the trials of a study in a journal, so that a search can continue from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ramnet.config import one_line
 if TYPE_CHECKING:
     import optuna
 
-# Trials with these cost nothing and tell nothing new.
+# Trials with these statuses took no time and have no result of their own.
 NOT_MEASURED = ("refused", "duplicate", "interrupted", "killed")
 
 
@@ -28,7 +28,7 @@ class _Owner(BaseModel):
 
 
 class _Attributes(BaseModel):
-    """What ``Study`` keeps of a trial beside its knobs and its value."""
+    """What ``Study`` stores of a trial besides its knobs and value."""
 
     model_config = ConfigDict(strict=True)
 

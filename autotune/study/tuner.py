@@ -1,4 +1,4 @@
-"""Finding the best schedule of each workload for a target, within a budget."""
+"""Finds the best schedule of each workload for a target within a budget."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ def tune(  # noqa: PLR0913 - the settings of a run, each a keyword, as ``call.pr
     calls: Mapping[str, int] | None = None,
     begin: float | None = None,
 ) -> list[Result]:
-    """Search each workload, and merge its record when it is found: what ends the run loses none of those before.
+    """Search each workload, and merge its record as soon as it is found.
 
-    The time is shared out by the workloads' parts of the model's time; what one leaves goes to the next, and a workload
-    for which there is none has no result. Searches in ``journal``
-    on the same device with as many threads and the same kernels go on where they stopped. The known record's schedule,
-    or without one the default, is compared with what is found, and stays unless another one was faster than it in three
-    of four rounds of the final comparison; or, modelled, by more than the model can tell. A record that cannot be
-    compared, for want of its compiler, stays as it is.
+    The time is distributed by the workloads' shares of the model's time. A workload leaves its unused time to the next,
+    and one without time has no result. Searches in ``journal`` on the same device with the same number of threads and
+    the same kernels are resumed. The known record's schedule, or the default without one, stays unless another schedule
+    was faster in three of four rounds of the final comparison or, if modelled, by more than the model's accuracy. A
+    record that cannot be compared, because its compiler is missing, stays.
 
     Args:
-        worker: builds, checks and times candidates; where ``modelled`` it compiles them for the target and predicts.
+        worker: builds, checks and times candidates or, if ``modelled``, compiles them and predicts their times.
         calls: how often the model calls each workload; see ``autotune.study.shares``.
-        begin: when the budget's seconds began, by ``perf_counter``; now if not given.
-        device: the name of what runs; this machine's processor, or, modelled, the target's own name, if not given.
+        begin: when the budget's seconds began, by ``perf_counter``; None for now.
+        device: the name of the device; None for this machine's CPU or, if modelled, the target's name.
 
     Raises:
-        ValueError: for an unknown target, a file that is no journal or no record file.
-        OSError: where the journal or the records cannot be written; before the search, like all but the next.
-        RuntimeError: where the default itself does not run or computes wrong numbers, or a finalist fails when it
-            is measured anew; modelled, where the default cannot be compiled and where no schedule is fit.
-        ImportError: for what is missing, with its install line.
+        ValueError: if the target is unknown, or a file is not a journal or not a record file.
+        OSError: if the journal or the records cannot be written.
+        RuntimeError: if the default fails or gives wrong results, or a finalist fails when it is measured again; if
+            modelled, if the default cannot be compiled or no schedule can be used. All other errors are raised before
+            the search.
+        ImportError: if a package is missing, with its install command.
     """
     name = targets.find(target).name
     require_writable(journal, records_file)
@@ -89,7 +89,7 @@ def tune(  # noqa: PLR0913 - the settings of a run, each a keyword, as ``call.pr
     names = [workload.name for workload in workloads]
     parts = shares(workloads, known, calls)
     order = list(range(len(studies)))
-    if end is not None:  # where the time is too short for all, those of least account go without
+    if end is not None:  # if the time is too short for all, those with the smallest shares get none
         order.sort(key=lambda i: -parts[i])
     for place, i in enumerate(order):
         study, share = studies[i], None
@@ -112,8 +112,8 @@ def tune(  # noqa: PLR0913 - the settings of a run, each a keyword, as ``call.pr
 
 
 def displaced_by(workload: Workload, known: Sequence[Record], target: str, device: str) -> list[Schedule]:
-    """What a new record of ``workload`` would take the place of: the schedule of its record, and the one that kernels
-    use for it here until then; without the default."""
+    """Return the schedules that a new record of ``workload`` would replace: that of its record, and the one that
+    kernels currently use for it; without the default."""
     own = [r.schedule() for r in known if r.target == target and r.key == (workload.name, device)]
     used = records.choose(workload, target, device, lambda s: refused(s, workload, target), known).schedule
     default = default_schedule(workload, target)

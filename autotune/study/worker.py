@@ -1,4 +1,4 @@
-"""A process that builds, checks and times kernels for the tuner, and that can be killed when one of them hangs."""
+"""A process that builds, checks and times kernels for the tuner, and that can be killed if one hangs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from schedules.workload import Workload
 if TYPE_CHECKING:
     from autotune.model.prediction import Prediction
 
-# Imports of torch and tvm, and the reference's answer, on a slow and busy machine.
+# Time for imports of torch and tvm, and the reference's results, on a slow and busy machine.
 START_SECONDS = 180.0
 # A week; the system waits no longer than 2^31 ms at a time.
 LONGEST_LIMIT = 604800.0
 
 
 class FailedError(RuntimeError):
-    """A candidate came to nothing: ``status`` says how in one word, the text why."""
+    """A candidate failed: ``status`` is the kind of failure in one word, the message the reason."""
 
     def __init__(self, status: str, text: str) -> None:
         super().__init__(text)
@@ -39,30 +39,30 @@ class FailedError(RuntimeError):
 
 
 def cpu_runner() -> Any:
-    """What a worker does for a CPU."""
+    """Create a worker's runner for a CPU."""
     from autotune.measure.cpu_runner import CpuRunner
 
     return CpuRunner()
 
 
 class OutOfTimeError(FailedError):
-    """The time of the whole run was over in the middle of something, which says nothing of the candidate."""
+    """The run's time was over during an operation, which says nothing about the candidate."""
 
     def __init__(self, doing: str) -> None:
         super().__init__("out_of_time", f"there was no more time for it in {doing}")
 
 
 class Worker:
-    """The tuner's side of the process, which is started when it is needed and replaced when it was killed.
+    """The tuner's side of the worker process, which is started on demand and replaced after it was killed.
 
     Args:
         threads: of the kernels.
-        build_limit, run_limit: seconds that a candidate may take to build; and to be checked, or timed beyond the
-            seconds that timing was granted.
-        makes: gives what does the work, in the process. Both sides import it, so it must be a module's function.
+        build_limit: the most seconds for building a candidate.
+        run_limit: the most seconds for checking a candidate, and for timing in excess of the requested seconds.
+        makes: creates the runner or predictor in the process. It must be a module's function, which both sides import.
 
     Raises:
-        ValueError: for a limit that is not above 0, or longer than a week.
+        ValueError: if a limit is not above 0, or longer than a week.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Worker:
                 raise ValueError(f"{name} is {limit}; it must be above 0 and at most {LONGEST_LIMIT:g} seconds")
         self.threads, self.build_limit, self.run_limit = threads, build_limit, run_limit
         self.makes = makes
-        self.deadline: float | None = None  # by perf_counter: what takes longer is killed, with OutOfTimeError
+        self.deadline: float | None = None  # by perf_counter; operations beyond it are killed and raise OutOfTimeError
         self.process: Any = None
         self.workload: tuple[Workload, str] | None = None
         self.log: Any = None
@@ -85,7 +85,7 @@ class Worker:
         self.kill()
 
     def open(self, workload: Workload, target: str) -> None:
-        """What follows is about ``workload``. FailedError where not even its inputs can be made."""
+        """Set the workload. Raises FailedError if its inputs cannot be created."""
         self.workload = workload, target
         if self.process is None:
             self._start()
@@ -93,16 +93,17 @@ class Worker:
             self._call("open", START_SECONDS, "start", workload, target, self.threads)
 
     def try_out(self, schedule: Schedule) -> None:
-        """Build and check. FailedError: build_error, build_timeout, wrong_result, run_error, run_timeout or crash."""
+        """Build and check a schedule. Raises FailedError: build_error, build_timeout, wrong_result, run_error,
+        run_timeout or crash."""
         self._call("build", self.build_limit, "build", schedule)
         self._call("check", self.run_limit, "run", schedule)
 
     def measure(
         self, candidates: Mapping[str, Schedule | None], rounds: int, seconds: float
     ) -> dict[str, Timing]:  # fmt: skip
-        """Time in turn; None is the reference. FailedError: run_error, run_timeout or crash."""
+        """Time candidates in turn; None is the reference. Raises FailedError: run_error, run_timeout or crash."""
         for schedule in candidates.values():
-            if schedule is not None:  # a fresh process has built nothing yet
+            if schedule is not None:  # a new process has built nothing yet
                 self._call("build", self.build_limit, "build", schedule)
         timings: dict[str, Timing] = self._call(
             "measure", self.run_limit + seconds, "run", dict(candidates), rounds, seconds
@@ -110,13 +111,13 @@ class Worker:
         return timings
 
     def predict(self, schedule: Schedule) -> Prediction:
-        """Compile for the target, of which nothing runs. FailedError: compile_error, compile_timeout, crash, or why
-        the binary is not fit for the target."""
+        """Compile for the target and model the time. Raises FailedError: compile_error, compile_timeout, crash, or why
+        the binary cannot be used on the target."""
         found: Prediction = self._call("predict", self.build_limit, "compile", schedule)
         return found
 
     def kill(self) -> None:
-        """End the process, whatever it does, and the compilers that it started."""
+        """Kill the process and the compilers that it started."""
         if self.process is not None:
             import psutil
 
@@ -159,7 +160,7 @@ class Worker:
             status, result = self.connection.recv()
         except (EOFError, OSError):
             raise FailedError("crash", self._last_words(method)) from None
-        except BaseException:  # Ctrl-C: the answer may still come, and would be taken for the next one's
+        except BaseException:  # Ctrl-C: a late answer would be taken for that of the next request
             self.kill()
             raise
         if status == "ok":
@@ -179,10 +180,10 @@ class Worker:
 
 
 def _serve(connection: Connection, makes: Callable[[], Any], log: Connection) -> None:
-    """The worker's process: does what it is told until its parent ends."""
+    """The worker's process: serves requests until its parent ends."""
     _die_with_parent()
-    os.environ.pop("TRITON_INTERPRET", None)  # here kernels are compiled
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled, not interpreted
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
     for output in (1, 2):
         os.dup2(log.fileno(), output)
     faulthandler.enable(2)
@@ -201,13 +202,13 @@ def _serve(connection: Connection, makes: Callable[[], Any], log: Connection) ->
 
 
 def _one_line(error: Exception) -> str:
-    """The error's type and text; of a compiler's long one, which quotes the program, the head and the end."""
+    """Return the error's type and message; of a compiler's long message, only the beginning and the end."""
     text = " ".join(re.sub(r"\^{2,}", " ", f"{type(error).__name__}: {error}").split())
     return text if len(text) <= 600 else f"{text[:250]} … {text[-350:]}"
 
 
 def _die_with_parent() -> None:
-    """End when the parent does, also by kill -9 and in the middle of a kernel."""
+    """Make the system kill this process when the parent ends, even by kill -9 and during a kernel."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     if sys.platform == "linux":

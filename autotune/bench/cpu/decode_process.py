@@ -1,9 +1,9 @@
-"""Decoding in a process of its own, as a server would.
+"""Measures decoding in a separate process, which is
+``python -m autotune.bench.cpu.decode_process TARGET PRESET THREADS QUICK``.
 
-``python -m autotune.bench.cpu.decode_process TARGET PRESET THREADS QUICK`` is that process.
-
-Training and prefill want the kernels' threads to sleep at once, since torch's own take over between kernels; decoding
-wants them awake for the next of its 109 products a token. How long they spin is fixed when TVM's runtime loads.
+In training and prefill, idle kernel threads should sleep at once, since torch's threads run between kernels. In
+decoding, they should spin until the next of a token's 109 matrix products. The spin count is fixed when TVM's runtime
+is loaded.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from autotune.bench.cpu import language_model
 from autotune.bench.run import Row, Run, Table
 from autotune.measure.freed_memory import keep_freed_memory
 
-# "340m" on two cores takes 1.16 to 1.18 times its floor so, and 1.30 with 1000
-# spins; with none 1.24 to 1.31, timed by single tokens. Chosen after these were seen.
+# "340m" on two cores takes 1.16 to 1.18 times its bandwidth bound with this, 1.30 with 1000 spins, and 1.24 to 1.31
+# with none, timed by single tokens. The value was chosen after these measurements.
 DECODING = {"TVM_THREAD_POOL_SPIN_COUNT": "20000"}
 
 
 def decode(run: Run, preset: str, threads: int, timeout: float = 600) -> Table:
-    """``model.decode`` in a process with ``DECODING``; RuntimeError, with the last line it said, where that fails."""
+    """Run ``language_model.decode`` in a process with ``DECODING``; RuntimeError holds its last line if it fails."""
     run.on_step(f"decode {preset}")
     arguments = (run.target, preset, str(threads), str(int(run.quick)))
     command = [sys.executable, "-m", "autotune.bench.cpu.decode_process", *arguments]

@@ -1,4 +1,4 @@
-"""Address decoding in eager PyTorch. Each form takes logits [rows, U, P] and K, and gives int32 slots and weights."""
+"""Address decoding in eager PyTorch. Each form takes logits [rows, U, P] and K and returns int32 slots and weights."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ def decode_beams(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 def decode_merged(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The K best prefixes by a merging network over all rows at once, without topk: the quickest form found.
+    """The K best prefixes by a merging network over all rows, without topk; the fastest form found.
 
-    A score and its slot share an int64, so that a comparison moves both. The P extensions of a sorted list of prefixes
-    are sorted lists themselves: the better half of two is the elementwise better of one and the other reversed, and
-    that is a bitonic list, sorted again in log K rounds. Needs M ≥ K, both powers of two.
+    Score and slot share an int64, so that a comparison moves both. The P extensions of a sorted list of prefixes are
+    sorted lists. The best half of two such lists is the elementwise minimum of one and the other reversed, a bitonic
+    list that is sorted in log K rounds. Needs M ≥ K, both powers of two.
     """
     rows, order, sub_dim = logits.shape
-    # Negated, as keys whose order as integers is that of the scores: [U, P, rows], rows last for long vectors.
+    # Negated scores are non-negative floats, whose order as integers is the same. [U, P, rows]: rows are last for long
+    # vectors.
     cost = logits.permute(1, 2, 0).log_softmax(1).neg().abs()
     best, slots = cost.new_zeros(1, rows), torch.zeros(1, rows, dtype=torch.int64)
     for u in range(order):

@@ -1,4 +1,4 @@
-"""``memory_step`` in eager PyTorch, and what runs it over the tokens of a sequence."""
+"""``memory_step`` in eager PyTorch, and a loop over the tokens of a sequence."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def one_gather(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor,
     values: Tensor, state: Tensor, first_row: Tensor,
 ) -> Tensor:  # fmt: skip
-    """As ``in_place``, on a state of its own with the mass as a column [N·M, D + 1]; ``first_row`` is [N, 1]."""
+    """As ``in_place``, but the mass is a column of the state [N·M, D + 1]; ``first_row`` is [N, 1]."""
     write_at = (write_slots.flatten(0, 1) + first_row).flatten()
     read_at = (read_slots.flatten(0, 1) + first_row).flatten()
     w = write_weights.view(-1, 1)
@@ -63,7 +63,7 @@ def one_gather(
 
 
 class Steps:
-    """One call is all tokens of a sequence, one by one, on a state that stays from call to call."""
+    """A call runs all tokens of a sequence one by one, on a state that is kept between calls."""
 
     def __init__(self, inputs: ScanInputs, one: Callable[..., Tensor], state: tuple[Any, ...] | None = None) -> None:
         self.tokens = [inputs.token(t) for t in range(inputs.values.shape[2])]

@@ -13,12 +13,12 @@ from autotune.bench.run import Run, Table
 from ramnet.config import RamNetConfig
 from schedules.of_model import of_model
 
-# Of all ops, for comparing what the time model says of their schedules with measurements.
+# The seconds for comparing the time model with measurements, over all ops.
 CORRELATION_SECONDS = 180.0
 
 
 def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) -> Report:
-    """Run every group; ``on_group`` is told how many of how many are done."""
+    """Run every group; ``on_group(done, total)`` is called for progress."""
     groups: list[Callable[[Run], Table | None]] = [
         ops.memory_scan,
         ops.memory_scan_training,

@@ -1,4 +1,4 @@
-"""The speeds to reach, and what was measured of them."""
+"""The goals on a CPU and their measured values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autotune.bench.run import FLOOR, TUNED, Table
 
 
 def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:
-    """Every goal, with what the tables say of it; tables are under their names."""
+    """Return all goals with their measurements in ``tables``, which are by name."""
     decoded = tables.get("decode 340m")
     quickest = COMPILED if decoded and _ratio(decoded, COMPILED, FLOOR)[0] else TUNED
     rows = [
@@ -46,7 +46,7 @@ def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:
 
 
 def _ratio(table: Table | None, of: str, over: str) -> tuple[float | None, float | None]:
-    """The median and spread of a ratio that was paired in the run: one of the two is the table's base."""
+    """Return the median and spread of a paired ratio, one of whose forms must be the table's base."""
     if table is None or table.base not in (of, over):
         return None, None
     row = table.row(of if table.base == over else over)
@@ -57,7 +57,7 @@ def _ratio(table: Table | None, of: str, over: str) -> tuple[float | None, float
 
 
 def _limit(table: Table | None, form: str) -> str:
-    """How far ahead of ``form`` the scan's floors themselves would be."""
+    """Describe how many times faster than ``form`` the scan's bandwidth bounds are."""
     if table is None or (slow := table.row(form)) is None:
         return ""
     floors = [(name, table.row(name)) for name in (FLOOR, OPERANDS)]

@@ -14,13 +14,13 @@ from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 
 EAGER, COMPILED = "eager reference", "lowering.compile"
 FEW, MANY = "after 10 tokens", "after 100 000 tokens"
-# Kernels round otherwise than the reference, and where two addresses weigh the same the other may be taken.
+# Kernels round differently than the reference, and may choose the other of two addresses of equal weight.
 TOLERANCE = 1e-2
 IN_A_ROW = 4
 
 
 class Decoding:
-    """One call is one token at batch 1, in place on a state that stays from call to call."""
+    """A call runs one token at batch 1, in place on a state that is kept between calls."""
 
     def __init__(self, model: Any, state: RamState) -> None:
         self.model, self.state = model, state
@@ -41,18 +41,18 @@ def make_model(preset: str) -> RamNetForCausalLM:
 
 
 def decode(run: Run, preset: str, threads: int) -> Table:
-    """A token at batch 1. The floor is the time to read once the weights that a token takes: all but the embedding."""
+    """A token at batch 1. The bound is the time to read a token's weights, all but the embedding, once."""
     run.on_step(f"making the model {preset}")
     model = make_model(preset)
     forms: dict[str, Candidate] = {}
     with torch_threads(threads):
         expected = _decoded(Decoding(model, RamState.zeros(model.config, 1)))
-        # A token in place goes through kernels, not through torch.compile.
+        # A token in place runs on kernels and needs no torch.compile.
         for form, runs in _forms(run, model, compiles=False).items():
             run.on_step(f"decode {preset}: checking {form}")
             one = runs.around(Decoding(runs.model, RamState.zeros(model.config, 1)))
             check(form, [_decoded(one)], [expected], TOLERANCE)
-            # Tokens in a row, as decoding is: the first after another form finds threads asleep and caches foreign.
+            # Several tokens per call, as in decoding: the first one finds threads asleep and caches cold.
             forms[form] = partial(_decoded, one, IN_A_ROW)
     weights = sum(4 * x.numel() for name, x in model.named_parameters() if not name.startswith("embedding."))
     slow = {form: forms.pop(form) for form in (EAGER, DEFAULT) if form in forms}
@@ -62,7 +62,7 @@ def decode(run: Run, preset: str, threads: int) -> Table:
 
 
 def decode_late(run: Run, threads: int) -> Table | None:
-    """Decoding with a state that 100 000 tokens went into, against one after 10."""
+    """Decoding after 100 000 tokens, against decoding after 10."""
     if TUNED not in run.kernels:
         run.notice("decode after 100 000 tokens left out: the reference takes minutes to read them")
         return None

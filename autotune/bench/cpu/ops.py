@@ -29,9 +29,9 @@ Forms = dict[str, Candidate]
 
 
 def memory_scan(run: Run) -> Table:
-    """The scan forward. The floor is three state rows for each write-read pair: one read and written, one read.
+    """The scan forward. The bound is three state rows for each pair of a write and a read: read, written, read.
 
-    ``OPERANDS`` also reads 19 MB, as much as inputs and outputs are, from wherever between rounds the caches left it.
+    ``OPERANDS`` also reads 19 MB, the size of inputs and outputs, from memory or what the caches hold of it.
     """
     inputs = scan_inputs()
     expected = ops.memory_scan(*inputs)
@@ -52,8 +52,8 @@ def memory_scan(run: Run) -> Table:
 
 
 def memory_scan_training(run: Run) -> Table:
-    """The scan forward and backward, all gradients. The floor is nine rows a pair: three forward; backward, for the
-    read its row and the gradient's row read and written, for the write the row it replaced and the same.
+    """The scan forward and backward, with all gradients. The bound is nine rows per pair: three forward; in the
+    backward, for the read and for the write, the row, and the gradient's row read and written.
     """
     inputs = scan_inputs()
     leaves = inputs.requiring_grad()
@@ -79,7 +79,7 @@ def memory_scan_training(run: Run) -> Table:
 
 
 def memory_step(run: Run, tokens: int = 64) -> Table:
-    """Tokens one by one on a state kept in place. The floor is three rows a pair, as in the scan."""
+    """Tokens one by one on a state that is updated in place. The bound is three rows per pair, as in the scan."""
     inputs = scan_inputs(tokens=tokens)
     expected = ops.memory_scan(*inputs)[0]
     beside = partial(eager_memory_step.beside_mass, inputs)
@@ -108,10 +108,10 @@ def memory_step(run: Run, tokens: int = 64) -> Table:
 
 
 def memory_step_slots(run: Run, tokens: int = 16) -> Table:
-    """The step at M = 4^5 and at M = 4^10 with as many rows touched: the same accesses, spread a thousandfold.
+    """The step at M = 4^5 and M = 4^10 with the same accesses, spread over 1024 times the slots.
 
-    As it is called, and without torch's dispatcher, whose cost hides a part of the difference. The larger state is
-    4.3 GB of address space, of which only the pages of the rows that are touched become memory.
+    It is measured as called, and without torch's dispatcher, whose cost hides part of the difference. The larger state
+    is 4.3 GB of address space, of which only the accessed pages are allocated.
     """
     small = scan_inputs(tokens=tokens)
     factor = 4**5
@@ -140,7 +140,7 @@ def memory_step_slots(run: Run, tokens: int = 16) -> Table:
 
 
 def address_decode(run: Run) -> Table:
-    """The K best of a product softmax; the floor is its input and output once."""
+    """The K best of a product softmax. The bound is to read its input and output once."""
     tokens, order, sub_dim, top_k = 16 * 1024, 5, 4, 8
     logits = decode_logits(tokens, order, sub_dim)
     slots, weights = ops.address_decode(logits, top_k)
@@ -157,7 +157,7 @@ def address_decode(run: Run) -> Table:
     for form, call in fast.items():
         got_slots, got_weights = call()
         check(form, [got_weights], [weights])
-        # Equal weights may come in either order; that is rare with random logits.
+        # Equal weights, which are rare with random logits, may be in either order.
         check(
             f"{form} (slots)", [(got_slots != slots).double().mean() + 1], [torch.ones((), dtype=torch.float64)], 1e-3
         )
@@ -171,7 +171,7 @@ def _compiled(run: Run, name: str, call: Callable[..., Any], *arguments: Any) ->
 
 
 def _plain_cpp(run: Run, call: Callable[..., Any], *arguments: Any) -> Forms:
-    """The C++ loop, where there is a compiler; it has one thread."""
+    """Return the single-threaded C++ loop, or nothing if there is no compiler."""
     try:
         plain_cpp.library()
     except native.NoCompilerError as problem:
@@ -195,13 +195,13 @@ def _undispatched_step(backend: Backend) -> Callable[..., Tensor]:
 
 
 def _untouched(count: int) -> Tensor:
-    """Zeros of which no page is memory yet, as torch.zeros would make it."""
+    """Return zeros whose pages are not allocated yet, unlike those of torch.zeros."""
     pages = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=torch.float32)
 
 
 def _row_bytes(inputs: ScanInputs) -> int:
-    """Bytes of one state row for each write-read pair."""
+    """Return the bytes of one state row for each pair of a write and a read."""
     return inputs.write_slots.numel() * inputs.values.shape[-1] * ROW_BYTES
 
 

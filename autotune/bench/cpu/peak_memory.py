@@ -1,6 +1,5 @@
-"""Peak memory of the scan's forward and backward, in a process of its own.
-
-``python -m autotune.bench.cpu.peak_memory TARGET`` is that process.
+"""Measures the peak memory of the scan's forward and backward in a separate process, which is
+``python -m autotune.bench.cpu.peak_memory TARGET``.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import NamedTuple
 
 
 class Peak(NamedTuple):
-    """Bytes: what the forward and backward held at most, inputs included, and what they may."""
+    """The peak of bytes that the forward and backward held, including inputs, and the most that they may hold."""
 
     measured: int
     budget: int
 
 
 def measure_in_process(target: str, timeout: float = 120) -> Peak:
-    """Run this file; RuntimeError, with the last line it said, where that fails."""
+    """Run this file in a process. Raises RuntimeError with its last line if it fails."""
     command = [sys.executable, "-m", "autotune.bench.cpu.peak_memory", target]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     if done.returncode:
@@ -31,7 +30,7 @@ def measure_in_process(target: str, timeout: float = 120) -> Peak:
 
 
 def measure(target: str) -> Peak:
-    """T = 1024 on tuned kernels. The budget is inputs and outputs of both passes and two rows for each pair."""
+    """Measure T = 1024 on tuned kernels. The budget is inputs and outputs of both passes and two rows per pair."""
     import torch
 
     import lowering
@@ -50,7 +49,7 @@ def measure(target: str) -> Peak:
     with lowering.use(target):
         produced = training()
         gc.collect()
-        # What the first call left in the allocator would hide what the second takes.
+        # Memory that the allocator keeps from the first call would hide allocations of the second.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
@@ -62,7 +61,7 @@ def measure(target: str) -> Peak:
 
 
 def _status(name: str) -> int:
-    """Bytes of a line of /proc/self/status."""
+    """Return the bytes in a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 

@@ -1,4 +1,4 @@
-"""The memory ops as plain C++ loops over runtime K and D, for one thread: what a compiler makes of the recurrence."""
+"""The memory ops as plain single-threaded C++ loops over runtime K and D."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ extern "C" void decode(const float* logits, int* slots, float* weights, long row
 
 @cache
 def library() -> ctypes.CDLL:
-    """The loops, built; raises NoCompilerError where nothing can build them."""
+    """Build and load the loops. Raises NoCompilerError if there is no compiler."""
     return native.load("loops", _SOURCE)
 
 

@@ -1,1 +1,1 @@
-"""``ramnet bench --target h200``: the scan, decoding and training on a GPU, beside other libraries'."""
+"""``ramnet bench --target h200``: compares the scan, decoding and training on a GPU with other libraries."""

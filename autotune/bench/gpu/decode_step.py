@@ -1,4 +1,4 @@
-"""One token of a batch through CUDA graphs: RAM-Net beside its peers, and late in a context beside early."""
+"""One token of a batch in CUDA graphs: RAM-Net and other models, and late and early in a context."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ AS_CALLED = f"{TUNED}, as called"
 GLA, DELTA = "GLA, fused_recurrent_gla", "Gated DeltaNet, fused_recurrent_gated_delta_rule"
 COMPILED = ", torch.compile"
 FEW, MANY = 1_000, 1_000_000
-# Of float32 weights, kernels against the reference: where two addresses weigh the same the other may be taken.
+# For kernels with float32 weights against the reference; of two addresses of equal weight either may be chosen.
 TOLERANCE = 1e-2
 
 Capture = Callable[[Callable[[], object]], Candidate]
 
 
 def steps(run: GpuRun, preset: str = "340m", batch: int = 64, capture: Capture = captured) -> list[Table]:
-    """A token of each model, all of one skeleton, its launches replayed from a graph.
+    """A token of each model, which differ only in their mixers, replayed from a CUDA graph.
 
-    What a peer's step gives as its next state is not copied over the last one: a server would alternate two graphs.
+    The new state of a peer is not copied to the old one, since a server would alternate two graphs.
     """
     config = RamNetConfig.preset(preset)
     forms: dict[str, Make] = {
@@ -48,7 +48,7 @@ def steps(run: GpuRun, preset: str = "340m", batch: int = 64, capture: Capture =
 
 
 def by_position(run: GpuRun, preset: str = "340m", batch: int = 64, capture: Capture = captured) -> list[Table]:
-    """A token after 1000 tokens, whose state they wrote, and one at position 10^6 on a state full of random writes."""
+    """A token after 1000 tokens, and one at position 10^6 on a random state."""
     config = RamNetConfig.preset(preset)
     model = _model(config, run.device)
     ids = torch.randint(config.vocab_size, (batch, FEW), device=run.device)
@@ -84,9 +84,9 @@ def _compiled(model: RamNetForCausalLM, target: str, tuned: bool) -> Any:
 
 
 def _ram_net(run: GpuRun, config: RamNetConfig, batch: int, tuned: bool, capture: Capture) -> Candidate:
-    """ValueError where, with weights in float32, the logits of the first tokens are not the reference's.
+    """Raise ValueError if, with float32 weights, the logits of the first tokens differ from the reference's.
 
-    Of as many sequences as are timed, or torch.compile would make a graph for any number of them.
+    The check uses the batch size that is timed, so that torch.compile does not make it dynamic.
     """
     exact = _model(config, run.device, torch.float32)
     found, expected = (
@@ -101,7 +101,7 @@ def _ram_net(run: GpuRun, config: RamNetConfig, batch: int, tuned: bool, capture
 
 @torch.no_grad()
 def _logits(model: Any, state: RamState) -> Tensor:
-    """Of three tokens, [B, 3, V]."""
+    """Return the logits of three tokens, [B, 3, V]."""
     tokens = torch.arange(3, device=state.position.device).expand(state.batch_size, 3)
     return torch.cat([model(tokens[:, i : i + 1], state, in_place=True).logits for i in range(3)], 1)
 
@@ -135,7 +135,7 @@ def _peer(run: GpuRun, config: RamNetConfig, batch: int, kind: Any, compiles: bo
 
 
 def _states(config: RamNetConfig) -> str:
-    """What each model keeps of a sequence, in numbers."""
+    """Describe the size of each model's state."""
     ram_net = config.num_heads * config.slots * (config.value_dim + 1)
     peers = (kind(config.hidden_size).state(1, "meta").numel() for kind in (GatedLinearAttention, GatedDeltaNet))
     sizes = zip(("RAM-Net", "GLA", "Gated DeltaNet"), (ram_net, *peers), strict=True)

@@ -1,4 +1,4 @@
-"""The parts of a GPU's benchmark in order, each in a process of its own, within a time."""
+"""The parts of a GPU's benchmark in order, each in a separate process, within a time limit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from autotune.bench.report import Report, machine
 from autotune.bench.run import Run, Table
 from lowering import targets
 
-# In all. What a part leaves goes to the next; one that would begin later is left out.
+# The limit for all parts. A part leaves its unused time to the next; parts that would start later are omitted.
 SECONDS = 480.0
 PEERS = ("triton", "flash-linear-attention", "fla-core")
 
 
 def check_target(name: str) -> None:
-    """RuntimeError without a GPU, ValueError where the GPU here is not the one of that target."""
+    """Raise RuntimeError if this machine has no GPU, ValueError if its GPU is not that target."""
     targets.gpu_of(name)
     here = targets.here()
     if here is None:
@@ -30,7 +30,7 @@ def check_target(name: str) -> None:
 
 
 def check_parts(parts: Sequence[str]) -> None:
-    """ValueError, listing what there is, for an unknown part."""
+    """Raise ValueError, listing the known parts, for an unknown one."""
     unknown = [part for part in parts if part not in part_process.PARTS]
     if unknown:
         raise ValueError(f"part {unknown[0]!r} is unknown; there are {', '.join(part_process.PARTS)}")
@@ -40,7 +40,7 @@ def measure(
     run: Run, *, parts: Sequence[str] = (), seconds: float = SECONDS,
     measured: Callable[[Run, str, float], list[Table]] = part_process.measured,
 ) -> Iterator[Report]:  # fmt: skip
-    """What has been found so far, after each of ``parts``, or of all. One that fails is a table that says why."""
+    """Yield a report after each of ``parts``, or of all. A part that fails becomes a table with the reason."""
     begin = perf_counter()
     tables: dict[str, Table] = {}
     for part in parts or part_process.PARTS:
@@ -59,7 +59,7 @@ def measure(
 
 
 def described() -> dict[str, str | int]:
-    """The machine with its GPU, and the versions of what was compared."""
+    """Describe the machine with its GPU, and the versions of the compared libraries."""
     import torch
 
     found = machine()

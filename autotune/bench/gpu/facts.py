@@ -1,4 +1,4 @@
-"""What a benchmark tells beside its tables: how well the time model orders schedules, and the registers spilled."""
+"""Facts of a benchmark besides its tables: the rank correlation of the time model, and spilled registers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from autotune.model import spills
 from ramnet.config import RamNetConfig
 from schedules.of_model import of_model_on_gpu
 
-# Of the part's time; the rest is for starting the processes that compile and measure.
+# The share of the part's time that is measured; the rest is for starting processes.
 SHARE = 0.7
 
 
 def correlation(run: GpuRun) -> list[Table]:
-    """Facts of every op of "340m" in bfloat16, over as much of its space as the time allows. No table."""
+    """Add the rank correlation of every op of "340m" in bfloat16, over as many schedules as the time allows."""
     add_facts(run, of_model_on_gpu(RamNetConfig.preset("340m")), SHARE * run.seconds)
     return []
 
 
 def spilled_registers(run: GpuRun) -> list[Table]:
-    """A fact for each architecture, over all shipped schedules; a notice for each schedule that spills. No table."""
+    """Add a fact for each architecture, over all shipped schedules, and a notice for each schedule that spills."""
     for arch in spills.ARCHITECTURES:
         run.on_step(f"compiling for {arch}")
         found = list(spills.spilled(arch))

@@ -1,4 +1,4 @@
-"""The speeds to reach on a GPU, and what was measured of them."""
+"""The goals on a GPU and their measured values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRAINED = f"{training.NAME} 340m"
 
 
 def goals(tables: Mapping[str, Table], facts: Mapping[str, float]) -> list[Goal]:
-    """Every goal, with what the tables (under their names) and the facts say of it."""
+    """Return all goals with their measurements in ``tables``, which are by name, and ``facts``."""
     scanned, trained = tables.get(scan.NAME), tables.get(TRAINED)
     beside_gla = tables.get(scan.GLA_NAME)
     peers = [name + how for name in (decode_step.GLA, decode_step.DELTA) for how in ("", decode_step.COMPILED)]
@@ -44,7 +44,7 @@ def goals(tables: Mapping[str, Table], facts: Mapping[str, float]) -> list[Goal]
 
 
 def _at_least(name: str, bound: float, table: Table | None, forms: Sequence[str]) -> Goal:
-    """The least of the forms' times over the base's, which is the kernels'."""
+    """Return a goal for the shortest of the forms' times divided by that of the base, the kernels."""
     row = _quickest(table, forms)
     if row is None:
         return Goal(name, bound, True, None, None, _why(table, forms))
@@ -52,7 +52,7 @@ def _at_least(name: str, bound: float, table: Table | None, forms: Sequence[str]
 
 
 def _at_most(name: str, bound: float, table: Table | None, forms: Sequence[str], inverse: bool) -> Goal:
-    """A form's time over the base's or, where ``inverse``, the base's over the form's."""
+    """Return a goal for a form's time divided by the base's or, if ``inverse``, the base's divided by the form's."""
     row = _quickest(table, forms)
     if row is None:
         return Goal(name, bound, False, None, None, _why(table, forms))
@@ -61,7 +61,7 @@ def _at_most(name: str, bound: float, table: Table | None, forms: Sequence[str],
 
 
 def _from_length(tables: Mapping[str, Table]) -> Goal:
-    """Attention's time over the scan's, at the length from ``FROM`` up where it is least."""
+    """Return the goal for attention's time divided by the scan's, at the length from ``FROM`` on where it is least."""
     name = f"memory_scan over FlashAttention, forward + backward, T = {FROM} and up"
     lengths = [length for length in scan.LENGTHS if length >= FROM]
     found = [(length, tables.get(f"scan and attention, T = {length}")) for length in lengths]
@@ -76,7 +76,7 @@ def _from_length(tables: Mapping[str, Table]) -> Goal:
 
 
 def _quickest(table: Table | None, forms: Sequence[str]) -> Row | None:
-    """The row of the quickest of ``forms``; None where they were not timed beside what they are compared with."""
+    """Return the row of the fastest of ``forms``; None if they were not timed together with the base."""
     bases = {TUNED, decode_step.position(decode_step.FEW)}
     if table is None or table.base not in bases or table.row(table.base) is None:
         return None

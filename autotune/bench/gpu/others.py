@@ -1,4 +1,4 @@
-"""What the scan is measured beside: other libraries' sequence mixers forward and backward, at the same tokens."""
+"""Other libraries' sequence mixers, forward and backward, which the scan is compared with at the same tokens."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def attention(run: GpuRun, sizes: Sizes, backend: str) -> Candidate:
     q, k, v, grad = (torch.randn(shape, generator=generator, device=run.device).bfloat16() for _ in range(4))
 
     def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # On the CPU, where only tests run it, torch chooses.
+        # On a CPU, which only tests use, torch chooses the backend.
         with nullcontext() if run.device == "cpu" else sdpa_kernel([getattr(SDPBackend, backend)]):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 

@@ -1,8 +1,7 @@
-"""A part of the benchmark in a process of its own.
+"""Runs a part of the benchmark in a separate process, which is
+``python -m autotune.bench.gpu.part_process PART TARGET QUICK SECONDS``.
 
-``python -m autotune.bench.gpu.part_process PART TARGET QUICK SECONDS`` is that process.
-
-A kernel that hangs or faults takes its process with it, and no part finds memory that another has left in pieces.
+A kernel that hangs or faults ends only its part, and parts do not share fragmented memory.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from autotune.bench.gpu.run import GpuRun, reason
 from autotune.bench.run import Row, Run, Table
 from autotune.measure.cuda_clock import CudaClock
 
-# Begins a line that ``measured`` reads.
+# The prefix of lines that ``measured`` reads.
 MARK = "ramnet bench: "
-# In the order in which they run, with the seconds that each may take.
+# The parts in the order in which they run, with their time limits in seconds.
 PARTS: dict[str, tuple[Callable[[GpuRun], list[Table]], float]] = {
     "scan": (scan.memory_scan, 100),
     "attention": (scan.lengths, 100),
@@ -35,7 +34,7 @@ PARTS: dict[str, tuple[Callable[[GpuRun], list[Table]], float]] = {
 
 
 class PartError(RuntimeError):
-    """A part came to an early end; ``tables`` are those that it had done."""
+    """A part failed; ``tables`` are those that it had finished."""
 
     def __init__(self, why: str, tables: list[Table]) -> None:
         super().__init__(why)
@@ -43,10 +42,9 @@ class PartError(RuntimeError):
 
 
 def measured(run: Run, part: str, seconds: float) -> list[Table]:
-    """The tables of a part; facts and notices go to ``run``. PartError, with the last line it said, where it fails.
+    """Run a part within ``seconds`` and return its tables; facts and notices are added to ``run``.
 
-    Args:
-        seconds: that it may take.
+    Raises PartError, with the last line that it printed, if it fails.
     """
     arguments = (part, run.target, str(int(run.quick)), str(seconds))
     command = [sys.executable, "-m", "autotune.bench.gpu.part_process", *arguments]
@@ -62,13 +60,13 @@ def measured(run: Run, part: str, seconds: float) -> list[Table]:
 
 
 def tell(run: GpuRun) -> str:
-    """A line of what there is, as ``measured`` reads it."""
+    """Return the line of results that ``measured`` reads."""
     tables = [asdict(table) for table in run.tables]
     return MARK + json.dumps({"tables": tables, "facts": run.facts, "notices": run.notices})
 
 
 def _read(run: Run, said: bytes | None) -> list[Table]:
-    """Of the latest line that ``tell`` made; what else libraries print is passed over."""
+    """Read the last line that ``tell`` made, ignoring what libraries print."""
     lines = [line for line in (said or b"").decode(errors="replace").splitlines() if line.startswith(MARK)]
     if not lines:
         return []

@@ -1,4 +1,4 @@
-"""RAM-Net's model with the mixers of other models in its blocks: same width, layers, norms, feed-forward and head."""
+"""RAM-Net's model with mixers of other models: the same width, layers, norms, feed-forward networks and head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 
 
 class GatedLinearAttention(nn.Module):
-    """GLA at its paper's proportions: 4 heads, keys of half the width, values of all of it, a gate of rank 16."""
+    """GLA with its paper's proportions: 4 heads, keys of half the width, values of all of it, a gate of rank 16."""
 
     heads, rank, normalizer = 4, 16, 16
 
@@ -45,9 +45,9 @@ class GatedLinearAttention(nn.Module):
 
 
 class GatedDeltaNet(nn.Module):
-    """Gated DeltaNet with heads of keys of 256 and values of 512, three quarters of the width in keys.
+    """Gated DeltaNet with head dimensions of 256 (keys) and 512 (values), and keys of three quarters of the width.
 
-    Without its short convolutions, which would only add to its time. For decoding alone.
+    It omits the short convolutions, which would only add to its time, and supports decoding only.
     """
 
     key, value = 256, 512
@@ -80,15 +80,18 @@ class GatedDeltaNet(nn.Module):
 
 
 def _gated(out: Tensor, gate: Tensor) -> Tensor:
-    """[B, T, H, value] with each head's norm 1, times silu(gate), [B, T, H·value]."""
+    """Normalise each head of [B, T, H, value] and multiply by silu(gate), [B, T, H·value]."""
     return (F.rms_norm(out, out.shape[-1:]).flatten(2) * F.silu(gate)).to(gate.dtype)
 
 
 class Peer(nn.Module):
-    """The model of ``config`` with a mixer of ``kind`` in each block; ImportError, with the install line, without fla.
+    """The model of ``config`` with a mixer of ``kind`` in each block.
 
     Args:
-        compiles: whether the blocks go through torch.compile, which breaks its graphs at the library's kernels.
+        compiles: compile the blocks with torch.compile, whose graphs break at the library's kernels.
+
+    Raises:
+        ImportError: if flash-linear-attention is not installed.
     """
 
     def __init__(
@@ -106,11 +109,11 @@ class Peer(nn.Module):
                 block.compile()
 
     def states(self, batch: int, device: str) -> list[Tensor]:
-        """Of every layer, before the first token, float32."""
+        """Return the state of every layer before the first token, in float32."""
         return [block.mixer.state(batch, device) for block in self.skeleton.blocks]  # type: ignore[operator, union-attr]
 
     def forward(self, input_ids: Tensor, states: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor | None]]:
-        """Logits [B, T, V] and the states after the last token; without states before, there are none after."""
+        """Return logits [B, T, V] and the states after the last token, which are None if ``states`` is."""
         x = self.skeleton.embedding(input_ids)
         after = []
         for i, block in enumerate(self.skeleton.blocks):

@@ -1,4 +1,4 @@
-"""What the parts of a GPU's benchmark share: forms that may fail alone, and the floor that the card itself measures."""
+"""What the parts of a GPU's benchmark share: forms that may fail separately, and the measured bandwidth bound."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 
 from autotune.bench.run import DEFAULT, TUNED, Candidate, Run, Table
 
-# Of results rounded to bfloat16, against sums in float32 that were rounded to it too.
+# For results in bfloat16, compared with float32 sums that are rounded to bfloat16.
 TOLERANCE = 6e-3
 NO_FLA = "flash-linear-attention is not installed: pip install flash-linear-attention"
 
-# Builds a form and checks it; what it raises is what the table says of the form.
+# Builds and checks a form; the table shows what it raises.
 Make = Callable[[], Candidate]
 
 
 @dataclass
 class GpuRun(Run):
-    """One part's run on ``device``, within ``seconds``. In a benchmark ``clock`` is a ``CudaClock``.
+    """The run of one part on ``device`` within ``seconds``. In a benchmark, ``clock`` is a ``CudaClock``.
 
-    ``tables`` are those that are done, of which ``on_table`` is told.
+    ``tables`` are the finished ones; ``on_table`` is called after each.
     """
 
     device: str = "cuda"
@@ -35,7 +35,7 @@ class GpuRun(Run):
 
     @cached_property
     def kernels(self) -> dict[str, Callable[[], Any]]:
-        """What runs the ops on the target's kernels with default and with tuned schedules."""
+        """Context managers that run the ops on the target's kernels with default and with tuned schedules."""
         import lowering
 
         return {
@@ -46,9 +46,9 @@ class GpuRun(Run):
     def table(
         self, name: str, what: str, forms: Mapping[str, Make], *, base: str, slow: Iterable[str] = (), calls: int = 1
     ) -> Table:  # fmt: skip
-        """Make each form and time those that could be made; those in ``slow`` in few rounds of their own.
+        """Build each form and time those that succeed; those in ``slow`` are timed separately in few rounds.
 
-        Each is called once before, so that one for which the memory does not suffice is left out too.
+        Each is called once beforehand, so that forms that run out of memory are omitted, too.
         """
         ready: dict[str, Candidate] = {}
         failed: dict[str, str] = {}
@@ -73,24 +73,24 @@ class GpuRun(Run):
         return self.tables[-1]
 
     def copying(self, nbytes: int) -> Candidate:
-        """Reads and writes so many bytes in all, as the card copies them best: half of them from there to here."""
+        """Return a copy that reads and writes ``nbytes`` in all."""
         source = torch.randint(256, (max(nbytes // 2, 1),), dtype=torch.uint8, device=self.device)
         return partial(torch.empty_like(source).copy_, source)
 
     def wait(self) -> None:
-        """Until the device has done what was queued: an error of it belongs to the form that queued it."""
+        """Synchronise with the device, so that its errors are attributed to the form that queued the work."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def release(self) -> None:
-        """Give back the memory that no form holds."""
+        """Free memory that no form holds."""
         if self.device == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
 
 
 def reason(problem: BaseException) -> str:
-    """In one line, not too long for a table."""
+    """Return an error in one line, short enough for a table."""
     if isinstance(problem, torch.cuda.OutOfMemoryError):
         return "out of memory"
     text = " ".join(str(problem).split())
@@ -98,13 +98,13 @@ def reason(problem: BaseException) -> str:
 
 
 def without_fla(error: ImportError) -> ImportError:
-    """What to say where flash-linear-attention, or what it needs, cannot be imported."""
+    """Return the error for a failed import of flash-linear-attention or its dependencies."""
     missing = (error.name or "").partition(".")[0] == "fla"
     return ImportError(NO_FLA if missing else f"flash-linear-attention cannot be imported: {error}")
 
 
 def finite(form: str, tensors: Sequence[Tensor]) -> None:
-    """ValueError where a form gives a NaN or an infinity: all that is asked of other libraries' results."""
+    """Raise ValueError if a result holds NaN or infinity; other libraries' results are not checked further."""
     for i, tensor in enumerate(tensors):
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{form} is wrong: its result {i} holds numbers that are not finite")

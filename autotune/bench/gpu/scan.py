@@ -1,4 +1,4 @@
-"""The scan forward and backward on a GPU: its forms, eager PyTorch, the floor, attention, gated linear attention."""
+"""The scan forward and backward on a GPU: its forms, eager PyTorch, the bandwidth bound, attention and GLA."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from schedules.workload import Workload
 CHUNKED, SORTED = "eager, chunked", "eager, sorted"
 FORMS = ("serial", "slots", "shared")
 NAME, GLA_NAME = "memory_scan forward + backward", "scan and gated linear attention"
-# The reference walks through the tokens one by one; beyond this many it would take most of the run.
+# The reference loops over tokens; beyond this many it would take most of the time.
 LONGEST_CHECKED = 8192
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768)
 
 
 def memory_scan(run: GpuRun, sizes: Sizes = Sizes()) -> list[Table]:  # noqa: B008 a tuple
-    """Every form of the kernels, and what they are to be compared with at the same tokens."""
+    """Every form of the kernels, and the forms that they are compared with at the same tokens."""
     inputs, grads = scan_inputs(sizes, run.device)
     expected = training(inputs, grads)(ops.memory_scan)
     nbytes = floor_bytes([*inputs, *grads], expected)
@@ -62,7 +62,7 @@ def memory_scan(run: GpuRun, sizes: Sizes = Sizes()) -> list[Table]:  # noqa: B0
 
 
 def beside_gla(run: GpuRun, sizes: Sizes = Sizes()) -> list[Table]:  # noqa: B008
-    """The scan beside gated linear attention at its paper's shape. Apart, since the library may compile for minutes."""
+    """The scan and GLA at its paper's shape; a part of its own, as the library may compile for minutes."""
     inputs, grads = scan_inputs(sizes, run.device)
     expected = training(inputs, grads)(ops.memory_scan)
     forms: dict[str, Make] = {
@@ -74,7 +74,7 @@ def beside_gla(run: GpuRun, sizes: Sizes = Sizes()) -> list[Table]:  # noqa: B00
 
 
 def lengths(run: GpuRun, sizes: Sizes = Sizes(), tokens: Sequence[int] = LENGTHS) -> list[Table]:  # noqa: B008
-    """The scan beside causal attention on as many heads of as many channels, by the length of a sequence."""
+    """The scan and causal attention with the same heads and channels, by the length of a sequence."""
     tables = []
     for length in tokens:
         at = sizes._replace(tokens=length)
@@ -96,7 +96,7 @@ def lengths(run: GpuRun, sizes: Sizes = Sizes(), tokens: Sequence[int] = LENGTHS
 
 
 def crossover(tables: Sequence[Table]) -> int | None:
-    """The shortest length that was measured from which on the scan takes less time than FlashAttention."""
+    """Return the shortest measured length from which on the scan takes less time than FlashAttention."""
     found = None
     for table in sorted(tables, key=_length, reverse=True):
         row = table.row(FLASH)
@@ -111,9 +111,9 @@ def _length(table: Table) -> int:
 
 
 def scan_inputs(sizes: Sizes, device: str) -> tuple[ScanInputs, list[Tensor]]:
-    """What a layer gives the scan, in bfloat16 with a state in float32, and gradients of its three results.
+    """Return inputs of the scan in bfloat16 with a float32 state, and gradients of its three results.
 
-    Addresses are those of random logits, so that slots are about equally hot.
+    Addresses are decoded from random logits, so slots are about equally frequent.
     """
     generator = torch.Generator(device).manual_seed(0)
     leading = (sizes.batch, sizes.heads, sizes.tokens)
@@ -123,7 +123,7 @@ def scan_inputs(sizes: Sizes, device: str) -> tuple[ScanInputs, list[Tensor]]:
         return torch.randn(shape, generator=generator, device=device)
 
     def access() -> tuple[Tensor, Tensor]:
-        # A sequence at a time: all the prefixes of a beam at once would be gigabytes.
+        # One sequence at a time, as the beams of all would be gigabytes.
         found = [
             reference.address_decode(2 * normal(*leading[1:], sizes.order, sizes.sub_dim), sizes.top_k)
             for _ in range(sizes.batch)
@@ -140,7 +140,7 @@ def scan_inputs(sizes: Sizes, device: str) -> tuple[ScanInputs, list[Tensor]]:
 
 
 def training(inputs: ScanInputs, grads: Sequence[Tensor]) -> Callable[[Callable[..., Any]], list[Tensor]]:
-    """Runs a scan forward and backward: its results and the gradients of all that has one."""
+    """Return a function that runs a scan forward and backward and returns its results and all gradients."""
     leaves = inputs.requiring_grad()
     wanted = [x for x in leaves if x.requires_grad]
 
@@ -152,7 +152,7 @@ def training(inputs: ScanInputs, grads: Sequence[Tensor]) -> Callable[[Callable[
 
 
 def floor_bytes(given: Sequence[Tensor], found: Sequence[Tensor]) -> int:
-    """Of both passes: what each must read and write once. The backward reads the inputs again."""
+    """Return the bytes that both passes must read and write; the backward reads the inputs again."""
     inputs, grads = given[:7], given[7:]
     return sum(x.nbytes for x in (*inputs, *inputs, *grads, *found))
 
@@ -161,7 +161,7 @@ def _checked(
     name: str, inputs: ScanInputs, grads: Sequence[Tensor], expected: Sequence[Tensor], scan: Callable[..., Any],
     use: Callable[[], Any] = nullcontext,
 ) -> Candidate:  # fmt: skip
-    """A scan, ready to be timed in what ``use`` makes; ValueError where its numbers are not the reference's."""
+    """Return a scan to be timed in the context of ``use``. Raises ValueError if it differs from the reference."""
     both = training(inputs, grads)
 
     def call() -> list[Tensor]:
@@ -175,7 +175,7 @@ def _checked(
 def _one_form(
     target: str, form: str, inputs: ScanInputs, grads: Sequence[Tensor], expected: Sequence[Tensor]
 ) -> Candidate:
-    """The scan by one form's kernels, untuned."""
+    """Return the scan on the untuned kernels of one form."""
     heads, tokens, top_k = inputs.write_slots.flatten(0, 1).shape
     shape = {"N": heads, "T": tokens, "K": top_k, "M": inputs.memory.shape[2], "D": inputs.memory.shape[3]}
     workloads = (Workload(op=op, shape=shape, dtype="bfloat16") for op in ("memory_scan", "memory_scan_backward"))
@@ -186,9 +186,9 @@ def _one_form(
 
 
 def untuned(workload: Workload, form: str) -> Schedule:
-    """Of a form the schedule with default knobs or, where the form refuses those, the first that it takes.
+    """Return the default schedule of a form or, if that is not valid, the first valid one.
 
-    ValueError, with the form's reason, where it takes none.
+    Raises ValueError, with the form's reason, if none is valid.
     """
     kind = SCHEDULES[workload.op][form]
     first = kind()
@@ -200,7 +200,7 @@ def untuned(workload: Workload, form: str) -> Schedule:
 
 
 def _of_one_sequence(name: str, inputs: ScanInputs, grads: Sequence[Tensor], use: Callable[[], Any]) -> Candidate:
-    """The scan of all sequences, the first of which is checked."""
+    """Return the scan of all sequences, of which the first is checked."""
     if inputs.values.shape[2] <= LONGEST_CHECKED:
         first, first_grads = ScanInputs(*(x[:1] for x in inputs)), [x[:1] for x in grads]
         expected = training(first, first_grads)(ops.memory_scan)
@@ -215,6 +215,6 @@ def _of_one_sequence(name: str, inputs: ScanInputs, grads: Sequence[Tensor], use
 
 
 def _as_state(scan: Callable[..., Any], *tensors: Tensor) -> Any:
-    """An eager scan with its operands widened, and its output as narrow as the values."""
+    """Run an eager scan with operands converted to the state's dtype, and its output to that of the values."""
     output, memory, mass = scan(*eager_scan.as_state(tensors))
     return output.to(tensors[4].dtype), memory, mass

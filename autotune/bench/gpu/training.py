@@ -1,4 +1,4 @@
-"""A training step on a GPU: RAM-Net and the same skeleton with gated linear attention, both through torch.compile."""
+"""A training step on a GPU of RAM-Net and of the same model with gated linear attention, both with torch.compile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECKED_TOKENS = 64
 # Loss and norm of the gradients in bfloat16 against the reference's, then the compiled step's loss against that of the
 # same kernels without torch.compile: rounding may exchange addresses.
 TOLERANCE, LOSS_TOLERANCE = 2e-2, 5e-3
-# Parts that the sequences of a step are worked on in, one after another: as few as memory allows, for both alike.
+# The numbers of micro-batches of a step: as few as memory allows, the same for both models.
 PARTS = (2, 4, 8)
 
 
@@ -57,7 +57,7 @@ def step(run: GpuRun, preset: str = "340m", batch: int = 16, tokens: int = 4096)
 
 
 def _checked(run: GpuRun, config: RamNetConfig, ids: Tensor) -> RamNetForCausalLM:
-    """The model; ValueError where its kernels' loss or gradients on a short text are not the reference's."""
+    """Return the model. Raises ValueError if the kernels' loss or gradients on a short text are not the reference's."""
     torch.manual_seed(0)
     with torch.device(run.device):
         model = RamNetForCausalLM(config)
@@ -71,7 +71,7 @@ def _checked(run: GpuRun, config: RamNetConfig, ids: Tensor) -> RamNetForCausalL
 
 
 def _ram_net(run: GpuRun, model: Any, ids: Tensor, parts: int) -> Candidate:
-    """Compiled; ValueError where its loss is not that of the same kernels without torch.compile."""
+    """Return the compiled step. Raises ValueError if its loss differs from that without torch.compile."""
     import lowering
 
     with torch.no_grad(), run.kernels[TUNED]():
@@ -99,7 +99,7 @@ def _loss_and_norm(model: nn.Module, ids: Tensor, device: str) -> tuple[float, f
 
 def _step(model: nn.Module, ids: Tensor, parts: int, device: str) -> Candidate:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
-    # Left by a step that ran out of memory half-way.
+    # Gradients may be left from a step that ran out of memory.
     optimizer.zero_grad(set_to_none=True)
 
     def step() -> Tensor:

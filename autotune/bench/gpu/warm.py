@@ -1,7 +1,7 @@
 """Compiling flash-linear-attention's kernels beforehand: ``python -m autotune.bench.gpu.warm SHARE OF``.
 
-The library tries some 270 schedules of chunk_gla at its first call and compiles them one after another, for minutes.
-Processes side by side, each with its share of them, leave the binaries in Triton's cache.
+In its first call, the library compiles about 270 schedules of chunk_gla one after another, which takes minutes. Here,
+parallel processes compile a share each into Triton's cache.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from autotune.bench.gpu.run import GpuRun
 from autotune.bench.run import Table
 
 PROCESSES = 12
-# Of the part's time. Who is killed at its end leaves these processes behind, beside whatever is measured next.
+# The share of the part's time. If the part were killed at its end, these processes would disturb the next part.
 SHARE = 0.8
 
 
 def peers(run: GpuRun) -> list[Table]:
-    """Fill the cache; nothing is measured, so there is no table. Without the library there is nothing to do."""
+    """Fill the cache if the library is installed. Nothing is measured, so there is no table."""
     if importlib.util.find_spec("fla") is None:
         return []
     run.on_step("compiling flash-linear-attention's kernels")
@@ -44,7 +44,7 @@ def peers(run: GpuRun) -> list[Table]:
 
 
 def take_share(share: int, of: int) -> None:
-    """From here on, autotuned kernels are made with every ``of``-th of their schedules only, ``share`` the first."""
+    """Restrict autotuned kernels that are created from now on to every ``of``-th schedule, starting with ``share``."""
     from triton.runtime.autotuner import Autotuner
 
     whole = Autotuner.__init__
