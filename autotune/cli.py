@@ -17,23 +17,25 @@ OPS: tuple[str, ...] = get_args(Op)
 @click.command()
 @click.option("--target", default="cpu", help="The machine to tune for; `ramnet targets` lists them.")
 @click.option(
-    "--budget", type=float, show_default="180 without --trials", help="Seconds to spend in all, the report included."
+    "--budget", type=float, show_default="180 without --trials", help="Seconds to spend in all, including the report."
 )
 @click.option(
-    "--trials", type=click.IntRange(min=1), help="Schedules to try for each op at most, those of earlier runs included."
+    "--trials",
+    type=click.IntRange(min=1),
+    help="The most schedules to try for each op, including those of earlier runs.",
 )
 @click.option(
     "--op", "ops", type=click.Choice(OPS), multiple=True, show_default="all", help="Tune only this op; may be repeated."
 )
-@click.option("--preset", default="340m", help="The model whose shapes are tuned for.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder with a model, in place of --preset.")
+@click.option("--preset", default="340m", help="The model configuration to tune for.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder with a model, instead of --preset.")
 @click.option(
     "--batch-size",
     "batch_sizes",
     type=int,
     multiple=True,
     show_default="1 on a CPU; on a GPU 16 in training, 64 in decoding",
-    help="Sequences that the model works on at a time; may be repeated.",
+    help="Batch size of the model; may be repeated.",
 )
 @click.option(
     "--length",
@@ -48,19 +50,24 @@ OPS: tuple[str, ...] = get_args(Op)
     "shapes",
     multiple=True,
     metavar='"OP AXIS=SIZE …"',
-    help='Tune this, as "memory_scan N=16 T=1024", in place of what the model calls; may be repeated.',
+    help='A workload such as "memory_scan N=16 T=1024", instead of those of the model; may be repeated.',
 )
 @click.option(
     "--trace",
     "script",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Run this Python program, and tune what it calls, for as long as it spends there.",
+    help="Run this Python program and tune the workloads that it calls, by their shares of its time.",
 )
 @click.option(
-    "--model", "modelled", is_flag=True, help="Compile and model, and run nothing, also where the GPU is there."
+    "--model",
+    "modelled",
+    is_flag=True,
+    help="Compile and model candidates without running them, even if the GPU is available.",
 )
-@click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", help="How Optuna picks what to try.")
-@click.option("--seed", type=int, default=0, help="Of the sampler: same seed, same suggestions for the same times.")
+@click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", help="Optuna's sampler.")
+@click.option(
+    "--seed", type=int, default=0, help="Seed of the sampler; equal seeds give equal suggestions for equal times."
+)
 @click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="Threads of the kernels.")
 @click.option("--build-limit", default=60.0, help="Seconds after which a build is killed.")
 @click.option("--run-limit", default=30.0, help="Seconds after which a run is killed.")
@@ -68,20 +75,20 @@ OPS: tuple[str, ...] = get_args(Op)
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("runs/tune"),
-    help="Folder of the journal and the report, in a folder for each target.",
+    help="Folder of the journal and the report, with a subfolder for each target.",
 )
 @click.option(
     "--journal",
     type=click.Path(path_type=Path),
     show_default="journal.log in --output",
-    help="File of all trials; a run goes on where the last one stopped, and several may share it.",
+    help="File of all trials; a run resumes the previous one, and several runs may share it.",
 )
 @click.option(
     "--records",
     "records_file",
     type=click.Path(path_type=Path),
     show_default="the target's in the user's data folder, or in the folder RAMNET_RECORDS",
-    help="File that the best schedules are merged into; the shipped ones stay as they are.",
+    help="File that the best schedules are merged into.",
 )
 def tune(  # noqa: PLR0913 - click hands over each option as a parameter
     target: str, budget: float | None, trials: int | None, ops: tuple[str, ...], preset: str, checkpoint: Path | None,
@@ -103,7 +110,7 @@ def tune(  # noqa: PLR0913 - click hands over each option as a parameter
     from ramnet.files import require_writable
 
     if script is not None and (shapes or batch_sizes or lengths):
-        raise click.UsageError("--trace finds the shapes; it goes without --shape, --length and --batch-size")
+        raise click.UsageError("--trace determines the shapes; omit --shape, --length and --batch-size")
     folder = output / target
     tuning = prepare(
         RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset), target,

@@ -98,7 +98,7 @@ class RamNetConfig(RamLayerConfig):
     vocab_size: _Size = Field(description="number of token ids")
     num_layers: int = Field(gt=0, le=MOST_LAYERS, description="RAM-Net layers")
     cape_full_layers: int = Field(0, ge=0, description="first layers whose heads all use CAPE")
-    cape_half_layers: int = Field(0, ge=0, description="layers after those whose first half of heads uses CAPE")
+    cape_half_layers: int = Field(0, ge=0, description="next layers, half of whose heads use CAPE")
     intermediate_size: int = Field(0, ge=0, lt=2**31, description="SwiGLU width; 0 omits the FFN")
     conv_layers: int = Field(
         0, ge=0, le=MOST_LAYERS, description="gated short convolution blocks before the first layer"

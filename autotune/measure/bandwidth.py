@@ -160,7 +160,7 @@ class _Buffer:
         self.library, self.size, self.data = library, size, None  # in case a signal interrupts the next line
         self.data = library.allocate(size)
         if not self.data:
-            raise MemoryError(f"{size} bytes for measuring the bandwidth could not be had")
+            raise MemoryError(f"{size} bytes for measuring the bandwidth could not be allocated")
 
     def __del__(self) -> None:
         self.library.release(self.data)

@@ -43,6 +43,6 @@ def _cache_directory() -> Path:
 def _run(command: list[str], text: str = "") -> str:
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise NoCompilerError(f"{command[0]} failed: {said[0]}")
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise NoCompilerError(f"{command[0]} failed: {lines[0]}")
     return done.stdout

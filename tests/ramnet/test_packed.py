@@ -209,8 +209,8 @@ def test_a_token_in_place_is_that_of_the_only_document_that_has_one() -> None:
         ([1, 22], ValueError, "cu_seqlens goes from 1 to 22; it must go from 0 to 22"),
         ([0, 21], ValueError, "cu_seqlens goes from 0 to 21; it must go from 0 to 22"),
         ([0, 9, 8, 22], ValueError, "cu_seqlens falls from 9 to 8; it must be ascending"),
-        ([0], ValueError, "cu_seqlens has shape [1]; it must be [D + 1] with D >= 1"),
-        ([[0, 22]], ValueError, "cu_seqlens has shape [1, 2]; it must be [D + 1] with D >= 1"),
+        ([0], ValueError, "cu_seqlens has shape [1]; it must be [S + 1] with S >= 1"),
+        ([[0, 22]], ValueError, "cu_seqlens has shape [1, 2]; it must be [S + 1] with S >= 1"),
         ([0.0, 22.0], TypeError, "cu_seqlens is torch.float32; it must be torch.int32 or torch.int64"),
     ],
 )

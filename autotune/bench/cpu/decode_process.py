@@ -31,8 +31,8 @@ def decode(run: Run, preset: str, threads: int, timeout: float = 600) -> Table:
     environment = {**DECODING, **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=environment)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no word"]
-        raise RuntimeError(f"measuring decode {preset} failed: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or ["no output"]
+        raise RuntimeError(f"measuring decode {preset} failed: {lines[-1]}")
     found = json.loads(done.stdout.splitlines()[-1])
     run.facts |= found["facts"]
     for text in found["notices"]:

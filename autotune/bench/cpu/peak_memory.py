@@ -24,7 +24,9 @@ def measure_in_process(target: str, timeout: float = 120) -> Peak:
     command = [sys.executable, "-m", "autotune.bench.cpu.peak_memory", target]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     if done.returncode:
-        raise RuntimeError(f"measuring the peak memory failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        raise RuntimeError(
+            f"measuring the peak memory failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+        )
     measured, budget = map(int, done.stdout.split()[-2:])
     return Peak(measured, budget)
 

@@ -65,9 +65,9 @@ def tell(run: GpuRun) -> str:
     return MARK + json.dumps({"tables": tables, "facts": run.facts, "notices": run.notices})
 
 
-def _read(run: Run, said: bytes | None) -> list[Table]:
+def _read(run: Run, output: bytes | None) -> list[Table]:
     """Read the last line that ``tell`` made, ignoring what libraries print."""
-    lines = [line for line in (said or b"").decode(errors="replace").splitlines() if line.startswith(MARK)]
+    lines = [line for line in (output or b"").decode(errors="replace").splitlines() if line.startswith(MARK)]
     if not lines:
         return []
     found = json.loads(lines[-1].removeprefix(MARK))
@@ -77,8 +77,8 @@ def _read(run: Run, said: bytes | None) -> list[Table]:
     return [Table(**{**table, "rows": [Row(**row) for row in table["rows"]]}) for table in found["tables"]]
 
 
-def _last_line(said: bytes | None) -> str:
-    lines = (said or b"").decode(errors="replace").strip().splitlines()
+def _last_line(output: bytes | None) -> str:
+    lines = (output or b"").decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
 
 

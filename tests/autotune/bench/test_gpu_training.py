@@ -57,4 +57,4 @@ def test_a_training_step_with_another_loss_is_a_failure(run: GpuRun, fla: None, 
 
     monkeypatch.setattr("lowering.compile", other)
     (table,) = training.step(run, batch=2, tokens=8)
-    assert forms(table) == {training.GLA} and "compiled its loss is" in table.failed[TUNED]
+    assert forms(table) == {training.GLA} and "RAM-Net is wrong: its loss is" in table.failed[TUNED]

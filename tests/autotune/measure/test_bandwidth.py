@@ -88,7 +88,7 @@ def test_a_buffer_is_given_back_and_one_that_cannot_be_had_is_an_error(library: 
     gc.collect()
     assert library.released == [1]
     library.allocate = lambda size: 0  # type: ignore[method-assign]
-    with pytest.raises(MemoryError, match="262144 bytes for measuring the bandwidth could not be had"):
+    with pytest.raises(MemoryError, match="262144 bytes for measuring the bandwidth could not be alloc"):
         bw.reader("L2")
 
 
