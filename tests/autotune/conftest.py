@@ -19,7 +19,7 @@ Command = Callable[..., tuple[int, str, str]]
 def ramnet(
     command_line: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Command:
-    """Runs `ramnet tune` in this process; gives its exit status, stdout and stderr."""
+    """Run `ramnet tune` in this process and return its exit status, stdout and stderr."""
     monkeypatch.setenv("COLUMNS", "160")
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -31,13 +31,13 @@ def ramnet(
 
 @pytest.fixture(scope="session")
 def cpp() -> None:
-    """Skips the test where there is no C++ compiler."""
+    """Skip the test if there is no C++ compiler."""
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         pytest.skip("there is neither g++ nor clang++")
 
 
 @pytest.fixture(scope="session")
 def compiler() -> Iterator[Worker]:
-    """A worker that really compiles for GPUs: one for all, as its process takes seconds to begin."""
+    """A worker that compiles for GPUs, shared by all tests because its process takes seconds to start."""
     with Worker(1, makes=Predictor) as worker:
         yield worker

@@ -1,4 +1,4 @@
-"""What a worker's process does, without a kernel: it succeeds, or fails in each of the ways there are."""
+"""Fake work for a worker's process, which succeeds or fails in each possible way."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STATUS = {
 
 
 class WrongError(Exception):
-    """As ``CpuRunner``'s, which names its status."""
+    """An error with a status, like ``CpuRunner``'s."""
 
     status = "wrong_result"
 
 
 class Faulty:
-    """In the place of a ``CpuRunner``. Imports nothing heavy, so that a process of it begins in a moment."""
+    """A fake ``CpuRunner`` without heavy imports, so that its process starts quickly."""
 
     def open(self, workload: Workload, target: str, threads: int) -> None:
         pass
@@ -58,12 +58,12 @@ class Faulty:
 
 
 def hangs(schedule: Any, phase: str) -> bool:
-    """Whether ``Faulty`` never ends in the phase, "build", "run" or "compile"."""
+    """Return whether ``Faulty`` hangs in the phase "build", "run" or "compile"."""
     return phase == "compile" or STATUS[schedule.lanes, schedule.parallel] == f"{phase}_timeout"
 
 
 class Impatient(Worker):
-    """Waits half a second for a schedule that ``hangs`` in a phase, and for all else as long as it takes."""
+    """Waits half a second for a schedule that ``hangs`` in a phase, and without limit for all else."""
 
     def __init__(self, hangs: Callable[[Any, str], bool], **options: Any) -> None:
         super().__init__(1, **options)
@@ -75,7 +75,7 @@ class Impatient(Worker):
 
 
 class Synthetic:
-    """In the place of a worker, in this process: times follow a rule, ``gain`` of a schedule over the default."""
+    """A fake worker in this process, whose times follow from ``gain``, a schedule's gain over the default."""
 
     def __init__(self, gain: Any) -> None:
         self.gain = gain
@@ -91,7 +91,7 @@ class Synthetic:
     def measure(self, candidates: Any, rounds: int, seconds: float) -> Any:
         def samples(schedule: Schedule | None) -> tuple[float, ...]:
             gain = 0.1 if schedule is None else self.gain(schedule)
-            # Rounds differ by more than candidates do, as on a busy machine.
+            # Rounds vary more than candidates, as on a busy machine.
             return tuple(1e-3 * (1 + i % 3) / gain for i in range(rounds))
 
         return {name: Timing(samples(schedule), rounds) for name, schedule in candidates.items()}

@@ -1,4 +1,4 @@
-"""``ramnet.tune``: tuning from a program of one's own."""
+"""``ramnet.tune``: tuning from Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = RamNetConfig(
 )  # fmt: skip
 
 
-def test_it_finds_records_and_says_what_it_gained(tmp_path: Path) -> None:
+def test_it_writes_records_and_returns_gains(tmp_path: Path) -> None:
     seen: list[Progress] = []
     (result,) = ramnet.tune(
         CONFIG, trials=1, threads=1, ops=["memory_step"], journal=tmp_path / "journal.log",
@@ -45,7 +45,7 @@ def test_it_finds_records_and_says_what_it_gained(tmp_path: Path) -> None:
         ({"build_limit": 0}, "build_limit is 0; it must be above 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_starts(
+def test_invalid_arguments_are_refused_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     def never(self: Worker) -> None:

@@ -91,7 +91,7 @@ def test_the_help_says_where_records_go(ramnet: Command) -> None:
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "1025", "1e3"])
-def test_a_number_of_threads_that_makes_no_sense_is_refused(ramnet: Command, tmp_path: Path, threads: str) -> None:
+def test_an_invalid_number_of_threads_is_refused(ramnet: Command, tmp_path: Path, threads: str) -> None:
     status, out, err = ramnet("--threads", threads)
     assert (status, out) == (2, "")
     assert "Invalid value for '--threads'" in err
@@ -112,7 +112,7 @@ def test_a_folder_of_records_that_is_a_file_is_one_line(
 
 
 @pytest.mark.parametrize("library", ["matplotlib", "sklearn"])
-def test_without_what_draws_the_report_it_says_so_before_the_search(
+def test_missing_libraries_of_the_report_are_named_before_the_search(
     ramnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
 ) -> None:
     found = importlib.util.find_spec

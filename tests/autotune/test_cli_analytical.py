@@ -1,4 +1,4 @@
-"""``ramnet tune --target a100`` as a user types it where there is no such GPU."""
+"""``ramnet tune --target a100`` on a machine without that GPU."""
 
 from __future__ import annotations
 

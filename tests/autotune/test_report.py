@@ -25,7 +25,7 @@ BEST = AddressDecodeBackward(lanes=8, parallel=False)
 
 
 class Some(Synthetic):
-    """Of two schedules the building fails, of one the run."""
+    """Two schedules fail to build, one fails to run."""
 
     def try_out(self, schedule: Schedule) -> None:
         super().try_out(schedule)
@@ -45,7 +45,7 @@ def results(folder: Path, worker: Any, trials: int | None = None) -> list[Result
 
 @pytest.fixture
 def gained(tmp_path: Path) -> Result:
-    """Twice as fast as the default, with three failures on the way."""
+    """A result that is twice as fast as the default, with three failures."""
     (result,) = results(tmp_path, Some(lambda schedule: 2.0 if schedule == BEST else 1.0))
     return result
 
@@ -92,7 +92,7 @@ def test_the_table_of_what_was_only_compiled_has_what_its_binaries_need(gained: 
     assert report.cells(Result(record, None, gained.study))[4:8] == ("2", "64", "512", "60")
 
 
-def test_the_page_tells_the_trials_and_why_some_failed(tmp_path: Path, gained: Result, stays: Result) -> None:
+def test_the_page_lists_the_trials_and_why_some_failed(tmp_path: Path, gained: Result, stays: Result) -> None:
     report.write([gained, stays], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<h1>RAM-Net tuned for cpu</h1>" in page
@@ -110,7 +110,9 @@ def test_the_page_tells_the_trials_and_why_some_failed(tmp_path: Path, gained: R
     assert "<p>No trial failed.</p>" in second
 
 
-def test_what_optuna_cannot_draw_is_a_sentence(tmp_path: Path, gained: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plot_that_optuna_cannot_draw_is_a_sentence(
+    tmp_path: Path, gained: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def draw(*_: object) -> None:
         raise ValueError("no two <gains> differ")
 

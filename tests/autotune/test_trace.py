@@ -1,4 +1,4 @@
-"""What a program of the user's calls is noted, whatever it runs on."""
+"""The calls of a user's program are traced on any backend."""
 
 from __future__ import annotations
 

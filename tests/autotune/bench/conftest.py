@@ -22,9 +22,9 @@ TINY = scan.Sizes(batch=2, heads=2, tokens=9, top_k=3, order=2, sub_dim=3, dim=4
 
 
 class Kernels:
-    """Stand for the kernels, which would take seconds a call interpreted: the reference's numbers, and what was called.
+    """Stand-ins for the kernels, whose interpretation takes seconds per call: the reference, recording its calls.
 
-    ``off`` is what the first number of a scan's output and of a step's is off by, as a part of it.
+    ``off`` is the relative error of the first element of the output of a scan and of a step.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Kernels:
 
 
 class Compiled(torch.nn.Module):
-    """In the place of ``lowering.compile``'s: a model on stand-ins."""
+    """A model on the stand-ins, instead of ``lowering.compile``'s."""
 
     def __init__(self, model: Any, use: Any) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def run(monkeypatch: pytest.MonkeyPatch, kernels: dict[str, Kernels]) -> GpuRun:
 
 @pytest.fixture
 def fla(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's functions as its documentation has them, by their recurrences."""
+    """The library's functions, implemented by the recurrences in its documentation."""
 
     def recurrent_gla(q: Any, k: Any, v: Any, gk: Any, scale: Any = None, initial_state: Any = None,
                       output_final_state: bool = False) -> Any:  # fmt: skip
@@ -110,7 +110,7 @@ def no_fla(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, run: GpuRun) -> None:
-    """The skeletons of 340m with one layer, on the stand-ins, and no torch.compile."""
+    """Models of the 340m model's sizes with one layer, on the stand-ins and without torch.compile."""
     config = RamNetConfig(
         vocab_size=11, hidden_size=32, num_layers=2, num_heads=2, value_dim=4, order=2, sub_dim=3, top_k=3,
         intermediate_size=8, cape_full_layers=1,

@@ -56,7 +56,7 @@ def test_equal_values_share_their_rank() -> None:
     assert spearman([1, 1, 1], [1, 2, 3]) == spearman([1, 2, 3], [1, 1, 1]) == 0.0
 
 
-def test_a_model_that_tells_the_order_has_a_rho() -> None:
+def test_a_model_that_predicts_the_order_has_a_rho() -> None:
     found = correlate(pairs([1, 2, 3, 4, 5], [2, 4, 6, 8, 10]))
     assert found.rho == pytest.approx(1.0)
     assert str(found) == "1.00 (5 schedules; two halves of the rounds agree to 1.00)"
@@ -68,21 +68,21 @@ def test_schedules_within_noise_have_none() -> None:
     assert "no order to tell: the schedules are 1.04× apart" in str(found)
 
 
-def test_a_tenth_of_the_schedules_at_each_end_makes_no_order() -> None:
+def test_outliers_of_a_tenth_at_each_end_do_not_make_an_order() -> None:
     measured = [0.1, 0.1, *(1 + 0.005 * i for i in range(16)), 9.0, 9.0]
     found = correlate(pairs([float(i) for i in range(20)], measured))
     assert found.rho is None and "1.07× apart" in str(found)
     assert correlate(pairs([float(i) for i in range(20)], [1.1 ** (i / 15) for i in range(20)])).rho == pytest.approx(1)
 
 
-def test_rounds_that_disagree_on_the_order_tell_none() -> None:
+def test_rounds_that_disagree_on_the_order_give_no_rho() -> None:
     halves = [(1.0, 5.0), (2.0, 4.0), (3.0, 3.0), (4.0, 2.0), (5.0, 1.0)]
     found = correlate(pairs([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], halves))
     assert found.rho is None
     assert "two halves of the rounds agree to -1.00" in str(found)
 
 
-def test_a_few_schedules_tell_nothing() -> None:
+def test_too_few_schedules_give_no_rho() -> None:
     few = FEWEST - 1
     assert correlate(pairs([1.0] * few, [1.0] * few)).reason == f"fewer than {FEWEST} schedules ran"
 
@@ -94,7 +94,7 @@ def test_a_gpu_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Here(Synthetic):
-    """What a worker does, in this process: a schedule's gain is its unroll, and every second round takes twice."""
+    """A fake worker in this process: a schedule's gain is its unroll, and every second round takes twice as long."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(lambda schedule: schedule.unroll)
@@ -202,6 +202,6 @@ def test_its_command_prints_a_line_for_each_op(monkeypatch: pytest.MonkeyPatch) 
     ("arguments", "message"),
     [(["nonsense", "5"], "target 'nonsense' is unknown"), (["cpu", "nan"], "budget is nan; it must be above 0")],
 )
-def test_its_command_refuses_what_makes_no_sense(arguments: list[str], message: str) -> None:
+def test_its_command_refuses_invalid_arguments(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(correlation, arguments)
     assert isinstance(result.exception, ValueError) and message in str(result.exception)

@@ -46,7 +46,7 @@ def test_scans_of_a_slot_that_every_token_overwrites(scan):
 
 
 @pytest.mark.parametrize("scan", SCANS, ids=name)
-def test_scans_leave_their_inputs_alone(scan):
+def test_scans_do_not_change_their_inputs(scan):
     inputs = scan_inputs(**SMALL)
     before = [x.clone() for x in inputs]
     scan(*inputs)
@@ -121,7 +121,7 @@ def test_the_inputs_are_those_of_the_goals():
     assert (inputs.write_weights.sum(-1) <= 1).all()
 
 
-def test_a_wrong_number_is_found():
+def test_a_wrong_result_is_detected():
     right = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     wrong = right.clone()
     wrong[7] += 0.01

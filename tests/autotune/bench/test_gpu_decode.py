@@ -16,7 +16,7 @@ from ramnet import RamNetConfig
 from tests.autotune.bench.conftest import TINY, Kernels, forms
 
 
-def test_a_library_that_is_missing_is_a_row_and_not_a_failure(run: GpuRun, no_fla: None, tiny: None) -> None:
+def test_a_missing_library_is_reported_in_the_table(run: GpuRun, no_fla: None, tiny: None) -> None:
     (scanned,) = scan.beside_gla(run, TINY)
     assert scanned.failed[scan.GLA] == NO_FLA and TUNED in forms(scanned)
     (decoded,) = decode_step.steps(run, batch=1, capture=lambda call: call)
@@ -25,7 +25,7 @@ def test_a_library_that_is_missing_is_a_row_and_not_a_failure(run: GpuRun, no_fl
     assert trained.failed == {training.GLA: NO_FLA} and forms(trained) == {TUNED}
 
 
-def test_what_the_library_itself_lacks_is_said() -> None:
+def test_a_missing_dependency_of_the_library_is_named() -> None:
     lacking = ModuleNotFoundError("No module named 'einops'", name="einops")
     assert str(without_fla(lacking)) == "flash-linear-attention cannot be imported: No module named 'einops'"
     assert str(without_fla(ModuleNotFoundError("No module named 'fla'", name="fla.ops"))) == NO_FLA
@@ -51,7 +51,7 @@ def test_decoding_compares_models_of_one_skeleton(
 
 
 def test_the_states_of_340m_and_its_peers_are_stated() -> None:
-    """RAM-Net's 28.75 M are the paper's; the peers' are those of 27 layers, which the paper has fewer of."""
+    """RAM-Net's 28.75 M are the paper's; the peers have 27 layers here and fewer in the paper."""
     stated = decode_step._states(RamNetConfig.preset("340m"))
     assert stated == "float32 states of RAM-Net 28.8 M, GLA 3.5 M, Gated DeltaNet 10.6 M"
 

@@ -1,4 +1,4 @@
-"""What a GPU's benchmark says of its goals, on tables made by hand; and of spills and the time model."""
+"""The goals of a GPU's benchmark on hand-made tables, and its facts on spills and the time model."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_goals_of_decoding_and_training() -> None:
     assert found["training step tokens/s, 340m, 65 k tokens, over GLA layers"].verdict == "met"
 
 
-def test_what_was_not_measured_is_said_with_the_reason() -> None:
+def test_a_goal_that_was_not_measured_has_the_reason() -> None:
     missing = table(scan.GLA_NAME, TUNED, {TUNED: 2.0}, **{scan.GLA: NO_FLA})
     goal = met(missing)["memory_scan forward + backward, tuned, over chunk_gla"]
     assert (goal.measured, goal.verdict, goal.note) == (None, "not measured", NO_FLA)
@@ -82,14 +82,14 @@ def test_what_was_not_measured_is_said_with_the_reason() -> None:
     assert [goal.verdict for goal in met().values()] == ["not measured"] * 8
 
 
-def test_facts_are_goals_where_the_issue_has_them() -> None:
+def test_correlations_and_spills_are_goals() -> None:
     name = f"{FACT}, 1. memory_scan"
     found = met(**{name: 0.6, "bytes of registers spilled by 9 schedules for sm_80": 0.0})
     assert found[name].verdict == "not met"
     assert found["bytes of registers spilled by 9 schedules for sm_80"].verdict == "met"
 
 
-def test_each_shipped_schedule_is_compiled_once_an_architecture() -> None:
+def test_each_shipped_schedule_is_compiled_once_per_architecture() -> None:
     asked = []
 
     def compiled(workload: Workload, target: str, schedule: Any) -> list[Compiled]:
@@ -110,7 +110,7 @@ def test_both_architectures_have_schedules_for_every_op() -> None:
         assert {workload.op for _, workload, _ in spills.shipped(arch)} == set(SCHEDULES)
 
 
-def test_what_has_no_record_is_compiled_with_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ops_without_a_record_are_compiled_with_their_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(records, "SHIPPED", tmp_path / "none")
     found = spills.shipped("sm_90")
     assert {target for target, *_ in found} == {"h100", "h200"}
@@ -118,7 +118,9 @@ def test_what_has_no_record_is_compiled_with_its_default(monkeypatch: pytest.Mon
     assert len(found) == 2 * len(SCHEDULES)
 
 
-def test_the_command_prints_what_each_spills_or_why_it_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_prints_the_spills_of_each_schedule_or_why_they_are_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     work = of_model(RamNetConfig.preset("tiny"))[3]
 
     def spilled(arch: str) -> list[spills.Spilled]:

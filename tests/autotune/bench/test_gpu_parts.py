@@ -1,4 +1,4 @@
-"""A GPU's benchmark part by part, each in a process of its own; its report; its command."""
+"""The parts of a GPU's benchmark, each in a separate process; its report; its command."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run() -> GpuRun:
     return GpuRun("h200", quick=True, device="cpu")
 
 
-def test_a_part_that_fails_leaves_the_others_and_what_it_had_done() -> None:
+def test_a_part_that_fails_keeps_its_finished_tables_and_does_not_affect_others() -> None:
     def measured(run: Run, part: str, seconds: float) -> list[Table]:
         if part == "attention":
             raise part_process.PartError("CUDA error: an illegal memory access was encountered", [BESIDE_GLA])
@@ -45,7 +45,7 @@ def test_parts_that_would_begin_too_late_are_left_out() -> None:
 
 
 def said_by(run: GpuRun) -> bytes:
-    """A part's output, among what libraries print, when it has two tables of which the second is not whole yet."""
+    """A part's output with two tables, the second of which is incomplete, among what libraries print."""
     run.tables, run.facts, run.notices = [SCAN], {"fact": 1.5}, ["noted"]
     return f"chatter\n{part_process.tell(run)}\nchatter\n".encode()
 
@@ -58,7 +58,7 @@ def test_a_part_comes_back_from_its_process(run: GpuRun, monkeypatch: pytest.Mon
     assert (parent.facts, parent.notices) == ({"fact": 1.5}, ["noted"])
 
 
-def test_a_part_tells_of_each_table_that_is_done(run: GpuRun) -> None:
+def test_a_part_reports_each_finished_table(run: GpuRun) -> None:
     told: list[list[str]] = []
     run.on_table = lambda run: told.append([table.name for table in run.tables])
     for name in ("one", "two"):
@@ -74,7 +74,9 @@ def test_the_last_line_of_a_part_that_fails_is_its_reason(run: GpuRun, monkeypat
     assert caught.value.tables == [SCAN]
 
 
-def test_a_part_that_hangs_is_ended_and_what_it_had_done_is_kept(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_hangs_is_killed_and_its_finished_tables_are_kept(
+    run: GpuRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = said_by(run)
 
     def hang(command: Any, timeout: float, **_: Any) -> Any:
@@ -167,7 +169,7 @@ def test_each_process_compiles_its_share_of_the_schedules(monkeypatch: pytest.Mo
     triton = pytest.importorskip("triton")
     from triton.runtime.autotuner import Autotuner
 
-    monkeypatch.setattr(Autotuner, "__init__", Autotuner.__init__)  # put back afterwards
+    monkeypatch.setattr(Autotuner, "__init__", Autotuner.__init__)  # restored afterwards
     warm.take_share(1, 3)
 
     def kept(count: int) -> list[int]:

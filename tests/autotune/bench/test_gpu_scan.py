@@ -15,7 +15,7 @@ from tests.autotune.bench.conftest import TINY, Kernels, forms
 from tests.autotune.bench.tables import table
 
 
-def test_the_scan_is_timed_in_every_form_beside_the_floor(run: GpuRun, kernels: dict[str, Kernels]) -> None:
+def test_the_scan_is_timed_in_every_form_with_the_bandwidth_bound(run: GpuRun, kernels: dict[str, Kernels]) -> None:
     (table,) = scan.memory_scan(run, TINY)
     assert not table.failed
     for name, each in kernels.items():
@@ -37,7 +37,7 @@ def test_kernels_with_wrong_numbers_are_not_timed(run: GpuRun, kernels: dict[str
     assert DEFAULT in forms(tables[0])
 
 
-def test_the_scan_is_timed_beside_gated_linear_attention(run: GpuRun, kernels: dict[str, Kernels], fla: None) -> None:
+def test_the_scan_is_compared_with_gated_linear_attention(run: GpuRun, kernels: dict[str, Kernels], fla: None) -> None:
     (table,) = scan.beside_gla(run, TINY)
     assert kernels[TUNED].calls["memory_scan_backward"] > table.rows[0].runs and not kernels[DEFAULT].calls
     assert forms(table) == {TUNED, scan.GLA} and not table.failed
@@ -45,7 +45,7 @@ def test_the_scan_is_timed_beside_gated_linear_attention(run: GpuRun, kernels: d
 
 
 def test_a_form_of_the_kernels_is_checked_against_the_reference() -> None:
-    """Interpreted where there is no GPU, it is the same kernel that a benchmark times."""
+    """Without a GPU it is interpreted, but it is the kernel that a benchmark times."""
     pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs, grads = scan.scan_inputs(scan.Sizes(1, 1, 2, 2, 1, 5, 4), device)
@@ -53,7 +53,7 @@ def test_a_form_of_the_kernels_is_checked_against_the_reference() -> None:
     assert len(scan._one_form("h200", "serial", inputs, grads, expected)()) == 8
 
 
-def test_the_floor_is_every_input_and_output_of_both_passes_once() -> None:
+def test_the_bandwidth_bound_counts_inputs_and_outputs_of_both_passes_once() -> None:
     inputs, grads = scan.scan_inputs(TINY, "cpu")
     found = scan.training(inputs, grads)(ops.memory_scan)
     heads, tokens, k, m, d = 4, 9, 3, 9, 4
@@ -63,7 +63,7 @@ def test_the_floor_is_every_input_and_output_of_both_passes_once() -> None:
     assert scan.floor_bytes([*inputs, *grads], found) == heads * (2 * forward + 2 * results + gradients)
 
 
-def test_a_copy_moves_the_floors_bytes(run: GpuRun) -> None:
+def test_a_copy_moves_the_bytes_of_the_bandwidth_bound(run: GpuRun) -> None:
     copied = run.copying(1000)()
     assert isinstance(copied, torch.Tensor) and copied.nbytes == 500 and int(copied.max()) > 0
 
@@ -83,7 +83,7 @@ def test_a_form_with_wrong_numbers_is_not_timed(run: GpuRun, monkeypatch: pytest
     assert "its result 0 is off by 1.0e+00; 6e-03 is allowed" in table.failed[scan.SORTED]
 
 
-def test_a_form_for_which_memory_does_not_suffice_leaves_the_others(run: GpuRun) -> None:
+def test_a_form_that_runs_out_of_memory_does_not_affect_the_others(run: GpuRun) -> None:
     def exhausted() -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 99 GiB; and more that nobody reads")
 
@@ -93,7 +93,7 @@ def test_a_form_for_which_memory_does_not_suffice_leaves_the_others(run: GpuRun)
     assert table.failed == {"large": "out of memory", "early": "out of memory"}
 
 
-def test_where_no_form_runs_the_table_is_its_reasons(run: GpuRun) -> None:
+def test_if_no_form_runs_the_table_has_the_reasons(run: GpuRun) -> None:
     def broken() -> Any:
         raise RuntimeError("no\nkernel")
 
@@ -101,7 +101,7 @@ def test_where_no_form_runs_the_table_is_its_reasons(run: GpuRun) -> None:
     assert (table.rows, table.failed) == ([], {"a": "no kernel"})
 
 
-def test_slow_forms_are_timed_beside_the_base(run: GpuRun) -> None:
+def test_slow_forms_are_timed_together_with_the_base(run: GpuRun) -> None:
     table = run.table("some", "what", {"fast": lambda: list, "slow": lambda: list}, base="fast", slow=["slow"])
     assert table.row("slow").rounds == 3 and table.row("fast").ratio == 1.0
 

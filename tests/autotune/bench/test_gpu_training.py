@@ -13,7 +13,7 @@ from autotune.bench.run import DEFAULT, TUNED
 from tests.autotune.bench.conftest import Kernels, forms
 
 
-def test_training_steps_are_compared_at_the_same_number_of_parts(
+def test_training_steps_are_compared_with_the_same_number_of_micro_batches(
     run: GpuRun, kernels: dict[str, Kernels], fla: None, tiny: None
 ) -> None:
     (table,) = training.step(run, batch=4, tokens=8)
@@ -23,7 +23,7 @@ def test_training_steps_are_compared_at_the_same_number_of_parts(
     assert run.facts[f"{table.name}, {TUNED}, tokens/s"] == pytest.approx(32 / table.row(TUNED).seconds)
 
 
-def test_a_step_that_memory_does_not_suffice_for_is_taken_in_more_parts(
+def test_a_step_that_runs_out_of_memory_is_divided_into_more_micro_batches(
     run: GpuRun, fla: None, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = training._step
@@ -38,7 +38,7 @@ def test_a_step_that_memory_does_not_suffice_for_is_taken_in_more_parts(
     assert forms(table) == {TUNED, training.GLA} and "in 4 parts" in table.what
 
 
-def test_kernels_that_train_otherwise_are_a_failure(
+def test_kernels_with_other_gradients_are_a_failure(
     run: GpuRun, kernels: dict[str, Kernels], no_fla: None, tiny: None
 ) -> None:
     kernels[TUNED].off = 9.0

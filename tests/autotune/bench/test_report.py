@@ -52,7 +52,7 @@ def test_a_goal_is_measured_against_its_bound():
         (None, None, True, "not measured"),
     ],
 )  # fmt: skip
-def test_a_spread_wider_than_the_way_to_the_bound_decides_nothing(measured, spread, at_least, verdict):
+def test_a_goal_whose_spread_exceeds_the_distance_to_its_bound_is_not_decided(measured, spread, at_least, verdict):
     assert Goal("a goal", 2.4, at_least, measured, spread).verdict == verdict
 
 
@@ -89,7 +89,7 @@ def test_the_report_is_written_whole_and_shown(tmp_path):
     assert "note: nothing left out" in text
 
 
-def test_bars_have_the_spread_and_a_colour_of_one_meaning(tmp_path, monkeypatch):
+def test_bars_have_error_bars_and_each_kind_has_one_colour(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: (
         drawn.append(figure), path.write_bytes(b"")))  # fmt: skip
@@ -111,7 +111,7 @@ def test_bars_have_the_spread_and_a_colour_of_one_meaning(tmp_path, monkeypatch)
 
 @pytest.fixture
 def run(monkeypatch):
-    """Without kernels, where each form takes as many seconds as it has a place in its group; ``read``: bytes."""
+    """A run without kernels, in which each form takes its index in its group in seconds; ``read`` records bytes."""
 
     def interleaved(calls, rounds, seconds, clock):
         for call in calls.values():
@@ -127,7 +127,7 @@ def run(monkeypatch):
     return run
 
 
-def test_a_group_times_its_forms_in_turn_and_slow_ones_apart(run):
+def test_a_group_times_its_forms_in_turn_and_slow_ones_separately(run):
     found = ops.memory_step(run, tokens=2)
     assert run.groups == [["eager, in place", "eager, one gather", FLOOR], ["eager, slots", "eager, one gather"]]
     assert [(row.form, row.seconds, row.ratio, row.rounds, row.runs) for row in found.rows] == [
@@ -198,9 +198,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
         ("records/cpu.jsonl", r"cpu\.jsonl, line 1, is not a record"),
     ],
 )
-def test_what_cannot_be_written_or_read_is_found_out_before_anything_is_measured(
-    tmp_path, monkeypatch, taken, sentence
-):
+def test_unwritable_and_unreadable_paths_are_refused_before_measuring(tmp_path, monkeypatch, taken, sentence):
     path = tmp_path / taken
     path.parent.mkdir(exist_ok=True, parents=True)
     path.mkdir() if taken.endswith("/") else path.write_text("a letter")

@@ -1,4 +1,4 @@
-"""The measured bandwidth: what is read, how much of it, and which of the loops is taken. Times are made up."""
+"""The measured bandwidth: the bytes read and the choice of a loop, with simulated times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KB = 1024
 
 
 class Library:
-    """In the place of the compiled loops: what is asked of them."""
+    """Fake loops that record their calls."""
 
     def __init__(self) -> None:
         self.allocated: list[int] = []
@@ -43,7 +43,7 @@ class Library:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
-    """Each of the candidates is called once, and the second takes half a second, the others one."""
+    """Call each candidate once; the second takes half a second, the others one."""
     library = Library()
 
     def interleaved(calls: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, Timing]:
@@ -83,7 +83,7 @@ def test_a_buffer_is_a_quarter_of_each_cores_l2_or_sixteen_times_the_last_cache(
     assert library.allocated == [size]
 
 
-def test_a_buffer_is_given_back_and_one_that_cannot_be_had_is_an_error(library: Library) -> None:
+def test_a_buffer_is_freed_and_a_failed_allocation_is_an_error(library: Library) -> None:
     bw.reader("L2")
     gc.collect()
     assert library.released == [1]
@@ -123,7 +123,7 @@ def test_every_loop_reads_every_byte(compiled: Any, threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_as_many_bytes_are_read_as_are_asked_for(compiled: Any, threads: int) -> None:
+def test_the_requested_bytes_are_read(compiled: Any, threads: int) -> None:
     buffer = bw._Buffer(compiled, 64 * KB)
     for loop in range(compiled.loop_count()):
         read = bw._native_read(compiled, buffer, loop, threads)

@@ -23,13 +23,13 @@ RIGHT, WRONG = (AddressDecodeBackward(lanes=8, parallel=parallel) for parallel i
 
 @pytest.fixture
 def rows() -> list[int]:
-    """Of the logits of each call of a kernel."""
+    """Record the shape of the logits of each call of a kernel."""
     return []
 
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> Iterator[CpuRunner]:
-    """Of kernels that are the reference, which is off by 1 in the last number where it is to be wrong."""
+    """Kernels that are the reference, with an error of 1 in the last element if they should be wrong."""
 
     def build(workload: Workload, target: str, schedule: Schedule) -> Kernel:
         def function(grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor, grad: Tensor) -> None:
@@ -39,7 +39,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> Iterator[CpuRunn
 
         return Kernel(workload, schedule, function, True)
 
-    monkeypatch.setattr("autotune.measure.cpu_runner.keep_freed_memory", lambda: None)  # of the whole process
+    monkeypatch.setattr("autotune.measure.cpu_runner.keep_freed_memory", lambda: None)  # a setting of the whole process
     before = torch.get_num_threads()
     runner = CpuRunner(build)
     runner.open(WORKLOAD, "cpu", 3)
@@ -47,7 +47,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> Iterator[CpuRunn
     torch.set_num_threads(before)
 
 
-def test_numbers_are_checked_at_rows_that_no_vector_divides(runner: CpuRunner, rows: list[int]) -> None:
+def test_results_are_checked_at_rows_that_are_not_a_multiple_of_any_vector(runner: CpuRunner, rows: list[int]) -> None:
     for schedule in (RIGHT, WRONG):
         runner.build(schedule)
     runner.check(RIGHT)
@@ -57,7 +57,7 @@ def test_numbers_are_checked_at_rows_that_no_vector_divides(runner: CpuRunner, r
     assert rows == [33, 33]
 
 
-def test_a_kernel_is_timed_beside_eager_at_the_sizes_asked_for(
+def test_a_kernel_is_timed_with_eager_at_the_requested_sizes(
     runner: CpuRunner, rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Measuring on a GPU, with a device that is only pretended and kernels that are interpreted."""
+"""Measuring on a GPU, with a simulated device and interpreted kernels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def workload(op: Any, dtype: Any = "bfloat16", **sizes: int) -> Workload:
 
 
 class Device:
-    """A device on which each piece of work takes the milliseconds that it says, long after it was queued."""
+    """A simulated device that runs queued work of given milliseconds asynchronously."""
 
     def __init__(self) -> None:
         self.now, self.waits, self.log, self.host = 0.0, 0, [], 0.0
@@ -66,7 +66,7 @@ def device() -> Device:
 
 @pytest.fixture
 def clock(device: Device) -> CudaClock:
-    """A write takes 2 ms; the host takes as long to queue a call as ``device.queueing`` says."""
+    """A write takes 2 ms; queueing a call takes the host ``device.queueing``."""
     device.host = 7.0
     clock = CudaClock(lambda: device.work("flush", 2.0), device, lambda: device.host)
     device.log.clear()
@@ -79,12 +79,12 @@ def test_each_call_is_timed_without_the_flush_before_it(device: Device, clock: C
     assert device.log == ["flush", "call"] * 3
 
 
-def test_the_device_is_waited_for_once_a_sample(device: Device, clock: CudaClock) -> None:
+def test_the_host_synchronises_once_per_sample(device: Device, clock: CudaClock) -> None:
     clock.seconds(lambda: device.work("call", 2.0), 50)
     assert device.waits == 1
 
 
-def test_what_was_timed_is_not_held(clock: CudaClock) -> None:
+def test_the_clock_holds_no_reference_to_a_call(clock: CudaClock) -> None:
     held = torch.ones(1)
     call = partial(torch.neg, held)
     clock.seconds(call, 1)
@@ -151,7 +151,7 @@ def test_a_fused_token_agrees_with_its_parts_at_any_position() -> None:
 
 
 @pytest.mark.parametrize("cape_heads", [0, 1, 2])
-def test_a_fused_token_is_the_papers(cape_heads: int) -> None:
+def test_a_fused_token_equals_the_papers_definition(cape_heads: int) -> None:
     sizes = Sizes(batch=3, heads=2, order=2, sub_dim=3, top_k=4, width=5)
     inputs = random_inputs(sizes, torch.float64, torch.float64, position=4)
     expected = brute_force(inputs, sizes, cape_heads)
@@ -160,12 +160,12 @@ def test_a_fused_token_is_the_papers(cape_heads: int) -> None:
         assert relative_rmse(mine, right) < 1e-12
 
 
-def test_all_addresses_have_no_next_to_be_apart_from() -> None:
+def test_with_all_addresses_there_is_no_next_one_to_compare() -> None:
     drawn = torch.zeros(1, 2, 1, 2, 3)
     assert separated(lambda: drawn, torch.zeros(2, 1), top_k=9) is drawn
 
 
-def test_the_last_address_of_a_fused_token_is_no_tie() -> None:
+def test_the_last_address_of_a_fused_token_is_not_a_tie() -> None:
     projected, log_scale, *_ = Problem(workload("decode_heads", N=64)).arguments
     logits = projected[:, : 2 * 16 * 9].view(4, 2, 16, 3, 3).double() * log_scale.double().exp()[..., None, None]
     _, weights = EAGER.address_decode(logits, 5)

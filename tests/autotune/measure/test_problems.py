@@ -1,4 +1,4 @@
-"""What candidates are checked on."""
+"""The inputs and expected results with which candidates are checked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPS: tuple[Any, ...] = tuple(CONSTANTS)
 
 
 class Off:
-    """The reference with one number of one result changed."""
+    """The reference with one element of one result changed."""
 
     def __init__(self, result: int, change: float) -> None:
         self.result, self.change = result, change
@@ -81,13 +81,13 @@ HALF, QUARTER = [0.5, 0.5], [0.25] * 4
 @pytest.mark.parametrize(
     ("logits", "right", "wrong"),
     [
-        # All weights are equal: any slots are right, in any order, but each once and each there is.
+        # All weights are equal: any distinct slots in range are right, in any order.
         ([[0.0] * 4], ([3, 1, 0, 2], QUARTER), ([0, 0, 1, 2], QUARTER)),
         ([[0.0] * 4], ([3, 1, 0, 2], QUARTER), ([0, 0, 0, 0], QUARTER)),
         ([[0.0] * 4], ([3, 1, 0, 2], QUARTER), ([-1, 1, 0, 2], QUARTER)),
         ([[0.0] * 4], ([3, 1, 0, 2], QUARTER), ([4, 1, 0, 2], QUARTER)),
         ([[0.0] * 4], ([3, 1, 0, 2], QUARTER), ([2**31 - 1, 1, 0, 2], QUARTER)),
-        # Digits count from the lowest: slot 2 is the digits 0 and 1.
+        # The first digit is the least significant: slot 2 has the digits 0 and 1.
         ([[9.0, -9.0], [0.0, 0.0]], ([2, 0], HALF), ([1, 0], HALF)),
         ([[9.0, -9.0], [0.0, 0.0]], ([0, 2], HALF), ([0, 3], HALF)),
         ([[9.0, -9.0], [0.0, 0.0]], ([0, 2], HALF), ([0, 2], [0.5])),

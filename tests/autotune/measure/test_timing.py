@@ -12,7 +12,7 @@ from autotune.measure.timing import Timing, interleaved, ratio, spread
 
 
 class Time:
-    """Stands still but for what ``busy`` candidates take."""
+    """A clock that only ``busy`` candidates advance."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -101,7 +101,7 @@ def test_the_spread_is_the_interquartile_range_over_the_median() -> None:
     assert Timing((1.0, 2.0, 3.0, 4.0, 5.0), 5).spread == pytest.approx(2 / 3)
 
 
-def test_what_a_candidate_raises_passes_through() -> None:
+def test_exceptions_of_a_candidate_are_not_caught() -> None:
     with pytest.raises(ZeroDivisionError):
         interleaved({"bad": lambda: 1 / 0}, rounds=3, seconds=1)
 
@@ -109,6 +109,6 @@ def test_what_a_candidate_raises_passes_through() -> None:
 @pytest.mark.parametrize(
     ("candidates", "rounds", "named"), [({}, 3, "candidates"), ({"a": math.sqrt}, 0, "rounds is 0")]
 )
-def test_nothing_to_time_is_refused(candidates: Any, rounds: int, named: str) -> None:
+def test_no_candidates_are_refused(candidates: Any, rounds: int, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         interleaved(candidates, rounds=rounds, seconds=1)

@@ -1,4 +1,4 @@
-"""The time model: occupancy as by hand, more of anything never faster, and what is rejected."""
+"""The time model: occupancy computed by hand, monotonicity, and rejected binaries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEEDS = Resources(registers=64, spilled=0, local=0, shared=0)
 
 
 def launch(gpu: str = "a100", **changes: float) -> Compiled:
-    """WORK and NEEDS, some of them changed."""
+    """WORK and NEEDS with changes."""
     work = {name: value for name, value in changes.items() if hasattr(WORK, name)}
     needs = {name: value for name, value in changes.items() if hasattr(NEEDS, name)}
     return Compiled("kernel", replace(WORK, **work), replace(NEEDS, **needs))
@@ -147,7 +147,7 @@ def test_a_state_larger_than_l2_comes_from_memory() -> None:
         ({"steps": 1, "dram_bytes": 1.0, "cache_bytes": 1.0, "operations": 1.0, "shared_bytes": 1.0}, "launch"),
     ],
 )
-def test_what_binds_is_named(changes: dict[str, float], binds: str) -> None:
+def test_the_longest_term_is_named(changes: dict[str, float], binds: str) -> None:
     (found,) = explain([launch(**changes)], gpu_of("a100"))
     assert found.binds == binds
     assert found.seconds >= max(found.terms.values())
@@ -175,7 +175,7 @@ def test_rejections_say_why(target: str, changes: dict[str, float], status: str,
 
 
 @pytest.mark.parametrize("changes", [{}, {"threads": 32}, {"threads": 1024, "registers": 64}, {"shared": 163 << 10}])
-def test_what_is_fit_passes(changes: dict[str, float]) -> None:
+def test_a_valid_binary_passes(changes: dict[str, float]) -> None:
     check(launch(**changes), gpu_of("a100"))
 
 

@@ -1,4 +1,4 @@
-"""A tuning run for a GPU that is not there, whose times follow a rule."""
+"""A tuning run for a GPU that is not available, with simulated times."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEEDS = Launch(name="kernel", registers=40, spilled=0, local=0, shared=0)
 
 
 class Synthetic:
-    """In the place of a worker, by a rule: what a schedule takes, or how it fails."""
+    """A fake worker that simulates a schedule's time or failure."""
 
     def __init__(self, rule: Any) -> None:
         self.rule = rule

@@ -1,4 +1,4 @@
-"""Tuning for a GPU that is not there: compiled, ranked by a model, and said to be so at every step."""
+"""Tuning for a GPU that is not available: candidates are compiled and ranked by a model, as all outputs say."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytest.importorskip("optuna", reason="tuning needs optuna: pip install 'ramnet[t
 
 
 @pytest.mark.parametrize("target", ["a100", "mi300x"])
-def test_every_candidate_is_really_compiled(tmp_path: Path, compiler: Worker, target: str) -> None:
+def test_every_candidate_is_compiled(tmp_path: Path, compiler: Worker, target: str) -> None:
     pytest.importorskip("triton", reason="the GPU kernels need triton: pip install 'ramnet[gpu]'")
     shown: list[Progress] = []
     (result,) = run(tmp_path, compiler, target=target, trials=2, on_progress=shown.append)
@@ -63,14 +63,14 @@ def test_the_best_by_the_model_is_recorded_with_what_its_binaries_need(tmp_path:
     assert record.trials == len(others()) + 1
 
 
-def test_the_default_stays_within_what_the_model_can_tell(tmp_path: Path) -> None:
+def test_the_default_stays_within_the_accuracy_of_the_model(tmp_path: Path) -> None:
     (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == DEFAULT else 1e-5 / (LEAST_GAIN - 0.001)))
     assert result.is_default
     assert result.record.gain == 1.0
     assert "no gain" in report.cells(result)
 
 
-def test_what_is_not_fit_is_never_recorded(tmp_path: Path) -> None:
+def test_a_schedule_that_cannot_be_used_is_never_recorded(tmp_path: Path) -> None:
     spills = replace(NEEDS_SPILLED, seconds=1e-9)
     (result,) = run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == DEFAULT else spills))
     assert result.is_default
@@ -83,13 +83,13 @@ def test_what_is_not_fit_is_never_recorded(tmp_path: Path) -> None:
 NEEDS_SPILLED = Prediction(1e-5, (NEEDS.model_copy(update={"spilled": 8}),), (), "spills", "kernel spills 8 bytes")
 
 
-def test_a_default_that_is_not_fit_is_still_the_yardstick(tmp_path: Path) -> None:
+def test_gains_are_relative_to_the_default_even_if_it_cannot_be_used(tmp_path: Path) -> None:
     (result,) = run(tmp_path, Synthetic(lambda schedule: NEEDS_SPILLED if schedule == DEFAULT else 4e-5))
     assert not result.is_default
     assert result.record.gain == 0.25
 
 
-def test_where_nothing_is_fit_no_record_is_written(tmp_path: Path) -> None:
+def test_if_no_schedule_can_be_used_no_record_is_written(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"none of the schedules that were compiled is fit for a100; .* spills 8"):
         run(tmp_path, Synthetic(lambda schedule: NEEDS_SPILLED))
     assert not (tmp_path / "records.jsonl").exists()
@@ -100,7 +100,7 @@ def test_a_default_that_cannot_be_compiled_ends_the_run_in_one_line(tmp_path: Pa
         run(tmp_path, Synthetic(lambda schedule: FailedError("compile_error", "no such register")))
 
 
-def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_stopped_search_is_resumed(tmp_path: Path) -> None:
     first = Synthetic(lambda schedule: 1e-5)
     run(tmp_path, first, trials=2)
     second = Synthetic(lambda schedule: 1e-5)
@@ -109,7 +109,7 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not {*first.tried[1:]} & {*second.tried[1:]}
 
 
-def test_by_another_time_model_it_is_another_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_time_model_starts_another_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (first,) = run(tmp_path, Synthetic(lambda schedule: 1e-5), trials=2)
     monkeypatch.setattr("lowering.fingerprint._time_models", lambda: frozenset({"autotune.model.cpu"}))
     (second,) = run(tmp_path, Synthetic(lambda schedule: 1e-5), trials=2)
@@ -132,7 +132,7 @@ def bad_predictor() -> Predictor:
 
 
 def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: "nvcc")  # so that TIR is tried on any machine
+    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: "nvcc")  # TIR is then tried on any machine
     with Worker(1, makes=bad_predictor) as worker:
         (result,) = run(tmp_path, worker)
     assert result.is_default

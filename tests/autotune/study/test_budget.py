@@ -1,4 +1,4 @@
-"""How a tuning run spends its seconds, by a clock that only its measurements move, and what it makes of the samples."""
+"""How a tuning run spends its seconds, with a simulated clock, and how it evaluates samples."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHERS = [schedule for schedule in every_schedule(MANY, "cpu") if schedule != DE
 
 
 class Timed:
-    """Measures by a rule, ``seconds_a_call`` of each schedule, and takes its time: a second to build, and as told."""
+    """Simulates ``seconds_a_call`` of each schedule and advances the clock by a second per build and its times."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds_a_call: float = 1e-5) -> None:
         self.now, self.seconds_a_call = 0.0, seconds_a_call
@@ -78,7 +78,7 @@ def test_a_search_ends_within_its_seconds_and_uses_them(
     assert {progress.most_trials for progress in shown} == {len(OTHERS) + 1}
 
 
-def test_the_end_has_a_third_of_the_seconds_at_most_and_nine_of_many(
+def test_the_reserve_is_at_most_a_third_and_nine_seconds_of_a_long_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seconds, kept in ((6.0, 2.0), (60.0, 9.0)):
@@ -113,7 +113,7 @@ def test_trials_bound_a_search_with_seconds_left(tmp_path: Path, monkeypatch: py
     assert {progress.most_trials for progress in shown} == {5}
 
 
-def test_the_seconds_are_shared_by_the_models_time_and_what_is_left_goes_on(
+def test_seconds_are_distributed_by_the_models_time_and_unused_ones_are_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = Timed(monkeypatch)
@@ -141,7 +141,7 @@ def test_shares_are_of_recorded_times_else_of_guesses(tmp_path: Path, monkeypatc
     assert recorded[1] > 0.45, "a call takes a second"
 
 
-def test_the_largest_share_comes_first_where_there_are_seconds_and_results_are_in_the_order_asked_for(
+def test_the_largest_share_is_searched_first_and_results_are_in_the_requested_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = {MANY.name: 1, FEW.name: 5}
@@ -155,7 +155,7 @@ def test_the_largest_share_comes_first_where_there_are_seconds_and_results_are_i
 
 
 class Slow(Timed):
-    """Each build takes 20 s, and what is not done at the deadline is killed then."""
+    """Each build takes 20 s, and is killed at the deadline."""
 
     deadline: float | None = None
 
@@ -192,7 +192,7 @@ def test_slow_builds_do_not_make_a_run_longer_than_its_seconds_and_a_trial(
     )
 
 
-def test_a_trial_that_the_end_cuts_short_is_no_failure_and_is_tried_again(
+def test_a_trial_interrupted_by_the_end_is_not_a_failure_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Late(Slow):
@@ -223,7 +223,7 @@ def test_a_run_without_time_tries_nothing_and_records_nothing(tmp_path: Path, mo
 def test_the_finalists_have_as_many_rounds_as_fit_but_enough_to_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds_a_call: float, rounds: int, seconds: float
 ) -> None:
-    """A round of the default and three finalists, each with a call before it that is not timed."""
+    """A round of the default and three finalists, each preceded by an untimed call."""
     timed = Timed(monkeypatch, seconds_a_call)
     run(tmp_path, timed, Budget(None, 6))
     finalists, last = timed.asked[-2:]

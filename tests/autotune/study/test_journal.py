@@ -1,4 +1,4 @@
-"""Journals that are damaged, foreign or no files at all: one sentence, and the file stays as it was."""
+"""Journals that are damaged, foreign or not files are refused in one sentence and not changed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def refused(folder: Path, content: bytes) -> str:
-    """Why a journal is refused, which leaves it alone."""
+    """Return why a journal is refused, and check that it is not changed."""
     journal = folder / "journal.log"
     journal.write_bytes(content)
     with pytest.raises(ValueError) as caught:
@@ -52,7 +52,7 @@ def changed(whole: bytes, op_code: int, change: Callable[[Line], object], which:
 @pytest.mark.parametrize(
     "content", [b"hello\n", b"hello", b"\n", b"\x80\x81\n", b"\xff\xfe{\x00\n\x00", b"[" * 100_000 + b"\n"]
 )
-def test_what_is_no_json_is_named_by_its_line(tmp_path: Path, whole: bytes, content: bytes) -> None:
+def test_a_line_that_is_not_json_is_named(tmp_path: Path, whole: bytes, content: bytes) -> None:
     assert (
         refused(tmp_path, content) == ", line 1, is not a line of an Optuna journal: it is not JSON; name another file"
     )
@@ -91,7 +91,7 @@ def test_a_field_that_is_missing_or_of_another_type_is_named(
 def test_studies_and_trials_that_do_not_exist_are_named(
     tmp_path: Path, whole: bytes, op_code: int, field: str, value: int
 ) -> None:
-    """Optuna itself passes over such lines in silence."""
+    """Optuna itself ignores such lines silently."""
     content, number = changed(whole, op_code, lambda line: line.update({field: value}))
     said = rf", line {number}, is not a line of an Optuna journal: {field} is {value}, and \d+ were begun before it;"
     assert re.match(said, refused(tmp_path, content))
@@ -111,9 +111,7 @@ def test_studies_and_trials_that_do_not_exist_are_named(
         (SET_ATTRIBUTE, {"user_attr": {}}),
     ],
 )  # fmt: skip
-def test_what_optuna_makes_no_sense_of_is_named_by_its_line(
-    tmp_path: Path, whole: bytes, op_code: int, change: Line
-) -> None:
+def test_a_line_that_optuna_cannot_apply_is_named(tmp_path: Path, whole: bytes, op_code: int, change: Line) -> None:
     content, number = changed(whole, op_code, lambda line: line.update(change))
     assert f", line {number}, is not a line of an Optuna journal: " in refused(tmp_path, content)
 
@@ -142,7 +140,7 @@ OTHER = '{"name":"CategoricalDistribution","attributes":{"choices":[3,5,7]}}'
         (SET_STATE, -1, {"values": [1.0, 2.0]}, "its value is [1.0, 2.0]; it must be a number"),
     ],
 )
-def test_a_trial_from_which_no_search_can_go_on_is_named(
+def test_a_trial_from_which_a_search_cannot_continue_is_named(
     tmp_path: Path, whole: bytes, op_code: int, which: int, change: Line, why: str
 ) -> None:
     content, _ = changed(whole, op_code, lambda line: line.update(change), which)
@@ -156,7 +154,7 @@ def test_a_measured_trial_without_all_its_knobs_is_named(tmp_path: Path, whole: 
     assert "is damaged: some of its knobs are missing; name another file" in said
 
 
-def test_a_trial_that_a_kill_cut_off_before_it_had_its_knobs_is_passed_over(tmp_path: Path, whole: bytes) -> None:
+def test_a_trial_killed_before_it_had_its_knobs_is_ignored(tmp_path: Path, whole: bytes) -> None:
     content, _ = changed(whole, SET_ATTRIBUTE, lambda line: line["user_attr"]["owner"].update(pid=2**31 - 1), which=-3)
     lines = content.splitlines(keepends=True)
     cut = max(i for i, line in enumerate(lines) if b'"param_name":"tile"' in line) + 1
@@ -168,7 +166,7 @@ def test_a_trial_that_a_kill_cut_off_before_it_had_its_knobs_is_passed_over(tmp_
 
 
 def test_studies_and_trials_count_as_optuna_counts_them(tmp_path: Path, whole: bytes) -> None:
-    """A second study of one name is none, and neither is a trial of a study that was deleted."""
+    """A second study of the same name is not counted, and neither is a trial of a deleted study."""
     first, *_, last = whole.splitlines(keepends=True)
     trial = b'{"op_code":4,"worker_id":"x","study_id":%d,"datetime_start":null}\n'
     assert "study_id is 1, and 1 were begun before it" in refused(tmp_path, first + first + trial % 1)
@@ -187,7 +185,7 @@ def test_a_deleted_study_and_one_of_its_name_after_it_are_a_journal(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "link"])
-def test_what_is_no_file_is_refused_and_not_read(tmp_path: Path, kind: str) -> None:
+def test_something_other_than_a_file_is_refused_and_not_read(tmp_path: Path, kind: str) -> None:
     journal = tmp_path / "journal.log"
     match kind:
         case "folder":

@@ -1,4 +1,4 @@
-"""What is known before a tuning run is compared with what it finds, and stays unless that is faster."""
+"""Known schedules are compared with what a tuning run finds, and stay unless that is faster."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_recorded_schedule_is_tried_right_after_the_default(tmp_path: Path) 
 
 
 def near(rows: int, lanes: int, **changes: Any) -> Record:
-    """A record of as many rows."""
+    """A record of a workload with ``rows`` rows."""
     time = Time(median=1e-6, spread=0.0, runs=9)
     return Record(
         workload=WORKLOAD.model_copy(update={"shape": {**WORKLOAD.shape, "R": rows}}), target="cpu", device="here",
@@ -47,7 +47,7 @@ def near(rows: int, lanes: int, **changes: Any) -> Record:
     ).model_copy(update=changes)  # fmt: skip
 
 
-def test_what_a_record_would_displace_is_its_own_and_what_is_used_until_then() -> None:
+def test_a_record_would_replace_its_own_schedule_and_the_one_that_is_currently_used() -> None:
     def lanes(*known: Record) -> list[int]:
         found = displaced_by(WORKLOAD, known, "cpu", "here")
         return [schedule.lanes for schedule in found]  # type: ignore[attr-defined]
@@ -109,7 +109,9 @@ def test_what_is_faster_than_the_known_best_replaces_it(tmp_path: Path, better: 
 
 
 @pytest.mark.parametrize(("status", "stays"), [("wrong_result", False), ("crash", False), ("build_timeout", True)])
-def test_a_known_best_that_fails_is_replaced_but_not_for_want_of_time(tmp_path: Path, status: str, stays: bool) -> None:
+def test_a_known_best_that_fails_is_replaced_unless_it_ran_out_of_time(
+    tmp_path: Path, status: str, stays: bool
+) -> None:
     class Fails(Synthetic):
         def try_out(self, schedule: Schedule) -> None:
             super().try_out(schedule)
@@ -134,7 +136,7 @@ def test_a_known_best_outside_the_knobs_that_are_searched_is_compared_too(
     assert (record.schedule(), record.gain) == (BEST, 1.6)
 
 
-def test_what_another_process_records_meanwhile_stays_where_it_was_not_compared(tmp_path: Path) -> None:
+def test_a_record_of_another_process_stays_if_it_was_not_compared(tmp_path: Path) -> None:
     class Meanwhile(Synthetic):
         def open(self, workload: Workload, target: str) -> None:
             super().open(workload, target)

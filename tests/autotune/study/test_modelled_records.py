@@ -1,4 +1,4 @@
-"""Records of what was modelled: which of them stay, which are chosen, and what they say."""
+"""Modelled records: which are kept, which are chosen, and what they contain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHIPPED = next(
 def test_one_trial_does_not_replace_a_better_schedule_of_a_layers_scan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvcc: str | None
 ) -> None:
-    """Where its compiler is not there, so that it cannot be compared, the record stays, and a note says so."""
+    """If its compiler is missing, so that it cannot be compared, the record stays, with a note."""
     monkeypatch.setattr("lowering.nvcc.nvcc", lambda: nvcc)
     path = tmp_path / "records.jsonl"
     best = SHIPPED.schedule()
@@ -39,7 +39,7 @@ def test_one_trial_does_not_replace_a_better_schedule_of_a_layers_scan(
         assert not result.kept
 
 
-def test_the_known_best_stays_within_what_the_model_can_tell(tmp_path: Path) -> None:
+def test_the_known_best_stays_within_the_accuracy_of_the_model(tmp_path: Path) -> None:
     known, another = others()[:2]
     run(tmp_path, Synthetic(lambda schedule: 1e-5 if schedule == known else 2e-5))
     (tmp_path / "journal.log").unlink()

@@ -1,4 +1,4 @@
-"""The search: what is tried, in what order, and what survives."""
+"""The search: which schedules are tried, in what order, and what survives interruptions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VALID = [schedule for schedule in COMBINATIONS if schedule.refusal(WORKLOAD) is 
 
 
 def gain(schedule: Schedule) -> float:
-    """A made-up gain: another for every schedule."""
+    """A fictitious gain, different for every schedule."""
     return 1 + zlib.crc32(schedule.model_dump_json().encode()) / 2**32
 
 
@@ -139,7 +139,7 @@ def run_until_killed(folder: Path, trials: int) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_after_kill_9_the_search_goes_on_with_the_trial_that_was_cut_off(tmp_path: Path) -> None:
+def test_after_kill_9_the_search_repeats_the_interrupted_trial(tmp_path: Path) -> None:
     run_until_killed(tmp_path, trials=5)
     found = study(tmp_path)
     assert found.summary().trials == 5
@@ -151,7 +151,7 @@ def test_after_kill_9_the_search_goes_on_with_the_trial_that_was_cut_off(tmp_pat
     assert found.summary().statuses["killed"] == 1
 
 
-def test_what_keeps_killing_its_process_is_not_begun_for_ever(tmp_path: Path) -> None:
+def test_a_schedule_that_keeps_killing_its_process_is_given_up(tmp_path: Path) -> None:
     for _ in range(MOST_KILLS):
         run_until_killed(tmp_path, trials=0)
     tried = search(study(tmp_path))
@@ -159,7 +159,7 @@ def test_what_keeps_killing_its_process_is_not_begun_for_ever(tmp_path: Path) ->
     assert len(tried) == len(VALID) - 1
 
 
-def test_a_trial_of_a_process_that_lives_is_left_alone(tmp_path: Path) -> None:
+def test_a_trial_of_a_running_process_is_not_taken_over(tmp_path: Path) -> None:
     mine, other = study(tmp_path), study(tmp_path)
     mine.begin()
     suggestion = mine.next()
@@ -171,7 +171,7 @@ def test_a_trial_of_a_process_that_lives_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seconds", "killed"), [(1e9, 0), (0.0, 1)])
 @pytest.mark.parametrize(("name", "told"), [("socket.gethostname", "elsewhere"), ("autotune.study.study._birth", None)])
-def test_a_trial_of_a_process_that_cannot_be_looked_up_is_taken_over_after_its_time(
+def test_a_trial_of_an_unknown_process_is_taken_over_after_its_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str | None, seconds: float, killed: int
 ) -> None:
     other = study(tmp_path)
@@ -205,7 +205,7 @@ def note(folder: Path, process: int) -> None:
         found.optuna.set_user_attr(f"{process}, {i}", 0)
 
 
-def test_what_several_processes_write_at_once_is_all_there(tmp_path: Path) -> None:
+def test_concurrent_writes_of_several_processes_are_all_kept(tmp_path: Path) -> None:
     study(tmp_path).begin()
     with multiprocessing.get_context("fork").Pool(4) as pool:
         pool.starmap(note, [(tmp_path, process) for process in range(4)])
@@ -216,13 +216,13 @@ def test_missing_folders_are_made(tmp_path: Path) -> None:
     assert len(search(study(tmp_path / "new" / "folder"), most=1)) == 1
 
 
-def test_a_first_line_that_a_kill_tore_is_begun_anew(tmp_path: Path) -> None:
+def test_an_incomplete_first_line_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "journal.log").write_text('{"op_code":0,"worker_id":"x","stud')
     assert len(search(study(tmp_path))) == len(VALID)
 
 
 @pytest.mark.parametrize("length", [10, 100_000])
-def test_a_line_that_a_kill_tore_is_dropped(tmp_path: Path, length: int) -> None:
+def test_an_incomplete_last_line_is_removed(tmp_path: Path, length: int) -> None:
     search(study(tmp_path), most=3)
     journal = tmp_path / "journal.log"
     with journal.open("ab") as file:

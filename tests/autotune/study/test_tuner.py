@@ -44,7 +44,7 @@ def test_the_default_stays_where_there_is_no_gain(tmp_path: Path) -> None:
     assert "no gain" in report.cells(result)
 
 
-def test_a_lucky_trial_is_found_out_by_the_final_comparison(tmp_path: Path) -> None:
+def test_a_trial_that_was_faster_by_chance_loses_the_final_comparison(tmp_path: Path) -> None:
     class Lucky(Synthetic):
         def measure(self, candidates: Any, rounds: int, seconds: float) -> dict[str, Timing]:
             self.gain = lambda schedule: 2.0 if schedule == BEST and "candidate" in candidates else 1.0
@@ -103,7 +103,7 @@ def test_ctrl_c_keeps_the_journal_and_writes_no_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, FailedError("crash", "signal 11"), OSError("no space")])
-def test_what_ends_the_run_keeps_the_records_of_the_workloads_before(tmp_path: Path, end: Any) -> None:
+def test_an_interrupted_run_keeps_the_records_of_finished_workloads(tmp_path: Path, end: Any) -> None:
     workloads = [WORKLOAD.model_copy(update={"shape": {**WORKLOAD.shape, "R": rows}}) for rows in (32, 64, 128)]
 
     class EndsInTheThird(Synthetic):
@@ -129,7 +129,7 @@ def test_a_journal_is_read_once_for_all_workloads(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("option", ["journal", "records_file"])
-def test_what_cannot_be_written_or_read_is_found_out_before_the_search(tmp_path: Path, option: str) -> None:
+def test_unwritable_and_unreadable_paths_are_refused_before_the_search(tmp_path: Path, option: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "damaged").write_text("a letter")
     search = Synthetic(lambda schedule: 1.0)

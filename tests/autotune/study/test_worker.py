@@ -1,4 +1,4 @@
-"""A worker's process: what it survives, when it is ended, and what it leaves behind."""
+"""A worker's process: its failures, its end, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_each_failure_in_a_worker_costs_one_trial(tmp_path: Path) -> None:
     assert page.count("data:image/png;base64") == 0  # two gains are no history
 
 
-def test_what_goes_on_at_the_deadline_is_ended_and_says_nothing_of_the_schedule() -> None:
+def test_an_operation_at_the_deadline_is_killed_and_is_not_a_failure_of_the_schedule() -> None:
     hanging = AddressDecodeBackward(lanes=4, parallel=True)
     assert faulty.hangs(hanging, "build")
     with Worker(1, makes=faulty.Faulty) as worker:
@@ -61,7 +61,7 @@ def test_what_goes_on_at_the_deadline_is_ended_and_says_nothing_of_the_schedule(
         worker.try_out(DEFAULT)
 
 
-def test_a_schedule_that_compiles_for_ever_is_ended() -> None:
+def test_a_schedule_that_compiles_forever_is_killed() -> None:
     with faulty.Impatient(faulty.hangs, makes=faulty.Faulty) as worker:
         worker.open(WORKLOAD, "cpu")
         with pytest.raises(FailedError, match=r"predict took longer than 0\.5 s") as caught:

@@ -19,7 +19,7 @@ TINY_TEXT = ("--length", "8", "--batch-size", "2", "--kernels", "reference")
 
 @pytest.fixture
 def ramnet(command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `ramnet train` in this process; gives its exit status, stdout and stderr."""
+    """Run `ramnet train` in this process and return its exit status, stdout and stderr."""
     return lambda *arguments: (command_line("train", *arguments), *capsys.readouterr())
 
 
