@@ -3,7 +3,7 @@
 
 Contents::
 
-    use, compiled       the context manager and the compiled model
+    backends, compiled  the context manager and the compiled model
     targets, cache      the supported machines; the disk cache of compiled kernels
     model/              replaces a model's blocks and head in lowering.compile
     cpu/                backend, build, runtime, and one TIR template per op
@@ -14,9 +14,28 @@ Contents::
     emit                loops and expressions that the TIR templates share
 """
 
-from lowering.compiled import compile
-from lowering.cpu.build import Kernel, lower
-from lowering.targets import TARGETS, Target, find
-from lowering.use import use
+from typing import TYPE_CHECKING
+
+from ramnet.lazy import attributes
+
+if TYPE_CHECKING:
+    from lowering.backends import use
+    from lowering.compiled import compile
+    from lowering.cpu.build import Kernel, lower
+    from lowering.targets import TARGETS, Target, find
 
 __all__ = ["TARGETS", "Kernel", "Target", "compile", "find", "lower", "use"]
+
+# torch is imported with the first name that needs it, so that the command line can print its help without it.
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "TARGETS": "lowering.targets",
+        "Kernel": "lowering.cpu.build",
+        "Target": "lowering.targets",
+        "compile": "lowering.compiled",
+        "find": "lowering.targets",
+        "lower": "lowering.cpu.build",
+        "use": "lowering.backends",
+    },
+)

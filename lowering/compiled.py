@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lowering import targets
+from lowering.backends import backend_name
 from lowering.gpu.compilers import interpreted
 from lowering.model import decode_block, heads_block, projection
 from lowering.model.token_graphs import TokenGraphs
 from lowering.model.untouched import is_hooked
-from lowering.use import backend_name
 from ramnet.model import RamNetForCausalLM, RamNetOutput
 from ramnet.ops import using
 from ramnet.sequences import Sequences

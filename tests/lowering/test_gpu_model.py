@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lowering
-from lowering import targets
+from lowering import backends, targets
 from lowering.gpu import backend as gpu_backend
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState, ops
 from tests.samples import relative_rmse
 
-use = importlib.import_module("lowering.use")  # "lowering.use" is the function, not the module
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the GPU kernels need triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -26,9 +25,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Create backends anew in each test, with their warnings."""
-    use.backend_name.cache_clear()
+    backends.backend_name.cache_clear()
     yield
-    use.backend_name.cache_clear()
+    backends.backend_name.cache_clear()
 
 
 def model_with(cape_heads: str) -> RamNetForCausalLM:
@@ -147,7 +146,7 @@ def test_launches_go_to_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatc
 
 
 def gpu_is(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
-    for module in (use, gpu_backend):
+    for module in (backends, gpu_backend):
         monkeypatch.setattr(module, "here", lambda: name and targets.find(name))
 
 
@@ -158,7 +157,7 @@ def test_a_gpu_target_without_a_gpu_is_refused_with_an_alternative(monkeypatch: 
     with pytest.raises(RuntimeError, match=message), lowering.use("h200"):
         pass
     with pytest.raises(RuntimeError, match="there is no GPU here for the backend 'gpu'"):
-        use.gpu_backend()
+        backends.gpu_backend()
 
 
 @pytest.mark.parametrize(("value", "asked"), [("1", True), ("TRUE", True), ("on", True), ("0", False), ("", False)])
@@ -166,7 +165,7 @@ def test_kernels_are_interpreted_where_triton_is_asked_to(
     value: str, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", value)
-    assert use.interpreted() == asked
+    assert backends.interpreted() == asked
 
 
 @needs_triton
@@ -195,7 +194,7 @@ def test_the_backend_gpu_is_this_machines_gpu(monkeypatch: pytest.MonkeyPatch) -
 def test_without_triton_the_reference_runs_and_one_notice_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_is(monkeypatch, "h200")
     found = importlib.util.find_spec
-    monkeypatch.setattr(use.importlib.util, "find_spec", lambda name: None if name == "triton" else found(name))
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None if name == "triton" else found(name))
     model = model_with("half")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

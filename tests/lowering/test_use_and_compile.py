@@ -114,8 +114,8 @@ def test_unknown_target_is_refused_with_those_known(model: RamNetForCausalLM) ->
 
 
 def test_without_tvm_the_reference_runs_and_one_notice_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowering.backends import backend_name
     from lowering.cpu import runtime
-    from lowering.use import backend_name
 
     def absent(name: str) -> None:
         return None if name.startswith("tvm") else importlib.util.find_spec(name)

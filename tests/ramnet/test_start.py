@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+import lowering
 import ramnet
 import ramnet.training
 from ramnet.plugins import docstring, plugins
@@ -28,9 +29,7 @@ def python(program: str, *arguments: str, cwd: Path = ROOT, **environment: str) 
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "words", ["", "tune", "bench", "export", "generate", "train", "train mqar", "train text"], ids=str.split
-)
+@pytest.mark.parametrize("words", ["", *plugins("ramnet.commands"), "train mqar", "train text"], ids=str.split)
 def test_help_imports_nothing_heavy(words: str) -> None:
     program = f"import atexit; from ramnet.cli import main\n@atexit.register\ndef _(): {NONE_HEAVY}\nmain()"
     done = python(program, *words.split(), "--help")
@@ -51,7 +50,7 @@ def test_importing_the_package_and_a_configuration_imports_no_torch() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("package", [ramnet, ramnet.training], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [ramnet, ramnet.training, lowering], ids=lambda package: package.__name__)
 def test_every_public_name_can_be_imported(package: object) -> None:
     names = package.__all__
     listed = f"import {package.__name__} as package; assert {{*{names}}} <= {{*dir(package)}}"
