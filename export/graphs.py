@@ -50,10 +50,10 @@ def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
     tokens = {} if kind == "decode" else {1: torch.export.Dim("tokens")}
     past = state.tensors()
     names = list(past)
-    with warnings.catch_warnings(), _quiet("torch.onnx"), _quiet("onnxscript"):
+    with warnings.catch_warnings(), _evaluating(model), _quiet("torch.onnx"), _quiet("onnxscript"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Stateful(model).eval(),
+            _Stateful(model),
             (ids, list(past.values())),
             dynamic_shapes=(batch | tokens, [batch] * len(names)),
             input_names=["input_ids", *(PAST + name for name in names)],
@@ -113,6 +113,18 @@ def save(models: dict[str, onnx_ir.Model], directory: Path) -> None:
             )  # fmt: skip
     for name, model in models.items():
         onnx_ir.save(model, directory / f"{name}.onnx")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode within the block; each module is then in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class _Stateful(nn.Module):

@@ -111,7 +111,12 @@ class BoundStep:
             raise ValueError(f"input_ids has {len(input_ids)} rows; the state is of batch size {len(self._ids)}")
         with self._lock:
             self._ids[:] = input_ids
-            self._graph.run_bound(self._binding)
+            try:
+                self._graph.run_bound(self._binding)
+            except RuntimeError as error:
+                # Some arrays are of the next token already. A copy of all of them before each would cost O(M) a token.
+                self._arrays[POSITION][...] = -1
+                raise RuntimeError(f"{error}; the state is updated in part and not taken from here on") from None
             self._arrays[POSITION][...] = self._next_position
             return self._logits.copy()
 

@@ -83,6 +83,9 @@ class OnnxSession:
 
         Each array of the state is bound as both input and output, so that onnxruntime writes only K of its rows and
         does not copy it. The time does not depend on M.
+
+        Raises RuntimeError if onnxruntime fails. ``state``, which may be updated in part, is refused from then on: its
+        position is −1.
         """
         tokens = self._check(input_ids)
         if tokens != 1:

@@ -176,6 +176,14 @@ def test_weights_that_all_lie_in_the_graphs_have_their_file_and_digest_too(
     assert torch.equal(OnnxSession(tmp_path / "onnx")(ids).logits, OnnxSession(mixed.onnx)(ids).logits)
 
 
+def test_an_export_leaves_each_module_in_the_mode_it_was_in(tmp_path: Path) -> None:
+    model = make_model("bare").train()
+    model.blocks[0].eval()
+    modes = [module.training for module in model.modules()]
+    export_onnx(model, tmp_path / "onnx")
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_an_export_does_not_change_the_random_state(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

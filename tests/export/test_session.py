@@ -186,6 +186,25 @@ def test_bad_input_is_named(mixed: Exported) -> None:
         OnnxSession(mixed.onnx, threads=0)
 
 
+def test_a_state_whose_step_failed_half_way_is_refused(mixed: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, token = OnnxSession(mixed.onnx, threads=1), torch.tensor([[3]])
+    state, other = OnnxState.zeros(session.config, 1), OnnxState.zeros(session.config, 1)
+    session.step(token, state)
+    whole = session.graphs["decode"].run_bound
+
+    def half(binding: Any) -> None:
+        whole(binding)
+        raise RuntimeError("decode.onnx failed in onnxruntime: out of memory")
+
+    monkeypatch.setattr(session.graphs["decode"], "run_bound", half)
+    with pytest.raises(RuntimeError, match="out of memory; the state is updated in part and not taken from here on"):
+        session.step(token, state)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="state position holds -1"):
+        session.step(token, state)
+    session.step(token, other)
+
+
 @pytest.mark.parametrize(
     ("input_ids", "problem"), [(np.zeros((2, 1), np.float32), "INVALID_ARGUMENT"), (np.full((2, 1), 256), "Gather")]
 )
