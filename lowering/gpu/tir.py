@@ -66,11 +66,22 @@ class Kernels:
         self.schedule.require(self.workload)
         return self.template(self.workload, self.schedule, cuda, _name(self.state), reverse_threads)
 
-    def source(self, gpu: Gpu) -> Source:
-        """CUDA C. Errors as in ``module`` and ``lowering.gpu.cuda.generate.generate``."""
+    @cached_property
+    def _gpu_module(self) -> Any:
+        return self.module(cuda=True)
+
+    @cached_property
+    def _source(self) -> Source:
         from lowering.gpu.cuda.generate import generate
 
-        return generate(self.op, self.module(cuda=True), gpu)
+        return generate(self._gpu_module)
+
+    def source(self, gpu: Gpu) -> Source:
+        """Return the kernels as CUDA C. Raises as ``module`` and ``lowering.gpu.cuda.generate.require_shared`` do."""
+        from lowering.gpu.cuda.generate import require_shared
+
+        require_shared(self.op, self._gpu_module, gpu)
+        return self._source
 
     def resources(self, gpu: Gpu) -> dict[str, Resources]:
         """What each kernel's binary needs. Errors as in ``source`` and ``lowering.nvcc.compile_cuda``."""

@@ -94,7 +94,7 @@ def test_cpu_kernels_use_64_bit_offsets(op: Op) -> None:
 def test_tir_gpu_kernels_use_64_bit_offsets(op: Op) -> None:
     work = Workload(op=op, shape=SHAPES[op], constants=CONSTANTS)
     kinds = gpu.SCHEDULES[op]
-    schedule = kinds["shared"](slot_lanes=2, chunk=8) if "shared" in kinds else kinds[""](compiler="tir")
+    schedule = kinds["shared"](slot_lanes=2, chunk=2) if "shared" in kinds else kinds[""](compiler="tir")
     launch: Any = plan(op, schedule, *arguments(work)).launches[0]
     module = launch.kernels.module(cuda=False)
     assert narrow_accesses(module, tvm.target.Target({"kind": "llvm"})) <= {"A"}  # [2, H]

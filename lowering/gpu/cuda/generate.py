@@ -51,24 +51,29 @@ def build(module: Any, target: Any, left_out: Sequence[str] = ()) -> Any:
         return tvm.compile(module, target=target)
 
 
-def generate(op: str, module: Any, gpu: Gpu) -> Source:
-    """CUDA C of a template's module for a GPU.
-
-    SharedMemoryError, naming the op, with the bytes and the limit, where it needs more shared memory than a program has
-    there.
-    """
-    import tvm
-
-    shared = {name.name_hint: int(function.attrs["shared_bytes"]) for name, function in module.functions.items()}
-    refused = refuse_bytes(max(shared.values()), gpu.shared_block)
+def require_shared(op: str, module: Any, gpu: Gpu) -> None:
+    """Raise SharedMemoryError, with the bytes and the limit, if a kernel needs more shared memory than ``gpu`` has."""
+    refused = refuse_bytes(max(_shared(module).values()), gpu.shared_block)
     if refused is not None:
         raise SharedMemoryError(f"{op} on {gpu.arch}: {refused}")
-    kind = {"kind": "cuda", "arch": gpu.arch, "max_shared_memory_per_block": gpu.shared_block}
+
+
+def generate(module: Any) -> Source:
+    """Return a template's kernels as CUDA C, which is the same for every architecture that nvcc compiles it for."""
+    import tvm
+
+    shared = _shared(module)
+    kind = {"kind": "cuda", "arch": "sm_80", "max_shared_memory_per_block": max(shared.values())}
     text = build(module, tvm.target.Target(kind, host={"kind": "llvm"})).mod.imports[0].inspect_source()
     if any(ORDERED in function.attrs for function in module.functions.values()):
         text = text.replace(" __restrict__", "")
     arguments = {name.name_hint: _arguments(function) for name, function in module.functions.items()}
     return Source(text, arguments, shared)
+
+
+def _shared(module: Any) -> dict[str, int]:
+    """Return the bytes of dynamic shared memory of each function."""
+    return {name.name_hint: int(function.attrs["shared_bytes"]) for name, function in module.functions.items()}
 
 
 def _arguments(function: Any) -> list[list[Any]]:

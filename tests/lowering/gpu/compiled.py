@@ -27,6 +27,8 @@ from lowering.targets import TARGETS, Gpu
 
 # The architectures of the targets, except Orin's sm_87.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
+# For sm_86 and sm_89, Triton compiles these kernels to the PTX of sm_80; kernels that take seconds skip them.
+GENERATIONS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
 class Spec(NamedTuple):

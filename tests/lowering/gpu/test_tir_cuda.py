@@ -53,9 +53,13 @@ def kernels(work: Workload, schedule: Schedule) -> Kernels:
 
 
 @cache
+def usual(op: Op) -> Kernels:
+    """Those of the 340m model's op on its usual schedule."""
+    return kernels(workload(op), DEFAULTS[op])
+
+
 def source_for(op: Op, target: str) -> cuda.Source:
-    """CUDA C of the 340m model's op on its usual schedule."""
-    return kernels(workload(op), DEFAULTS[op]).source(gpu_of(target))
+    return usual(op).source(gpu_of(target))
 
 
 def text_of(work: Workload, schedule: Schedule) -> str:
@@ -200,9 +204,10 @@ def test_binaries_spill_nothing(target: str) -> None:
 
 @needs_nvcc
 def test_a_launch_is_compiled_with_its_work() -> None:
-    (scan,) = compile_for(workload("memory_scan"), "a100", SCAN)
+    quick = {"chunk": 1}  # few tokens in straight code
+    (scan,) = compile_for(workload("memory_scan"), "a100", SCAN.model_copy(update=quick))
     assert (scan.name, scan.work.programs) == ("memory_scan", 256 * 4)
-    launches = compile_for(workload("memory_scan_backward"), "a100", BACKWARD.model_copy(update={"heads": 100}))
+    launches = compile_for(workload("memory_scan_backward"), "a100", BACKWARD.model_copy(update={"heads": 100, **quick}))
     assert [launch.name for launch in launches] == ["recompute", "reads", "reverse", "writes"] * 3
     assert [launch.work.programs for launch in launches] == [400, 100] * 4 + [224, 56] * 2
     assert all(launch.resources.registers > 0 for launch in (scan, *launches))

@@ -52,12 +52,12 @@ def poisoned() -> Any:
 
 SHAPES = [
     # (T, K, M, D), γ, access, type, then slot_lanes, channels, chunk, heads: tiles are 32 / slot_lanes · channels wide
-    ((7, 5, 24, 24), 0.5, "hot", torch.float32, 1, 1, 8, 0),
-    ((63, 6, 50, 48), 2.3, "saturated", torch.float32, 2, 2, 8, 1),
-    ((63, 6, 50, 48), 1.0, "saturated", torch.bfloat16, 2, 4, 8, 0),
+    ((7, 5, 24, 24), 0.5, "hot", torch.float32, 1, 1, 2, 0),
+    ((63, 6, 50, 48), 2.3, "saturated", torch.float32, 2, 2, 4, 1),
+    ((63, 6, 50, 48), 1.0, "saturated", torch.bfloat16, 2, 4, 2, 0),
     ((63, 8, 50, 48), 1.0, "hot", torch.bfloat16, 8, 4, 16, 1),
-    ((35, 8, 50, 24), 0.5, "uniform", torch.float16, 8, 4, 8, 0),
-    ((1, 3, 9, 5), 0.0, "uniform", torch.float32, 1, 1, 8, 0),
+    ((35, 8, 50, 24), 0.5, "uniform", torch.float16, 8, 4, 4, 0),
+    ((1, 3, 9, 5), 0.0, "uniform", torch.float32, 1, 1, 2, 0),
     ((7, 4, 16, 24), 1.0, "hot", torch.float64, 4, 2, 3, 0),
 ]
 
@@ -137,7 +137,7 @@ def both_ways(op: Op, schedule: Schedule, tensors: list[Tensor], outputs: list[T
 
 def test_threads_of_a_phase_are_independent() -> None:
     tensors = [x.flatten(0, 1) for x in scan_inputs(1, 2, 19, 6, 20, 24, access="hot", seed=6).values()]
-    schedule = SharedScan(slot_lanes=2, channels=1, chunk=8)
+    schedule = SharedScan(slot_lanes=2, channels=1, chunk=2)
     forwards, reverse = both_ways("memory_scan", schedule, tensors, [torch.zeros_like(x) for x in tensors[4:]])
     assert all(torch.equal(x, y) for x, y in zip(forwards, reverse, strict=True))
     step = [x.flatten(0, 1) for x in step_inputs(scan_inputs(1, 2, 1, 6, 20, 24, seed=7), 0).values()]
@@ -150,7 +150,7 @@ def test_threads_of_a_phase_are_independent() -> None:
 def test_threads_of_a_backward_phase_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = scan_inputs(1, 1, 19, 6, 20, 24, access="hot", seed=8)
     grads = [torch.ones_like(tensors[name]) for name in ("values", "memory", "mass")]
-    ops = kernels(memory_scan_backward=SharedScanBackward(slot_lanes=2, channels=1, chunk=8))
+    ops = kernels(memory_scan_backward=SharedScanBackward(slot_lanes=2, channels=1, chunk=2))
     found = []
     on_cpu = tir.Kernels.on_cpu
     for reverse in (False, True):
