@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ramnet.config import RamLayerConfig, RamNetConfig
-from ramnet.layer import RamLayer
+from ramnet.layer import ModelsState, RamLayer
 from ramnet.sequences import Sequences
 from ramnet.state import RamState
 
@@ -48,8 +48,7 @@ class Block(nn.Module):
         in_place: bool,
         sequences: Sequences | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # The model advances the position once for all layers; a layer that runs in place would advance it, too.
-        state = RamState([memory], [mass], [], position.clone() if in_place else position)
+        state: RamState = ModelsState([memory], [mass], [], position)
         mixed, state = self.mixer(self.mixer_norm(x), state, in_place=in_place, sequences=sequences)
         x = x + mixed
         if self.has_ffn:

@@ -30,6 +30,10 @@ class RamLayerOutput(NamedTuple):
 _pytree._register_namedtuple(RamLayerOutput, serialized_type_name="ramnet.RamLayerOutput")
 
 
+class ModelsState(RamState):
+    """A layer's part of a state that the model has checked, and whose position the model moves on."""
+
+
 class RamLayer(nn.Module):
     """The RAM-Net mixer (paper, steps 1 to 8): a causal map from [B, T, C] to [B, T, C].
 
@@ -134,7 +138,9 @@ class RamLayer(nn.Module):
         if sequences is None:
             sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), x.device)
         rows = batch if sequences is None else sequences.lengths.shape[0]
-        state = RamState.ready(state, [self], rows, self.log_scale, x.device, in_place)
+        of_model = isinstance(state, ModelsState)
+        if state is None or not of_model:
+            state = RamState.ready(state, [self], rows, self.log_scale, x.device, in_place)
         if sequences is not None:
             x = sequences.without_padding(x)
         address, value = self.query_key_value(x).split([2 * self.address_width, c.num_heads * c.value_dim], dim=-1)
@@ -160,7 +166,6 @@ class RamLayer(nn.Module):
                 write_slots, write_weights, read_slots, read_weights, value[:, 0], memory, mass, c.decay_power, c.eps,
                 in_range=True,
             ).unsqueeze(1)  # fmt: skip  # [B, 1, H, D]
-            state.position.add_(lengths)
         else:
             read_slots, write_slots = slots.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, K]
             read_weights, write_weights = weights.permute(2, 0, 3, 1, 4).unbind(0)
@@ -172,7 +177,8 @@ class RamLayer(nn.Module):
             if in_place:  # a token among several documents, of which all but one are empty
                 memory.copy_(new_memory)
                 mass.copy_(new_mass)
-                state.position.add_(lengths)
             else:
-                state = RamState([new_memory], [new_mass], [], state.position + lengths)
+                state = RamState([new_memory], [new_mass], [], state.position if of_model else state.position + lengths)
+        if in_place and not of_model:
+            state.position.add_(lengths)
         return RamLayerOutput(self.output(out.flatten(2)), state)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ramnet import RamLayer, RamNetConfig, RamNetForCausalLM, RamState
 from tests.brute_force import cape, keep_largest, pdma, product_softmax
+from tests.ramnet.test_model import small_model, tokens
 from tests.samples import relative_rmse
 
 WIDTH = 12
@@ -183,3 +184,21 @@ def test_input_that_does_not_fit_is_refused() -> None:
 def test_a_state_of_another_layer_or_batch_is_refused(state: RamState, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         layer()(sequence(2, 3), state)
+
+
+@torch.no_grad()
+def test_a_state_is_checked_once_a_call_by_the_model_or_by_a_layer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, layer = small_model(), RamLayer(12, 3, order=3, sub_dim=3, top_k=4)
+    checked = []
+    check = RamState.check
+    monkeypatch.setattr(RamState, "check", lambda self, *args, **options: checked.append(check(self, *args, **options)))
+    for in_place in (False, True):
+        state = RamState.zeros(model.config, 1)
+        model(tokens(1, 1), state, in_place=in_place)
+        assert len(checked) == 1
+        assert state.position.tolist() == [int(in_place)]
+        state = RamState.zeros([layer], 1)
+        after = layer(torch.randn(1, 1, 12), state, in_place=in_place).state
+        assert len(checked) == 2
+        assert (state.position.tolist(), after.position.tolist()) == ([int(in_place)], [1])
+        checked.clear()

@@ -207,7 +207,8 @@ def test_a_launch_is_compiled_with_its_work() -> None:
     quick = {"chunk": 1}  # few tokens in straight code
     (scan,) = compile_for(workload("memory_scan"), "a100", SCAN.model_copy(update=quick))
     assert (scan.name, scan.work.programs) == ("memory_scan", 256 * 4)
-    launches = compile_for(workload("memory_scan_backward"), "a100", BACKWARD.model_copy(update={"heads": 100, **quick}))
+    backward = BACKWARD.model_copy(update={"heads": 100, **quick})
+    launches = compile_for(workload("memory_scan_backward"), "a100", backward)
     assert [launch.name for launch in launches] == ["recompute", "reads", "reverse", "writes"] * 3
     assert [launch.work.programs for launch in launches] == [400, 100] * 4 + [224, 56] * 2
     assert all(launch.resources.registers > 0 for launch in (scan, *launches))
