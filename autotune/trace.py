@@ -13,13 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowering.targets import find
 from ramnet.ops import reference
+from ramnet.ops.packed import alike
 from schedules.workload import Op, Workload
 
 
 def trace(script: Path, target: str) -> tuple[list[Workload], dict[str, int]]:
     """Run ``script`` as ``python script`` does, and record its calls of the memory ops.
 
-    Calls in this thread are recorded, on any backend, except in what torch.compile or ``lowering.compile`` has fused.
+    Calls in this thread are recorded, on any backend. torch.compile is disabled meanwhile, so that it hides none. Of the
+    kernels of ``lowering.compile``, a GPU's ``decode_heads`` is recorded; a CPU's ``decode_layer`` and ``project`` are
+    not, because they are not tuned.
 
     Returns:
         The workloads for kernels of ``target`` in the order of their first calls, and the number of calls by name.
@@ -31,7 +34,7 @@ def trace(script: Path, target: str) -> tuple[list[Workload], dict[str, int]]:
     arguments, path = sys.argv, sys.path
     sys.argv, sys.path = [str(script)], [str(script.absolute().parent), *path]
     try:
-        with noted:
+        with torch.compiler.set_stance("force_eager"), noted:
             runpy.run_path(str(script), run_name="__main__")
     except SystemExit as end:
         if end.code not in (None, 0):
@@ -50,11 +53,13 @@ _READS = {
     "memory_scan": ("write_slots", "values"),
     "memory_scan_backward": ("write_slots", "values"),
     "memory_step": ("write_slots", "values"),
+    "decode_heads": ("memory", "projected"),
 }  # fmt: skip
 _CONSTANTS: dict[str, tuple[str, ...]] = {
     "memory_scan": ("decay_power", "eps"),
     "memory_scan_backward": ("decay_power", "eps", "proxy_eps"),
     "memory_step": ("decay_power", "eps"),
+    "decode_heads": ("decay_power", "eps"),
 }
 
 
@@ -68,21 +73,32 @@ class _Noted(TorchDispatchMode):
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        op = func._schema.name.removeprefix("ramnet::")
-        if func.namespace == "ramnet" and op in _READS:
+        op = func._schema.name.removeprefix("ramnet::").replace("_packed", "")
+        if func.namespace == "ramnet" and op in _READS and not (op == "decode_heads" and self.on_cpu):
             values = {argument.name: argument.default_value for argument in func._schema.arguments}
             values |= dict(zip(values, args, strict=False)) | (kwargs or {})
-            workload = self._workload(op, values)
-            if all(workload.shape.values()):
-                self.workloads.setdefault(workload.name, workload)
-                self.calls[workload.name] += 1
+            for workload in self._workloads(op, values):
+                if all(workload.shape.values()):
+                    self.workloads.setdefault(workload.name, workload)
+                    self.calls[workload.name] += 1
         return func(*args, **(kwargs or {}))
+
+    def _workloads(self, op: Op, values: dict[str, Any]) -> list[Workload]:
+        if "cu_seqlens" not in values:
+            return [self._workload(op, values)]
+        whole, lengths = self._workload(op, values), values["cu_seqlens"].diff().tolist()
+        groups = [(len(group), max(lengths[i] for i in group)) for group in alike(lengths)]
+        sizes = ({"N": rows * whole.shape["N"], "T": longest} for rows, longest in groups)
+        return [whole.model_copy(update={"shape": whole.shape | size}) for size in sizes]
 
     def _workload(self, op: Op, values: dict[str, Any]) -> Workload:
         addresses, typed = (values[name] for name in _READS[op])
         if op.startswith("address_decode"):
             top_k = values["top_k"] if op == "address_decode" else values["slots"].shape[-1]
             sizes = (addresses.shape[:-2].numel(), *addresses.shape[-2:], top_k)
+        elif op == "decode_heads":
+            batch, heads, *state = addresses.shape
+            sizes = (batch * heads, *(values[name] for name in ("order", "sub_dim", "top_k")), *state)
         else:
             batch, heads, *others = addresses.shape
             sizes = (batch * heads, *others, *values["memory"].shape[2:])

@@ -56,6 +56,30 @@ def test_each_workload_is_noted_with_its_calls(script: Path, monkeypatch: pytest
     assert 2 * 3 * 2 * 5 in rows and any(w.op == "address_decode_backward" for w in workloads)
 
 
+COMPILED = """
+import torch, ramnet
+config = ramnet.RamNetConfig(
+    vocab_size=8, hidden_size=8, num_layers=2, num_heads=2, value_dim=4, order=2, sub_dim=2, top_k=2
+)
+model = ramnet.compile(ramnet.RamNetForCausalLM(config), {target!r}, backend="aot_eager")
+model.generate(torch.randint(0, 8, (1, 4)), max_new_tokens=3)
+model(torch.randint(0, 8, (1, 99)), cu_seqlens=torch.tensor([0, 90, 92, 99]))
+"""
+
+
+@pytest.mark.parametrize(("target", "needed"), [("cpu", "tvm"), ("a100", "triton")])
+def test_a_compiled_models_prefill_tokens_and_documents_are_noted(tmp_path: Path, target: str, needed: str) -> None:
+    pytest.importorskip(needed)
+    path = tmp_path / "compiled.py"
+    path.write_text(COMPILED.format(target=target))
+    workloads, calls = trace(path, target)
+    scans = {(w.shape["N"], w.shape["T"]): calls[w.name] for w in workloads if w.op == "memory_scan"}
+    assert scans == {(2, 4): 2, (4, 90): 2, (2, 2): 2}, "a prompt, and two groups of documents"
+    tokens = [(w.shape, calls[w.name]) for w in workloads if w.op == "decode_heads"]
+    shape = {"N": 2, "U": 2, "P": 2, "K": 2, "M": 4, "D": 4}
+    assert tokens == ([] if target == "cpu" else [(shape, 2 * 2)]), "two tokens, in two layers"
+
+
 def test_a_type_is_that_of_the_targets_kernels(tmp_path: Path) -> None:
     path = tmp_path / "narrow.py"
     call = "ramnet.ops.address_decode(torch.zeros(7, 2, 3, dtype=torch.bfloat16), 2)"
