@@ -31,7 +31,7 @@ _pytree._register_namedtuple(RamLayerOutput, serialized_type_name="ramnet.RamLay
 
 
 class ModelsState(RamState):
-    """A layer's part of a state that the model has checked, and whose position the model moves on."""
+    """A layer's part of a state that the model has checked and whose position the model advances."""
 
 
 class RamLayer(nn.Module):
