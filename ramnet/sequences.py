@@ -102,7 +102,7 @@ class Sequences(NamedTuple):
         if batch != 1:
             raise ValueError(f"cu_seqlens is given for a batch of {batch}; packed documents are one row, [1, T]")
         if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
-            raise ValueError(f"cu_seqlens has shape {list(cu_seqlens.shape)}; it must be [D + 1] with D >= 1")
+            raise ValueError(f"cu_seqlens has shape {list(cu_seqlens.shape)}; it must be [S + 1] with S >= 1")
         bounds = cu_seqlens.to("cpu", torch.int64)
         if can_be_read(bounds):
             check_bounds(bounds, tokens)

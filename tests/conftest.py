@@ -33,6 +33,8 @@ hypothesis.settings.load_profile("repeatable")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Cache compiled kernels between runs, but not in the user's cache, and do not read the user's records."""
+    # The tests' own processes use all cores: a pool of compiling processes would cost more than it saves.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     os.environ.setdefault("RAMNET_CACHE", str(config.rootpath / ".pytest_cache" / "kernels"))
     os.environ["RAMNET_RECORDS"] = str(config.rootpath / ".pytest_cache" / "no-records")
 

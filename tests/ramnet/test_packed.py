@@ -106,6 +106,7 @@ def test_no_tokens_give_no_logits_and_the_same_state(kernels: str) -> None:
     assert_states_match(out.state, state, tolerance=0)
 
 
+@pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
 def test_documents_compile_in_one_graph_for_any_bounds_and_are_exported(kernels: str) -> None:
     model, ids = small_model(conv_layers=1), tokens(1, TOKENS)
     torch.compiler.reset()

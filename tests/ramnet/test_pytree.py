@@ -56,6 +56,7 @@ def test_a_functional_call_takes_and_gives_a_state() -> None:
     assert_outputs_match(out, model(tokens(2, 7), state))
 
 
+@pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
 def test_a_compiled_caller_takes_and_gives_a_state(kernels: str) -> None:
     model = small_model()
 

@@ -70,7 +70,7 @@ def test_gradients(form, gamma):
     got = {
         "sorted": lambda: differentiated(eager_scan_gradients.scan_sorted),
         "chunked": lambda: differentiated(eager_scan_gradients.ScanChunked.apply),
-        "cpp": lambda: plain_cpp.scan_forward_backward(*inputs, *grads, gamma),
+        "cpp": lambda: plain_cpp.scan_forward_backward(inputs, grads, gamma),
     }[form]()
     check(form, got, expected, 1e-5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -103,6 +105,15 @@ def arguments(heads: int, top_k: int, num_slots: int, width: int) -> list[object
     inputs = scan_inputs(1, heads, 1, top_k, num_slots, width, dtype=torch.bfloat16, state_dtype=torch.float32)
     tensors = [x[0] if name in STATE else x[0, :, 0] for name, x in inputs.items()]
     return [*tensors, 1.0, 1e-6]
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_87", "sm_89"])
+def test_the_ptx_is_that_of_the_first_architecture_of_its_generation(arch: str) -> None:
+    def ptx(arch: str) -> str:
+        (binary,) = compile_plan("lowering.gpu.memory_step.triton", arguments(2, 8, 1024, 64), MemoryStep(), arch)
+        return re.sub(r"\.target sm_\d+", ".target", binary.asm["ptx"])
+
+    assert ptx(arch) == ptx("sm_80")
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -85,7 +85,7 @@ def test_which_compiler_a_schedule_wants() -> None:
 
 
 def test_a_target_without_a_gpu_is_refused() -> None:
-    with pytest.raises(ValueError, match="target 'cpu' is no GPU"):
+    with pytest.raises(ValueError, match="target 'cpu' is not a GPU"):
         compile_for(WORKLOADS["memory_step"], "cpu", MemoryStep())
 
 

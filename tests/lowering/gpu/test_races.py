@@ -14,7 +14,7 @@ from lowering.gpu.races import RaceError, check_barriers_kept, check_ordered, ch
 from lowering.gpu.triton_compiler import Binary
 from schedules.gpu import SerialScan, SerialScanBackward
 from tests.lowering.gpu import racing
-from tests.lowering.gpu.compiled import GENERATIONS, compile_plan
+from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import scan_inputs
 
 RACING = "tests.lowering.gpu.racing"
@@ -40,7 +40,7 @@ def test_a_missing_barrier_and_one_in_a_branch_are_reported(arch: str, barrier: 
         check_ordered(binary.asm["ttgir"], "buffer")
 
 
-@pytest.mark.parametrize("arch", GENERATIONS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("plan", "module", "arguments", "buffers"),
     [

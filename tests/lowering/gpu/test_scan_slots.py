@@ -14,7 +14,7 @@ from lowering.gpu.plan import Plan
 from lowering.targets import Gpu
 from schedules.gpu import SlotsScan
 from tests import brute_force
-from tests.lowering.gpu.compiled import GENERATIONS, compile_plan
+from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse, scan_inputs
 
 # (T, K, M, D, access, piece, γ): pieces that hold several slots, slots that span several pieces, more slots than
@@ -104,7 +104,7 @@ def test_work_counts_what_the_launches_do() -> None:
     assert sum(launch.work.cache_bytes for launch in plan.launches) >= rows * (2 + 2 + 4 + 4)
 
 
-@pytest.mark.parametrize("arch", GENERATIONS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: str) -> None:
     given, knobs = meta_arguments(), SlotsScan()
     launches = memory_scan_slots.plan(*given, knobs).launches

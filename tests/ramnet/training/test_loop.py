@@ -10,6 +10,7 @@ from ramnet.training import Recipe, train
 from tests.ramnet.training.runs import RECIPE, TASK, StopsAfter, files, fresh
 
 
+@pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
 def test_recall_is_learnt(kernels: str) -> None:
     result = train(fresh(), TASK, Recipe(steps=400, batch_size=32, warmup_steps=20))
     # Measured over two seeds: at least 0.98; without the gradient of the read weights at most 0.90, of the values
