@@ -11,7 +11,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-MISSING = "binaries of TIR's kernels need nvcc, which is not installed: pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
+MISSING = "nvcc, which compiles TIR's kernels, is not installed: pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
 
 
 class NoNvccError(ValueError):

@@ -1,4 +1,4 @@
-"""Padded and packed batches: where the sequences are among the tokens of a batch."""
+"""Padded and packed batches: the sequences that the tokens of a batch belong to."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Sequences(NamedTuple):
         if attention_mask.device != device:
             raise ValueError(f"attention_mask is on {attention_mask.device} but the tokens are on {device}")
         if can_be_read(attention_mask) and bool((wrong := (attention_mask < 0) | (attention_mask > 1)).any()):
-            raise ValueError(f"attention_mask holds {int(attention_mask[wrong][0])}; it must hold 0 and 1 alone")
+            raise ValueError(f"attention_mask holds {int(attention_mask[wrong][0])}; it must hold only 0 and 1")
         batch, tokens = shape
         real = attention_mask.bool()
         rows = torch.arange(batch, device=device)

@@ -47,7 +47,7 @@ class Schedule(BaseModel):
 
 
 def combinations(kind: type[Schedule], space: Mapping[str, KNOB_VALUES]) -> Iterator[Schedule]:
-    """The schedules with every choice of the knobs' values, in the order of the space."""
+    """Return the schedules with all combinations of the knobs' values, in the order of the space."""
     return (kind(**dict(zip(space, values, strict=True))) for values in itertools.product(*space.values()))
 
 

@@ -1,4 +1,4 @@
-"""Inputs of a workload as a model gives them, the expected results, and tolerances."""
+"""Inputs of a workload, distributed as in a model, with the expected results and tolerances."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from schedules.workload import Workload, heads_of
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 6e-3, "float16": 1e-3}
 # The check uses more tokens than the longest chunk of a schedule, not a multiple of any, and a few heads.
 CHECKED_TOKENS, CHECKED_HEADS = 1061, 4
-# Not a multiple of any number of vector lanes.
+# The most rows of the check, less 1: 1022 is not a multiple of 4 or more vector lanes.
 CHECKED_ROWS = 1021
-# Where the arguments that an op updates in place are.
+# The positions of the arguments that an op updates in place.
 IN_PLACE = {"memory_step": slice(2, 4), "decode_heads": slice(3, 5)}
 
 
@@ -55,7 +55,7 @@ class Problem:
 
     @cached_property
     def expected(self) -> tuple[Tensor, ...]:
-        """The reference's answer, computed on the CPU in float64 from the same numbers."""
+        """The reference's results, computed on the CPU in float64 from the same numbers."""
         return self._answer(EAGER, tree_map(_double, self.arguments))
 
     def call(self, backend: Any) -> Callable[[], Any]:

@@ -18,8 +18,8 @@ FORM = "form"
 class Space:
     """The search space of a workload on a target.
 
-    The parameters of a trial are the knobs of its schedule. Where the op's kernel has several forms, the parameter
-    "form" is drawn first and then the knobs of that form alone, whose names begin with it: "slots.threads".
+    The parameters of a trial are the knobs of its schedule. If the op's kernel has several forms, the parameter "form"
+    is drawn first, and then only the knobs of that form, which are named with a prefix, such as "slots.threads".
     """
 
     def __init__(self, workload: Workload, target: str) -> None:
@@ -31,24 +31,24 @@ class Space:
             self.parameters |= {_name(form, knob): of for knob, of in values.items()}
 
     def schedules(self) -> Iterator[Schedule]:
-        """Every combination, those that cannot be built among them."""
+        """Yield all combinations, including those that cannot be built."""
         for form, values in self._values.items():
             yield from combinations(self._kinds[form], values)
 
     def suggest(self, trial: optuna.Trial) -> Schedule:
-        """What the trial's sampler draws."""
+        """Return the schedule that the trial's sampler draws."""
         form = "" if "" in self._kinds else trial.suggest_categorical(FORM, tuple(self._kinds))
         values = self._values[form].items()
         return self._kinds[form](**{knob: trial.suggest_categorical(_name(form, knob), of) for knob, of in values})
 
     def chosen(self, schedule: Schedule) -> dict[str, Any]:
-        """The parameters of a trial with this schedule."""
+        """Return the parameters of a trial with this schedule."""
         knobs = schedule.model_dump()
         form = knobs.pop(FORM, "")
         return ({FORM: form} if form else {}) | {_name(form, knob): value for knob, value in knobs.items()}
 
     def schedule(self, parameters: Mapping[str, Any]) -> Schedule | None:
-        """The schedule of a trial; None where the trial was stopped before it had all its parameters."""
+        """Return the schedule of a trial; None if the trial ended before it had all its parameters."""
         form = parameters.get(FORM, "")
         names = {knob: _name(form, knob) for knob in self._values.get(form, ())}
         if form not in self._kinds or not parameters.keys() >= set(names.values()):
@@ -61,6 +61,6 @@ def _name(form: str, knob: str) -> str:
 
 
 def _values(kind: type[Schedule], workload: Workload) -> dict[str, KNOB_VALUES]:
-    """The values of each knob, the default's, which may lie outside those worth trying, among them."""
+    """Return the values of each knob for tuning, and the default's, which may be another one."""
     default = kind.default(workload)
     return {knob: tuple(dict.fromkeys((*of, getattr(default, knob)))) for knob, of in kind.space(workload).items()}

@@ -85,7 +85,7 @@ class Study:
             )
             for trial in self._trials("RUNNING"):
                 if not _alive(trial, self.seconds_a_trial):
-                    self._end(trial, "killed", "its process ended before it did")
+                    self._end(trial, "killed", "its process ended before the trial did")
                     schedule = self.space.schedule(trial.params)
                     if schedule is not None and schedule not in self._given_up():
                         self.optuna.enqueue_trial(trial.params)
@@ -108,7 +108,7 @@ class Study:
                 trial, schedule = self._ask()
                 refusal = refused(schedule, self.workload, self.target)
                 if schedule in self._given_up():
-                    refusal = f"{MOST_KILLS} processes were killed while it was under way"
+                    refusal = f"{MOST_KILLS} processes were killed during its trials"
                 same = self.finished().get(schedule) or self._under_way(schedule, trial.number)
                 if refusal is not None:
                     self._end(trial, "refused", refusal)
@@ -143,12 +143,12 @@ class Study:
         return found
 
     def untried(self) -> list[Schedule]:
-        """Valid combinations that are neither finished nor under way."""
+        """Return the valid schedules that are neither finished nor running."""
         taken = {*self.finished(), *(self.space.schedule(trial.params) for trial in self._trials("RUNNING"))}
         return [schedule for schedule in self.valid if schedule not in taken | self._given_up()]
 
     def best(self, count: int) -> list[Schedule]:
-        """The ``count`` best schedules by gain, the default left out."""
+        """Return the ``count`` best schedules by gain, excluding the default."""
         default = default_schedule(self.workload, self.target)
         ok = [(t.value, s) for s, t in self.finished().items() if t.value is not None and s != default]
         return [schedule for _, schedule in sorted(ok, key=lambda pair: -pair[0])[:count]]
@@ -204,7 +204,7 @@ class Study:
 
 
 def every_schedule(workload: Workload, target: str) -> list[Schedule]:
-    """The schedules of the ``Space`` that are not ``refused``."""
+    """Return the schedules of the ``Space`` that are not ``refused``."""
     return [each for each in Space(workload, target).schedules() if refused(each, workload, target) is None]
 
 

@@ -28,7 +28,7 @@ class _Owner(BaseModel):
 
 
 class _Attributes(BaseModel):
-    """What ``Study`` stores of a trial besides its knobs and value."""
+    """The attributes of a trial, besides its knobs and value, that ``Study`` stores."""
 
     model_config = ConfigDict(strict=True)
 
@@ -39,9 +39,9 @@ class _Attributes(BaseModel):
 
 
 def refuse_damaged(study: optuna.Study, space: Space) -> None:
-    """ValueError, naming the trial, where a study is none of a search of ``space``, or not whole."""
+    """Raise ValueError, with the trial, if a study is damaged or is not a search of ``space``."""
     if [direction.name for direction in study.directions] != ["MAXIMIZE"]:
-        raise ValueError(f"the study {study.study_name!r} does not look for the largest gain")
+        raise ValueError(f"the study {study.study_name!r} does not maximise the gain")
     for trial in study.get_trials(deepcopy=False):
         why = _damage(trial, space)
         if why is not None:
@@ -56,10 +56,11 @@ def _damage(trial: optuna.trial.FrozenTrial, space: Space) -> str | None:
     known = space.parameters
     for name, distribution in trial.distributions.items():
         if getattr(distribution, "choices", None) != known.get(name):
-            return f"{name} is no knob with the values {getattr(distribution, 'choices', distribution)}"
+            values = getattr(distribution, "choices", distribution)
+            return f"{name} is not a knob of this search with the values {values}"
     planned = trial.system_attrs.get("fixed_params", {})
     if not isinstance(planned, dict) or any(value not in known.get(name, ()) for name, value in planned.items()):
-        return f"the knobs {planned!r:.80} are none of this search"
+        return f"the knobs {planned!r:.80} are not knobs of this search"
     if not trial.state.is_finished():
         return None
     if not found.status:

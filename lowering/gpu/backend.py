@@ -31,7 +31,7 @@ class GpuKernels:
         check: also check that slots are distinct and logits finite, which synchronises with the device.
         given: schedules by op that override both.
 
-    ``gpu`` is the GPU that kernels are compiled for: the one that is here, or the target's where there is none.
+    ``gpu`` is the GPU that kernels are compiled for: this machine's, or the target's if this machine has none.
     """
 
     def __init__(
@@ -128,9 +128,11 @@ class GpuKernels:
         """Run one token of a RAM-Net layer between its two projections, updating ``memory`` and ``mass`` in place.
 
         Args:
-            projected: x W for W_q, W_k and W_v side by side, [B, 2·H·U·P + H·D], contiguous.
-            log_scale: α of W_q and of W_k, [2, H]. position: int64 [B] on the device.
-            memory, mass: [B, H, M, D] and [B, H, M], contiguous. options: those of the mixer.
+            projected: the concatenated products of x with W_q, W_k and W_v, [B, 2·H·U·P + H·D], contiguous.
+            log_scale: α of W_q and of W_k, [2, H].
+            position: int64 [B] on the device.
+            memory, mass: [B, H, M, D] and [B, H, M], contiguous.
+            options: the attributes of the layer that are not tensors.
 
         Returns:
             [B, H·D], the input of W_o, of the dtype of ``projected``.

@@ -1,4 +1,4 @@
-"""Which kernels compute an op, by the compiler and the form of its schedule."""
+"""The tables of plan functions by op and form of the schedule, one for each compiler."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lowering.gpu.plan import Plan
 
 
 def plan(op: str, schedule: Any, *arguments: Any) -> Plan:
-    """What computes an op under a schedule, on the arguments that ``lowering.gpu.backend.GpuKernels`` hands on."""
+    """Return the launches of an op under a schedule; ``arguments`` are those of the op's plan function."""
     table = _tir() if schedule.compiler == "tir" else _triton()
     return table[op, getattr(schedule, "form", "")](*arguments, schedule)
 
 
 @cache
 def _triton() -> dict[tuple[str, str], Callable[..., Plan]]:
-    """By op and form. Triton is imported with the first plan, not with this module: it decides at its import whether
-    kernels are interpreted."""
+    """Return the plan functions by op and form. Triton is imported here rather than with the module, as it decides on
+    import whether kernels are interpreted."""
     from lowering.gpu.address_decode import triton as address_decode
     from lowering.gpu.address_decode import triton_backward as address_decode_backward
     from lowering.gpu.decode_heads import triton as decode_heads

@@ -35,14 +35,14 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
     if missing is not None:
         raise NoCompilerError(missing)
     if schedule.compiler == "triton" and interpreted():
-        raise RuntimeError("TRITON_INTERPRET is set in this process; kernels are compiled in one without it")
+        raise RuntimeError("TRITON_INTERPRET is set in this process; compile kernels in a process without it")
     return plan(workload.op, schedule, *arguments(workload)).compile(gpu)
 
 
 def arguments(workload: Workload) -> tuple[Any, ...]:
     """Return meta tensors as the arguments of an op's ``plan``; the state has the dtype of sums."""
     if workload.op not in SCHEDULES:
-        raise ValueError(f"{workload.op} has no kernel for a GPU; there are those of {', '.join(sorted(SCHEDULES))}")
+        raise ValueError(f"{workload.op} has no kernel for a GPU; there are kernels for {', '.join(sorted(SCHEDULES))}")
     values = getattr(torch, workload.dtype)
     sums = torch.float64 if values == torch.float64 else torch.float32
     shape = workload.shape

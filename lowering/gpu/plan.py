@@ -1,6 +1,6 @@
-"""What computes an op on a GPU, whichever compiler makes its kernels.
+"""The interface of an op's launches on a GPU, which is the same for every compiler.
 
-It is run where there is a GPU, compiled for one that need not be here, or counted.
+A plan can be run on this machine's GPU, compiled for a GPU that this machine need not have, or counted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class Launch(ABC):
-    """A kernel on a grid of programs, as a value; ``work`` is what it does.
+    """A kernel with its arguments and its grid of programs; ``work`` counts what it does.
 
-    Its tensors are contiguous, and on the meta device where the launch is only compiled or counted.
+    Its tensors are contiguous. They are meta tensors if the launch is only compiled or counted.
     """
 
     work: Work
@@ -29,38 +29,38 @@ class Launch(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The kernel's."""
+        """The name of the kernel."""
 
     @abstractmethod
     def run(self, gpu: Gpu) -> None:
-        """Queue it on the current stream of the current device, which is a ``gpu``; or run it, on the CPU's tensors."""
+        """Queue the launch on the current stream of the current device, a ``gpu``; or run it on tensors on the CPU."""
 
     @abstractmethod
     def compile(self, gpu: Gpu) -> Compiled:
-        """Compile for ``gpu`` what ``run`` would run there."""
+        """Compile the launch for ``gpu``."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The launches of an op, in order, and the tensors that hold its results once they ran.
+    """The launches of an op, in order, and the tensors that hold its results afterwards.
 
-    Results may have a wider type than the inputs.
+    Results may have a wider dtype than the inputs.
     """
 
     launches: tuple[Launch, ...]
     outputs: tuple[Tensor, ...]
 
     def run(self, gpu: Gpu) -> tuple[Tensor, ...]:
-        """Queue the launches on the outputs' device, which is a ``gpu``; the outputs."""
+        """Queue the launches on the outputs' device, which is a ``gpu``, and return the outputs."""
         with torch.cuda.device_of(self.outputs[0]):
             for launch in self.launches:
                 launch.run(gpu)
         return self.outputs
 
     def compile(self, gpu: Gpu) -> list[Compiled]:
-        """Each launch, compiled for a GPU that need not be here. Compilers' errors pass through."""
+        """Compile each launch for ``gpu``, which this machine need not have. Errors of the compilers are not caught."""
         return [launch.compile(gpu) for launch in self.launches]
 
     def count(self) -> list[Work]:
-        """What each launch does."""
+        """Return the work of each launch."""
         return [launch.work for launch in self.launches]

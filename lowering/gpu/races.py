@@ -65,7 +65,7 @@ def check_thread_owned(ttgir: str, argument: str) -> None:
     tiles = {access.tile for access in found}
     if len(tiles) != 1:
         raise RaceError(
-            f"{argument} is accessed in {len(tiles)} layouts; one is right: {', '.join(sorted(tiles)) or 'none'}"
+            f"{argument} is accessed in {len(tiles)} layouts; there must be one: {', '.join(sorted(tiles)) or 'none'}"
         )
 
 
@@ -90,9 +90,7 @@ def check_ordered(ttgir: str, argument: str) -> None:
             _check_layout(ttgir, argument, access)
         open_accesses.append(access)
     if not stored:
-        raise RaceError(
-            f"{argument} is never stored to; the name of a buffer that threads exchange data through is right"
-        )
+        raise RaceError(f"{argument} is never stored to; it must be a buffer through which threads exchange data")
 
 
 def check_barriers_kept(asm: Mapping[str, str]) -> None:
@@ -108,14 +106,14 @@ def check_barriers_kept(asm: Mapping[str, str]) -> None:
     else:
         kept = len(re.findall(r"^\s*s_barrier", asm["amdgcn"], re.MULTILINE))
     if kept < written:
-        raise RaceError(f"the machine's code has {kept} barriers, the kernel {written}")
+        raise RaceError(f"the machine code has {kept} barriers but the kernel has {written}")
 
 
 def _check_layout(ttgir: str, argument: str, access: Access) -> None:
     layouts = {found[1]: found.groups()[1:] for line in ttgir.splitlines() if (found := _LAYOUT.match(line))}
     shape, _, layout = access.tile.rpartition(", ")
     if layout not in layouts:
-        raise RaceError(f"{argument} is accessed by all threads alike, not in a blocked layout: {access.line}")
+        raise RaceError(f"{argument} is accessed by every thread, not in a blocked layout: {access.line}")
     sizes = [int(size) for size in re.findall(r"(\d+)x", shape)]
     held = [prod(numbers) for numbers in zip(*(map(int, each.split(", ")) for each in layouts[layout]), strict=True)]
     if any(size % threads for size, threads in zip(sizes, held, strict=True)):

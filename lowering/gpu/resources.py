@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Work:
-    """Counted from the sizes, where the launch is planned.
+    """The work of a launch, counted from the sizes when the launch is planned.
 
     Attributes:
         programs: the number of thread blocks.

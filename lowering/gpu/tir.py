@@ -1,4 +1,4 @@
-"""Launches of TIR's kernels.
+"""Compiles, loads and launches the TIR kernels of an op.
 
 For tensors on the CPU, the same templates run as loops (``lowering.gpu.threads``), so that they can be tested there.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lowering.gpu.cuda.generate import Source
     from lowering.targets import Gpu
 
-# By what kernels are compiled from.
+# Loaded kernels, by everything that they are compiled from.
 _cubins: dict[tuple[Any, ...], Cubin] = {}
 _loops: dict[tuple[Any, ...], Callable[..., None]] = {}
 
@@ -35,10 +35,11 @@ class Kernels:
     """The kernels of an op's template under a schedule.
 
     Attributes:
-        template: called as (workload, schedule, cuda, state, reverse_threads). It imports TVM, without which binaries
-            on disk can be run.
-        sizes: in the order of ``schedules.workload.AXES``.
-        dtype: of values, weights and logits. state: of memory and mass.
+        template: returns the IRModule; called as (workload, schedule, cuda, state, reverse_threads). It imports TVM,
+            which is not needed to run binaries from disk.
+        sizes: the sizes of the op, in the order of ``schedules.workload.AXES``.
+        dtype: the dtype of values, weights and logits.
+        state: the dtype of memory and mass.
     """
 
     template: Callable[..., Any]
@@ -55,13 +56,14 @@ class Kernels:
         return Workload.of(self.op, self.sizes, self.dtype, dict(self.constants))
 
     def module(self, cuda: bool, reverse_threads: bool = False) -> Any:
-        """The IRModule of the kernels for a GPU, or of the same programs as loops on the CPU.
+        """Return the IRModule of the kernels for a GPU or, unless ``cuda``, of the same programs as loops on the CPU.
 
         Args:
             reverse_threads: the CPU's loops over threads go from the last to the first.
 
         Raises:
-            ValueError: for a schedule that is refused. ImportError: without TVM.
+            ValueError: if the schedule is not valid for the workload.
+            ImportError: if TVM is not installed.
         """
         self.schedule.require(self.workload)
         return self.template(self.workload, self.schedule, cuda, _name(self.state), reverse_threads)
@@ -84,7 +86,7 @@ class Kernels:
         return self._source
 
     def resources(self, gpu: Gpu) -> dict[str, Resources]:
-        """What each kernel's binary needs. Errors as in ``source`` and ``lowering.nvcc.compile_cuda``."""
+        """Return the resources of each kernel's binary. Raises as ``source`` and ``lowering.nvcc.compile_cuda`` do."""
         if gpu not in self._resources:
             from lowering.gpu.cuda.ptxas import resources
             from lowering.nvcc import compile_cuda
@@ -94,19 +96,19 @@ class Kernels:
         return self._resources[gpu]
 
     def cubin(self, gpu: Gpu) -> Cubin:
-        """``from_disk``, once."""
+        """Return the binaries of ``from_disk``, which are loaded once per process."""
         key = (gpu.arch, *self._compiled_from())
         if key not in _cubins:
             _cubins[key] = self.from_disk(gpu)[0]
         return _cubins[key]
 
     def from_disk(self, gpu: Gpu) -> tuple[Cubin, bool]:
-        """The binaries from disk, or compiled now; and whether they were compiled now.
+        """Load the binaries from disk, or compile them; also return whether they were compiled.
 
-        ValueError for a GPU that is not NVIDIA's; where nothing is cached, errors as in ``resources``.
+        Raises ValueError if the GPU is not NVIDIA's and, if the binaries are not on disk, as ``resources`` does.
         """
         if gpu.backend != "cuda":
-            raise ValueError(f"TIR does not compile for {gpu.arch}; Triton does")
+            raise ValueError(f"TIR does not compile for {gpu.arch}; use Triton")
         made_from = fingerprint(self.op, gpu.arch, self.schedule)
         parts = (self.workload.kernel_name, gpu.arch, _name(self.state), self.schedule.model_dump_json(), made_from)
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
@@ -126,14 +128,14 @@ class Kernels:
         return made, True
 
     def loops(self) -> Callable[..., None]:
-        """``on_cpu``, once."""
+        """Return the function of ``on_cpu``, which is compiled once per process."""
         key = self._compiled_from()
         if key not in _loops:
             _loops[key] = self.on_cpu()
         return _loops[key]
 
     def on_cpu(self, reverse_threads: bool = False) -> Callable[..., None]:
-        """The kernels as loops over programs and over threads; called with a kernel's name, and its tensors."""
+        """Compile the kernels as loops over programs and threads. The result is called as (name, *tensors)."""
         import tvm
 
         from lowering.gpu.cuda.generate import build
@@ -151,7 +153,7 @@ class Kernels:
 
 @dataclass(frozen=True)
 class TirLaunch(Launch):
-    """The function of ``kernels`` of that name, on tensors in the order of its parameters."""
+    """A launch of the kernel ``function`` of ``kernels``; ``tensors`` are in the order of its parameters."""
 
     kernels: Kernels
     function: str
@@ -177,16 +179,16 @@ class TirLaunch(Launch):
 
 
 def types(values: Tensor, memory: Tensor, *others: Tensor) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
-    """Of values and weights, of the state, and of sums: all are float64 where one is."""
+    """Return the dtypes of values and weights, of the state, and of sums; all are float64 if an input is."""
     if torch.float64 in {x.dtype for x in (values, memory, *others)}:
         return torch.float64, torch.float64, torch.float64
     return values.dtype, memory.dtype, torch.float32
 
 
 def refuse_two_types(memory: Tensor, mass: Tensor) -> None:
-    """ValueError where memory and mass have not one type."""
+    """Raise ValueError if memory and mass differ in dtype."""
     if memory.dtype != mass.dtype:
-        raise ValueError(f"memory is {memory.dtype} and mass {mass.dtype}; TIR's step takes one type for both")
+        raise ValueError(f"memory is {memory.dtype} but mass is {mass.dtype}; TIR's kernels of a token need one dtype")
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -30,7 +30,7 @@ class Binary:
 
 
 def compile_launch(launch: TritonLaunch, gpu: Gpu) -> Binary:
-    """Compile for ``gpu`` what ``launch.run`` would run there; its tensors may be on the meta device.
+    """Compile ``launch`` for ``gpu``; its tensors may be meta tensors.
 
     Raises:
         ValueError: if a program is smaller than a warp.
@@ -82,7 +82,7 @@ def amd_resources(amdgcn: str) -> Resources:
     def field(name: str) -> int:
         found = re.search(rf"^\s*\.{name}:\s+(\d+)", amdgcn, re.MULTILINE)
         if found is None:
-            raise ValueError(f"the compiled kernel does not say its {name}")
+            raise ValueError(f"the compiled kernel's metadata has no {name}")
         return int(found[1])
 
     return Resources(

@@ -61,8 +61,8 @@ def search(
                 break
     generated, lengths = generated[first.flatten()], lengths[first.flatten()]
     if max_new_tokens:
-        generated = generated[:, : int(lengths.max())]  # the columns beyond are repetitions
-    if return_state:  # the states of the beams have also read the repetitions
+        generated = generated[:, : int(lengths.max())]  # the columns after it only repeat last tokens
+    if return_state:  # the states of the beams have also read the repeated tokens
         unread, mask = (generated, None) if max_new_tokens else (input_ids, attention_mask)
         if ends_alone and bool((lengths < generated.shape[1]).any()):
             mask = torch.arange(generated.shape[1], device=device) < lengths.unsqueeze(1)

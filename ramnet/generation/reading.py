@@ -69,7 +69,7 @@ def read(
     """
     if attention_mask is None or input_ids.shape[1] == 1:
         return _read(model, input_ids, state, in_place, attention_mask)
-    # Prompts of similar lengths at a time: one long prompt would have all the others padded to its length.
+    # Prompts of similar lengths are read together, as a long prompt would have all others padded to its length.
     tokens = input_ids.shape[1]
     lengths = (tokens - attention_mask.to(torch.uint8).argmax(dim=1)).tolist()
     groups = alike(lengths)

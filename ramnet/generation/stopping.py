@@ -51,7 +51,7 @@ class Stops:
         return bool(self.tokens or self.strings)
 
     def found_in(self, generated: list[int]) -> bool:
-        """Return whether the text of these new tokens contains a stop string; without the last one it must not."""
+        """Return whether the text of these new tokens contains a stop string; before the last one it had none."""
         if self.decode is not None:
             text = self.decode(generated)
             return any(string in text for string in self.strings)

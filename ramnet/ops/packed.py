@@ -65,7 +65,7 @@ class _Group(NamedTuple):
         )
 
     def gather_zeros(self, x: Tensor) -> Tensor:
-        """``gather`` with zeros beyond the ends."""
+        """Convert as ``gather`` does, with zeros beyond the ends."""
         return self.gather(x).masked_fill_(~self.inside[:, None, :, None], 0)
 
     def scatter(self, part: Tensor, whole: Tensor) -> None:
@@ -101,7 +101,7 @@ def memory_scan_packed(
     proxy_eps: float = 0.01,
     kernels: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``ramnet.ops.memory_scan`` of packed documents, without its argument checks."""
+    """Compute ``ramnet.ops.memory_scan`` of packed documents, without its argument checks."""
     output, new_memory, new_mass = (x.new_empty(x.shape) for x in (values, memory, mass))
     for group in _groups(cu_seqlens, values.shape[2], values.device):
         out, after, mass_after = library.memory_scan(
@@ -141,7 +141,7 @@ def memory_scan_packed_backward(
     proxy_eps: float,
     kernels: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of write_weights, read_weights, values, memory and mass."""
+    """Return the gradients of write_weights, read_weights, values, memory and mass."""
     of_tokens, of_states = (write_weights, read_weights, values), (memory, mass)
     grads = [x.new_empty(x.shape) for x in (*of_tokens, *of_states)]
     for group in _groups(cu_seqlens, values.shape[2], values.device):

@@ -1,4 +1,4 @@
-"""The knobs of each op's GPU kernels: Triton's, and TIR's through CUDA C."""
+"""The schedules of the GPU kernels: Triton kernels, and TIR kernels through CUDA C."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from schedules.gpu.shared import SharedScan, SharedScanBackward
 from schedules.gpu.slots import SlotsScan
 from schedules.gpu.step import DecodeHeads, MemoryStep
 
-# By op, and by form where the op's kernel has several.
+# The schedule classes by op and form; "" for an op with one form.
 SCHEDULES: dict[str, dict[str, type[Schedule]]] = {
     "address_decode": {"": AddressDecode},
     "address_decode_backward": {"": AddressDecodeBackward},

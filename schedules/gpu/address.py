@@ -68,7 +68,7 @@ def refuse_unroll(unroll: int, workload: Workload) -> str | None:
         return f"unroll is {unroll}; it must be 0, 1 or 2"
     count = straight_exchanges(workload, unroll)
     if count > STRAIGHT_EXCHANGES:
-        return f"unroll {unroll} takes {count} exchanges in straight code; it must be at most {STRAIGHT_EXCHANGES}"
+        return f"unroll {unroll} unrolls {count} compare-exchanges; at most {STRAIGHT_EXCHANGES} are allowed"
     return refuse_many(workload)
 
 
@@ -93,7 +93,7 @@ class AddressDecodeBackward(Schedule):
 def refuse_many(workload: Workload) -> str | None:
     """Return a sentence if a row's K addresses do not fit in a thread's registers."""
     kept = workload.shape["K"]
-    return None if kept <= MOST_KEPT else f"K is {kept}; a thread's registers hold {MOST_KEPT} addresses"
+    return None if kept <= MOST_KEPT else f"K is {kept}; a thread's registers hold at most {MOST_KEPT} addresses"
 
 
 def refuse_threads(threads: int) -> str | None:

@@ -1,6 +1,6 @@
-"""Knobs of the GPU scans of form "serial", by Triton.
+"""Schedules of the GPU scans of form "serial", by Triton.
 
-A program owns a head's tile of channels and walks through time, its state in the L2 cache.
+A program scans the tokens of a head in order for a tile of channels, whose state is in the L2 cache.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from schedules.base import KNOB_VALUES, Schedule
 from schedules.gpu.address import refuse_threads
 from schedules.workload import Workload
 
-# A token's slots are straight code, with a row of each in registers; with more, compiling takes minutes and spills.
+# The loop over a token's K slots is unrolled, with a row of each in registers. With more slots, compiling takes minutes
+# and registers spill.
 MOST_SLOTS = 16
 
-# A thread with several channels loads up to 16 bytes at once. Where some rows start at odd places, or a thread has more
-# than this many channels, loads and stores would be split between the threads in different ways, and one thread's
-# channels would be another's elsewhere.
+# The most channels per thread, which are 16 bytes of float32, one load. With more channels, or with rows that are not
+# aligned to this many channels, Triton may distribute loads and stores over the threads in different ways: one
+# thread would then load what another one has stored, without a barrier.
 ALIGNED = 4
 
 
 class SerialScan(Schedule):
-    """Forward scan."""
+    """Schedule of the forward scan."""
 
     compiler: ClassVar[str] = "triton"
 
     form: Literal["serial"] = "serial"
-    tile: int = 64  # channels a program
-    threads: int = 64  # of a program
-    spans: int = 1  # parts of the sequence whose mass is walked side by side
+    tile: int = 64  # channels per program
+    threads: int = 64  # threads per program
+    spans: int = 1  # parts of the sequence whose mass is computed in parallel
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
@@ -40,10 +41,9 @@ class SerialScan(Schedule):
         return {"tile": (8, 16, 32, 64, 128), "threads": (32, 64, 128), "spans": (1, 2, 4, 8, 16, 32)}
 
     def refusal(self, workload: Workload) -> str | None:
-        """A channel of a tile must be one thread's alone."""
         K, D, tile, threads = workload.shape["K"], workload.shape["D"], self.tile, self.threads
         if K > MOST_SLOTS:
-            return f"K is {K}; form serial walks at most {MOST_SLOTS} slots a token"
+            return f"K is {K}; form serial supports at most {MOST_SLOTS} slots per token"
         if refused := refuse_threads(threads):
             return refused
         if self.spans < 1:
@@ -51,23 +51,20 @@ class SerialScan(Schedule):
         if tile < 1 or tile & (tile - 1):
             return f"tile is {tile}; it must be a power of two"
         if tile < threads:
-            return f"tile is {tile}, fewer channels than the {threads} threads; a channel must be one thread's alone"
+            return f"tile is {tile}; it must be at least threads = {threads}, so that no two threads share a channel"
         if tile > ALIGNED * threads:
-            return (
-                f"tile is {tile}; a thread has {ALIGNED} channels at most, so that {threads} have {ALIGNED * threads}"
-            )
+            return f"tile is {tile}; it must be at most {ALIGNED} · threads = {ALIGNED * threads}"
         if tile > threads and D % ALIGNED:
-            many = f"tile is {tile}, more channels than the {threads} threads"
-            return f"{many}; D = {D} is no multiple of {ALIGNED} for that"
+            return f"tile is {tile}; it must be at most threads = {threads}, as D = {D} is not a multiple of {ALIGNED}"
         if tile > threads and tile >= 2 * D:
-            return f"tile is {tile}; half of it holds all D = {D} channels"
+            return f"tile is {tile}; it must be at most threads = {threads} or less than 2 · D = {2 * D}"
         return None
 
 
 class SerialScanBackward(SerialScan):
-    """Backward scan."""
+    """Schedule of the backward."""
 
-    # Memory against work: tokens between two copies of the state that the backward starts anew from.
+    # The tokens between two saved copies of the state, from which the forward is recomputed.
     checkpoint: int = 256
 
     @classmethod
@@ -86,18 +83,18 @@ class SerialScanBackward(SerialScan):
 
 
 def _checkpoint(workload: Workload) -> int:
-    """Tokens between copies of the state, a power of two, so that copies and kept rows take least memory.
+    """Return the power of two for which copies of the state and replaced rows take the least memory.
 
-    T/c copies of M rows and c tokens' K replaced rows are fewest at c = √(T · M / K).
+    T/c copies of M rows and the K replaced rows of c tokens are fewest at c = √(T · M / K).
     """
     T, M, K = (workload.shape[axis] for axis in "TMK")
     return 1 << max(4, round(math.log2(max(T * M / K, 1)) / 2))
 
 
 def _spans(workload: Workload) -> int:
-    """Spans whose mass is walked side by side: as many, up to 16, as cost no more than half of the walk in M numbers.
+    """Return the largest power of two in 1..16 that is at most T · K / (2 · M), or 1.
 
-    Each span reads and writes all M slots a few times, where the walk takes T · K steps.
+    Each span loads and stores all M slots a few times, and the scan accesses T · K slots.
     """
     T, M, K = (workload.shape[axis] for axis in "TMK")
     return 1 << min(4, max(1, T * K // (2 * M)).bit_length() - 1)

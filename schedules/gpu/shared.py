@@ -1,6 +1,6 @@
-"""Knobs of the GPU scans of form "shared", by TIR, and the sizes of their programs.
+"""Schedules of the GPU scans of form "shared", by TIR, and the sizes of their programs.
 
-A warp walks through time with a tile of channels of the state in shared memory.
+A warp scans the tokens of a head in order with a tile of channels of the state in shared memory.
 """
 
 from __future__ import annotations
@@ -14,28 +14,35 @@ from schedules.workload import Workload
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
-# Threads of a program, which meet at a warp's barriers only.
+# Threads per program: one warp, so that warp barriers suffice.
 THREADS = 32
-# Of a program that sums tiles' shares.
+# Threads per program that sums the partial sums of tiles.
 SUM_THREADS = 256
-# Blocks along the second axis of a grid (CUDA programming guide).
+# The most blocks along the second axis of a grid (CUDA programming guide).
 MOST_HEADS = 65535
-# Of one program, on the GPU that gives most; a target may give less.
+# The most bytes of shared memory per block, on the GPUs that have most; a target may have less.
 MOST_SHARED = 227 << 10
-# Numbers that a thread holds in registers between their load and their chunk.
+# The most operands of the next chunk that a thread holds in registers before it stores them to shared memory.
 MOST_STAGED = 96
-# Tokens in straight code, whose sums over lanes are exchanged together.
+# Tokens that are unrolled, whose sums over lanes are exchanged together.
 STRAIGHT = 8
-# Bytes of the widest load; that the banks of shared memory serve at a time.
+# Bytes of the widest load, and bytes that the banks of shared memory deliver per cycle.
 VECTOR, LINE = 16, 128
-# Rows of which n make a LINE, at random places: the most that meet in the same banks, on average.
+# Bank-conflict factor for n rows per LINE bytes at random places: the expected number of rows in the busiest banks.
 _COLLISIONS = {1: 1.0, 2: 1.5, 4: 2.13, 8: 2.63, 16: 3.08, 32: 3.53}
 SLOT_LANES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class Operands:
-    """Arrays by tokens that a program has in shared memory: of slots, of numbers by slot, by channel, and by both."""
+    """The numbers of per-token arrays in a program's shared memory.
+
+    Attributes:
+        slots: arrays of K slots.
+        by_slot: arrays of K numbers.
+        by_channel: arrays of a number per channel.
+        by_both: arrays of a number per slot and channel.
+    """
 
     slots: int
     by_slot: int
@@ -47,16 +54,16 @@ FORWARD, RECOMPUTE, REVERSE = Operands(2, 2, 1), Operands(2, 1, 2), Operands(2, 
 
 
 class SharedScan(Schedule):
-    """Forward scan."""
+    """Schedule of the forward scan."""
 
     compiler: ClassVar[str] = "tir"
     threads: ClassVar[int] = THREADS
-    operands: ClassVar[tuple[Operands, ...]] = (FORWARD,)  # of each kernel
+    operands: ClassVar[tuple[Operands, ...]] = (FORWARD,)  # of each kernel that scans
 
     form: Literal["shared"] = "shared"
-    channels: int = 4  # of a row that a thread holds
-    slot_lanes: int = 1  # parts of a token's K slots that threads work on side by side
-    chunk: int = 16  # tokens whose operands are held in shared memory
+    channels: int = 4  # channels of a row per thread
+    slot_lanes: int = 1  # threads that share a token's K slots
+    chunk: int = 16  # tokens whose operands are in shared memory
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
@@ -72,58 +79,56 @@ class SharedScan(Schedule):
 
     @property
     def tile(self) -> int:
-        """Channels of a program."""
+        """The number of channels per program."""
         return THREADS // self.slot_lanes * self.channels
 
     def tiles(self, workload: Workload) -> int:
-        """Programs of a head."""
+        """Return the number of programs per head."""
         return -(-workload.shape["D"] // self.tile)
 
     def group(self, heads: int) -> int:
-        """Of so many heads, those of a launch."""
+        """Return the number of heads per launch, of ``heads``."""
         return heads
 
     def collisions(self, workload: Workload) -> float:
-        """Turns that an access to a token's rows takes, over those that its bytes would."""
+        """Return the bank-conflict factor of an access to a token's rows."""
         return _COLLISIONS[max(1, LINE // (self.tile * word(workload)))]
 
     def shared_bytes(self, workload: Workload, of: Operands) -> int:
-        """Rows and mass of a tile of channels, and a chunk of operands."""
+        """Return the bytes of shared memory per program: a tile's rows and masses, and a chunk of operands."""
         K, size = workload.shape["K"], word(workload)
         numbers = of.by_slot * K + of.by_channel * self.tile
         kept = of.by_both * K * self.tile * BYTES[history_type(workload)]
         return workload.shape["M"] * (self.tile + 1) * size + self.chunk * (of.slots * K * 4 + numbers * size + kept)
 
     def _refuse_program(self, workload: Workload, of: Operands) -> str | None:
-        """Why a program with these operands cannot be built, in one sentence."""
+        """Return a sentence if a program with these operands cannot be built."""
         K, D, lanes, channels = workload.shape["K"], workload.shape["D"], self.slot_lanes, self.channels
         if lanes not in SLOT_LANES or K % lanes:
             return f"slot_lanes is {lanes}; it must be a power of two up to {THREADS} that divides K = {K}"
         if channels not in CHANNELS or D % channels or channels * word(workload) > VECTOR:
             return (
-                f"channels is {channels}; it must be 1, 2 or 4, divide D = {D}, and be {VECTOR} bytes of sums at most"
+                f"channels is {channels}; it must be 1, 2 or 4, divide D = {D}, and be at most {VECTOR} bytes of sums"
             )
         heads = self.group(workload.shape["N"])
         if heads > MOST_HEADS:
-            return f"a launch has {heads} heads; form shared takes {MOST_HEADS} at most"
+            return f"a launch has {heads} heads; form shared supports at most {MOST_HEADS}"
         if self.chunk < 1:
             return f"chunk is {self.chunk}; it must be 1 or more"
         kept = of.by_both * K * self.tile * BYTES[history_type(workload)] // word(workload)
         numbers = (of.slots + of.by_slot) * K + of.by_channel * self.tile + kept
         staged = -(-self.chunk * numbers // THREADS)
         if staged > MOST_STAGED:
-            return (
-                f"a thread would hold {staged} operands of a chunk of {self.chunk} tokens; {MOST_STAGED} are the most"
-            )
+            return f"chunk is {self.chunk}; a thread would hold {staged} of its operands; at most {MOST_STAGED} fit"
         return refuse_bytes(self.shared_bytes(workload, of), MOST_SHARED)
 
 
 class SharedScanBackward(SharedScan):
-    """Backward scan."""
+    """Schedule of the backward."""
 
     operands: ClassVar[tuple[Operands, ...]] = (RECOMPUTE, REVERSE)
 
-    heads: int = 0  # memory against launches: heads whose rows are kept at a time; 0 for all
+    heads: int = 0  # heads per launch, which limits the memory for saved rows; 0 for all
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
@@ -137,17 +142,17 @@ class SharedScanBackward(SharedScan):
 
 
 def word(workload: Workload) -> int:
-    """Bytes of a number that sums are kept in."""
+    """Return the bytes of an element of the dtype of sums."""
     return 8 if workload.dtype == "float64" else 4
 
 
 def history_type(workload: Workload) -> str:
-    """Of the rows that a backward keeps: sums, but rounded where all inputs are."""
+    """Return the dtype of the rows that the backward saves: bfloat16 if the workload is, else the dtype of sums."""
     if workload.dtype == "bfloat16":
         return workload.dtype
     return "float64" if workload.dtype == "float64" else "float32"
 
 
 def refuse_bytes(needed: int, limit: int) -> str | None:
-    """A sentence where a program needs more shared memory than there is."""
+    """Return a sentence if a program needs more than ``limit`` bytes of shared memory."""
     return None if needed <= limit else f"a program needs {needed} bytes of shared memory; the limit is {limit}"

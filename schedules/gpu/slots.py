@@ -1,6 +1,6 @@
-"""Knobs of the GPU scans of form "slots", by Triton.
+"""Schedule of the GPU scans of form "slots", by Triton.
 
-Accesses are sorted by slot and time, and slots are scanned side by side (the paper's way).
+Accesses are sorted by slot and time, and slots are scanned in parallel (the paper's algorithm).
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from schedules.base import KNOB_VALUES, Schedule
 from schedules.gpu.address import refuse_threads
 from schedules.workload import Workload
 
-# Accesses whose loads are under way together in a program.
+# Accesses that a program loads together, so that their latencies overlap.
 BATCH = 8
-# More channels would be loads of more than 16 bytes in float32.
+# Channels per thread. More than 4 in float32 exceed the 16 bytes of one load.
 CHANNELS = (1, 2, 4)
-# Worth trying, of heads whose rows are kept at a time; 0 for all.
+# Values of the knob ``heads`` for tuning.
 HEADS = (0, 16, 64)
-_MOST_ACCESSES = 2**31 - 2**16  # of a head: int32 numbers them
+_MOST_ACCESSES = 2**31 - 2**16  # per head; kernels number them, and their padding, in int32
 
 
 class SlotsScan(Schedule):
-    """Forward scan, and backward."""
+    """Schedule of the forward scan and of the backward."""
 
     compiler: ClassVar[str] = "triton"
 
     form: Literal["slots"] = "slots"
-    threads: int = 64  # of a program
-    piece: int = 64  # accesses in sorted order that a program walks through
-    channels: int = 4  # of a row that a thread holds
-    heads: int = 0  # memory against launches: heads whose rows are kept at a time; 0 for all
+    threads: int = 64  # threads per program
+    piece: int = 64  # sorted accesses per piece, which are scanned in order
+    channels: int = 4  # channels of a row per thread
+    heads: int = 0  # heads per group of launches, which limits the scratch; 0 for all
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
-        """The fewest threads from 64 up that hold a row of the state."""
+        """Return a schedule with the fewest threads, at least 64, that hold a row of the state."""
         each = -(-workload.shape["D"] // cls().channels)
         return cls(threads=max(64, 1 << (each - 1).bit_length()))
 
@@ -54,12 +54,12 @@ class SlotsScan(Schedule):
             return f"a head has 2·T·K = {accesses} accesses; form slots sorts at most {_MOST_ACCESSES}"
         numbers = dim * max(accesses // 2, workload.shape["M"])
         if numbers >= 2**31:
-            return f"a head's rows have {numbers} numbers, of M·D or T·K·D; form slots numbers at most {2**31 - 1}"
+            return f"max(M, T·K)·D is {numbers}; form slots supports at most {2**31 - 1}"
         if self.threads * channels < dim:
-            return f"threads · channels is {self.threads * channels}; a program holds a row, of D = {dim}, at least"
+            return f"threads · channels is {self.threads * channels}; it must be at least D = {dim}"
         return refuse_threads(self.threads)
 
 
 def refuse_heads(held: int) -> str | None:
-    """A sentence where the heads whose rows are kept at a time cannot be so many."""
-    return None if held >= 0 else f"heads is {held}; it must be 0, for all, or how many heads' rows are kept at a time"
+    """Return a sentence if ``held`` is not a valid number of heads per group."""
+    return None if held >= 0 else f"heads is {held}; it must be 0, for all heads, or the number of heads per group"

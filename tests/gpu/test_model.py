@@ -31,7 +31,7 @@ def ids() -> Tensor:
 
 
 def decoded(model: RamNetForCausalLM, ids: Tensor, state: RamState) -> Tensor:
-    """The logits of the first tokens, one by one."""
+    """Return the logits of the first tokens, decoded one by one."""
     with torch.no_grad():
         return torch.cat([model(ids[:, t : t + 1], state, in_place=True).logits for t in range(DECODED)], 1)
 

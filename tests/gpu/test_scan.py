@@ -26,7 +26,7 @@ FORMS = ["serial", "slots", "chosen"]
 
 @cache
 def problem(sizes: tuple[int, ...], dtype: torch.dtype, access: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs of the scan, and gradients of its results."""
+    """Return inputs of the scan, and gradients of its results."""
     state = torch.promote_types(dtype, torch.float32)
     inputs = scan_inputs(*sizes, dtype=dtype, state_dtype=state, access=access)
     return list(inputs.values()), cotangents(inputs)
@@ -34,7 +34,7 @@ def problem(sizes: tuple[int, ...], dtype: torch.dtype, access: str) -> tuple[li
 
 @cache
 def expected(sizes: tuple[int, ...], dtype: torch.dtype, access: str) -> list[Tensor]:
-    """Results and gradients in float64 of the same rounded inputs."""
+    """Return results and gradients in float64 of the same rounded inputs."""
     inputs, grads = ([wide(x) for x in part] for part in problem(sizes, dtype, access))
     return both(reference, inputs, grads)
 
@@ -44,7 +44,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def kernels(target: str, form: str, sizes: tuple[int, ...], dtype: torch.dtype) -> GpuKernels:
-    """Results and gradients of one form, or of the recorded schedule."""
+    """Return a backend that runs one form of the scan or, for "chosen", the recorded schedule."""
     if form == "chosen":
         return GpuKernels(target)
     batch, heads, tokens, top_k, slots, dim = sizes
@@ -77,7 +77,7 @@ def test_results_and_gradients(target: str, form: str, dtype: torch.dtype, sizes
 
 @pytest.mark.parametrize("access", ["hot", "saturated"])
 @pytest.mark.parametrize("form", FORMS)
-def test_slots_that_most_tokens_take_and_weights_of_one(target: str, form: str, access: str) -> None:
+def test_frequent_slots_and_weights_of_one(target: str, form: str, access: str) -> None:
     found = on_device(kernels(target, form, SIZES, torch.float32), *problem(SIZES, torch.float32, access))
     for mine, right in zip(found, expected(SIZES, torch.float32, access), strict=True):
         assert relative_rmse(mine.cpu(), right) < TOLERANCE[torch.float32]
@@ -89,7 +89,7 @@ def test_two_runs_give_the_same_bits_wherever_they_write(target: str, form: str)
     inputs, grads = problem(sizes, torch.bfloat16, "hot")
     scan = kernels(target, form, sizes, torch.bfloat16)
     first = on_device(scan, inputs, grads)
-    # What the allocator hands out next is full of NaN, and lies elsewhere.
+    # Make the allocator return other memory, filled with NaN.
     noise = [torch.full_like(x, torch.nan, dtype=torch.float32) for x in first]
     del noise
     for again in (on_device(scan, inputs, grads) for _ in range(3)):

@@ -29,7 +29,7 @@ WORKLOAD = Workload(op="memory_step", shape={"N": 16, "K": 8, "M": 1024, "D": 64
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """Clear what was read before, and after the test what it made up."""
+    """Clear the caches before the test, and after it, as it may alter what they hold."""
     remembered = (module._read, module._digests, module._versions, nvcc.version)
     for each in remembered:
         each.cache_clear()
@@ -84,7 +84,7 @@ LINES = (
         (("import math", "def area(r):", "    return None"), False),
     ],
 )
-def test_comments_docstrings_and_spaces_change_nothing_and_code_does(
+def test_code_changes_the_fingerprint_but_comments_docstrings_and_spaces_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: tuple[str, ...], same: bool, fresh: None
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -103,7 +103,7 @@ def test_a_function_alone_does_not_change_with_its_neighbours(monkeypatch: pytes
 
 
 def cases() -> list[tuple[str, str, Schedule]]:
-    """The default schedule of each op for a CPU and, by compiler and form, for a GPU."""
+    """Return the default schedule of each op for a CPU and, by compiler and form, for a GPU."""
     found: list[tuple[str, str, Schedule]] = [
         (op, "cpu", kind.model_construct()) for op, kind in cpu.SCHEDULES.items()
     ]  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_fingerprint_does_not_depend_on_other_ops(monkeypatch: pytest.MonkeyPa
     assert changed == [True, True, False, False, False], "a layer's token is made of a step"
 
 
-def test_compilers_and_flags_count_where_they_are_used(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+def test_compilers_and_flags_change_the_fingerprint(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     tir, triton = GpuStep(compiler="tir"), GpuStep(compiler="triton")
     monkeypatch.setattr(nvcc, "version", lambda: "13.0.1")
     assert versions("a100", tir)["nvcc"] == "13.0.1" and "triton" not in versions("a100", tir)
@@ -184,7 +184,7 @@ def test_a_compiler_that_is_not_installed_does_not_make_a_record_stale(
 
 
 @pytest.mark.parametrize(("op", "target", "schedule"), [case for case in cases() if case[1] != "cpu"])
-def test_a_modelled_time_is_also_of_the_model_and_of_what_it_reads(
+def test_the_fingerprint_of_a_modelled_time_also_depends_on_the_model_and_its_inputs(
     op: str, target: str, schedule: Schedule, monkeypatch: pytest.MonkeyPatch, fresh: None
 ) -> None:
     def prints() -> tuple[str, str]:
@@ -198,15 +198,13 @@ def test_a_modelled_time_is_also_of_the_model_and_of_what_it_reads(
     monkeypatch.setitem(TARGETS, target, replace(known, gpu=replace(gpu_of(target), bandwidth=1e9)))
     with_other_memory = prints()
     assert (with_other_memory[0] == measured, with_other_memory[1] == by_another_model[1]) == (True, False)
-    if module._compilers(target, schedule) == ("tir",):  # Triton's are counted where they are planned
+    if module._compilers(target, schedule) == ("tir",):  # the modules that plan Triton's kernels also count their work
         alter(monkeypatch, module._WORK[op])
         with_other_counts = prints()
         assert (with_other_counts[0] == measured, with_other_counts[1] == with_other_memory[1]) == (True, False)
 
 
-def test_a_modelled_record_is_stale_where_the_time_model_is_another(
-    monkeypatch: pytest.MonkeyPatch, fresh: None
-) -> None:
+def test_a_modelled_record_is_stale_if_the_time_model_has_changed(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     schedule = GpuStep(compiler="triton")
     measured, modelled = (
         record(
@@ -219,7 +217,9 @@ def test_a_modelled_record_is_stale_where_the_time_model_is_another(
     assert (stale(measured), stale(modelled)) == (None, "other code")
 
 
-def test_the_release_of_nvcc_is_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+def test_the_version_of_nvcc_is_read_from_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
     program = tmp_path / "nvcc"
     program.write_text('#!/bin/sh\necho "Cuda compilation tools, release 13.0, V13.0.88"\n')
     program.chmod(0o755)

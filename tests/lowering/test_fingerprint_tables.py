@@ -13,21 +13,21 @@ def named(compiler: str) -> dict[tuple[str, str], str]:
     return {(op, form): module for op, forms in ops.items() for form, module in forms.items()}
 
 
-def test_of_a_cpu() -> None:
+def test_templates_of_the_cpu() -> None:
     pytest.importorskip("tvm", reason="the CPU's templates need tvm")
     from lowering.cpu.templates import TEMPLATES
 
     assert named("llvm") == {(op, ""): template.__module__ for op, template in TEMPLATES.items()}
 
 
-def test_of_triton() -> None:
+def test_plans_of_triton() -> None:
     pytest.importorskip("triton", reason="the GPU's plans need triton")
     from lowering.gpu.kernels import _triton
 
     assert named("triton") == {key: plan.__module__ for key, plan in _triton().items()}
 
 
-def test_of_tir_for_gpus() -> None:
+def test_templates_of_tir_for_gpus() -> None:
     from lowering.gpu.kernels import _tir
 
     plans, templates = _tir(), named("tir")

@@ -47,7 +47,7 @@ SHAPES: dict[Op, dict[str, int]] = {
 
 
 def narrow_accesses(module: Any, target: Any) -> set[str]:
-    """The arguments that the module's functions index with 32 bits after flattening."""
+    """Return the arguments that the module's functions index with 32 bits after flattening."""
     from tvm.ir.expr import TensorLoad
     from tvm.ir.instrument import pass_instrument
     from tvm.tirx import BufferStore
@@ -106,13 +106,13 @@ def spread(slots: Tensor) -> Tensor:
 
 
 def untouched_zeros() -> Tensor:
-    """A memory [1, N, M, D] of zeros, whose pages are allocated on first access."""
+    """Return a memory [1, N, M, D] of zeros, whose pages are allocated on first access."""
     place = mmap.mmap(-1, 4 * HEADS * SLOTS * DIM)
     return torch.frombuffer(place, dtype=torch.float32).view(1, HEADS, SLOTS, DIM)
 
 
 def large_state() -> tuple[Tensor, Tensor]:
-    """S = 0 and z = 1."""
+    """Return memory of zeros and mass of ones."""
     return untouched_zeros(), torch.ones(1, HEADS, SLOTS)
 
 
@@ -134,13 +134,13 @@ def steps(backend: Any, **how: Any) -> None:
     assert torch.allclose(memory[:, :, rows], small["memory"], atol=1e-5)
 
 
-def test_a_step_on_a_large_memory_is_right_on_the_cpu() -> None:
+def test_cpu_kernels_of_a_step_are_right_on_a_large_memory() -> None:
     with ops.using("cpu"):
         steps(ops.memory_step)
 
 
 def walked(op: str, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
-    """A plan's results without its copies of the whole state, which is 0 as fresh memory is."""
+    """Run a plan without its copies of the whole state, which is 0 like fresh memory."""
     from lowering.gpu.triton.copying import copy_elements
 
     made = plan(op, schedule, *arguments)
@@ -153,7 +153,7 @@ def walked(op: str, schedule: Any, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 @interpreted
-def test_a_step_on_a_large_memory_is_right_on_the_gpus_kernels() -> None:
+def test_gpu_kernels_of_a_step_are_right_on_a_large_memory() -> None:
     def step(*arguments: Tensor) -> Tensor:
         schedule = MemoryStep(compiler="triton", threads=64)
         (output,) = plan("memory_step", schedule, *(x.flatten(0, 1) for x in arguments), 1.0, 1e-6).run(gpu_of("h100"))
@@ -164,7 +164,7 @@ def test_a_step_on_a_large_memory_is_right_on_the_gpus_kernels() -> None:
 
 @interpreted
 @pytest.mark.parametrize("form", ["serial", "slots"])
-def test_a_scan_of_a_large_memory_is_right_on_the_gpus_kernels(form: Any) -> None:
+def test_gpu_kernels_of_a_scan_are_right_on_a_large_memory(form: Any) -> None:
     small = inputs_of(3)
     expected = reference.memory_scan(*as_backends_take(small.values()), 1.0, 1e-6, 0.01)
     given = [torch.randn_like(small["values"]), torch.zeros_like(small["memory"]), torch.zeros_like(small["mass"])]

@@ -25,7 +25,7 @@ def workload(slots: int) -> Workload:
 
 
 def record(slots: int, schedule: Any = STEP, **changes: Any) -> Record:
-    """A record of the current code, with ``changes``."""
+    """Return a record of the current code, with ``changes``."""
     time = Time(median=2.5e-6, spread=1e-7, runs=9)
     return Record(
         workload=workload(slots), target="cpu", device="here", knobs=schedule.model_dump(), how="measured", gain=1.5,
@@ -75,7 +75,7 @@ def test_show_prints_times_of_current_kernels_only_and_the_source_of_a_record(ru
     assert "tile=8 unroll=4" in out
 
 
-def test_show_names_what_a_kernel_has_a_use_for(run: Run) -> None:
+def test_show_prints_only_the_knobs_that_a_kernel_uses(run: Run) -> None:
     scan = SharedScan(channels=2)
     shape = {"N": 16, "T": 64, "K": 8, "M": 64, "D": 64}
     of = Workload(op="memory_scan", shape=shape, dtype="bfloat16")
@@ -85,7 +85,7 @@ def test_show_names_what_a_kernel_has_a_use_for(run: Run) -> None:
     assert "channels=2" in out and "tile=" not in out, "the form shared has no use for tile"
 
 
-def test_show_and_export_take_only_what_is_asked_for(run: Run, tmp_path: Path) -> None:
+def test_show_and_export_select_records(run: Run, tmp_path: Path) -> None:
     records.merge(records.records_path("cpu"), [record(64), record(64, device="there")])
     assert run("show", "--device", "there")[1].count("2026") == 1
     assert run("show", "--op", "memory_scan") == (0, "no records\n")
@@ -95,7 +95,7 @@ def test_show_and_export_take_only_what_is_asked_for(run: Run, tmp_path: Path) -
     assert [row.device for row in records.load(tmp_path / "one.jsonl")] == ["there"]
 
 
-def test_what_one_user_exports_another_imports(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exported_records_can_be_imported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "passed on.jsonl"
     found = [record(64), record(256)]
     records.merge(records.records_path("cpu"), found)
@@ -110,7 +110,7 @@ def test_what_one_user_exports_another_imports(run: Run, tmp_path: Path, monkeyp
     assert mine() == records.load(file)
 
 
-def test_an_import_replaces_only_what_it_is_told_to(run: Run, tmp_path: Path) -> None:
+def test_an_import_replaces_known_records_only_with_replace(run: Run, tmp_path: Path) -> None:
     other = record(64, MemoryStep(tile=16, unroll=2, parallel=False, prefetch=0))
     records.save(tmp_path / "theirs.jsonl", [other, record(256)])
     records.merge(records.records_path("cpu"), [record(64)])
@@ -133,7 +133,7 @@ def test_a_file_that_holds_no_records_is_refused_before_anything_is_written(run:
     assert not (tmp_path / "mine").exists()
 
 
-def test_prune_removes_what_is_stale_and_leaves_the_shipped_ones(run: Run) -> None:
+def test_prune_removes_stale_records_except_shipped_ones(run: Run) -> None:
     stale, good = record(64, fingerprint="of other code"), record(256)
     records.merge(records.records_path("cpu"), [stale, good])
     records.merge(records.shipped_path("cpu"), [stale])
@@ -146,7 +146,7 @@ def test_prune_removes_what_is_stale_and_leaves_the_shipped_ones(run: Run) -> No
     assert mine() == []
 
 
-def test_prune_asks_what_to_remove(run: Run) -> None:
+def test_prune_needs_a_selection(run: Run) -> None:
     records.merge(records.records_path("cpu"), [record(64)])
     status, out = run("prune")
     assert status == 2 and "say which records to remove" in out

@@ -23,7 +23,7 @@ def with_slot(name: str, slot: int) -> Change:
 
 
 def repeated(x: dict[str, Tensor]) -> None:
-    """A repeated slot in one token, not adjacent."""
+    """Repeat a slot within a token, in places that are not adjacent."""
     x["write_slots"].view(-1, 3)[1] = torch.tensor([5, 0, 5])
 
 
@@ -126,13 +126,13 @@ def test_address_decode(kernels: str, logits: Tensor, top_k: int, error: type[Ex
         ops.address_decode(logits, top_k)
 
 
-def test_address_decode_takes_as_many_slots_as_int32_numbers() -> None:
+def test_address_decode_supports_as_many_slots_as_int32_can_number() -> None:
     slots, _ = ops.address_decode(torch.empty(1, 2**31 - 1, device="meta"), 1)
     assert slots.shape == (1,)
 
 
 @pytest.mark.parametrize(("number", "where"), [("nan", 2), ("inf", 2), ("-inf", slice(None))])
-def test_address_decode_names_the_logits_that_no_softmax_can_take(number: str, where: int | slice) -> None:
+def test_address_decode_refuses_logits_without_a_softmax(number: str, where: int | slice) -> None:
     logits = torch.zeros(7, 3, 4)
     logits[5, 1, where] = float(number)
     with pytest.raises(ValueError, match=re.escape(f"logits[5, 1] has {number} as its largest entry; it must be fin")):
@@ -140,7 +140,7 @@ def test_address_decode_names_the_logits_that_no_softmax_can_take(number: str, w
 
 
 def test_a_gpus_check_of_slots_asserts_on_the_device() -> None:
-    """On the CPU, where the same assertion raises at once."""
+    """Tested on the CPU, where the same assertion raises immediately."""
     accesses, *_ = as_backends_take(scan_inputs(1, 1, 2, 2, 9, 1).values())
     checks.slots_in_range_on_device(accesses, 9)
     checks.slots_in_range_on_device(Accesses(*(x[:0] for x in accesses)), 1)

@@ -26,7 +26,7 @@ TOKENS = 22
 
 
 def alone(model: RamNetForCausalLM, ids: Tensor, state: RamState | None = None) -> list[Any]:
-    """The model's outputs for each document alone."""
+    """Run the model on each document alone."""
     states = [None] * len(LENGTHS) if state is None else state.split()
     return [model(document, own) for document, own in zip(ids.split(LENGTHS, dim=1), states, strict=True)]
 
@@ -74,7 +74,7 @@ def test_a_document_does_not_depend_on_those_before(kernels: str) -> None:
 
 
 @torch.no_grad()
-def test_documents_go_on_in_a_further_call_and_token_by_token(kernels: str) -> None:
+def test_documents_continue_in_another_call_and_token_by_token(kernels: str) -> None:
     model, ids, later = small_model(), tokens(1, TOKENS), tokens(5, 3, seed=2)
     state = model(ids, cu_seqlens=BOUNDS).state
     assert state.position.tolist() == LENGTHS
@@ -146,7 +146,7 @@ def test_opcheck_of_the_packed_scan(kernels: str) -> None:
     torch.library.opcheck(torch.ops.ramnet.memory_scan_packed_backward.default, backward)
 
 
-def test_a_long_document_has_no_short_one_padded_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_documents_are_not_padded_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
     def scan(*arguments: Any) -> Any:
@@ -161,7 +161,7 @@ def test_a_long_document_has_no_short_one_padded_to_its_length(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_groups_of_similar_lengths_are_padded_to_twice_their_tokens_at_most(seed: int) -> None:
+def test_padding_at_most_doubles_the_tokens_of_a_group(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randn(50, generator=generator).mul(2).add(3).exp().floor().int().tolist()
     groups = alike(lengths)

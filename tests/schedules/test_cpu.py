@@ -164,12 +164,12 @@ def test_defaults(workload: Workload, default: Schedule) -> None:
         (LAYER, {"rows": (1, 2, 4), "lanes": (8, 16, 32, 64, 128)}),
     ],
 )  # fmt: skip
-def test_what_is_searched(workload: Workload, space: dict[str, tuple[Any, ...]]) -> None:
+def test_the_search_space(workload: Workload, space: dict[str, tuple[Any, ...]]) -> None:
     assert SCHEDULES[workload.op].space(workload) == space
 
 
 @pytest.mark.parametrize("op", SCHEDULES)
-def test_defaults_can_be_built_whatever_the_sizes(op: Op) -> None:
+def test_defaults_are_valid_for_all_sizes(op: Op) -> None:
     for size, dtype in itertools.product((1, 2, 3, 5, 48, 1009), ("float32", "float64")):
         sizes = dict.fromkeys("NTKDRPOICH", size) | {"U": 1, "M": max(size, 2)}
         workload = work(op, dtype, **sizes)

@@ -70,39 +70,39 @@ def test_schedules_at_a_limit_are_valid(schedule: Schedule, workload: Workload) 
           for n in (0, -32, 16, 48, 2048)),
         (AddressDecode(unroll=3), ADDRESS, "unroll is 3; it must be 0, 1 or 2"),
         (AddressDecode(unroll=2), work("address_decode", K=32),
-         "unroll 2 takes 990 exchanges in straight code; it must be at most 400"),
-        (AddressDecode(unroll=0), work("address_decode", K=65), "K is 65; a thread's registers hold 64 addresses"),
+         "unroll 2 unrolls 990 compare-exchanges; at most 400 are allowed"),
+        (AddressDecode(unroll=0), work("address_decode", K=65),
+         "K is 65; a thread's registers hold at most 64 addresses"),
         (AddressDecodeBackward(), work("address_decode_backward", K=65),
-         "K is 65; a thread's registers hold 64 addresses"),
+         "K is 65; a thread's registers hold at most 64 addresses"),
         (DecodeHeads(threads=32), work("decode_heads", K=17), "threads is 32; it must be at least 64"),
-        (SerialScan(), work("memory_scan", K=17), "K is 17; form serial walks at most 16 slots a token"),
+        (SerialScan(), work("memory_scan", K=17), "K is 17; form serial supports at most 16 slots per token"),
         (SerialScan(spans=0), SCAN, "spans is 0; it must be 1 or more"),
         (SerialScan(tile=96), SCAN, "tile is 96; it must be a power of two"),
         (SerialScan(tile=0), SCAN, "tile is 0; it must be a power of two"),
         (SerialScan(tile=32), SCAN,
-         "tile is 32, fewer channels than the 64 threads; a channel must be one thread's alone"),
-        (SerialScan(tile=256, threads=32), SCAN,
-         "tile is 256; a thread has 4 channels at most, so that 32 have 128"),
+         "tile is 32; it must be at least threads = 64, so that no two threads share a channel"),
+        (SerialScan(tile=256, threads=32), SCAN, "tile is 256; it must be at most 4 · threads = 128"),
         (SerialScan(tile=128), work("memory_scan", D=66),
-         "tile is 128, more channels than the 64 threads; D = 66 is no multiple of 4 for that"),
-        (SerialScan(tile=128), SCAN, "tile is 128; half of it holds all D = 64 channels"),
+         "tile is 128; it must be at most threads = 64, as D = 66 is not a multiple of 4"),
+        (SerialScan(tile=128), SCAN, "tile is 128; it must be at most threads = 64 or less than 2 · D = 128"),
         (SerialScanBackward(checkpoint=0), BACK, "checkpoint is 0; it must be 1 or more"),
         (SharedScanBackward(heads=-1), BACK,
-         "heads is -1; it must be 0, for all, or how many heads' rows are kept at a time"),
+         "heads is -1; it must be 0, for all heads, or the number of heads per group"),
         (SharedScan(slot_lanes=16), SCAN, "slot_lanes is 16; it must be a power of two up to 32 that divides K = 8"),
         (SharedScan(slot_lanes=3), SCAN, "slot_lanes is 3; it must be a power of two up to 32 that divides K = 8"),
         (SharedScan(channels=3), SCAN,
-         "channels is 3; it must be 1, 2 or 4, divide D = 64, and be 16 bytes of sums at most"),
+         "channels is 3; it must be 1, 2 or 4, divide D = 64, and be at most 16 bytes of sums"),
         (SharedScan(channels=4), work("memory_scan", D=66),
-         "channels is 4; it must be 1, 2 or 4, divide D = 66, and be 16 bytes of sums at most"),
+         "channels is 4; it must be 1, 2 or 4, divide D = 66, and be at most 16 bytes of sums"),
         (SharedScan(channels=4), work("memory_scan", "float64"),
-         "channels is 4; it must be 1, 2 or 4, divide D = 64, and be 16 bytes of sums at most"),
+         "channels is 4; it must be 1, 2 or 4, divide D = 64, and be at most 16 bytes of sums"),
         (SharedScan(slot_lanes=8), work("memory_scan", N=65536),
-         "a launch has 65536 heads; form shared takes 65535 at most"),
+         "a launch has 65536 heads; form shared supports at most 65535"),
         (SharedScan(slot_lanes=8, chunk=0), SCAN, "chunk is 0; it must be 1 or more"),
-        # Of 2 slots and 2 weights for each of K, and a tile of 128 channels: 160 numbers a token, 5 a thread.
-        (SharedScan(chunk=20), SCAN, "a thread would hold 100 operands of a chunk of 20 tokens; 96 are the most"),
-        # 129 numbers of each of 1024 rows.
+        # 2 slots and 2 weights for each of K, and a tile of 128 channels: 160 numbers per token, 5 per thread.
+        (SharedScan(chunk=20), SCAN, "chunk is 20; a thread would hold 100 of its operands; at most 96 fit"),
+        # 1024 rows of 128 channels and a mass.
         (SharedScan(chunk=8), SCAN,
          f"a program needs {1024 * 129 * 4 + 8 * 160 * 4} bytes of shared memory; the limit is 232448"),
     ],
@@ -115,10 +115,10 @@ def test_the_backward_of_form_shared_needs_more_than_its_forward() -> None:
     small = work("memory_scan", M=256), work("memory_scan_backward", M=256)
     knobs: dict[str, Any] = {"slot_lanes": 4, "chunk": 16}
     assert SharedScan(**knobs).refusal(small[0]) is None
-    # 5 arrays by slot and one by both of 8 slots and 32 channels in bfloat16, 2 numbers a word.
+    # 5 arrays by slot, and one of 8 slots and 32 channels in bfloat16, of which a word holds 2.
     held = 16 * (7 * 8 + 2 * 32 + 8 * 32 // 2) // 32
     assert SharedScanBackward(**knobs).refusal(small[1]) == (
-        f"a thread would hold {held} operands of a chunk of 16 tokens; 96 are the most"
+        f"chunk is 16; a thread would hold {held} of its operands; at most 96 fit"
     )
     assert SharedScanBackward(**knobs | {"chunk": 8, "heads": 3}).refusal(small[1]) is None
 
@@ -140,10 +140,10 @@ def test_the_sizes_of_form_shared() -> None:
         (ADDRESS, AddressDecode()), (work("address_decode", P=16, K=32), AddressDecode(unroll=0)),
         (GRADIENT, AddressDecodeBackward()), (STEP, MemoryStep()),
         (HEADS, DecodeHeads()), (work("decode_heads", K=33), DecodeHeads(threads=128, unroll=0)),
-        # A span reads and writes M, where the walk takes T · K: 4096 · 8 / 2048 is 16.
+        # T · K / (2 · M) = 4096 · 8 / 2048 = 16.
         (SCAN, SerialScan(spans=16)), (work("memory_scan", T=8192), SerialScan(spans=16)),
         (work("memory_scan", T=4095), SerialScan(spans=8)), (work("memory_scan", T=1), SerialScan(spans=1)),
-        # √(4096 · 1024 / 8) is 724, nearer to 2^9.5 above than below.
+        # √(4096 · 1024 / 8) is 724, which is above 2^9.5.
         (BACK, SerialScanBackward(spans=16, checkpoint=1024)),
         (work("memory_scan_backward", T=1), SerialScanBackward(checkpoint=16)),
         (work("memory_scan", K=17), SlotsScan()),
@@ -159,10 +159,11 @@ def test_defaults(workload: Workload, default: Schedule) -> None:
 @pytest.mark.parametrize(
     ("sub_dim", "top_k", "unroll", "counted"),
     [
-        # In loops each of 4 digits goes through 4 places, and each of 3 joins is a network of 12.
+        # In loops, each of 4 digits is compared at 4 places, and each of 3 merges is a bitonic network of 12.
         (4, 8, 0, (16, 36)),
-        # In straight code 4 digits sort in 6; of the second digit 4 prefixes survive, which start at places 1, 3, 5 and
-        # 7 from the end and would take 16, where the network takes 12; of the third 2 (3, 6), of the fourth 2 (1, 5).
+        # Unrolled, 4 digits are sorted by 6. 4 prefixes of the second digit can survive: inserted 1, 3, 5 and 7 places
+        # from the end they need 16, more than the network's 12. Of the third digit 2 can (3 + 6), of the fourth 2
+        # (1 + 5).
         (4, 8, 1, (6, 12 + 9 + 6)),
         (2, 1, 1, (1, 0)),
         (8, 2, 1, (1 + 6 * 2, 1)),
@@ -180,14 +181,14 @@ def test_the_code_of_one_sub_vector_or_of_all_is_unrolled() -> None:
 
 
 @pytest.mark.parametrize("op", SCHEDULES)
-def test_defaults_can_be_built_whatever_the_sizes(op: Op) -> None:
+def test_defaults_are_valid_for_all_sizes(op: Op) -> None:
     for size, top_k in itertools.product((2, 3, 48, 1009), (1, 3, 33)):
         workload = work(op, **dict.fromkeys("NTDRPM", size), K=top_k, U=2)
         assert default_schedule(workload, "h200").refusal(workload) is None, workload.name
 
 
 @pytest.mark.parametrize("op", ["memory_scan", "memory_scan_backward"])
-def test_each_form_searches_all_its_knobs_and_some_can_be_built(op: Op) -> None:
+def test_each_form_searches_all_its_knobs_and_some_schedules_are_valid(op: Op) -> None:
     workload = work(op, M=256)
     for form, kind in SCHEDULES[op].items():
         space = kind.space(workload)
@@ -197,10 +198,10 @@ def test_each_form_searches_all_its_knobs_and_some_can_be_built(op: Op) -> None:
         assert any(each.refusal(workload) is None for each in found)
 
 
-def test_knobs_are_those_of_the_form_that_they_name() -> None:
+def test_knobs_of_other_forms_are_ignored() -> None:
     for op, kind in (("memory_scan", SharedScan), ("memory_scan_backward", SharedScanBackward)):
         assert schedule_of(op, "a100", {"form": "shared", "chunk": 8}) == kind(chunk=8)
-        # As older records have them, with those of the other forms.
+        # Older records have the knobs of all forms.
         assert schedule_of(op, "a100", {"form": "shared", "chunk": 8, "tile": 64, "spans": 2}) == kind(chunk=8)
 
 
@@ -211,16 +212,16 @@ def test_knobs_are_those_of_the_form_that_they_name() -> None:
         ("memory_scan", {"tile": 64}, "form is None; it must be one of serial, slots, shared"),
         ("memory_scan", {"form": ["slots"]}, "form is ['slots']; it must be one of serial, slots, shared"),
         ("memory_scan", {"form": "slots", "depth": 3}, "depth"),
-        # Of the backward alone.
+        # Only the backward has this knob.
         ("memory_scan", {"form": "serial", "checkpoint": 64}, "checkpoint"),
         ("memory_step", {"form": "slots"}, "form"),
         ("project", {}, "project has no kernel for a100; there are address_decode, address_decode_backward,"),
     ],
 )
-def test_knobs_that_no_form_has_are_refused(op: Op, knobs: dict[str, Any], problem: str) -> None:
+def test_unknown_forms_and_knobs_are_refused(op: Op, knobs: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=re.escape(problem)):
         schedule_of(op, "a100", knobs)
 
 
-def test_heads_are_16_where_they_may_be() -> None:
+def test_a_layer_has_16_heads_if_they_divide_n() -> None:
     assert [heads_of(work("decode_heads", N=n)) for n in (16, 64, 24, 1)] == [16, 16, 24, 1]

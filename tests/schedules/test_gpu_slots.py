@@ -1,4 +1,4 @@
-"""What the GPU scans over slots refuse, in a sentence with the value."""
+"""Schedules of the GPU scans over slots: valid ones, and refusals with the value."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def refusal(knobs: dict[str, Any], op: Op = "memory_scan", **sizes: int) -> str 
 
 
 @pytest.mark.parametrize("op", ["memory_scan", "memory_scan_backward"])
-def test_the_defaults_serve_the_papers_sizes_and_any_number_of_slots(op: Op) -> None:
+def test_schedules_are_valid_for_the_papers_sizes_and_any_number_of_slots(op: Op) -> None:
     assert refusal({}, op) is None
     assert refusal({"heads": 3, "piece": 128, "threads": 128, "channels": 2}, op, M=4**10, K=1, T=1, D=1) is None
 
 
 @pytest.mark.parametrize(
-    ("knobs", "sizes", "packed"),
+    ("knobs", "sizes", "part"),
     [
         ({"piece": 20}, {}, "piece is 20"),
         ({"piece": 0}, {}, "piece is 0"),
@@ -31,10 +31,10 @@ def test_the_defaults_serve_the_papers_sizes_and_any_number_of_slots(op: Op) -> 
         ({"threads": 48}, {}, "threads is 48"),
         ({"threads": 32, "channels": 1}, {}, "threads · channels is 32"),
         ({}, {"T": 2**28}, "2·T·K = 4294967296"),
-        ({}, {"M": 2**25}, "rows have 2147483648 numbers"),
+        ({}, {"M": 2**25}, "max(M, T·K)·D is 2147483648"),
     ],
 )
-def test_refusals_name_the_value(knobs: dict[str, int], sizes: dict[str, int], packed: str) -> None:
+def test_refusals_name_the_value(knobs: dict[str, int], sizes: dict[str, int], part: str) -> None:
     for op in ("memory_scan", "memory_scan_backward"):
         sentence = refusal(knobs, op, **sizes)
-        assert sentence is not None and packed in sentence
+        assert sentence is not None and part in sentence

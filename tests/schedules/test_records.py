@@ -62,7 +62,7 @@ def test_nearest_record_that_fits_comes_next(file: Path) -> None:
     assert choose(step(D=12), "cpu", "here").source == "default"
 
 
-def test_at_one_distance_a_record_of_this_device_comes_first(file: Path) -> None:
+def test_at_equal_distance_a_record_of_this_device_is_preferred(file: Path) -> None:
     merge(file, [record(step(), unroll=2, device="elsewhere"), record(step(), unroll=4, device="here")])
     assert choose(step(), "cpu", "here").schedule.unroll == 4
     assert choose(step(), "cpu", "elsewhere").schedule.unroll == 2
@@ -105,8 +105,8 @@ def test_several_processes_merge_at_once_and_no_row_is_lost(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["cpu.jsonl"], "and nothing is left for git to find"
 
 
-def test_a_file_that_changes_is_read_anew(file: Path) -> None:
-    """The second change is within one tick of the file system's clock."""
+def test_a_changed_file_is_read_again(file: Path) -> None:
+    """Even if the second change is within one tick of the file system's clock."""
     merge(file, [record(step(), unroll=2)])
     before = file.stat()
     assert load(file)[0].knobs["unroll"] == 2
@@ -147,14 +147,14 @@ def test_foreign_file_is_refused_with_its_line_and_left_alone(file: Path, text: 
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "null"])
-def test_what_is_no_number_is_refused(file: Path, number: str) -> None:
+def test_values_that_json_lacks_are_refused(file: Path, number: str) -> None:
     """JSON has none of these values: merging would write the first two as null and so damage the file."""
     file.write_text(record(step()).model_dump_json().replace('"gain":1.5', f'"gain":{number}') + "\n")
     with pytest.raises(ValueError, match=r"cpu\.jsonl, line 1, is not a record: gain = "):
         load(file)
 
 
-def test_a_file_that_is_no_text_is_refused(file: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(file: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"cpu\.jsonl is not a text file"):
         load(file)
@@ -178,7 +178,7 @@ def test_a_file_of_a_million_rows_is_refused_before_it_is_read(file: Path, monke
         choose(step(), "cpu", "here")
 
 
-def test_what_is_no_file_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_not_a_file_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(file)
     with pytest.raises(ValueError, match=r"cpu\.jsonl is not a file"):
         choose(step(), "cpu", "here")
@@ -187,7 +187,7 @@ def test_what_is_no_file_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch)
         choose(step(), "cpu", "here")
 
 
-def test_records_are_kept_in_the_users_folder_for_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_records_are_stored_in_the_users_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAMNET_RECORDS", raising=False)
     if sys.platform == "linux":
         monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
@@ -198,7 +198,7 @@ def test_records_are_kept_in_the_users_folder_for_data(monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir()), "nothing is made by asking"
 
 
-def test_shipped_records_are_read_where_the_user_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_shipped_records_are_read_if_the_user_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "nowhere"))
     assert shipped_path("cpu") == Path(__file__).parents[2] / "schedules" / "records" / "cpu.jsonl"
     shipped = load(shipped_path("cpu"))
@@ -259,7 +259,7 @@ def test_shipped_gpu_records_are_modelled_and_spill_nothing(target: str) -> None
     assert {r.workload.op for r in shipped} == set(SCHEDULES)
     for r in shipped:
         assert r.target == target and r.schedule().refusal(r.workload) is None
-        assert r.knobs == r.schedule().model_dump(), "of a scan's knobs those of its form"
+        assert r.knobs == r.schedule().model_dump(), "only the knobs of the form"
         if r.how == "measured":
             assert r.device != target, "what was measured names the device"
         else:

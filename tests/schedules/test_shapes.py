@@ -1,4 +1,4 @@
-"""A workload as a user writes it."""
+"""Workloads parsed from a user's text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schedules.workload import AXES
 CONFIG = RamNetConfig.preset("340m")
 
 
-def test_what_is_named_goes_before_the_models() -> None:
+def test_given_sizes_override_the_models() -> None:
     workload = parse("memory_scan N=4 T=512 D=32 decay_power=2 dtype=bfloat16", CONFIG)
     assert workload.shape == {"N": 4, "T": 512, "K": CONFIG.top_k, "M": CONFIG.slots, "D": 32}
     assert tuple(workload.shape) == AXES["memory_scan"]
@@ -40,6 +40,6 @@ def test_each_of_a_models_workloads_can_be_written() -> None:
         ("memory_scan T=1 dtype=int8", "dtype"),
     ],
 )
-def test_what_makes_no_workload_is_refused_with_its_text(text: str, why: str) -> None:
+def test_invalid_text_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse(text, CONFIG)

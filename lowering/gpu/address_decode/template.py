@@ -1,4 +1,4 @@
-"""address_decode and its backward in TIR for GPUs: the CPU's templates on vectors of one row, a thread a row."""
+"""address_decode and its backward in TIR for GPUs: the CPU's templates with one lane; each thread handles one row."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from schedules.workload import Workload
 def module(
     workload: Workload, schedule: AddressDecode, cuda: bool, state: str = "float32", reverse_threads: bool = False
 ) -> Any:
-    """The IRModule of address_decode: logits [R, U, P]; slots int32 [R, K], weights [R, K]. R is taken at run time.
+    """Return the IRModule of address_decode: logits [R, U, P] to slots int32 [R, K] and weights [R, K]. R is dynamic.
 
-    ``state`` is not used: there is none.
+    ``state`` is not used, as the op has no state.
     """
     U, P, K = (workload.shape[axis] for axis in "UPK")
     dtype, size = workload.dtype, schedule.threads
@@ -55,10 +55,10 @@ def module_backward(
     state: str = "float32",
     reverse_threads: bool = False,
 ) -> Any:  # fmt: skip
-    """The IRModule of address_decode_backward: grad_weights [R, K], logits [R, U, P], slots int32 [R, K], weights
-    [R, K]; grad_logits [R, U, P]. R is taken at run time.
+    """Return the IRModule of address_decode_backward: grad_weights [R, K], logits [R, U, P], slots int32 [R, K] and
+    weights [R, K] to grad_logits [R, U, P]. R is dynamic.
 
-    ``state`` is not used: there is none.
+    ``state`` is not used, as the op has no state.
     """
     U, P, K = (workload.shape[axis] for axis in "UPK")
     dtype, size = workload.dtype, schedule.threads
@@ -90,7 +90,7 @@ def module_backward(
 
 
 def _each_row(threads: Threads, program: Any, rows: Any, body: Any) -> None:
-    """``body(row)`` for the rows of a program; the last one's may run out."""
+    """Emit ``body(row)`` for each row of a program; the last program may have fewer rows than threads."""
 
     def mine(thread: Any) -> None:
         row = program * threads.count + thread

@@ -1,4 +1,4 @@
-"""The plans of TIR's kernels of addresses, in which a thread works on a row of logits of its own."""
+"""The plans of address_decode and its backward by TIR; each thread handles one row of logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schedules.gpu.address import AddressDecode, AddressDecodeBackward
 
 
 def plan(rows: Tensor, top_k: int, schedule: AddressDecode) -> Plan:
-    """As ``lowering.gpu.address_decode.triton.plan``."""
+    """Plan address_decode by TIR; see ``lowering.gpu.address_decode.triton.plan``."""
     count, order, sub_dim = rows.shape
     slots = rows.new_empty((count, top_k), dtype=torch.int32)
     weights = rows.new_empty((count, top_k))
@@ -28,7 +28,7 @@ def plan(rows: Tensor, top_k: int, schedule: AddressDecode) -> Plan:
 def plan_backward(
     grad_weights: Tensor, logits: Tensor, slots: Tensor, weights: Tensor, schedule: AddressDecodeBackward
 ) -> Plan:
-    """As ``lowering.gpu.address_decode.triton_backward.plan``."""
+    """Plan address_decode_backward by TIR; see ``lowering.gpu.address_decode.triton_backward.plan``."""
     count, order, sub_dim = logits.shape
     top_k, dtype = slots.shape[1], logits.dtype
     grad_logits = torch.empty_like(logits)

@@ -1,4 +1,4 @@
-"""The work of the address kernels, counted alike for both compilers: each thread handles one row of logits."""
+"""The work of the address kernels, counted in the same way for both compilers: each thread handles one row."""
 
 from __future__ import annotations
 

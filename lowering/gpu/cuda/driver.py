@@ -23,9 +23,9 @@ class Cubin:
     """A cubin and the launch parameters of its functions.
 
     Args:
-        cubin: nvcc's.
-        functions: by name: ``arguments``, the tensors in order as (name, shape with run-time sizes by name);
-            ``parameters``, the kernel's in order; ``shared`` bytes.
+        cubin: the binary from nvcc.
+        functions: for each function by name: ``arguments``, the tensors as (name, shape with dynamic sizes by name);
+            ``parameters``, the names of the kernel's parameters; and ``shared``, the bytes of dynamic shared memory.
     """
 
     def __init__(self, cubin: bytes, functions: dict[str, dict[str, Any]]) -> None:
@@ -43,9 +43,9 @@ class Cubin:
         path.write_bytes(json.dumps(self.functions).encode() + b"\n" + self.cubin)
 
     def run(self, name: str, tensors: Sequence[Tensor], grid: tuple[int, ...], threads: int) -> None:
-        """Queue a function on contiguous tensors of one GPU; ValueError where shapes do not fit.
+        """Launch a function on contiguous tensors of one GPU. Raises ValueError if shapes do not match.
 
-        ``grid`` has programs along up to three axes, of ``threads`` threads each.
+        ``grid`` is the number of programs along up to three axes; each program has ``threads`` threads.
         """
         values = self.bind(name, tensors)
         numbers = [ctypes.c_void_p(x) if kind else ctypes.c_int64(x) for x, kind in values]
@@ -60,7 +60,7 @@ class Cubin:
             )  # fmt: skip
 
     def bind(self, name: str, tensors: Sequence[Tensor]) -> list[tuple[int, bool]]:
-        """The kernel's parameters in order, each with whether it is an address."""
+        """Return the values of the kernel's parameters, each with whether it is a pointer; raises as ``run`` does."""
         function = self.functions[name]
         sizes: dict[str, int] = {}
         addresses = {}
@@ -113,4 +113,4 @@ def _check(status: int) -> None:
     if status:
         name = ctypes.c_char_p()
         _driver().cuGetErrorName(status, ctypes.byref(name))
-        raise RuntimeError(f"the CUDA driver says {(name.value or b'error').decode()} ({status})")
+        raise RuntimeError(f"the CUDA driver returned {(name.value or b'error').decode()} ({status})")

@@ -1,4 +1,4 @@
-"""TIR templates to CUDA C for GPUs that need not be there."""
+"""Generates CUDA C from TIR templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``decode_heads`` needs to know of a RAM-Net mixer besides its tensors."""
+"""The arguments of ``decode_heads`` that are not tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class MixerOptions(NamedTuple):
-    """Attributes as in ``ramnet.RamLayer``; heads 0 to ``cape_heads`` shift their addresses by the position."""
+    """The attributes of a ``ramnet.RamLayer``; the first ``cape_heads`` heads use CAPE."""
 
     order: int
     sub_dim: int

@@ -1,4 +1,4 @@
-"""decode_heads in TIR for GPUs: a layer's token between its two projections in one launch, a program a head."""
+"""decode_heads in TIR for GPUs: a layer's token between its two projections in one launch, one program per head."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from schedules.workload import Workload
 def module(
     workload: Workload, schedule: DecodeHeads, cuda: bool, state: str = "float32", reverse_threads: bool = False
 ) -> Any:
-    """The IRModule of the kernel (paper, steps 1 to 6).
+    """Return the kernel's IRModule (paper, steps 1 to 6).
 
-    Parameters: projected [B, 2·H·U·P + H·D], x W of W_q, W_k and W_v; log_scale [2, H], α of W_q and W_k; position,
-    int64 [B]; memory [B, H, M, D] and mass [B, H, M] of the type ``state``, updated in place; output [B, H, D]. B and H
-    are taken at run time. The workload's constants name besides the usual ``temperature``, 1 where it is not given, and
-    ``cape_heads``, none: heads 0 to that one shift their addresses by the position.
+    Its parameters are projected [B, 2·H·U·P + H·D], the products of x with W_q, W_k and W_v; log_scale [2, H], α of W_q
+    and W_k; position int64 [B]; memory [B, H, M, D] and mass [B, H, M] of dtype ``state``, updated in place; and output
+    [B, H, D]. B and H are dynamic. The workload has two more constants: ``temperature``, 1 by default, and
+    ``cape_heads``, the number of first heads that use CAPE, 0 by default.
     """
     M, D, dtype = workload.shape["M"], workload.shape["D"], workload.dtype
     threads = Threads(schedule.threads, cuda, reverse_threads)
@@ -74,7 +74,7 @@ def _head(workload: Workload, schedule: DecodeHeads, threads: Threads, at: tuple
 
 def _addresses(workload: Workload, schedule: DecodeHeads, threads: Threads, at: tuple[Any, Any, Any],
                inputs: tuple[Any, Any, Any], logits: Any, slots: Any, weights: Any) -> None:  # fmt: skip
-    """Query and key of a head to their slots and weights: two threads decode a row each."""
+    """Emit the decoding of a head's query and key to slots and weights, each by one thread."""
     U, P, K, M = (workload.shape[axis] for axis in "UPKM")
     (b, h, heads), (X, A, t) = at, inputs
     sums = emit.sum_type(workload.dtype)

@@ -1,6 +1,6 @@
-"""The plan of TIR's decode_heads.
+"""The plan of decode_heads by TIR.
 
-Two threads of a program decode the query and the key, then come masses and rows as in a step.
+Two threads of a program decode the query and the key; then masses and rows are updated as in memory_step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ def plan(
     projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, order: int, sub_dim: int,
     top_k: int, cape_heads: int, temperature: float, decay_power: float, eps: float, schedule: DecodeHeads,
 ) -> Plan:  # fmt: skip
-    """As ``lowering.gpu.decode_heads.triton.plan``. ValueError where memory and mass have not one type."""
+    """Plan decode_heads by TIR; see ``lowering.gpu.decode_heads.triton.plan``.
+
+    Raises ValueError if memory and mass differ in dtype.
+    """
     refuse_two_types(memory, mass)
     batch, heads, slots, width = memory.shape
     dtype = torch.float64 if memory.dtype == torch.float64 else projected.dtype
@@ -36,7 +39,7 @@ def plan(
     programs = batch * heads
     moved = operand_bytes(programs, order, sub_dim, width, dtype.itemsize)
     moved += state_bytes(programs, top_k, width, memory.element_size())
-    # A warp issues an instruction for all its lanes, whether two of them work or all.
+    # A warp issues an instruction for all its lanes, although only two of them decode.
     addresses = address_operations(_WARP, order, sub_dim, top_k, schedule.unroll)
     work = Work(
         programs=programs, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,

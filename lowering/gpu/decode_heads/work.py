@@ -1,4 +1,4 @@
-"""The work of the kernels of a layer's token, counted alike for both compilers: one program per head."""
+"""The work of the decode_heads kernels, which is counted in the same way for both compilers: one program per head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""memory_step in TIR for GPUs: a program owns a head, a thread some of its channels in the K rows."""
+"""memory_step in TIR for GPUs: one program per head; each thread handles some channels of the K rows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from schedules.workload import Workload
 def module(
     workload: Workload, schedule: MemoryStep, cuda: bool, state: str = "float32", reverse_threads: bool = False
 ) -> Any:
-    """The IRModule of the kernel.
+    """Return the kernel's IRModule.
 
-    Parameters: write_slots, write_weights, read_slots, read_weights [N, K], values [N, D], then memory [N, M, D] and
-    mass [N, M] of the type ``state``, updated in place; output [N, D]. N is taken at run time.
+    Its parameters are write_slots, write_weights, read_slots, read_weights [N, K], values [N, D], memory [N, M, D] and
+    mass [N, M] of dtype ``state``, which are updated in place, and output [N, D]. N is dynamic.
     """
     K, M, D = (workload.shape[axis] for axis in "KMD")
     dtype = workload.dtype
@@ -60,9 +60,10 @@ def _head(workload: Workload, threads: Threads, n: Any, operands: tuple[Any, ...
 
 def token(workload: Workload, threads: Threads, n: Any, operands: tuple[Emit, Emit, Emit, Emit], value: Emit, S: Any,
           Z: Any, give: Callable[[Any, Any], None]) -> None:  # fmt: skip
-    """Head ``n`` of the state, by its one index or two: the mass by slots, then the rows by channels.
+    """Emit the token of head ``n``, which is one or two indices: first the mass by slots, then the rows by channels.
 
-    ``operands`` are write slot, write weight, read slot and read weight by k; ``value`` and ``give`` go by channel.
+    ``operands`` return write slot, write weight, read slot and read weight for k. ``value`` returns the value of a
+    channel, and ``give`` takes its output.
     """
     K, D, sums = workload.shape["K"], workload.shape["D"], emit.sum_type(workload.dtype)
     gamma, eps = workload.constants["decay_power"], emit.constant(workload.constants["eps"], sums)

@@ -1,4 +1,4 @@
-"""The plan of TIR's memory_step: a program owns a head, and works on slots, on masses, then on rows."""
+"""The plan of memory_step by TIR: one program per head, which waits for slots, then masses, then rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def plan(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor, values: Tensor,
     memory: Tensor, mass: Tensor, decay_power: float, eps: float, schedule: MemoryStep,
 ) -> Plan:  # fmt: skip
-    """As ``lowering.gpu.memory_step.triton.plan``. ValueError where memory and mass have not one type."""
+    """Plan memory_step by TIR; see ``lowering.gpu.memory_step.triton.plan``.
+
+    Raises ValueError if memory and mass differ in dtype.
+    """
     refuse_two_types(memory, mass)
     heads, top_k = write_slots.shape
     width = memory.shape[2]

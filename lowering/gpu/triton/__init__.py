@@ -1,1 +1,1 @@
-"""Functions that several Triton kernels share: arithmetic, copies, sorted lists in registers, dtypes."""
+"""What several Triton kernels share: launches, arithmetic, copies, sorted lists in registers, dtypes."""

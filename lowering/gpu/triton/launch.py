@@ -19,7 +19,7 @@ _TYPES = {
     torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
     torch.int64: "*i64", torch.int32: "*i32",
 }  # fmt: skip
-# Tensors that are passed to kernels start at multiples of this many bytes.
+# The addresses of tensors passed to kernels are multiples of this many bytes.
 ALIGNMENT = 16
 
 
@@ -27,11 +27,11 @@ ALIGNMENT = 16
 class TritonLaunch(Launch):
     """``kernel[grid](**arguments)`` on programs of ``threads`` threads.
 
-    Arguments are tensors and numbers. A kernel's run-time numbers are int32 and marked ``do_not_specialize``, so that
-    one binary serves all of them.
+    Arguments are tensors and numbers. Numbers that are not compile-time constants are int32 and marked
+    ``do_not_specialize``, so that one binary serves all values.
     """
 
-    kernel: Any  # a function that triton.jit decorated
+    kernel: Any  # a function decorated with triton.jit
     grid: tuple[int, ...]
     arguments: Mapping[str, Any]
     threads: int
@@ -51,7 +51,7 @@ class TritonLaunch(Launch):
         return Compiled(self.name, self.work, compile_launch(self, gpu).resources)
 
     def source(self) -> Any:
-        """What Triton's compiler takes, as ``run`` would have it."""
+        """Return the input of Triton's compiler that ``run`` would give it."""
         from triton.compiler import ASTSource
 
         constants = {p.name for p in self.kernel.params if p.is_constexpr}

@@ -7,5 +7,5 @@ import triton.language as tl
 
 
 def in_triton(dtype: torch.dtype) -> tl.dtype:
-    """Convert a torch dtype to Triton's, for use as a constant in kernels."""
+    """Convert a dtype of sums, float32 or float64, to Triton's, for use as a constant in kernels."""
     return tl.float64 if dtype == torch.float64 else tl.float32

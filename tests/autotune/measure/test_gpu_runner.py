@@ -66,7 +66,7 @@ def device() -> Device:
 
 @pytest.fixture
 def clock(device: Device) -> CudaClock:
-    """A write takes 2 ms; queueing a call takes the host ``device.queueing``."""
+    """A clock whose flush takes 2 ms on the device; ``device.host`` is the host's time in seconds."""
     device.host = 7.0
     clock = CudaClock(lambda: device.work("flush", 2.0), device, lambda: device.host)
     device.log.clear()
@@ -134,7 +134,7 @@ def test_the_eager_forms_in_bfloat16_are_near_float64(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["memory_scan", "memory_step", "memory_scan_backward", "decode_heads"])
-def test_narrow_values_meet_a_state_in_float32(op: str) -> None:
+def test_narrow_values_have_a_state_in_float32(op: str) -> None:
     arguments = tree_leaves(Problem(workload(op)).arguments)
     floating = [x.dtype for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point()]
     assert set(floating) == {torch.bfloat16, torch.float32}

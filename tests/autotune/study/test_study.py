@@ -33,7 +33,7 @@ VALID = [schedule for schedule in COMBINATIONS if schedule.refusal(WORKLOAD) is 
 
 
 def gain(schedule: Schedule) -> float:
-    """A fictitious gain, different for every schedule."""
+    """Return a fictitious gain, different for every schedule."""
     return 1 + zlib.crc32(schedule.model_dump_json().encode()) / 2**32
 
 
@@ -42,7 +42,7 @@ def study(folder: Path, **options: Any) -> Study:
 
 
 def search(found: Study, most: int = 1000) -> list[Schedule]:
-    """Try schedules until all were, or ``most``."""
+    """Try all schedules, or the first ``most``, and return them."""
     found.begin()
     tried: list[Schedule] = []
     while len(tried) < most and (suggestion := found.next()) is not None:
@@ -52,7 +52,7 @@ def search(found: Study, most: int = 1000) -> list[Schedule]:
     return tried
 
 
-def test_trial_0_is_the_default_then_what_is_known_to_be_good(tmp_path: Path) -> None:
+def test_trial_0_is_the_default_and_known_schedules_come_next(tmp_path: Path) -> None:
     found = study(tmp_path)
     good = VALID[-1]
     assert good != DEFAULT
@@ -72,7 +72,7 @@ def test_every_valid_combination_is_measured_once(tmp_path: Path, sampler: Any) 
     assert found.best(2)[0] == max((s for s in VALID if s != DEFAULT), key=gain)
 
 
-def test_refused_combinations_are_pruned_and_duplicates_take_their_first_ones_value(tmp_path: Path) -> None:
+def test_refused_combinations_are_pruned_and_duplicates_have_the_value_of_the_first(tmp_path: Path) -> None:
     found = study(tmp_path, sampler="random")
     search(found)
     trials = found.optuna.get_trials()
@@ -127,7 +127,7 @@ def search_and_hang(folder: Path, trials: int, connection: Connection) -> None:
 
 
 def run_until_killed(folder: Path, trials: int) -> None:
-    """Another process finishes ``trials`` trials, begins one more, and is killed with kill -9 in the middle of it."""
+    """Run another process that finishes ``trials`` trials and begins one more, during which kill -9 ends it."""
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe()
     process = context.Process(target=search_and_hang, args=(folder, trials, theirs))
@@ -231,7 +231,7 @@ def test_an_incomplete_last_line_is_removed(tmp_path: Path, length: int) -> None
     assert all(json.loads(line) for line in journal.read_text().splitlines())
 
 
-def test_a_full_disk_leaves_a_whole_journal(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_journal_intact(tmp_path: Path) -> None:
     search(study(tmp_path), most=3)
     journal = tmp_path / "journal.log"
     found = study(tmp_path)
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_a_whole_journal(tmp_path: Path) -> None:
     assert study(tmp_path).summary().trials == 3
 
 
-def test_all_is_on_disk_when_a_method_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_are_on_disk_when_a_method_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def sync(descriptor: int) -> None:
         synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
 
@@ -263,7 +263,7 @@ def test_all_is_on_disk_when_a_method_returns(tmp_path: Path, monkeypatch: pytes
         assert synced == {journal.stat().st_ino: journal.stat().st_size}
 
 
-def test_a_trial_has_the_knobs_of_its_form_alone(tmp_path: Path) -> None:
+def test_a_trial_has_only_the_knobs_of_its_form(tmp_path: Path) -> None:
     shape = {"N": 2, "T": 64, "K": 8, "M": 64, "D": 32}
     work = Workload(op="memory_scan_backward", shape=shape, dtype="bfloat16", constants=CONSTANTS)
     found = Study(tmp_path / "journal.log", work, "a100", "a device", sampler="random")

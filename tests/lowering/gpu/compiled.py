@@ -1,7 +1,7 @@
 """Compiles kernels for tests in a process that interprets them.
 
 A process either interprets kernels or compiles them, so compiling happens in one child process that lives as long as
-the tests. Arguments are what ``plan`` takes; of tensors only shape and type matter::
+the tests. Arguments are those of ``plan``; only the shape and dtype of tensors matter::
 
     inputs = [torch.zeros(2, 7, 8, dtype=torch.int32), …]
     for binary in compile_plan("lowering.gpu.memory_scan.serial.forward", inputs, SerialScan(), "sm_90"):
@@ -38,27 +38,27 @@ class Spec(NamedTuple):
 
 
 def compile_plan(module: str, arguments: Sequence[Any], schedule: Any, arch: str, plan: str = "plan") -> list[Binary]:
-    """The binaries of all launches of ``module.plan(*arguments, schedule)``, in order, for "sm_80", "gfx942", ….
+    """Compile all launches of ``module.plan(*arguments, schedule)``, in order, for an architecture such as "sm_80".
 
-    An error of planning or compiling is raised here as it was there.
+    Errors of the child process are raised in this one.
     """
     given = [Spec(tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else x for x in arguments]
     return _child().submit(_compile, module, plan, given, schedule, arch).result()
 
 
 def gpu(arch: str) -> Gpu:
-    """A GPU of the table that has this architecture."""
+    """Return a GPU with this architecture."""
     return next(target.gpu for target in TARGETS.values() if target.gpu is not None and target.gpu.arch == arch)
 
 
 @cache
 def _child() -> ProcessPoolExecutor:
-    """The process that compiles; it ends with this process."""
+    """Start the child process, which ends with this process."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _compile_not_interpret)
 
 
 def _compile_not_interpret() -> None:
-    """Runs in the child process before it imports Triton."""
+    """Turn the interpreter off in the child process, before it imports Triton."""
     os.environ.pop("TRITON_INTERPRET", None)
 
 

@@ -29,6 +29,6 @@ def device() -> Iterator[str]:
 
 @pytest.fixture
 def gpu() -> targets.Gpu:
-    """What ``device`` is, for ``Plan.run``; the interpreter takes any."""
+    """The GPU for ``Plan.run``: this machine's, or any for the interpreter."""
     here = targets.here()
     return targets.gpu_of("h100") if here is None or here.gpu is None else here.gpu

@@ -1,4 +1,4 @@
-"""Workloads of the 340m model's sizes, and of others."""
+"""Workloads with the sizes of the 340m model, which can be overridden."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def plan_rotate(barrier: str, _schedule: None) -> Plan:
 
 
 def plan_mass_without(number: int, *arguments: Any) -> Plan:
-    """The mass's walk less its barrier of that number; -1 leaves out none."""
+    """The scan of the mass without its barrier of that index; -1 removes none."""
     return Plan(tuple(_without(memory_scan_mass, number).forward(Accesses(*arguments[:4]), *arguments[4:-1])[0]), ())
 
 
@@ -72,14 +72,14 @@ def _without(module: ModuleType, number: int) -> Any:
 
 
 def mass_arguments() -> list[Any]:
-    """What ``memory_scan_mass.forward`` takes, its accesses apart."""
+    """Return the arguments of ``mass.forward``, with the tensors of its accesses listed separately."""
     slots = torch.zeros(1, 7, 8, dtype=torch.int32)
     weights = torch.zeros(1, 7, 8)
     return [slots, weights, slots, weights, torch.zeros(2, 1, 16), 1.0, 1e-6, True]
 
 
 def mass_backward_arguments() -> list[Any]:
-    """What ``memory_scan_mass_backward.backward`` takes, its accesses and factors apart."""
+    """Return the arguments of ``mass_backward.backward``, with the tensors of its tuples listed separately."""
     slots = torch.zeros(1, 7, 8, dtype=torch.int32)
     along, weights = torch.zeros(1, 1, 7, 8), torch.zeros(1, 7, 8)
     kept: list[Tensor] = [weights] * 3

@@ -15,7 +15,7 @@ from tests.brute_force import product_softmax
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse
 
-# (U, P, K): K no power of two, K = 1, K = M, P = 1, 3, 5, more digits than slots kept and fewer.
+# (U, P, K): K not a power of two, K = 1, K = M, P = 1, 3, 5, more digits than slots kept and fewer.
 SIZES = [(1, 5, 5), (1, 37, 6), (2, 3, 9), (3, 1, 1), (3, 5, 1), (3, 3, 7), (4, 2, 16), (5, 4, 8)]
 
 
@@ -31,7 +31,7 @@ def decode(logits: Tensor, top_k: int, gpu: Gpu, unroll: int) -> tuple[Tensor, T
 
 
 def check(logits: Tensor, top_k: int, gpu: Gpu, unroll: int = 1) -> None:
-    """Slots, weights and the gradient; where entries tie, only the weights are determined."""
+    """Check slots, weights and the gradient; slots of equal weights are undetermined."""
     tolerance = TOLERANCE[logits.dtype]
     slots, weights = decode(logits, top_k, gpu, unroll)
     exact = logits.cpu().double().requires_grad_()
@@ -73,14 +73,14 @@ def test_many_digits_and_sixty_four_slots(device: str, gpu: Gpu) -> None:
 
 
 @pytest.mark.parametrize("unroll", [0, 1, 2])
-def test_ties_fall_either_way_but_weights_and_distinctness_hold(device: str, gpu: Gpu, unroll: int) -> None:
+def test_ties_give_distinct_slots_and_the_right_weights(device: str, gpu: Gpu, unroll: int) -> None:
     for logits in (torch.zeros(7, 5, 4), random_logits(63, 5, 4).round()):
         check(logits.to(device), 8, gpu, unroll)
 
 
 @pytest.mark.parametrize("unroll", [0, 1])
-def test_more_slots_than_could_ever_be_built(device: str, gpu: Gpu, unroll: int) -> None:
-    """M = 4^15: each weight is the product of its digits' probabilities, the first that of the likeliest digits."""
+def test_more_slots_than_fit_in_memory(device: str, gpu: Gpu, unroll: int) -> None:
+    """M = 4^15: each weight is the product of its digits' probabilities, and the first is that of the best digits."""
     logits = random_logits(7, 15, 4)
     slots, weights = (x.cpu() for x in decode(logits.to(device), 8, gpu, unroll))
     digits = slots.long().unsqueeze(-1) // 4 ** torch.arange(15) % 4  # [7, 8, 15]
@@ -109,7 +109,7 @@ def test_a_saturated_softmax_gives_exactly_one_and_never_more(device: str, gpu: 
 
 @pytest.mark.parametrize("unroll", [0, 1, 2])
 def test_a_logit_of_minus_infinity_rules_its_digit_out(device: str, gpu: Gpu, unroll: int) -> None:
-    """Also where fewer than K slots have a probability: the others are distinct slots with weight 0."""
+    """If fewer than K slots have a non-zero probability, the others are distinct slots with weight 0."""
     logits = random_logits(63, 3, 4)
     logits[..., 1, 2] = -torch.inf
     check(logits.to(device), 8, gpu, unroll)
@@ -120,7 +120,7 @@ def test_a_logit_of_minus_infinity_rules_its_digit_out(device: str, gpu: Gpu, un
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_compiled_for_the_papers_sizes_it_spills_nothing(arch: str) -> None:
+def test_the_kernels_of_the_papers_sizes_have_no_spills(arch: str) -> None:
     logits = torch.empty(4096, 5, 4, dtype=torch.bfloat16)
     slots, weights = torch.empty(4096, 8, dtype=torch.int32), torch.empty(4096, 8, dtype=torch.bfloat16)
     workload = Workload(op="address_decode", shape={"R": 4096, "U": 5, "P": 4, "K": 8}, dtype="bfloat16")

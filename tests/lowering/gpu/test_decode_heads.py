@@ -13,7 +13,7 @@ from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, expected, random_
 from tests.lowering.gpu.compiled import ARCHITECTURES, compile_plan
 from tests.samples import TOLERANCE, relative_rmse
 
-# K no power of two, K = 1, K = M, P = 3 and 5, D no power of two.
+# K not a power of two, K = 1, K = M, P = 3 and 5, D not a power of two.
 SIZES = [Sizes(2, 3, 3, 3, 5, 24), Sizes(1, 2, 2, 5, 8, 7), Sizes(1, 1, 3, 4, 1, 1), Sizes(1, 2, 1, 6, 6, 48)]
 
 
@@ -46,7 +46,7 @@ def test_equals_the_steps_of_the_paper(device: str, gpu: Gpu, sizes: Sizes, unro
 def test_the_first_heads_shift_their_addresses_by_the_position(
     device: str, gpu: Gpu, cape_heads: int, position: int
 ) -> None:
-    # float64 keeps the oracle's positions exact, and rolls of 27 slots tell positions apart.
+    # float64 keeps the positions of the definition exact, and 27 slots make positions distinguishable.
     check(device, gpu, SIZES[0], torch.float32, torch.float32, cape_heads=cape_heads, position=position)
 
 

@@ -64,7 +64,7 @@ def test_a_launch_has_its_grid_its_memory_and_its_parameters_in_the_kernels_orde
     assert listener.values == [y.data_ptr(), x.data_ptr(), 5]
 
 
-def test_a_thread_without_a_context_gets_the_devices_before_anything_is_loaded(listener: Listener) -> None:
+def test_a_thread_without_a_context_gets_the_devices_context_before_loading(listener: Listener) -> None:
     Cubin(b"cubin", FUNCTIONS).run("scale", (torch.zeros(5, 4), torch.zeros(5, 4)), (3, 3), 64)
     assert "cuCtxSetCurrent" not in listener.calls
     listener.calls.clear()
@@ -98,7 +98,7 @@ def test_tensors_that_do_not_fit_are_refused(listener: Listener, tensors: tuple[
     assert "cuLaunchKernel" not in listener.calls
 
 
-def test_the_drivers_errors_are_not_swallowed(listener: Listener) -> None:
+def test_errors_of_the_driver_are_raised(listener: Listener) -> None:
     listener.status = 209
     with pytest.raises(RuntimeError, match="209"):
         Cubin(b"cubin", FUNCTIONS).run("scale", (torch.zeros(5, 4), torch.zeros(5, 4)), (3, 3), 64)

@@ -1,4 +1,4 @@
-"""memory_step in Triton against the dense recurrence: in place, on the addressed rows alone, free of races."""
+"""memory_step in Triton against the dense recurrence: in place, only on the addressed rows, without races."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.i
 
 
 def step(inputs: dict[str, Tensor], token: int, state: dict[str, Tensor], gpu: Gpu, power: float = 1.0) -> Tensor:
-    """The token's output [N, D]; ``state`` changes in place."""
+    """Return the token's output [N, D], updating ``state`` in place."""
     given = {name: x[0, :, token].contiguous() for name, x in inputs.items() if name not in STATE}
     (output,) = memory_step.plan(**given, **state, decay_power=power, eps=1e-6, schedule=MemoryStep()).run(gpu)
     return output
@@ -73,8 +73,8 @@ def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, wide_state: bool)
     assert relative_rmse(state["mass"].cpu(), mass) <= TOLERANCE[state_dtype]
 
 
-def test_touches_nothing_but_the_addressed_rows(device: str, gpu: Gpu) -> None:
-    """Every other row holds NaN: reading one would show in the output, writing one in the state."""
+def test_only_the_addressed_rows_are_accessed(device: str, gpu: Gpu) -> None:
+    """All other rows hold NaN, which would appear in the output if one were read, and must still be there."""
     inputs = inputs_on(device, 3, 1, 4, 27, 5)
     written, read = (
         brute_force.k_hot(inputs[f"{way}_slots"][0, :, 0].cpu(), torch.ones(3, 4), 27).bool().to(device)
@@ -91,7 +91,7 @@ def test_touches_nothing_but_the_addressed_rows(device: str, gpu: Gpu) -> None:
         assert bool(x[~(written | read)].isnan().all())
 
 
-def test_an_infinity_that_is_written_over_but_not_read_stays_out_of_the_output(device: str, gpu: Gpu) -> None:
+def test_an_infinity_that_is_not_read_does_not_affect_the_output(device: str, gpu: Gpu) -> None:
     inputs = inputs_on(device, 1, 1, 1, 3, 5)
     inputs["write_slots"][:], inputs["read_slots"][:] = 2, 1
     inputs["memory"][0, 0, 2] = torch.inf
@@ -101,7 +101,7 @@ def test_an_infinity_that_is_written_over_but_not_read_stays_out_of_the_output(d
 
 
 def arguments(heads: int, top_k: int, num_slots: int, width: int) -> list[object]:
-    """The arguments of ``plan`` in bfloat16 with a float32 state."""
+    """Return the arguments of ``plan`` in bfloat16 with a float32 state."""
     inputs = scan_inputs(1, heads, 1, top_k, num_slots, width, dtype=torch.bfloat16, state_dtype=torch.float32)
     tensors = [x[0] if name in STATE else x[0, :, 0] for name, x in inputs.items()]
     return [*tensors, 1.0, 1e-6]

@@ -1,4 +1,4 @@
-"""The checks for races fail on kernels that race."""
+"""The checks for data races fail on kernels that have one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_missing_barrier_and_one_in_a_branch_are_reported(arch: str, barrier: 
     ],
     ids=["forward", "backward"],
 )  # fmt: skip
-def test_every_barrier_of_the_mass_walks_is_needed(
+def test_every_barrier_of_the_mass_kernels_is_needed(
     arch: str, plan: str, module: Any, arguments: list[Any], buffers: dict[str, list[str]]
 ) -> None:
     def check_without(number: int) -> None:
@@ -71,7 +71,7 @@ def test_a_barrier_missing_in_machine_code_is_reported() -> None:
     binary = compile_one("plan_rotate", ["loop"], "sm_90")
     check_barriers_kept(binary.asm)
     lost = binary.asm["ptx"].replace("bar.sync", "// bar.sync", 1)
-    with pytest.raises(RaceError, match="the machine's code has 1 barriers, the kernel 2"):
+    with pytest.raises(RaceError, match="the machine code has 1 barriers but the kernel has 2"):
         check_barriers_kept({**binary.asm, "ptx": lost})
 
 
@@ -115,7 +115,7 @@ def test_a_float64_state_beside_bfloat16_values_has_one_layout() -> None:
 
 
 def test_rows_with_two_layouts_are_reported() -> None:
-    with pytest.raises(RaceError, match="states is accessed in 2 layouts; one is right"):
+    with pytest.raises(RaceError, match="states is accessed in 2 layouts; there must be one"):
         check_thread_owned(backward_rows(33, 64, 32), "states")
 
 
@@ -126,7 +126,7 @@ def test_memory_that_all_threads_access_is_not_thread_owned() -> None:
         for x in compile_plan("lowering.gpu.memory_scan.serial.forward", [*inputs, 1.0, 1e-6], SerialScan(), "sm_90")
         if x.name == "scan_rows"
     )
-    with pytest.raises(RaceError, match="write_slots is accessed by all threads alike"):
+    with pytest.raises(RaceError, match="write_slots is accessed by every thread, not in a blocked layout"):
         check_thread_owned(rows.asm["ttgir"], "write_slots")
     with pytest.raises(ValueError, match="the kernel has no pointer 'unheard'"):
         check_thread_owned(rows.asm["ttgir"], "unheard")

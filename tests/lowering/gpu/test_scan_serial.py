@@ -22,7 +22,7 @@ EPS = 1e-6
 def scan(
     inputs: dict[str, Tensor], power: float, device: str, gpu: Gpu, schedule: SerialScan | None = None
 ) -> tuple[Tensor, ...]:
-    """Output, memory and mass of inputs [B, H, …], on the CPU."""
+    """Return output, memory and mass for inputs [B, H, …], on the CPU."""
     arguments = [x.flatten(0, 1).contiguous().to(device) for x in inputs.values()]
     results = memory_scan.plan(*arguments, power, EPS, schedule or SerialScan()).run(gpu)
     like = (inputs["values"], inputs["memory"], inputs["mass"])
@@ -73,7 +73,7 @@ def test_write_weights_of_exactly_one_and_zero(device: str, gpu: Gpu, power: flo
     check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, gpu)
 
 
-def test_a_slot_that_most_tokens_touch(device: str, gpu: Gpu) -> None:
+def test_a_slot_that_most_tokens_access(device: str, gpu: Gpu) -> None:
     check(scan_inputs(1, 1, 63, 2, 9, 5, access="hot"), 1.0, device, gpu)
 
 
@@ -99,7 +99,7 @@ def test_two_runs_give_the_same_bits(device: str, gpu: Gpu) -> None:
 @pytest.mark.parametrize("tokens", [7, 8])
 @pytest.mark.parametrize(("spans", "power"), [(2, 0.5), (3, 0.0), (5, 1.0), (16, 2.3)])
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
-def test_the_mass_walked_in_spans(device: str, gpu: Gpu, tokens: int, spans: int, power: float) -> None:
+def test_the_mass_in_spans(device: str, gpu: Gpu, tokens: int, spans: int, power: float) -> None:
     inputs = scan_inputs(1, 2, tokens, 3, 9, 5, access="saturated", state_dtype=torch.float32, dtype=torch.bfloat16)
     check(inputs, power, device, gpu, SerialScan(spans=spans))
 
@@ -135,9 +135,9 @@ def test_work_is_counted_from_the_sizes() -> None:
     ("knobs", "message"),
     [
         ({"tile": 48}, "tile is 48; it must be a power of two"),
-        ({"tile": 32}, "tile is 32, fewer channels than the 64 threads; a channel must be one thread's alone"),
-        ({"tile": 64, "threads": 32}, "tile is 64; half of it holds all D = 24 channels"),
-        ({"tile": 128}, "tile is 128; half of it holds all D = 24 channels"),
+        ({"tile": 32}, "tile is 32; it must be at least threads = 64, so that no two threads share a channel"),
+        ({"tile": 64, "threads": 32}, "tile is 64; it must be at most threads = 32 or less than 2 · D = 48"),
+        ({"tile": 128}, "tile is 128; it must be at most threads = 64 or less than 2 · D = 48"),
         ({"threads": 16}, "threads is 16; it must be a power of two in 32..1024"),
         ({"spans": 0}, "spans is 0; it must be 1 or more"),
     ],
@@ -149,14 +149,14 @@ def test_a_schedule_that_cannot_be_built_is_refused(knobs: dict[str, int], messa
 
 def test_threads_with_several_channels_need_aligned_rows() -> None:
     workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 33})
-    message = "tile is 64, more channels than the 32 threads; D = 33 is no multiple of 4 for that"
+    message = "tile is 64; it must be at most threads = 32, as D = 33 is not a multiple of 4"
     assert SerialScan(tile=64, threads=32).refusal(workload) == message
     assert SerialScan(tile=64, threads=64).refusal(workload) is None
 
 
-def test_a_thread_has_no_more_channels_than_a_load_takes() -> None:
+def test_a_thread_has_at_most_the_channels_of_one_load() -> None:
     workload = Workload(op="memory_scan", shape={"N": 1, "T": 7, "K": 8, "M": 16, "D": 256})
-    message = "tile is 256; a thread has 4 channels at most, so that 32 have 128"
+    message = "tile is 256; it must be at most 4 · threads = 128"
     assert SerialScan(tile=256, threads=32).refusal(workload) == message
     assert SerialScan(tile=256, threads=64).refusal(workload) is None
 

@@ -21,7 +21,7 @@ EPS, PROXY_EPS = 1e-6, 0.01
 def gradients(
     inputs: dict[str, Tensor], power: float, device: str, gpu: Gpu, schedule: SerialScanBackward
 ) -> tuple[Tensor, ...]:
-    """Those of ``DIFFERENTIABLE``, on the CPU."""
+    """Return the gradients of ``DIFFERENTIABLE``, on the CPU."""
     arguments = [x.flatten(0, 1).contiguous().to(device) for x in (*cotangents(inputs), *inputs.values())]
     results = memory_scan_backward.plan(*arguments, power, EPS, PROXY_EPS, schedule).run(gpu)
     return tuple(x.cpu().view(inputs[name].shape) for x, name in zip(results, DIFFERENTIABLE, strict=True))
@@ -73,15 +73,15 @@ def test_every_type(device: str, gpu: Gpu, dtype: torch.dtype, state: torch.dtyp
 )  # a warning of the interpreter; the result of 0^γ is right
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.3])
 def test_write_weights_of_exactly_one_and_zero(device: str, gpu: Gpu, power: float) -> None:
-    """A decay of 0 leaves nothing of the row before it, which the way back must yet know."""
+    """A decay of 0 erases the row before it, which the backward still needs."""
     check(scan_inputs(1, 1, 7, 4, 9, 5, access="saturated"), power, device, gpu, SerialScanBackward(checkpoint=4))
 
 
-def test_a_slot_that_most_tokens_touch(device: str, gpu: Gpu) -> None:
+def test_a_slot_that_most_tokens_access(device: str, gpu: Gpu) -> None:
     check(scan_inputs(1, 1, 21, 2, 9, 5, access="hot"), 1.0, device, gpu, SerialScanBackward(checkpoint=8))
 
 
-def test_neither_copies_of_the_state_nor_a_second_run_change_the_bits(device: str, gpu: Gpu) -> None:
+def test_checkpoints_and_a_second_run_give_the_same_bits(device: str, gpu: Gpu) -> None:
     inputs = scan_inputs(1, 1, 7, 3, 9, 24)
     once = gradients(inputs, 0.5, device, gpu, SerialScanBackward(checkpoint=7))
     for checkpoint in (3, 7):
@@ -92,7 +92,7 @@ def test_neither_copies_of_the_state_nor_a_second_run_change_the_bits(device: st
 
 @pytest.mark.parametrize(("tokens", "spans", "power"), [(7, 2, 0.5), (7, 3, 0.0), (8, 5, 1.0), (7, 16, 2.3)])
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
-def test_the_mass_walked_in_spans(device: str, gpu: Gpu, tokens: int, spans: int, power: float) -> None:
+def test_the_mass_in_spans(device: str, gpu: Gpu, tokens: int, spans: int, power: float) -> None:
     inputs = scan_inputs(1, 2, tokens, 3, 9, 5, access="saturated")
     check(inputs, power, device, gpu, SerialScanBackward(spans=spans))
 
@@ -120,7 +120,7 @@ def test_compiled_kernels_have_no_spills_and_no_races(arch: str) -> None:
         check_thread_owned(binaries["scan_rows_backward"].asm["ttgir"], owned)
 
 
-def test_the_default_keeps_copies_where_they_take_least_memory() -> None:
+def test_the_default_checkpoint_takes_the_least_memory() -> None:
     """T/c copies of M rows and c tokens' K rows: 4096/1024 · 1024 + 1024 · 8 rows are fewer than at half or twice c."""
     shape = {"N": 256, "T": 4096, "K": 8, "M": 1024, "D": 64}
     default = SerialScanBackward.default(Workload(op="memory_scan_backward", shape=shape))

@@ -31,7 +31,7 @@ CASES = [
 
 
 def schedule(device: str, piece: int = 16, heads: int = 0) -> SlotsScan:
-    """Interpreted, a program costs time; so few of them, of many threads."""
+    """The interpreter's time grows with the number of programs, so use few programs of many threads."""
     return SlotsScan(threads=64 if device == "cuda" else 1024, piece=piece, heads=heads)
 
 
@@ -72,7 +72,7 @@ def test_heads_in_groups_and_a_second_run_give_the_same_bits(device: str, gpu: G
             assert torch.equal(one, other)
 
 
-def test_a_slots_infinity_stays_in_its_slot(device: str, gpu: Gpu) -> None:
+def test_an_infinity_does_not_affect_other_slots(device: str, gpu: Gpu) -> None:
     inputs = scan_inputs(1, 1, 20, 2, 5, 24)
     sound = plan_of(device, inputs, 1.0, schedule(device, 8)).run(gpu)
     inputs["memory"][:, :, 2], inputs["mass"][:, :, 2] = torch.inf, torch.inf
@@ -83,7 +83,7 @@ def test_a_slots_infinity_stays_in_its_slot(device: str, gpu: Gpu) -> None:
 
 
 def meta_arguments(heads: int = 4) -> list[object]:
-    """The arguments of ``plan`` at the sizes of the 340m model, in bfloat16 with a float32 state."""
+    """Return the arguments of ``plan`` at the sizes of the 340m model, in bfloat16 with a float32 state."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.empty(heads, *shape, dtype=dtype, device="meta")
@@ -99,13 +99,13 @@ def test_work_counts_what_the_launches_do() -> None:
         work = launch.work
         assert (work.programs, work.threads) == (prod(launch.grid), launch.threads)
         assert 0 < work.dram_bytes <= work.cache_bytes
-    # Values are read twice for each write; a row for each read is written, and read once more.
+    # Each write loads its value twice; a row for each read is stored and loaded once.
     rows = 4 * 4096 * 8 * 64
     assert sum(launch.work.cache_bytes for launch in plan.launches) >= rows * (2 + 2 + 4 + 4)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: str) -> None:
+def test_compiled_kernels_have_no_spills_and_threads_do_not_communicate(arch: str) -> None:
     given, knobs = meta_arguments(), SlotsScan()
     launches = memory_scan_slots.plan(*given, knobs).launches
     binaries = compile_plan("lowering.gpu.memory_scan.slots.forward", given, knobs, arch)

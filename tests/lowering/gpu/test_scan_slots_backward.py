@@ -85,13 +85,13 @@ def test_work_counts_what_the_launches_do() -> None:
         work = launch.work
         assert (work.programs, work.threads) == (prod(launch.grid), launch.threads)
         assert 0 < work.dram_bytes <= work.cache_bytes
-    # Three times a value for each write, twice ∂o for each read; a row for each write is written, and read once more.
+    # Each write loads its value 3 times, and each read loads ∂o twice; a row for each write is stored and loaded once.
     rows = 4 * 4096 * 8 * 64
     assert sum(launch.work.cache_bytes for launch in plan.launches) >= rows * (3 * 2 + 2 * 2 + 4 + 4)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_compiled_nothing_spills_and_no_thread_reads_what_another_wrote(arch: str) -> None:
+def test_compiled_kernels_have_no_spills_and_threads_do_not_communicate(arch: str) -> None:
     given, knobs = arguments(4), SlotsScan()
     launches = memory_scan_slots_backward.plan(*given, knobs).launches
     binaries = compile_plan("lowering.gpu.memory_scan.slots.backward", given, knobs, arch)

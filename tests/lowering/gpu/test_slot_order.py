@@ -8,12 +8,12 @@ import torch
 from lowering.gpu.memory_scan.slots.order import DIGIT_BITS, OrderScratch, order, passes
 from lowering.targets import Gpu
 
-# (N, T, K, M): one access, one slot, several chunks, passes of unlike widths, M past 2^20.
+# (N, T, K, M): one access, one slot, several chunks, passes of different widths, M past 2^20.
 SIZES = [(1, 1, 1, 2), (2, 7, 1, 1), (3, 63, 3, 5), (2, 33, 8, 1000), (1, 40, 4, 4**10 + 1)]
 
 
 @pytest.mark.parametrize(("heads", "tokens", "top_k", "num_slots"), SIZES)
-def test_accesses_stand_by_slot_and_then_by_time_writes_before_reads(
+def test_accesses_are_sorted_by_slot_then_time_with_writes_before_reads(
     device: str, gpu: Gpu, heads: int, tokens: int, top_k: int, num_slots: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)

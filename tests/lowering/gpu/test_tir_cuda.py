@@ -1,4 +1,4 @@
-"""TIR's kernels for GPUs as CUDA C and as binaries: barriers where they must be, memory, registers, refusals.
+"""TIR's kernels for GPUs as CUDA C and as binaries: barriers, memory, registers, refusals.
 
 Between phases the CUDA C has the barriers that the template asks for, and none that it does not; ``test_tir_gpu`` rules
 out races within a phase.
@@ -47,14 +47,14 @@ needs_nvcc = pytest.mark.skipif(nvcc.nvcc() is None, reason="no nvcc: pip instal
 
 
 def kernels(work: Workload, schedule: Schedule) -> Kernels:
-    """Those that the op's plan launches."""
+    """Return the kernels that the op's plan launches."""
     launch: Any = plan(work.op, schedule, *arguments(work)).launches[0]
     return launch.kernels  # type: ignore[no-any-return]
 
 
 @cache
 def usual(op: Op) -> Kernels:
-    """Those of the 340m model's op on its usual schedule."""
+    """Return the kernels of an op of the 340m model under its schedule in ``DEFAULTS``."""
     return kernels(workload(op), DEFAULTS[op])
 
 
@@ -63,12 +63,12 @@ def source_for(op: Op, target: str) -> cuda.Source:
 
 
 def text_of(work: Workload, schedule: Schedule) -> str:
-    """CUDA C for an H100."""
+    """Return the CUDA C for an H100."""
     return kernels(work, schedule).source(gpu_of("h100")).text
 
 
 def body_of(text: str, name: str) -> str:
-    """A kernel's body in CUDA C."""
+    """Return a kernel's body from CUDA C."""
     return text.split(f" {name}_kernel(")[-1]
 
 
@@ -90,8 +90,8 @@ def barriers(text: str) -> list[tuple[str, int]]:
 WARPS, WHOLE = "warp", "threads"
 
 
-# Loads and stores of the state, and of the mass; around the first chunk's operands, and a later one's; after each of
-# two phases of a token, as many in straight code as there are.
+# Barriers of the loads and stores of state and mass; around the first chunk's operands; around a later chunk's; and
+# after each of the two phases of the unrolled tokens.
 FILL, FIRST, NEXT, TOKENS = [(WARPS, 1)] * 4, [(WARPS, 0)] * 2, [(WARPS, 1)] * 2, [WARPS] * 2 * STRAIGHT
 
 
@@ -102,7 +102,7 @@ def test_a_scan_has_its_barriers(chunk: int, loops: int) -> None:
     assert barriers(text) == FILL + FIRST + [(kind, loops) for kind in TOKENS] + NEXT
 
 
-def test_a_check_of_barriers_sees_that_one_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_barrier_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     work = workload("memory_scan", M=256)
     found = len(barriers(text_of(work, SCAN)))
     real, calls = threads_module.Threads.barrier, []
@@ -120,12 +120,12 @@ def test_the_barriers_of_steps_and_of_the_backward() -> None:
     step = body_of(source_for("memory_step", "h100").text, "memory_step")
     assert barriers(step) == [(WHOLE, 0), (WHOLE, 0)]
     heads = body_of(source_for("decode_heads", "h100").text, "decode_heads")
-    assert barriers(heads) == [(WHOLE, 0)] * 5  # logits, addresses, their shift by CAPE, and the step's
+    assert barriers(heads) == [(WHOLE, 0)] * 5  # after logits, addresses and their shift by CAPE, and those of the step
     text = source_for("memory_scan_backward", "h100").text
     kernels_of = {part.split("_kernel(")[0].split()[-1]: part for part in text.split('extern "C" __global__')[1:]}
     each = {name: barriers(part) for name, part in kernels_of.items() if "{" in part}
     assert each["reads"] == each["writes"] == []
-    # With the mass and without it.
+    # One copy of the loop with the mass and one without.
     assert each["recompute"] == each["reverse"] == FILL + 2 * (FIRST + [(kind, 2) for kind in TOKENS] + NEXT)
 
 
@@ -134,7 +134,7 @@ def test_prefetches_stay_between_their_barriers() -> None:
     assert "__restrict__" in step and "__restrict__" not in scan
 
 
-def test_shared_memory_is_what_the_schedules_say() -> None:
+def test_shared_memory_is_what_the_schedules_compute() -> None:
     for op, schedule, expected in (
         ("memory_scan", SCAN, {"memory_scan": FORWARD}),
         ("memory_scan_backward", BACKWARD, {"recompute": RECOMPUTE, "reverse": REVERSE, "reads": None, "writes": None}),
@@ -159,11 +159,11 @@ def test_a_state_that_does_not_fit_is_refused_with_the_bytes_and_the_limit() -> 
         (SCAN.model_copy(update={"slot_lanes": 3}), workload("memory_scan"), "slot_lanes is 3; it must be a power"),
         (SCAN.model_copy(update={"slot_lanes": 4}), workload("memory_scan", K=6), "that divides K = 6"),
         (SCAN.model_copy(update={"channels": 3}), workload("memory_scan"), "channels is 3; it must be 1, 2 or 4"),
-        (SCAN, workload("memory_scan", "float64"), "be 16 bytes of sums at most"),
+        (SCAN, workload("memory_scan", "float64"), "be at most 16 bytes of sums"),
         (SCAN, workload("memory_scan", D=37), "divide D = 37"),
         (SCAN.model_copy(update={"chunk": 0}), workload("memory_scan"), "chunk is 0; it must be 1 or more"),
-        (SCAN.model_copy(update={"chunk": 256}), workload("memory_scan", M=16), "would hold 384 operands"),
-        (SCAN, workload("memory_scan", N=65536), "a launch has 65536 heads; form shared takes 65535"),
+        (SCAN.model_copy(update={"chunk": 256}), workload("memory_scan", M=16), "would hold 384 of its operands"),
+        (SCAN, workload("memory_scan", N=65536), "a launch has 65536 heads; form shared supports at most 65535"),
         (BACKWARD.model_copy(update={"heads": -1}), workload("memory_scan_backward"), "heads is -1; it must be 0"),
     ],
 )  # fmt: skip
@@ -182,19 +182,19 @@ def test_cuda_c_of_every_op_for_every_architecture(target: str) -> None:
             parameters = source.parameters(launch.name)
             assert set(parameters) <= named | sizes
             function = {"arguments": source.arguments[launch.name], "parameters": parameters}
-            # It refuses tensors whose shapes are not those of the template.
+            # ``bind`` raises if shapes do not match the template.
             assert len(Cubin(b"", {launch.name: function}).bind(launch.name, launch.tensors)) == len(parameters)
             assert f"__launch_bounds__({launch.threads}) {launch.name}_kernel" in source.text
 
 
 @needs_nvcc
 @pytest.mark.parametrize("target", TARGETS)
-def test_binaries_spill_nothing(target: str) -> None:
-    # The sm_86 and sm_89 of A10 and L4 differ from A100's sm_80 in how many threads, and how much memory, they share.
+def test_binaries_have_no_spills(target: str) -> None:
+    # sm_86 (A10) and sm_89 (L4) differ from sm_80 (A100) only in the limits of threads and shared memory.
     for op in DEFAULTS if target in ("a100", "h100", "b200") else ("memory_scan", "memory_scan_backward"):
         source = source_for(op, target)
-        _, told = nvcc.compile_cuda(source.text, gpu_of(target).arch)
-        found = ptxas.resources(told, source.shared)
+        _, printed = nvcc.compile_cuda(source.text, gpu_of(target).arch)
+        found = ptxas.resources(printed, source.shared)
         assert set(found) == {launch.name for launch in plan(op, DEFAULTS[op], *arguments(workload(op))).launches}
         for name, resources in found.items():
             assert resources.spilled == 0 and resources.local == 0, (name, resources)
@@ -204,7 +204,7 @@ def test_binaries_spill_nothing(target: str) -> None:
 
 @needs_nvcc
 def test_a_launch_is_compiled_with_its_work() -> None:
-    quick = {"chunk": 1}  # few tokens in straight code
+    quick = {"chunk": 1}  # few unrolled tokens
     (scan,) = compile_for(workload("memory_scan"), "a100", SCAN.model_copy(update=quick))
     assert (scan.name, scan.work.programs) == ("memory_scan", 256 * 4)
     backward = BACKWARD.model_copy(update={"heads": 100, **quick})
@@ -230,7 +230,7 @@ def test_a_binary_is_cached_with_what_a_launch_needs(tmp_path: Any, monkeypatch:
         again.bind("memory_step", [*tensors[:-1], torch.empty(2, 64)])
 
 
-def test_without_nvcc_there_is_an_error_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_needs_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvcc, "nvcc", lambda: None)
     with pytest.raises(nvcc.NoNvccError, match="pip install nvidia-cuda-nvcc"):
         plan("memory_step", MemoryStep(compiler="tir"), *arguments(workload("memory_step"))).compile(gpu_of("h100"))

@@ -1,7 +1,7 @@
 """TIR's kernels for GPUs: their templates run on the CPU as loops over programs and threads.
 
-The loops over threads give the same bits in either order, so that no thread needs what another one does in the same
-phase; ``test_tir_cuda`` looks for the barriers between phases.
+The loops over threads must give the same bits in either order, as threads are independent within a phase.
+``test_tir_cuda`` checks the barriers between phases.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def kernels(**given: Schedule) -> GpuKernels:
 
 @pytest.fixture(autouse=True)
 def poisoned() -> Any:
-    """Every torch.empty is filled with NaN."""
+    """Fill every torch.empty with NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -63,7 +63,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("sizes", "gamma", "access", "dtype", "lanes", "channels", "chunk", "heads"), SHAPES)
-def test_scans_follow_the_paper(sizes, gamma, access, dtype, lanes, channels, chunk, heads) -> None:
+def test_scans_equal_the_definition(sizes, gamma, access, dtype, lanes, channels, chunk, heads) -> None:
     state = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = scan_inputs(1, 2, *sizes, dtype=dtype, state_dtype=state, access=access, seed=1)
     knobs = {"slot_lanes": lanes, "channels": channels, "chunk": chunk}
@@ -125,7 +125,7 @@ def test_a_layers_token_in_one_launch(cape_heads: int, position: int, unroll: in
 
 
 def both_ways(op: Op, schedule: Schedule, tensors: list[Tensor], outputs: list[Tensor]) -> list[list[Tensor]]:
-    """An op's one function with its loops over threads forwards and in reverse."""
+    """Run an op's only kernel with its loops over threads forwards and in reverse."""
     launch: Any = plan(op, schedule, *tensors, 1.0, 1e-6).launches[0]
     results = []
     for reverse in (False, True):

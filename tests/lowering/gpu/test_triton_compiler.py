@@ -42,19 +42,19 @@ def test_cuobjdump_is_read_by_function() -> None:
     assert (found["state_kernel"]["LOCAL"], found["state_kernel"]["SHARED"]) == (16, 1024)
 
 
-def test_spilled_is_what_ptxas_calls_spills_not_its_stack() -> None:
+def test_spills_are_those_that_ptxas_prints_not_the_stack() -> None:
     assert spilled_bytes(TOLD) == 7860
     assert spilled_bytes(TOLD.replace("7860", "0").replace("7804", "0")) == 0
 
 
 def test_amd_counts_spilled_registers_of_four_bytes() -> None:
     assert amd_resources(AMD) == Resources(registers=67, spilled=36, local=40, shared=2048)
-    with pytest.raises(ValueError, match="does not say its vgpr_count"):
+    with pytest.raises(ValueError, match="has no vgpr_count"):
         amd_resources(AMD.replace("vgpr_count", "count"))
 
 
 @pytest.mark.parametrize(("arch", "text"), [("sm_80", "ptx"), ("sm_100", "ptx"), ("gfx942", "amdgcn")])
-def test_launches_are_compiled_where_there_is_no_gpu(arch: str, text: str) -> None:
+def test_launches_are_compiled_without_a_gpu(arch: str, text: str) -> None:
     (found,) = compile_plan(KERNELS, INPUTS, 64, arch)
     assert found.name == "add"
     assert "add" in found.asm[text]
@@ -62,7 +62,7 @@ def test_launches_are_compiled_where_there_is_no_gpu(arch: str, text: str) -> No
     assert 0 < found.resources.registers < 64
 
 
-def test_what_a_thread_cannot_hold_is_spilled() -> None:
+def test_values_beyond_the_registers_are_spilled() -> None:
     (found,) = compile_plan(KERNELS, INPUTS, 64, "sm_80", plan="plan_large")
     assert found.resources.local > 0
     assert found.resources.spilled >= 4 * (272 - 255)
@@ -77,7 +77,7 @@ def test_a_program_smaller_than_a_warp_is_refused() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
-def test_what_is_interpreted_cannot_be_compiled() -> None:
+def test_an_interpreted_kernel_cannot_be_compiled() -> None:
     from tests.lowering.gpu.spilling import plan
 
     launch = plan(torch.empty(1 << 15, device="meta"), 64).launches[0]

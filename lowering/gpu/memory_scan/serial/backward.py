@@ -45,7 +45,7 @@ def plan(
     acc = sum_type(values, write_weights, memory)
     grads = [torch.empty_like(x) for x in (write_weights, read_weights, values, memory, mass)]
     grad_weights, grad_read_weights, grad_values, grad_first_memory, grad_first_mass = grads
-    # The reverse walk accumulates in ``acc``; where that is the state's type, it updates the result tensors directly.
+    # The reverse pass accumulates in ``acc``; if that is the state's dtype, it updates the result tensors directly.
     grad_state = grad_first_memory if memory.dtype == acc else torch.empty_like(memory, dtype=acc)
     spans = mass_spans.number(tokens, schedule.spans)
     z, grad_z = (mass.new_empty((spans, *mass.shape), dtype=acc) for _ in range(2))
@@ -81,7 +81,7 @@ def plan(
 
 
 def _rows(tensors: Mapping[str, Tensor], decay_power: float, proxy_eps: float, schedule: SerialScanBackward) -> Launch:
-    """``tensors`` by the names that the kernel has for them."""
+    """Return the launch of ``scan_rows_backward``; ``tensors`` are its arguments by name."""
     states, along = tensors["states"], tensors["along_reads"].nbytes + tensors["along_writes"].nbytes
     copies, heads, slots, width = states.shape
     tiles, tokens, top_k = tensors["along_reads"].shape[1:]
@@ -92,7 +92,7 @@ def _rows(tensors: Mapping[str, Tensor], decay_power: float, proxy_eps: float, s
         "ROUNDS": (top_k - 1).bit_length(), "D": width, "TILE": schedule.tile, "POWER": decay_power,
         "PROXY_EPS": proxy_eps, "ACC": in_triton(states.dtype),
     }  # fmt: skip
-    twice = (copies - 1) * kept / tokens  # fraction of the tokens whose forward is run twice
+    twice = (copies - 1) * kept / tokens  # the fraction of the tokens whose forward is run twice
     operands = sum(tensors[name].nbytes for name in ("write_slots", "write_weights", "read_slots", "factors"))
     channels = 2 * tensors["values"].nbytes + tensors["grad_output"].nbytes + tensors["grad_values"].nbytes
     accesses, state = tensors["write_slots"].numel() * width, tensors["grad_state"].nbytes

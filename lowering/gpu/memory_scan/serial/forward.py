@@ -81,7 +81,7 @@ def plan(
     """
     acc = sum_type(values, write_weights, memory)
     output, new_memory, new_mass = torch.empty_like(values), torch.empty_like(memory), torch.empty_like(mass)
-    # The walk accumulates in ``acc``; where that is the state's type, it updates the result tensors directly.
+    # The scan accumulates in ``acc``; if that is the state's dtype, it updates the result tensors directly.
     state = new_memory if memory.dtype == acc else torch.empty_like(memory, dtype=acc)
     spans = mass_spans.number(write_slots.shape[1], schedule.spans)
     z = new_mass.unsqueeze(0) if mass.dtype == acc and spans == 1 else mass.new_empty((spans, *mass.shape), dtype=acc)
@@ -123,7 +123,7 @@ def _rows(
 
 
 def row_threads(schedule: SerialScan, acc: torch.dtype) -> int:
-    """Threads of a program on rows, of which one has at most the 16 bytes that a load or a store takes at once.
+    """Return the threads of a program, such that a thread's channels are at most 16 bytes, one load or store.
 
     In float64, that is half of the channels that ``schedule`` may give a thread; see ``schedules.gpu.serial``.
     """

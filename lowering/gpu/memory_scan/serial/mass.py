@@ -1,8 +1,8 @@
 """The mass z of a scan, by which reads divide (paper, steps 5 and 6).
 
-One program walks a head's span of tokens, lane k on the k-th slot of a token. Lanes exchange the mass through global
-memory, so that a barrier stands between a store and the next load, and between a load and the next store.
-``lowering.gpu.races`` checks it.
+One program scans a head's span of tokens; lane k handles the k-th slot of a token. Lanes exchange the mass through
+global memory, so there is a barrier between a store and the next load, and between a load and the next store.
+``lowering.gpu.races`` checks them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lowering.gpu.triton.launch import TritonLaunch
 from lowering.gpu.triton.types import in_triton
 from ramnet.ops.accesses import Accesses
 
-# Each of a token's K slots has a thread; K is at most this, a whole number of warps.
+# Threads per program, one for each of a token's K slots; K is at most this.
 LANES = 64
 
 
@@ -105,10 +105,12 @@ def sum_mass(
 
 
 class Factors(NamedTuple):
-    """What the walk finds for each token and k, [N, T, K].
+    """Results of the scan of the mass, [N, T, K].
 
     Attributes:
-        reads: r / (z + ε) of each read. inverses: 1 / (z + ε). replaced: z before each write.
+        reads: r / (z + ε) of each read.
+        inverses: 1 / (z + ε) of each read.
+        replaced: z before each write.
     """
 
     reads: Tensor
@@ -119,7 +121,7 @@ class Factors(NamedTuple):
 def forward(
     accesses: Accesses, mass: Tensor, decay_power: float, eps: float, keep: bool
 ) -> tuple[list[Launch], Factors]:
-    """The launches and what they find, inverses and replaced masses if ``keep``.
+    """Return the launches, and the factors, inverses and replaced masses [N, T, K]; the last two only if ``keep``.
 
     ``mass`` [spans, N, M] has the dtype of sums. Before the launches, its first span must hold the mass before all
     tokens; after them, its last span holds the mass after all tokens.

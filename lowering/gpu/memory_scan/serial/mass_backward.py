@@ -1,7 +1,7 @@
 """Gradients of the weights and the mass, from dot products over the channels.
 
-As in ``mass`` one program walks a head's span of tokens, lane k on the k-th slot of a token, and lanes
-exchange the mass's gradient through global memory, across barriers.
+As in ``mass``, one program scans a head's span of tokens, in reverse; lane k handles the k-th slot of a token. Lanes
+exchange the mass's gradient through global memory, with barriers.
 """
 
 from __future__ import annotations

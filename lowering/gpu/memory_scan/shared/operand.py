@@ -1,4 +1,4 @@
-"""Arrays by tokens on their way from global memory to the threads of a walk."""
+"""Loads per-token arrays from global through shared memory to the threads of a ``TokenWalk``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Operand:
 
     Args:
         walk: the ``TokenWalk``.
-        buffer: [N, T, ...], then K where ``by_slot`` and channels where ``by_channel``.
+        buffer: [N, T, ...], followed by K if ``by_slot`` and by channels if ``by_channel``.
     """
 
     def __init__(self, walk: Any, buffer: Any, by_slot: bool, by_channel: bool) -> None:
         self.walk, self.threads, self.dtype = walk, walk.threads, str(buffer.dtype)
         self.by_slot, self.by_channel, self.raw = by_slot, by_channel, by_slot and by_channel
         self.slots = self.dtype == "int32"
-        # How many numbers a token has, a thread loads at once, and a thread computes with.
+        # Elements per token and per load of a thread; a thread computes with ``runs`` runs of ``run`` elements.
         self.row = (walk.K if by_slot else 1) * (walk.tile if by_channel else 1)
         self.moved = walk.channels if by_channel else 1
         self.runs: int = walk.width if self.raw else 1

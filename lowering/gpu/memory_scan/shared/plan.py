@@ -1,4 +1,4 @@
-"""The plans of the scans of form "shared", by TIR, and what each of their launches does."""
+"""The plans of the scans of form "shared", by TIR, and the work of their launches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plan(
     write_slots: Tensor, write_weights: Tensor, read_slots: Tensor, read_weights: Tensor, values: Tensor,
     memory: Tensor, mass: Tensor, decay_power: float, eps: float, schedule: SharedScan,
 ) -> Plan:  # fmt: skip
-    """As ``lowering.gpu.memory_scan.serial.forward.plan``; outputs are float64 where an input is."""
+    """Plan memory_scan; see ``lowering.gpu.memory_scan.serial.forward.plan``. Outputs are float64 if an input is."""
     dtype, state, _ = types(values, memory, mass, write_weights)
     sizes, constants = (*write_slots.shape, *memory.shape[1:]), {"decay_power": decay_power, "eps": eps}
     kernels = Kernels(_forward, "memory_scan", sizes, dtype, state, schedule, constants)
@@ -35,7 +35,7 @@ def plan_backward(
     read_slots: Tensor, read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor, decay_power: float,
     eps: float, proxy_eps: float, schedule: SharedScanBackward,
 ) -> Plan:  # fmt: skip
-    """As ``lowering.gpu.memory_scan.serial.backward.plan``; outputs are float64 where an input is."""
+    """Plan the gradients; see ``lowering.gpu.memory_scan.serial.backward.plan``. They are float64 if an input is."""
     dtype, state, sums = types(values, memory, mass, write_weights)
     (heads, T, K), D = write_slots.shape, memory.shape[-1]
     constants = {"decay_power": decay_power, "eps": eps, "proxy_eps": proxy_eps}
@@ -74,12 +74,14 @@ def plan_backward(
 
 @dataclass(frozen=True)
 class _Walked:
-    """What a walk does with a token.
+    """The work of a scan's kernel per token.
 
     Attributes:
-        operands: that it reads. by_slot, by_channel: arrays that it writes; kept: are rows kept, or read.
-        rows: times that a slot's row goes to or from shared memory.
-        steps: arithmetic of a thread, for each of its channels in each slot, each slot, each channel.
+        operands: the arrays that it reads.
+        by_slot, by_channel: the numbers of arrays that it writes, of K elements and of D elements per token.
+        kept: whether it saves or reads the rows before writes.
+        rows: how often a slot's row is loaded from or stored to shared memory.
+        steps: instructions of a thread for each channel of each slot, for each slot, and for each channel.
     """
 
     operands: shared.Operands
@@ -98,7 +100,7 @@ _WALKS = {
 
 
 def _walk(kernels: Kernels, name: str, tensors: tuple[Tensor, ...]) -> TirLaunch:
-    """The tiles of a head run at the same time, so that its addresses are read from DRAM once and then from L2."""
+    """Return the launch of a scan. The tiles of a head run at the same time, so they share its addresses in L2."""
     workload, schedule, heads = kernels.workload, kernels.schedule, tensors[0].shape[0]
     T, K, M, D = (workload.shape[axis] for axis in "TKMD")
     walk, size, sums = _WALKS[name], BYTES[workload.dtype], word(workload)

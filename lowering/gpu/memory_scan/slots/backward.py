@@ -137,8 +137,8 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Plan the gradients of write_weights and read_weights [N, T, K], values [N, T, D], memory [N, M, D], mass [N, M].
 
-    ``grad_output``, ``grad_memory`` and ``grad_mass`` are those of what the forward's ``plan`` puts out. The
-    derivative of the decay is the proxy's (paper, step 7).
+    ``grad_output``, ``grad_memory`` and ``grad_mass`` are the gradients of the forward's outputs. The derivative of the
+    decay is the proxy's (paper, step 7).
     """
     heads, tokens, top_k = write_slots.shape
     num_slots, dim = memory.shape[1:]

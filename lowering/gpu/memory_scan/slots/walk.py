@@ -24,7 +24,7 @@ _TERMS_THREADS = 128
 _CARRY_BATCH = 16
 _CARRY_THREADS = 64
 _SUM_THREADS = 128
-MASS_THREADS = 128  # pieces whose mass one program computes, a thread each
+MASS_THREADS = 128  # pieces whose mass one program computes, one per thread
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class Pieces:
 
     @property
     def accesses(self) -> int:
-        """Of a head."""
+        """The number of accesses of a head."""
         return 2 * self.tokens * self.top_k
 
     @property
     def pieces(self) -> int:
-        """Of a head."""
+        """The number of pieces of a head."""
         return triton.cdiv(self.accesses, self.piece)
 
     @property
     def padded(self) -> int:
-        """Accesses of a head, padded to whole pieces."""
+        """The number of accesses of a head, padded to whole pieces."""
         return self.pieces * self.piece
 
     @property
@@ -74,7 +74,7 @@ class Pieces:
 
     @property
     def rows(self) -> int:
-        """Pieces that a program scans in parallel."""
+        """The number of pieces that a program scans in parallel."""
         return max(1, self.threads * self.channels // self.d_pad)
 
     @property
@@ -87,16 +87,16 @@ class Pieces:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row per piece, in the dtype of sums."""
+        """The bytes of one row per piece, in the dtype of sums."""
         return self.heads * self.pieces * self.dim * self.acc_size
 
     @property
     def part_bytes(self) -> int:
-        """Bytes of one row per write, or per read, in the dtype of sums."""
+        """The bytes of one row per write, or per read, in the dtype of sums."""
         return self.heads * self.tokens * self.top_k * self.dim * self.acc_size
 
     def constants(self) -> dict[str, Any]:
-        """Arguments besides tensors of the kernels that scan pieces."""
+        """Return the arguments besides tensors of the kernels that scan pieces."""
         return {
             "T": self.tokens, "M": self.num_slots, "pieces": self.pieces, "all_pieces": self.heads * self.pieces,
             "K": self.top_k, "D": self.dim, "D_PAD": self.d_pad, "ROWS": self.rows, "PIECE": self.piece,
