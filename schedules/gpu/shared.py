@@ -24,7 +24,7 @@ MOST_HEADS = 65535
 MOST_SHARED = 227 << 10
 # The most operands of the next chunk that a thread holds in registers before it stores them to shared memory.
 MOST_STAGED = 96
-# Tokens that are unrolled, whose sums over lanes are exchanged together.
+# The most tokens of an unrolled group, whose sums over lanes are exchanged together.
 STRAIGHT = 8
 # Bytes of the widest load, and bytes that the banks of shared memory deliver per cycle.
 VECTOR, LINE = 16, 128

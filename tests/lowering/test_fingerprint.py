@@ -96,7 +96,7 @@ def test_code_changes_the_fingerprint_but_comments_docstrings_and_spaces_do_not(
     assert (code("disc_of_one_kind:area") == code("disc_of_another:area")) == same
 
 
-def test_a_function_alone_does_not_change_with_its_neighbours(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+def test_the_code_of_one_function_does_not_depend_on_others(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     whole, alone = code("lowering.cpu.build"), code("lowering.cpu.build:compile_now")
     alter(monkeypatch, "lowering.cpu.build")
     assert (code("lowering.cpu.build") == whole, code("lowering.cpu.build:compile_now") == alone) == (False, True)
@@ -137,7 +137,7 @@ def test_a_fingerprint_does_not_depend_on_other_ops(monkeypatch: pytest.MonkeyPa
     (step,) = module._templates("memory_step", "cpu", None)
     alter(monkeypatch, step)
     changed = [a != b for a, b in zip(before, prints(), strict=True)]
-    assert changed == [True, True, False, False, False], "a layer's token is made of a step"
+    assert changed == [True, True, False, False, False], "decode_layer contains memory_step"
 
 
 def test_compilers_and_flags_change_the_fingerprint(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:

@@ -82,7 +82,7 @@ def test_show_prints_only_the_knobs_that_a_kernel_uses(run: Run) -> None:
     changes = {"workload": of, "target": "a100", "device": "a100"}
     records.merge(records.records_path("a100"), [record(64, **changes, knobs=scan.model_dump())])
     _, out = run("show", "--target", "a100")
-    assert "channels=2" in out and "tile=" not in out, "the form shared has no use for tile"
+    assert "channels=2" in out and "tile=" not in out, "form shared has no knob tile"
 
 
 def test_show_and_export_select_records(run: Run, tmp_path: Path) -> None:

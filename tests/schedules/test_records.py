@@ -54,10 +54,10 @@ def test_nearest_record_that_fits_comes_next(file: Path) -> None:
     assert choose(step(M=2048), "cpu", "here").schedule.unroll == 2
     assert choose(step(M=2048), "cpu", "here").source.startswith("nearest: memory_step N=16 K=8 M=4096")
     merge(file, [record(step(M=1024, D=512), unroll=8)])
-    assert choose(step(M=1024, D=32), "cpu", "here").schedule.unroll == 2, "two doublings from M = 4096, and one of D"
-    assert choose(step(M=512, D=128), "cpu", "here").schedule.unroll == 8, "three, and one from M = 4096 and D = 64"
-    assert choose(step(M=256), "cpu", "here").schedule.unroll == 2, "four from M = 4096 are near enough"
-    assert choose(step(M=128), "cpu", "here").source == "default", "five are not"
+    assert choose(step(M=1024, D=32), "cpu", "here").schedule.unroll == 2, "3 doublings, against 4 from D = 512"
+    assert choose(step(M=512, D=128), "cpu", "here").schedule.unroll == 8, "3 doublings, against 4 from M = 4096"
+    assert choose(step(M=256), "cpu", "here").schedule.unroll == 2, "4 doublings from M = 4096 are near enough"
+    assert choose(step(M=128), "cpu", "here").source == "default", "5 are not"
     # tile = 8 does not divide 12 channels, so neither record is valid.
     assert choose(step(D=12), "cpu", "here").source == "default"
 
@@ -102,7 +102,7 @@ def test_several_processes_merge_at_once_and_no_row_is_lost(file: Path) -> None:
     for process in processes:
         process.join()
     assert {row.device for row in load(file)} == {f"{process}, {i}" for process in range(4) for i in range(15)}
-    assert [path.name for path in file.parent.iterdir()] == ["cpu.jsonl"], "and nothing is left for git to find"
+    assert [path.name for path in file.parent.iterdir()] == ["cpu.jsonl"], "no other file is left"
 
 
 def test_a_changed_file_is_read_again(file: Path) -> None:
@@ -195,7 +195,7 @@ def test_records_are_stored_in_the_users_data_folder(monkeypatch: pytest.MonkeyP
     assert records_path("cpu") == platformdirs.user_data_path("ramnet", appauthor=False) / "records" / "cpu.jsonl"
     monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "mine"))
     assert records_path("cpu") == tmp_path / "mine" / "cpu.jsonl"
-    assert not list(tmp_path.iterdir()), "nothing is made by asking"
+    assert not list(tmp_path.iterdir()), "looking up the path creates nothing"
 
 
 def test_shipped_records_are_read_if_the_user_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_shipped_records_are_read_if_the_user_has_none(monkeypatch: pytest.Monke
     other = found.model_copy(update={"knobs": MemoryStep.default(found.workload).model_dump(), "gain": 1.0})
     before = shipped_path("cpu").read_bytes()
     merge(records_path("cpu"), [other, record(step(D=16))])
-    assert [row for row in known("cpu") if row.key == found.key] == [other], "the user's goes first"
+    assert [row for row in known("cpu") if row.key == found.key] == [other], "the user's record comes first"
     assert len(known("cpu")) == len(shipped) + 1
     assert choose(found.workload, "cpu", found.device).record == other
     assert shipped_path("cpu").read_bytes() == before
@@ -249,19 +249,19 @@ def test_shipped_records_are_valid_and_measured() -> None:
     assert {r.workload.op for r in shipped} == {
         "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step",
     }  # fmt: skip
-    assert "here" not in {r.device for r in shipped}, "rows of these tests"
+    assert "here" not in {r.device for r in shipped}, "no record of these tests is shipped"
     assert all(r.how == "measured" and r.tuned.median > 0 and r.schedule().refusal(r.workload) is None for r in shipped)
 
 
 @pytest.mark.parametrize("target", sorted(name for name, target in TARGETS.items() if target.gpu is not None))
-def test_shipped_gpu_records_are_modelled_and_spill_nothing(target: str) -> None:
+def test_shipped_gpu_records_are_valid_and_have_no_spills(target: str) -> None:
     shipped = load(Path(__file__).parents[2] / "schedules" / "records" / f"{target}.jsonl")
     assert {r.workload.op for r in shipped} == set(SCHEDULES)
     for r in shipped:
         assert r.target == target and r.schedule().refusal(r.workload) is None
         assert r.knobs == r.schedule().model_dump(), "only the knobs of the form"
         if r.how == "measured":
-            assert r.device != target, "what was measured names the device"
+            assert r.device != target, "measured records name the device"
         else:
             assert r.launches and all(launch.registers > 0 for launch in r.launches)
         assert all(launch.spilled == 0 for launch in r.launches)

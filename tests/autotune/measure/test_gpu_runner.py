@@ -90,7 +90,7 @@ def test_the_clock_holds_no_reference_to_a_call(clock: CudaClock) -> None:
     clock.seconds(call, 1)
     gone = weakref.ref(call)
     del call
-    assert gone() is None and len(clock.queueing) <= 1, "of the clock's own write at most"
+    assert gone() is None and len(clock.queueing) <= 1, "at most the clock's own write"
 
 
 @pytest.mark.parametrize(("queueing", "writes"), [(1e-3, 1), (5e-3, 3), (1.0, 6)])
@@ -102,7 +102,7 @@ def test_the_device_is_busy_while_the_host_queues_a_call_but_not_for_ever(
         device.work("call", 1.0)
 
     clock.seconds(call, 1)
-    assert device.log == ["flush", "call"], "how long it takes to queue is not known yet"
+    assert device.log == ["flush", "call"], "its queueing time is not known yet"
     device.log.clear()
     assert clock.seconds(call, 2) == pytest.approx(2e-3)
     assert device.log == [*["flush"] * writes, "call"] * 2
@@ -205,7 +205,7 @@ def test_a_candidate_is_built_checked_and_timed_beside_eager(runner: GpuRunner) 
     good = Twofold()
     runner.build(good)
     runner.build(good)
-    assert len(runner.called) == 1, "by the first call it is compiled, once"  # type: ignore[attr-defined]
+    assert len(runner.called) == 1, "it is compiled once, by the first call"  # type: ignore[attr-defined]
     runner.check(good)
     assert len(runner.called) == 2  # type: ignore[attr-defined]
     timings = runner.measure({"eager": None, "good": good}, rounds=3, seconds=0.1)

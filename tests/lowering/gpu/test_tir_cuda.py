@@ -113,7 +113,7 @@ def test_a_removed_barrier_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
             real(self)
 
     monkeypatch.setattr(threads_module.Threads, "barrier", all_but_one)
-    assert len(barriers(text_of(work, SCAN))) == found - 1, "TVM put a barrier of its own"
+    assert len(barriers(text_of(work, SCAN))) == found - 1, "TVM has added a barrier"
 
 
 def test_the_barriers_of_steps_and_of_the_backward() -> None:

@@ -23,7 +23,7 @@ Resource usage:
  Function state_kernel:
   REG:255 STACK:320 SHARED:1024 LOCAL:16 CONSTANT[0]:576 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
-TOLD = """
+PRINTED = """
 ptxas info    : Function properties for fat
     3512 bytes stack frame, 7860 bytes spill stores, 7804 bytes spill loads
 """
@@ -43,8 +43,8 @@ def test_cuobjdump_is_read_by_function() -> None:
 
 
 def test_spills_are_those_that_ptxas_prints_not_the_stack() -> None:
-    assert spilled_bytes(TOLD) == 7860
-    assert spilled_bytes(TOLD.replace("7860", "0").replace("7804", "0")) == 0
+    assert spilled_bytes(PRINTED) == 7860
+    assert spilled_bytes(PRINTED.replace("7860", "0").replace("7804", "0")) == 0
 
 
 def test_amd_counts_spilled_registers_of_four_bytes() -> None:

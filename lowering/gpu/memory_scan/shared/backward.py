@@ -53,7 +53,7 @@ def module(workload: Workload, schedule: SharedScanBackward, cuda: bool, state: 
 
 
 class _Sizes:
-    """What the kernels have in common: sizes, and the types of inputs, of the ``state``, of sums and of the history."""
+    """The sizes of the kernels, and the dtypes of inputs, ``state``, sums and history."""
 
     def __init__(self, workload: Workload, schedule: SharedScanBackward, state: str) -> None:
         self.workload, self.schedule = workload, schedule

@@ -10,8 +10,8 @@ from tvm.script.ir_builder import tirx as builder
 from lowering import emit
 from lowering.gpu.memory_scan.shared.walk import TokenWalk, TokenWork
 
-# Called as (thread, t, j, row, mass) with what the write to the thread's j-th slot of token t replaces; row(c) is
-# channel c.
+# Called as (thread, t, j, row, mass) for the write to the thread's j-th slot of token t. row(c), channel c of the row,
+# and mass, which may be None, are the values before the write.
 Keep = Callable[[Any, Any, int, Callable[[int], Any], Any], None]
 
 
