@@ -14,6 +14,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 from tests.samples import relative_rmse
 
+# An op is one node of a graph, whatever computes it; ``tests/ramnet/test_model.py`` also compiles the reference.
+pytestmark = pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
+
 # One static length, then any length.
 STATIC_AND_DYNAMIC = 2
 LENGTHS = (5, 9, 33)
@@ -126,7 +129,6 @@ def test_gradients_reach_the_state_before(kernels: str) -> None:
         assert relative_rmse(actual, right) < 1e-4
 
 
-@pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
 def test_generated_code_gives_the_same_loss_and_gradients(kernels: str) -> None:
     model = small_model(conv_layers=0)
     compiled, counter = one_graph(next_token_loss(model), "inductor")

@@ -123,6 +123,7 @@ class Hybrid(nn.Module):
         return self.head(x + self.memory(self.norm(x)).output)
 
 
+@pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
 def test_a_model_of_attention_and_ram_net_learns_compiled_or_not(kernels: str) -> None:
     torch.compiler.reset()
     text = torch.randint(17, (2, 13), generator=torch.Generator().manual_seed(0))

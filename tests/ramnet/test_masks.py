@@ -138,6 +138,7 @@ def test_a_mask_of_no_tokens_gives_no_logits_and_the_same_state(kernels: str) ->
     assert_states_match(out.state, state, tolerance=0)
 
 
+@pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
 def test_masks_compile_in_one_graph_and_are_exported(kernels: str) -> None:
     model, ids = small_model(), tokens(ROWS, LENGTH)
     torch.compiler.reset()

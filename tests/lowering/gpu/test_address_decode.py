@@ -141,4 +141,4 @@ def test_unrolled_code_that_would_be_too_long_is_refused(order: int, sub_dim: in
     assert AddressDecode.default(workload).unroll == straight
     assert AddressDecode(unroll=0).refusal(workload) is None
     if not straight:
-        assert "exchanges in straight code" in (AddressDecode(unroll=1).refusal(workload) or "")
+        assert "compare-exchanges; at most" in (AddressDecode(unroll=1).refusal(workload) or "")
