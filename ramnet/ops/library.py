@@ -126,8 +126,8 @@ def _(
     return w, r, v, s, z
 
 
-def _save_memory_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    # Only the inputs are saved; the backward recomputes the rows of the memory.
+def save_scan_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save the inputs of a scan for its backward, which recomputes the rows of the memory."""
     *tensors, ctx.decay_power, ctx.eps, ctx.proxy_eps, ctx.kernels = inputs
     ctx.save_for_backward(*tensors)
 
@@ -142,7 +142,7 @@ def _differentiate_memory_scan(
     return None, grad_w, None, grad_r, grad_v, grad_s, grad_z, None, None, None, None
 
 
-memory_scan.register_autograd(_differentiate_memory_scan, setup_context=_save_memory_scan)
+memory_scan.register_autograd(_differentiate_memory_scan, setup_context=save_scan_inputs)
 
 
 # Defined by its schema: torch.library.custom_op adds a wrapper to ops that mutate arguments, which takes 68 µs a call

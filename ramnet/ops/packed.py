@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ramnet.ops import library
+from ramnet.ops.accesses import Accesses
 
 
 def alike(lengths: Sequence[int]) -> list[list[int]]:
@@ -68,6 +69,14 @@ class _Group(NamedTuple):
         """Convert as ``gather`` does, with zeros beyond the ends."""
         return self.gather(x).masked_fill_(~self.inside[:, None, :, None], 0)
 
+    def inputs(self, accesses: Accesses[Tensor], values: Tensor, memory: Tensor, mass: Tensor) -> tuple[Tensor, ...]:
+        """Return the seven tensors of ``library.memory_scan`` for these documents."""
+        return (
+            self.gather(accesses.write_slots), self.gather_zeros(accesses.write_weights),
+            self.gather(accesses.read_slots), self.gather_zeros(accesses.read_weights), self.gather_zeros(values),
+            memory[self.rows], mass[self.rows],
+        )  # fmt: skip
+
     def scatter(self, part: Tensor, whole: Tensor) -> None:
         """Store [R, H, L, X] into [1, H, T, X]."""
         whole[0].transpose(0, 1)[self.source[self.inside]] = part.transpose(1, 2)[self.inside]
@@ -102,13 +111,12 @@ def memory_scan_packed(
     kernels: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute ``ramnet.ops.memory_scan`` of packed documents, without its argument checks."""
+    accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
     output, new_memory, new_mass = (x.new_empty(x.shape) for x in (values, memory, mass))
     for group in _groups(cu_seqlens, values.shape[2], values.device):
         out, after, mass_after = library.memory_scan(
-            group.gather(write_slots), group.gather_zeros(write_weights),
-            group.gather(read_slots), group.gather_zeros(read_weights), group.gather_zeros(values),
-            memory[group.rows], mass[group.rows], decay_power, eps, proxy_eps, kernels,
-        )  # fmt: skip
+            *group.inputs(accesses, values, memory, mass), decay_power, eps, proxy_eps, kernels
+        )
         group.scatter(out, output)
         new_memory[group.rows], new_mass[group.rows] = after, mass_after
     return output, new_memory, new_mass
@@ -142,14 +150,12 @@ def memory_scan_packed_backward(
     kernels: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of write_weights, read_weights, values, memory and mass."""
-    of_tokens, of_states = (write_weights, read_weights, values), (memory, mass)
-    grads = [x.new_empty(x.shape) for x in (*of_tokens, *of_states)]
+    accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
+    grads = [x.new_empty(x.shape) for x in (write_weights, read_weights, values, memory, mass)]
     for group in _groups(cu_seqlens, values.shape[2], values.device):
         parts = library.memory_scan_backward(
             group.gather_zeros(grad_output), grad_memory[group.rows], grad_mass[group.rows],
-            group.gather(write_slots), group.gather_zeros(write_weights),
-            group.gather(read_slots), group.gather_zeros(read_weights), group.gather_zeros(values),
-            memory[group.rows], mass[group.rows], decay_power, eps, proxy_eps, kernels,
+            *group.inputs(accesses, values, memory, mass), decay_power, eps, proxy_eps, kernels,
         )  # fmt: skip
         for grad, part in zip(grads[:3], parts[:3], strict=True):
             group.scatter(part, grad)
@@ -170,11 +176,6 @@ def _(
     return w, r, v, s, z
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.decay_power, ctx.eps, ctx.proxy_eps, ctx.kernels = inputs
-    ctx.save_for_backward(*tensors)
-
-
 def _differentiate(ctx: Any, grad_output: Tensor, grad_memory: Tensor, grad_mass: Tensor) -> tuple[Tensor | None, ...]:
     grad_w, grad_r, grad_v, grad_s, grad_z = memory_scan_packed_backward(
         grad_output, grad_memory, grad_mass, *ctx.saved_tensors,
@@ -183,4 +184,4 @@ def _differentiate(ctx: Any, grad_output: Tensor, grad_memory: Tensor, grad_mass
     return None, grad_w, None, grad_r, grad_v, grad_s, grad_z, None, None, None, None, None
 
 
-memory_scan_packed.register_autograd(_differentiate, setup_context=_save)
+memory_scan_packed.register_autograd(_differentiate, setup_context=library.save_scan_inputs)
