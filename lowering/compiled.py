@@ -14,6 +14,7 @@ from lowering import targets
 from lowering.backends import backend_name
 from lowering.gpu.compilers import interpreted
 from lowering.model import decode_block, heads_block, projection
+from lowering.model.token import Token
 from lowering.model.token_graphs import TokenGraphs
 from lowering.model.untouched import is_hooked
 from ramnet.model import RamNetForCausalLM, RamNetOutput
@@ -37,10 +38,11 @@ def compile(
     training). Blocks that compute the same share a graph, so 27 layers compile as fast as the three kinds of CAPE among
     them.
 
-    Single tokens with ``in_place=True`` take another path. On a CPU, each layer is one kernel
-    (``lowering.model.decode_block``) and nothing is compiled by torch. On a GPU, the heads' addresses, writes and reads
-    are one kernel (``lowering.model.heads_block``), the rest is compiled, and the whole token is replayed from a CUDA
-    graph (``lowering.model.token_graphs``) that is recorded at the first token of each state.
+    Single tokens with ``in_place=True`` take another path. On a CPU, the whole token is one call of a library that is
+    compiled for the model (``lowering.model.token``); where the library does not fit, because B > 1 or a module was
+    changed, each layer is one kernel (``lowering.model.decode_block``). On a GPU, the heads' addresses, writes and
+    reads are one kernel (``lowering.model.heads_block``), the rest is compiled, and the whole token is replayed from a
+    CUDA graph (``lowering.model.token_graphs``) that is recorded at the first token of each state.
 
     Later changes of ``model`` take effect: weights that are loaded or replaced, adapters that replace layers,
     parametrisations and hooks. A module that was changed such that no kernel or graph fits it is called directly.
@@ -78,6 +80,7 @@ class _CompiledModel(RamNetForCausalLM):
     compiled: Callable[..., Any]
     compiled_token: Callable[..., Tensor]
     graphs: TokenGraphs | None
+    token: Token | None
 
     def __init__(self, model: RamNetForCausalLM, kernels: str, on_gpu: bool, how: tuple[str | None, bool, str]) -> None:
         # Share the model's dictionaries of modules, parameters and hooks, so that changes to them take effect here.
@@ -95,6 +98,8 @@ class _CompiledModel(RamNetForCausalLM):
         self.compiled = torch.compile(_own(_call), **options) if kernels or not on_gpu else _call
         self.compiled_token = torch.compile(_own(heads_block.decode), **options)
         self.graphs = TokenGraphs(self, self._token) if on_gpu and kernels and not interpreted() else None
+        # A subclass may compute something else.
+        self.token = Token(model) if kernels and not on_gpu and type(model) is RamNetForCausalLM else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copying and unpickling compile a copy of the original model."""
@@ -107,6 +112,10 @@ class _CompiledModel(RamNetForCausalLM):
         graphs = self.graphs if in_place and plain else None
         if graphs is not None and state is not None and graphs.serve(input_ids):
             return RamNetOutput(graphs(input_ids, state), state)
+        if self.token is not None and state is not None and in_place and _keeps_all(**options):
+            logits = self.token.read(input_ids, state)
+            if logits is not None:
+                return RamNetOutput(logits, state)
         return super().forward(input_ids, state, in_place=in_place, **options)
 
     def _token(self, input_ids: Tensor, state: RamState) -> Tensor:
@@ -151,6 +160,11 @@ class _CompiledModel(RamNetForCausalLM):
 
 def _call(module: nn.Module, *inputs: Any) -> Any:
     return module(*inputs)
+
+
+def _keeps_all(*, logits_to_keep: int | None = None, **others: Any) -> bool:
+    """Return whether these options of ``forward`` only ask for the logits of a single token."""
+    return (logits_to_keep or 0) >= 0 and all(x is None for x in others.values())
 
 
 def _own(function: Any) -> Any:

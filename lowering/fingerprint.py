@@ -98,9 +98,10 @@ def fingerprint(
 
 def versions(target: str, schedule: Schedule | None = None) -> dict[str, str]:
     """Return the versions of the installed compilers that ``schedule``, or any schedule for ``target``, uses."""
-    return {
-        name: version for compiler in _compilers(target, schedule) for name, version in _versions(compiler).items()
-    }  # fmt: skip
+    found: dict[str, str] = {}
+    for compiler in _compilers(target, schedule):
+        found |= package_versions(compiler)
+    return found
 
 
 def stale(record: Record) -> str | None:
@@ -163,7 +164,8 @@ def _templates(op: str, target: str, schedule: Schedule | None) -> set[str]:
 
 
 @cache
-def _versions(compiler: str) -> dict[str, str]:
+def package_versions(compiler: str) -> dict[str, str]:
+    """Return the versions of the packages of a compiler: llvm, triton or tir."""
     found = {}
     for name in _PACKAGES[compiler]:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -170,17 +170,27 @@ def _distance(target: Target, arch: str) -> tuple[bool, int]:
     return mine[:3] != arch[:3], abs(numbers[0] - numbers[1])
 
 
+def _cpu_fields() -> dict[str, str]:
+    """Return what the system reports of its first processor."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return {}
+    lines = info.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_features() -> frozenset[str]:
+    """Return the processor's features by the system's names, such as "avx2"; none where the system reports none."""
+    fields = _cpu_fields()
+    return frozenset((fields.get("flags") or fields.get("Features") or "").split())
+
+
 @cache
 def cpu_name() -> str:
     """Return the processor's model name and its widest vector extension, as far as the system reports them."""
-    fields: dict[str, str] = {}
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
-        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    features = fields.get("flags") or fields.get("Features") or ""
-    vectors = next((v for v in ("avx512f", "avx2", "avx", "sve", "asimd") if v in features.split()), "")
+    name = _cpu_fields().get("model name") or platform.processor() or platform.machine()
+    features = cpu_features()
+    vectors = next((v for v in ("avx512f", "avx2", "avx", "sve", "asimd") if v in features), "")
     return f"{name} {vectors}".strip()
 
 

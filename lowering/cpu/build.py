@@ -6,8 +6,10 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache as once
 from pathlib import Path
@@ -66,19 +68,30 @@ def _load_or_build(name: str, workload: Workload, schedule: Schedule) -> Kernel:
 
 def _link(executable: Any, library: Path) -> None:
     """Write a shared library. Raises RuntimeError, with the linker's message, if linking fails."""
+    with object_in_memory(executable) as place:
+        done = subprocess.run([str(linker()), "-shared", "-o", library, place], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr or f"the linker ended with {done.returncode}").splitlines()[0])
+
+
+@contextmanager
+def object_in_memory(executable: Any) -> Iterator[str]:
+    """Write a compiled module's object file to memory, as LLVM exits the process if it cannot write one to disk.
+
+    Yields the path of the file; on a system without files in memory it is a temporary one on disk.
+    """
     if not hasattr(os, "memfd_create"):
-        executable.export_library(str(library))
+        with tempfile.TemporaryDirectory(prefix="ramnet-") as folder:
+            executable.mod.write_to_file(f"{folder}/kernel.o", "o")
+            yield f"{folder}/kernel.o"
         return
-    # The object file is written to memory, as LLVM exits the process if it cannot write one to disk.
     handle = os.memfd_create("kernel.o")
     try:
         place = f"/proc/{os.getpid()}/fd/{handle}"
         executable.mod.write_to_file(place, "o")
-        done = subprocess.run([str(linker()), "-shared", "-o", library, place], capture_output=True, text=True)
+        yield place
     finally:
         os.close(handle)
-    if done.returncode:
-        raise RuntimeError((done.stderr or f"the linker ended with {done.returncode}").splitlines()[0])
 
 
 @once

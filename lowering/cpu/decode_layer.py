@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
 from lowering.cpu.address_decode import Decoder
-from lowering.cpu.memory_step import token
+from lowering.cpu.memory_step import Places, prefetch, token
 from lowering.cpu.project import dots
 from ramnet.ops.accesses import Accesses
 from schedules.base import largest_divisor
@@ -134,11 +134,14 @@ class _Layer:
             arrange(1, write_slots, write_weights)
             emit.row(values, [0, h], D, lambda d: qkv[self.addresses + h * D + d])
         with T.sblock("memory"):
-            decays, factors = self.buffer(K), self.buffer(K)
-            step = MemoryStep(tile=largest_divisor(D, 64), unroll=min(8, K), parallel=False, prefetch=1)
+            step = MemoryStep(tile=largest_divisor(D, 64), unroll=min(8, K), parallel=False, prefetch=0)
             with builder.serial(0, H) as h:
                 accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
-                token(self.workload, step, (h, H, H), accesses, values, state, found, (decays, factors))
+                later = tir.min(h + 1, H - 1)
+                for slots in (write_slots, read_slots):
+                    prefetch(step, K, lambda k, slots=slots: slots[0, later, k], [0, later], state)  # type: ignore[misc]
+                here = [0, h]
+                token(self.workload, step, Places(here, here, here), accesses, values, state, found)
                 with builder.serial(0, D) as d:
                     emit.store(mixed, [h * D + d], found[0, h, d])
         self.product(O, mixed, H * D, lambda i: [i], lambda i, dot: emit.store(Y, [i], X[i] + dot[0]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tvm
 from tvm.script import tirx as T
@@ -51,63 +52,84 @@ def module(workload: Workload, schedule: MemoryStep) -> Any:
                 T.reads(WS[0:B, 0:H, 0:K], W[0:B, 0:H, 0:K], RS[0:B, 0:H, 0:K], R[0:B, 0:H, 0:K],
                         V[0:B, 0:H, 0:D], S[0:B, 0:H, 0:M, 0:D], Z[0:B, 0:H, 0:M])  # fmt: skip
                 T.writes(O[0:B, 0:H, 0:D], S[0:B, 0:H, 0:M, 0:D], Z[0:B, 0:H, 0:M])
-                decays = T.sblock_alloc_buffer((K,), dtype)
-                factors = T.sblock_alloc_buffer((K,), dtype)
-                token(workload, schedule, (vn, B * H, H), Accesses(WS, W, RS, R), V, (S, Z), O, (decays, factors))
+                _prefetch_later(schedule, (vn, B * H, H), (WS, RS), (S, Z))
+                here = [vn // H, vn % H]
+                token(workload, schedule, Places(here, here, here), Accesses(WS, W, RS, R), V, (S, Z), O)
 
     return tvm.IRModule({"memory_step": memory_step})
 
 
-def token(
-    workload: Workload, schedule: MemoryStep, which: tuple[Any, Any, Any], accesses: Accesses, V: Any,
-    state: tuple[Any, Any], O: Any, scratch: tuple[Any, Any],
-) -> None:  # fmt: skip
-    """Emit the token of one head.
-
-    Args:
-        which: the head's index in B·H, B·H and H.
-        state: memory and mass.
-        scratch: two buffers [K].
-    """
-    (n, heads, H), (WS, W, RS, R), (S, Z), (decays, factors) = which, accesses, state, scratch
-    K, D, dtype, tile, unroll = workload.shape["K"], workload.shape["D"], workload.dtype, schedule.tile, schedule.unroll
-    gamma, eps = workload.constants["decay_power"], workload.constants["eps"]
-    b, h = n // H, n % H
+def _prefetch_later(
+    schedule: MemoryStep, which: tuple[Any, Any, Any], slots: tuple[Any, Any], state: tuple[Any, Any]
+) -> None:
+    """Emit prefetches for a later head; ``which`` is the head's index in B·H, B·H and H."""
+    n, heads, H = which
     if schedule.prefetch:
         later = tvm.tirx.min(n + schedule.prefetch, heads - 1)
         at = [later // H, later % H]
-        for slots in (WS, RS):
+        for each in slots:
+            prefetch(schedule, int(each.shape[-1]), lambda k, each=each: each[(*at, k)], at, state)  # type: ignore[misc]
 
-            def ask(k: Any, slots: Any = slots) -> None:
-                slot = slots[(*at, k)]
-                emit.prefetch(Z, at, slot, 1)
-                emit.prefetch(S, [*at, slot], 0, D)
 
-            emit.each_slot(K, unroll, ask)
+class Places(NamedTuple):
+    """Where a head's token is, as leading indices into the buffers of ``token``."""
+
+    accesses: list[Any]
+    values: list[Any]  # and the output
+    state: list[Any]
+
+
+def prefetch(
+    schedule: MemoryStep, top_k: int, slot_of: Callable[[Any], Any], at: list[Any], state: tuple[Any, Any]
+) -> None:
+    """Emit prefetches of a head's rows of memory and mass at K slots."""
+    S, Z = state
+
+    def ask(k: Any) -> None:
+        slot = slot_of(k)
+        emit.prefetch(Z, at, slot, 1)
+        emit.prefetch(S, [*at, slot], 0, int(S.shape[-1]))
+
+    emit.each_slot(top_k, schedule.unroll, ask)
+
+
+def token(
+    workload: Workload, schedule: MemoryStep, places: Places, accesses: Accesses, V: Any, state: tuple[Any, Any], O: Any
+) -> None:
+    """Emit the token of one head. ``state`` is memory and mass."""
+    (WS, W, RS, R), (S, Z) = accesses, state
+    at, values, here = places
+    K, D, dtype, tile, unroll = workload.shape["K"], workload.shape["D"], workload.dtype, schedule.tile, schedule.unroll
+    gamma, eps = workload.constants["decay_power"], workload.constants["eps"]
+    decays, factors = (T.sblock_alloc_buffer((K,), dtype) for _ in range(2))
 
     def write_mass(k: Any) -> None:
-        slot = WS[b, h, k]
-        emit.store(decays, [k], emit.decay(W[b, h, k], gamma, dtype))
-        emit.store(Z, [b, h, slot], decays[k] * Z[b, h, slot] + W[b, h, k])
+        slot = WS[(*at, k)]
+        emit.store(decays, [k], emit.decay(W[(*at, k)], gamma, dtype))
+        emit.store(Z, [*here, slot], decays[k] * Z[(*here, slot)] + W[(*at, k)])
 
     def read_mass(k: Any) -> None:
-        emit.store(factors, [k], R[b, h, k] / (Z[b, h, RS[b, h, k]] + emit.constant(eps, dtype)))
+        emit.store(factors, [k], R[(*at, k)] / (Z[(*here, RS[(*at, k)])] + emit.constant(eps, dtype)))
 
     emit.each_slot(K, unroll, write_mass)
     emit.each_slot(K, unroll, read_mass)
     with builder.serial(0, D // tile) as q:
 
         def write_row(k: Any) -> None:
-            slot = WS[b, h, k]
+            slot = WS[(*at, k)]
             emit.tiles(
-                S, [b, h, slot], q * tile, tile, lambda d: decays[k] * S[b, h, slot, d] + W[b, h, k] * V[b, h, d]
+                S,
+                [*here, slot],
+                q * tile,
+                tile,
+                lambda d: decays[k] * S[(*here, slot, d)] + W[(*at, k)] * V[(*values, d)],
             )
 
         emit.each_slot(K, unroll, write_row)
         emit.sum_slots(
             K,
             unroll,
-            lambda k: lambda d: factors[k] * S[b, h, RS[b, h, k], d],
-            lambda value: emit.tiles(O, [b, h], q * tile, tile, value),
-            lambda d: O[b, h, d],
+            lambda k: lambda d: factors[k] * S[(*here, RS[(*at, k)], d)],
+            lambda value: emit.tiles(O, values, q * tile, tile, value),
+            lambda d: O[(*values, d)],
         )

@@ -30,7 +30,7 @@ WORKLOAD = Workload(op="memory_step", shape={"N": 16, "K": 8, "M": 1024, "D": 64
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Clear the caches before the test, and after it, as it may alter what they hold."""
-    remembered = (module._read, module._digests, module._versions, nvcc.version)
+    remembered = (module._read, module._digests, module.package_versions, nvcc.version)
     for each in remembered:
         each.cache_clear()
     yield
@@ -146,7 +146,7 @@ def test_compilers_and_flags_change_the_fingerprint(monkeypatch: pytest.MonkeyPa
     assert versions("a100", tir)["nvcc"] == "13.0.1" and "triton" not in versions("a100", tir)
     assert {*versions("a100", triton)} == {"triton"}
     before = [fingerprint("memory_step", "a100", schedule) for schedule in (tir, triton)]
-    module._versions.cache_clear()
+    module.package_versions.cache_clear()
     monkeypatch.setattr(nvcc, "version", lambda: "13.0.2")
     newer = [fingerprint("memory_step", "a100", schedule) for schedule in (tir, triton)]
     assert (newer[0] == before[0], newer[1] == before[1]) == (False, True)
@@ -178,7 +178,7 @@ def test_a_compiler_that_is_not_installed_does_not_make_a_record_stale(
         fingerprint=fingerprint("memory_scan", "a100", schedule),
     )  # fmt: skip
     for here, why in (("13.0.1", None), (None, None), ("13.2", "nvcc 13.0.1")):
-        module._versions.cache_clear()
+        module.package_versions.cache_clear()
         monkeypatch.setattr(nvcc, "version", lambda here=here: here)
         assert stale(made) == why
 

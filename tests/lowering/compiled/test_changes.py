@@ -132,17 +132,21 @@ def test_a_global_hook_is_called(model: RamNetForCausalLM, fast: RamNetForCausal
 def test_kernels_are_used_again_after_a_hook_is_removed(
     model: RamNetForCausalLM, fast: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lowering.aot.library import Library
     from lowering.cpu.backend import CpuKernels
 
-    layers: list[int] = []
-    run = CpuKernels.decode_layer
-    monkeypatch.setattr(CpuKernels, "decode_layer", lambda self, *given: (layers.append(1), run(self, *given))[1])
+    def counted(kind: type, method: str) -> list[int]:
+        calls, run = [], getattr(kind, method)
+        monkeypatch.setattr(kind, method, lambda self, *given: (calls.append(1), run(self, *given))[1])
+        return calls
+
+    layers, tokens = counted(CpuKernels, "decode_layer"), counted(Library, "tokens")
     handle = model.blocks[0].register_forward_hook(lambda *_: None)
     outputs(fast)
-    assert len(layers) == 5  # the other block's tokens
+    assert (len(layers), len(tokens)) == (5, 0)  # the other block, one kernel a token
     handle.remove()
     outputs(fast)
-    assert len(layers) == 15
+    assert (len(layers), len(tokens)) == (5, 5)
 
 
 def test_backward_hooks_are_called(model: RamNetForCausalLM, fast: RamNetForCausalLM) -> None:

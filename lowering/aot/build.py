@@ -1,0 +1,123 @@
+"""Builds the library of a model: TIR's object, the C files in ``runtime/``, and a header of sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lowering import cache
+from lowering.aot import weights
+from lowering.aot.machines import Machine, host
+from lowering.cpu import runtime
+from lowering.cpu.build import object_in_memory
+from lowering.fingerprint import closure, code, package_versions
+from lowering.targets import cpu_digest
+from ramnet.config import RamNetConfig
+
+RUNTIME = Path(__file__).parent / "runtime"
+HEADER = "ramnet.h"
+KERNELS, SIZES = "kernels.o", "config.h"
+_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+
+
+def shared_library(config: RamNetConfig, precision: str = "float32") -> Path:
+    """Return the shared library of a model for this machine, from the disk cache or built now.
+
+    Args:
+        precision: the type of the weight matrices, a key of ``lowering.aot.matrix.FORMATS``.
+
+    Raises:
+        ValueError: if no library can be built for the model; see ``write_sources``.
+        ImportError: if TVM is not installed.
+        RuntimeError: if there is no C compiler, or it fails.
+    """
+    name = f"token-{_key(config, precision)}.so"
+    found = cache.find(name) or cache.keep(name, lambda aside: _build(config, precision, aside))
+    if found is None:  # no cache: the library lives as long as this process, which has it open
+        found = Path(tempfile.mkdtemp(prefix="ramnet-")) / name
+        _build(config, precision, found)
+    return found
+
+
+def _build(config: RamNetConfig, precision: str, library: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="ramnet-") as folder:
+        write_sources(config, Path(folder), precision)
+        link(Path(folder), library)
+
+
+def write_sources(
+    config: RamNetConfig, folder: Path, precision: str = "float32", machine: Machine | None = None
+) -> None:
+    """Write what a library is made of to ``folder``: the kernels' object, their sizes, and the C files.
+
+    Raises ValueError if an address has more slots than a kernel without workspace can sort, or if integers are asked
+    for and a matrix has a number of inputs that is no multiple of ``weights.GROUP``.
+    """
+    runtime.match_threads()  # raises the ImportError
+    import tvm
+
+    from lowering.aot import token
+
+    weights.check(config, precision)
+    machine = machine or host()
+    made = token.module(config, precision, machine)
+    # StorageRewrite merges small buffers into large ones, which need TVM's allocator.
+    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+        compiled: Any = tvm.compile(made, target=tvm.target.Target(machine.llvm))
+    with object_in_memory(compiled) as place:
+        (folder / KERNELS).write_bytes(Path(place).read_bytes())
+    (folder / SIZES).write_text(_sizes(config, precision), encoding="utf-8")
+    for path in RUNTIME.iterdir():
+        shutil.copy(path, folder / path.name)
+
+
+def link(folder: Path, library: Path, flags: Sequence[str] = ()) -> None:
+    """Compile the C files in ``folder`` and link them with the kernels. Raises RuntimeError if that fails."""
+    command = [compiler(), *_FLAGS, *flags, "-shared", "-o", str(library), *map(str, sorted(folder.glob("*.c")))]
+    done = subprocess.run([*command, str(folder / KERNELS), "-lm", "-pthread"], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
+
+
+def compiler() -> str:
+    """Return the C compiler: ``$CC``, or the first of cc, gcc and clang. Raises RuntimeError if there is none."""
+    found = map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))
+    path = next(filter(None, found), None)
+    if path is None:
+        raise RuntimeError("there is no C compiler; install gcc or clang, or name one in CC")
+    return path
+
+
+def _key(config: RamNetConfig, precision: str) -> str:
+    """Return a digest of everything that determines the library."""
+    sources = [path.read_text(encoding="utf-8") for path in sorted(RUNTIME.iterdir())]
+    modules = [code(name) for name in sorted(closure(["lowering.aot.token", "lowering.aot.build"]))]
+    parts = [config.to_json(), precision, cpu_digest(), repr(package_versions("llvm")), *modules, *sources]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def _sizes(config: RamNetConfig, precision: str) -> str:
+    """Return config.h: the sizes that the C files are compiled with."""
+    c = config
+    pointers = list(weights.table(config, precision))
+    sizes = {
+        "VOCABULARY": c.vocab_size, "HIDDEN": c.hidden_size, "LAYERS": c.num_layers, "HEADS": c.num_heads,
+        "VALUE_DIM": c.value_dim, "ORDER": c.order, "SUB_DIM": c.sub_dim, "TOP_K": c.top_k, "SLOTS": c.slots,
+        "INNER": c.intermediate_size, "CONVS": c.conv_layers, "TAPS": c.conv_kernel, "WEIGHTS": len(pointers),
+        "CONV_WEIGHTS": 6, "BLOCK_WEIGHTS": 13 if c.intermediate_size else 7,
+    }  # fmt: skip
+    defines = "".join(f"#define {name} {size}\n" for name, size in sizes.items())
+    heads = ", ".join(str(c.cape_heads(i)) for i in range(c.num_layers))
+    rows = ", \\\n".join(_row(*each) for each in pointers)
+    return f"{defines}#define CAPE_HEADS {{{heads}}}\n#define WEIGHT_TABLE {{ \\\n{rows}}}\n"
+
+
+def _row(name: str, dtype: str | None, shape: Sequence[int]) -> str:
+    kind = f'"{dtype}"' if dtype else "NULL"
+    return f'{{"{name}", {kind}, {{{len(shape)}, {{{", ".join(map(str, shape))}}}}}}}'

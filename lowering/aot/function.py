@@ -1,0 +1,89 @@
+"""TIR functions of pointers and numbers, without tensors, so that an object needs nothing of TVM's runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as builder
+
+from lowering.aot.matrix import Matrix
+
+# The most tokens of a block, for which the library has scratch memory.
+BLOCK = 32
+_BYTES = {"int8": 1, "uint16": 2, "int32": 4, "float32": 4}
+
+
+class Buffer(NamedTuple):
+    """A parameter that points to an array."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+class Weight(NamedTuple):
+    """A parameter that is a matrix [outputs, inputs]: two pointers, to its elements and to its scales."""
+
+    outputs: int
+    inputs: int
+
+
+Parameters = dict[str, str | Buffer | Weight]  # by name; a string is the type of a number
+
+
+def vector(size: int) -> Buffer:
+    return Buffer((size,))
+
+
+def rows(width: int) -> Buffer:
+    """Return the parameter of a value of each token of a block."""
+    return Buffer((BLOCK, width))
+
+
+def function(
+    name: str, parameters: Parameters, matrix: tuple[str, Callable[..., Matrix]],
+    body: Callable[[Any], None],
+) -> Any:  # fmt: skip
+    """Return the function ``ramnet_<name>``, whose code ``body`` emits.
+
+    Args:
+        matrix: the type of a matrix's elements, and what makes a ``Matrix`` of the buffers of elements and scales.
+        body: takes a namespace with the parameters by their names: numbers, buffers and matrices. If there are
+            matrices, the last two parameters are ``rounded`` and ``steps``, the scratch memory of ``Matrix.prepare``.
+    """
+    symbol, (weight_type, make) = f"ramnet_{name}", matrix
+    with IRBuilder() as made, builder.prim_func(s_tir=True):
+        builder.func_name(symbol)
+        builder.func_attr({"global_symbol": symbol, "tir.noalias": True})
+        pointers: dict[str, tuple[Any, Buffer]] = {}
+        found: dict[str, Any] = {}
+
+        def pointer(of: str, kind: Buffer) -> None:
+            pointers[of] = builder.arg(of, T.handle(kind.dtype)), kind
+
+        for each, kind in parameters.items():
+            if isinstance(kind, str):
+                found[each] = builder.arg(each, getattr(T, kind)())
+            elif isinstance(kind, Buffer):
+                pointer(each, kind)
+            else:
+                pointer(each, Buffer((kind.outputs, kind.inputs), weight_type))
+                pointer(f"{each}_scale", vector(kind.outputs))
+        weights = {each: kind for each, kind in parameters.items() if isinstance(kind, Weight)}
+        if weights:
+            pointer("rounded", Buffer((BLOCK * max(kind.inputs for kind in weights.values()),), "int8"))
+            pointer("steps", vector(BLOCK))
+        # Every parameter must be declared before the first buffer is.
+        buffers = {each: _buffer(address, kind) for each, (address, kind) in pointers.items()}
+        made_of = {each: make(buffers[each], buffers[f"{each}_scale"]) for each in weights}
+        body(SimpleNamespace(**{**found, **buffers, **made_of}))
+    return made.get()
+
+
+def _buffer(address: Any, kind: Buffer) -> Any:
+    """Declare the buffer at a pointer, which need only be aligned to the element size."""
+    sizes = [T.int64(size) for size in kind.shape]
+    return builder.decl_buffer(sizes, kind.dtype, data=address, align=_BYTES[kind.dtype])

@@ -1,0 +1,69 @@
+"""The processors that a token is compiled for, and their integer dot products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm.tirx as tir
+
+
+@dataclass(frozen=True)
+class Dot:
+    """An instruction that adds products of int8 to int32 sums.
+
+    Attributes:
+        intrinsic: LLVM's name by the number of products in one instruction; empty to multiply in int32.
+        offset: what is added to activations, which the instruction takes as unsigned numbers.
+    """
+
+    intrinsic: dict[int, str] = field(default_factory=dict)
+    offset: int = 0
+
+    def width(self, inputs: int) -> int:
+        """Return how many products of a row are added at a time."""
+        return next((width for width in sorted(self.intrinsic, reverse=True) if inputs % width == 0), 16)
+
+    def lanes(self, width: int) -> int:
+        """Return the number of partial sums for ``width`` products."""
+        return width // 4 if self.intrinsic else width
+
+    def accumulate(self, total: Any, activations: Any, weights: Any, width: int) -> Any:
+        """Return the partial sums plus the products of vectors of ``width`` int8 each."""
+        if self.intrinsic:
+            name = self.intrinsic[width]
+            return tir.call_llvm_pure_intrin(f"int32x{width // 4}", name, total, activations, weights)
+        wide = f"int16x{width}"
+        # Products of int8 fit int16, whose widening addition processors without a dot product have.
+        return total + (activations.astype(wide) * weights.astype(wide)).astype(f"int32x{width}")
+
+
+_VNNI = Dot({64: "llvm.x86.avx512.vpdpbusd.512", 32: "llvm.x86.avx512.vpdpbusd.256"}, offset=128)
+_SDOT = Dot({16: "llvm.aarch64.neon.sdot.v4i32.v16i8"})
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A processor to compile for.
+
+    Attributes:
+        name: what users type.
+        llvm: LLVM's options, as in TVM's target.
+        dot: the integer dot product.
+    """
+
+    name: str
+    llvm: dict[str, Any]
+    dot: Dot
+
+
+def host() -> Machine:
+    """Return this machine."""
+    from lowering.cpu.build import processor
+    from lowering.targets import cpu_features
+
+    features = cpu_features()
+    dot = _VNNI if {"avx512_vnni", "avx512vl"} <= features else Dot()
+    if "asimddp" in features:
+        dot = _SDOT
+    return Machine("cpu", {"kind": "llvm", "mcpu": processor()}, dot)

@@ -1,0 +1,264 @@
+#define _POSIX_C_SOURCE 200809L
+#include "files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "kernels.h"
+
+enum { PREFIX = 8 };
+
+/* A place in the header. Functions that read move it, and return 0 if the text is not what they expect. */
+typedef struct {
+  const char *at, *end;
+} cursor;
+
+typedef struct {
+  const char* text;
+  size_t length;
+} string;
+
+typedef struct {
+  string name, dtype;
+  tensor_shape shape;
+  int64_t begin, end;
+} entry;
+
+static void skip_space(cursor* c) {
+  while (c->at < c->end && (*c->at == ' ' || *c->at == '\n' || *c->at == '\t' || *c->at == '\r')) c->at++;
+}
+
+static int next_is(cursor* c, char wanted) {
+  skip_space(c);
+  if (c->at == c->end || *c->at != wanted) return 0;
+  c->at++;
+  return 1;
+}
+
+static int read_string(cursor* c, string* s) {
+  if (!next_is(c, '"')) return 0;
+  s->text = c->at;
+  while (c->at < c->end && *c->at != '"') c->at += *c->at == '\\' && c->end - c->at > 1 ? 2 : 1;
+  if (c->at >= c->end) return 0;
+  s->length = (size_t)(c->at++ - s->text);
+  return 1;
+}
+
+static int read_integer(cursor* c, int64_t* value) {
+  skip_space(c);
+  if (c->at == c->end || *c->at < '0' || *c->at > '9') return 0;
+  for (*value = 0; c->at < c->end && *c->at >= '0' && *c->at <= '9'; c->at++) {
+    if (*value > INT64_MAX / 16) return 0;
+    *value = *value * 10 + (*c->at - '0');
+  }
+  return 1;
+}
+
+/* Read [a, b, ...] of at most `most` numbers. */
+static int read_integers(cursor* c, int64_t* values, int most, int* count) {
+  *count = 0;
+  if (!next_is(c, '[')) return 0;
+  if (next_is(c, ']')) return 1;
+  do {
+    if (*count == most || !read_integer(c, &values[(*count)++])) return 0;
+  } while (next_is(c, ','));
+  return next_is(c, ']');
+}
+
+static int equals(string s, const char* text) {
+  return s.length == strlen(text) && memcmp(s.text, text, s.length) == 0;
+}
+
+/* Read the object of a tensor. */
+static int read_fields(cursor* c, entry* e) {
+  int64_t offsets[2];
+  int count, seen = 0;
+  if (!next_is(c, '{')) return 0;
+  do {
+    string key;
+    if (!read_string(c, &key) || !next_is(c, ':')) return 0;
+    if (equals(key, "dtype")) {
+      if (!read_string(c, &e->dtype)) return 0;
+      seen |= 1;
+    } else if (equals(key, "shape")) {
+      if (!read_integers(c, e->shape.sizes, 4, &e->shape.rank)) return 0;
+      seen |= 2;
+    } else if (equals(key, "data_offsets")) {
+      if (!read_integers(c, offsets, 2, &count) || count != 2) return 0;
+      e->begin = offsets[0], e->end = offsets[1];
+      seen |= 4;
+    } else {
+      return 0;
+    }
+  } while (next_is(c, ','));
+  return seen == 7 && next_is(c, '}');
+}
+
+/* Read {"name": "text", ...}. */
+static int read_metadata(cursor* c) {
+  string unused;
+  if (!next_is(c, '{')) return 0;
+  if (next_is(c, '}')) return 1;
+  do {
+    if (!read_string(c, &unused) || !next_is(c, ':') || !read_string(c, &unused)) return 0;
+  } while (next_is(c, ','));
+  return next_is(c, '}');
+}
+
+/* Read the next tensor after "{" or ","; *more says whether another follows. */
+static int read_entry(cursor* c, entry* e, int* is_tensor, int* more) {
+  if (!read_string(c, &e->name) || !next_is(c, ':')) return 0;
+  *is_tensor = !equals(e->name, "__metadata__");
+  if (!(*is_tensor ? read_fields(c, e) : read_metadata(c))) return 0;
+  *more = next_is(c, ',');
+  return *more || next_is(c, '}');
+}
+
+static cursor header_of(const mapping* file) {
+  return (cursor){file->bytes + PREFIX, file->bytes + PREFIX + file->header};
+}
+
+static int check_header(mapping* file) {
+  uint64_t header = 0;
+  if (file->size < PREFIX) return fail(RAMNET_BAD_FILE, "%s is not a safetensors file: it is too short", file->path);
+  for (int i = PREFIX - 1; i >= 0; i--) header = header << 8 | (unsigned char)file->bytes[i];
+  if (header > file->size - PREFIX)
+    return fail(RAMNET_BAD_FILE, "%s is not a safetensors file, or it was cut", file->path);
+  file->header = (size_t)header;
+  const int64_t data = (int64_t)(file->size - PREFIX - file->header);
+  cursor c = header_of(file);
+  int more = next_is(&c, '{');
+  if (!more) return fail(RAMNET_BAD_FILE, "%s is not a safetensors file", file->path);
+  while (more) {
+    entry e;
+    int is_tensor;
+    if (!read_entry(&c, &e, &is_tensor, &more)) return fail(RAMNET_BAD_FILE, "%s has a damaged header", file->path);
+    if (!is_tensor) continue;
+    if (e.begin > e.end || e.end > data)
+      return fail(RAMNET_BAD_FILE, "%s was cut: %.*s lies outside of it", file->path,
+                  (int)(e.name.length < 64 ? e.name.length : 64), e.name.text);
+    file->tensors++;
+  }
+  return RAMNET_OK;
+}
+
+int map_tensors(const char* path, mapping* file) {
+  struct stat status;
+  *file = (mapping){path, NULL, 0, 0, 0};
+  const int handle = open(path, O_RDONLY | O_CLOEXEC);
+  if (handle < 0) return fail(RAMNET_BAD_FILE, "%s cannot be opened: %s", path, strerror(errno));
+  if (fstat(handle, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size == 0) {
+    close(handle);
+    return fail(RAMNET_BAD_FILE, "%s is not a safetensors file", path);
+  }
+  void* bytes = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, handle, 0);
+  close(handle);
+  if (bytes == MAP_FAILED) return fail(RAMNET_NO_MEMORY, "%s cannot be mapped: %s", path, strerror(errno));
+  file->bytes = bytes;
+  file->size = (size_t)status.st_size;
+  const int bad = check_header(file);
+  if (bad) unmap(file);
+  return bad;
+}
+
+void unmap(const mapping* file) { munmap((void*)file->bytes, file->size); }
+
+static int size_of(const char* dtype) {
+  if (strcmp(dtype, "I64") == 0) return 8;
+  return strcmp(dtype, "F32") == 0 ? 4 : strcmp(dtype, "BF16") == 0 ? 2 : 1;
+}
+
+int find_tensor(const mapping* file, const char* name, const char* dtype, tensor_shape shape, const void** data) {
+  cursor c = header_of(file);
+  int more = next_is(&c, '{'), is_tensor;
+  entry e = {{NULL, 0}, {NULL, 0}, {0, {0}}, 0, 0};
+  while (more) {
+    if (!read_entry(&c, &e, &is_tensor, &more)) break;
+    if (is_tensor && equals(e.name, name)) goto found;
+  }
+  return fail(RAMNET_BAD_FILE, "%s has no tensor %s; it is of another model", file->path, name);
+found:;
+  int fits = equals(e.dtype, dtype) && e.shape.rank == shape.rank;
+  int64_t bytes = size_of(dtype);
+  for (int i = 0; i < shape.rank; i++) {
+    fits = fits && e.shape.sizes[i] == shape.sizes[i];
+    bytes *= shape.sizes[i];
+  }
+  const size_t at = PREFIX + file->header + (size_t)e.begin;
+  if (!fits)
+    return fail(RAMNET_BAD_FILE, "%s: %s is %.*s of another shape or type; this model has %s", file->path, name,
+                (int)(e.dtype.length < 16 ? e.dtype.length : 16), e.dtype.text, dtype);
+  if (e.end - e.begin != bytes || at % (size_t)size_of(dtype) != 0)
+    return fail(RAMNET_BAD_FILE, "%s: the data of %s is not where its shape says", file->path, name);
+  *data = file->bytes + at;
+  return RAMNET_OK;
+}
+
+int file_create(tensor_file* file, const char* path) {
+  *file = (tensor_file){.path = path};
+  if ((size_t)snprintf(file->aside, sizeof file->aside, "%s.%ld.aside", path, (long)getpid()) >= sizeof file->aside)
+    return fail(RAMNET_BAD_ARGUMENT, "the path of %zu bytes is too long", strlen(path));
+  file->stream = fopen(file->aside, "wb");
+  if (file->stream == NULL) return fail(RAMNET_BAD_FILE, "%s cannot be written: %s", path, strerror(errno));
+  file->capacity = 4096;
+  file->header = malloc(file->capacity);
+  if (file->header == NULL) file->failed = ENOMEM;
+  else file->header[file->used++] = '{';
+  return RAMNET_OK;
+}
+
+void file_declare(tensor_file* file, const char* name, const char* dtype, tensor_shape shape, size_t bytes) {
+  enum { LONGEST = 256 };
+  if (!file->failed && file->capacity - file->used < LONGEST) {
+    char* larger = realloc(file->header, file->capacity * 2);
+    if (larger == NULL) file->failed = ENOMEM;
+    else file->header = larger, file->capacity *= 2;
+  }
+  if (file->failed) return;
+  char* to = file->header + file->used;
+  int used = snprintf(to, LONGEST, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", file->used > 1 ? "," : "", name, dtype);
+  for (int i = 0; i < shape.rank; i++)
+    used += snprintf(to + used, (size_t)(LONGEST - used), "%s%lld", i ? "," : "", (long long)shape.sizes[i]);
+  used += snprintf(to + used, (size_t)(LONGEST - used), "],\"data_offsets\":[%zu,%zu]}", file->offset,
+                   file->offset + bytes);
+  file->used += (size_t)used;
+  file->offset += bytes;
+}
+
+static void put(tensor_file* file, const void* data, size_t bytes) {
+  if (!file->failed && bytes > 0 && fwrite(data, 1, bytes, file->stream) != bytes) file->failed = errno ? errno : EIO;
+}
+
+static void put_header(tensor_file* file) {
+  unsigned char size[PREFIX];
+  if (file->failed) return;
+  file->header[file->used++] = '}';
+  while (file->used % PREFIX) file->header[file->used++] = ' ';
+  for (int i = 0; i < PREFIX; i++) size[i] = (unsigned char)((uint64_t)file->used >> 8 * i);
+  put(file, size, PREFIX);
+  put(file, file->header, file->used);
+}
+
+void file_write(tensor_file* file, const void* data, size_t bytes) {
+  if (file->header != NULL) {
+    put_header(file);
+    free(file->header);
+    file->header = NULL;
+  }
+  put(file, data, bytes);
+}
+
+int file_finish(tensor_file* file) {
+  if (!file->failed && (fflush(file->stream) != 0 || fsync(fileno(file->stream)) != 0)) file->failed = errno;
+  if (fclose(file->stream) != 0 && !file->failed) file->failed = errno;
+  if (!file->failed && rename(file->aside, file->path) != 0) file->failed = errno;
+  free(file->header);
+  if (!file->failed) return RAMNET_OK;
+  remove(file->aside);
+  return fail(RAMNET_BAD_FILE, "%s cannot be written: %s", file->path, strerror(file->failed));
+}

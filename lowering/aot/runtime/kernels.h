@@ -1,0 +1,45 @@
+/* Calls of kernels compiled by TVM, and the four symbols that they need instead of TVM's runtime. */
+#ifndef RAMNET_KERNELS_H
+#define RAMNET_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ramnet.h"
+
+/* An argument in TVM's calling convention. */
+typedef struct {
+  int32_t type;
+  uint32_t padding;
+  union {
+    int64_t integer;
+    const void* pointer;
+  } value;
+} argument;
+
+enum { INTEGER = 1, POINTER = 4 };
+
+#define I(x) {INTEGER, 0, {.integer = (x)}}
+#define P(x) {POINTER, 0, {.pointer = (x)}}
+
+typedef int kernel(void* self, const argument* arguments, int32_t count, argument* result);
+
+/* Call a kernel with arguments in braces. Evaluates to 0 or RAMNET_FAILED. */
+#define CALL(name, ...) call(__tvm_ffi_ramnet_##name, (const argument[]){__VA_ARGS__}, \
+                             (int32_t)(sizeof((const argument[]){__VA_ARGS__}) / sizeof(argument)))
+
+int call(kernel* function, const argument* arguments, int32_t count);
+
+/* Where the calling thread's kernels run their parallel loops, until it is set again; NULL for the thread alone. */
+typedef struct {
+  ramnet_parallel parallel;
+  void* runtime;
+  int threads;
+} executor;
+
+void run_on(const executor* executor);
+
+/* Set the message of this thread and return the status. */
+int fail(int status, const char* format, ...);
+
+#endif

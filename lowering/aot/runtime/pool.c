@@ -1,0 +1,111 @@
+#include "pool.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <threads.h>
+
+/* How often an idle thread looks for work before it sleeps. The gaps between the loops of a token are some
+ * microseconds; a thread that slept takes 50 to wake. */
+enum { SPINS = 20000 };
+
+struct pool {
+  int threads; /* besides the caller's */
+  thrd_t* handles;
+  mtx_t use, sleep;
+  cnd_t work;
+  atomic_uint round;  /* counts loops; workers wait for it to change */
+  atomic_int next;    /* the next task */
+  atomic_int pending; /* workers that have not finished the round */
+  atomic_int sleeping;
+  atomic_int ending;
+  int tasks;
+  void (*task)(void*, int);
+  void* context;
+};
+
+static void pause_briefly(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+static void run_tasks(pool* p) {
+  for (int i; (i = atomic_fetch_add(&p->next, 1)) < p->tasks;) p->task(p->context, i);
+}
+
+static void wait_for_round(pool* p, unsigned seen) {
+  for (int i = 0; i < SPINS; i++) {
+    if (atomic_load(&p->round) != seen) return;
+    pause_briefly();
+  }
+  mtx_lock(&p->sleep);
+  atomic_fetch_add(&p->sleeping, 1);
+  while (atomic_load(&p->round) == seen) cnd_wait(&p->work, &p->sleep);
+  atomic_fetch_sub(&p->sleeping, 1);
+  mtx_unlock(&p->sleep);
+}
+
+static int work(void* given) {
+  pool* p = given;
+  for (unsigned seen = 0;; seen++) {
+    wait_for_round(p, seen);
+    if (atomic_load(&p->ending)) return 0;
+    run_tasks(p);
+    atomic_fetch_sub(&p->pending, 1);
+  }
+}
+
+static void next_round(pool* p) {
+  atomic_fetch_add(&p->round, 1);
+  if (atomic_load(&p->sleeping) == 0) return;
+  mtx_lock(&p->sleep);
+  cnd_broadcast(&p->work);
+  mtx_unlock(&p->sleep);
+}
+
+pool* pool_start(int threads) {
+  pool* p = calloc(1, sizeof *p);
+  if (p == NULL) return NULL;
+  p->handles = calloc((size_t)threads, sizeof *p->handles);
+  mtx_init(&p->use, mtx_plain);
+  mtx_init(&p->sleep, mtx_plain);
+  cnd_init(&p->work);
+  while (p->handles != NULL && p->threads < threads - 1) {
+    if (thrd_create(&p->handles[p->threads], work, p) != thrd_success) break;
+    p->threads++;
+  }
+  if (p->handles != NULL && p->threads == threads - 1) return p;
+  pool_stop(p);
+  return NULL;
+}
+
+void pool_stop(pool* p) {
+  if (p == NULL) return;
+  atomic_store(&p->ending, 1);
+  next_round(p);
+  for (int i = 0; i < p->threads; i++) thrd_join(p->handles[i], NULL);
+  mtx_destroy(&p->use);
+  mtx_destroy(&p->sleep);
+  cnd_destroy(&p->work);
+  free(p->handles);
+  free(p);
+}
+
+void pool_run(void* runtime, int tasks, void (*task)(void* context, int i), void* context) {
+  pool* p = runtime;
+  if (mtx_trylock(&p->use) != thrd_success) {
+    for (int i = 0; i < tasks; i++) task(context, i);
+    return;
+  }
+  p->tasks = tasks;
+  p->task = task;
+  p->context = context;
+  atomic_store(&p->next, 0);
+  atomic_store(&p->pending, p->threads);
+  next_round(p);
+  run_tasks(p);
+  while (atomic_load(&p->pending) > 0) pause_briefly();
+  mtx_unlock(&p->use);
+}

@@ -1,0 +1,16 @@
+/* A pool of threads for parallel loops. */
+#ifndef RAMNET_POOL_H
+#define RAMNET_POOL_H
+
+#include "ramnet.h"
+
+typedef struct pool pool;
+
+/* Start threads - 1 threads; NULL if there is no memory or the system starts no more. */
+pool* pool_start(int threads);
+void pool_stop(pool* pool);
+
+/* A ramnet_parallel whose runtime is a pool. While another thread uses the pool, the caller runs the tasks alone. */
+void pool_run(void* runtime, int tasks, void (*task)(void* context, int i), void* context);
+
+#endif

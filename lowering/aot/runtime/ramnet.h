@@ -1,0 +1,82 @@
+/* A RAM-Net language model, compiled ahead of time for one configuration.
+ *
+ * Functions that can fail return 0 or a negative ramnet_status; ramnet_message() says what was wrong, in one sentence.
+ * One model serves several states at once, from any threads; calls with the same state must not overlap. */
+#ifndef RAMNET_H
+#define RAMNET_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define RAMNET_API __attribute__((visibility("default")))
+#else
+#define RAMNET_API
+#endif
+
+typedef struct ramnet_model ramnet_model;
+typedef struct ramnet_state ramnet_state;
+
+enum ramnet_status {
+  RAMNET_OK = 0,
+  RAMNET_BAD_ARGUMENT = -1, /* a value outside its range */
+  RAMNET_BAD_FILE = -2,     /* a file that is missing, damaged, or of another model */
+  RAMNET_NO_MEMORY = -3,
+  RAMNET_FAILED = -4 /* a kernel reported an error */
+};
+
+/* Run task(context, i) for each i < tasks, in any order and on any threads, and return when all have ended. */
+typedef void (*ramnet_parallel)(void* runtime, int tasks, void (*task)(void* context, int i), void* context);
+
+/* What was wrong in this thread's last call that failed. */
+RAMNET_API const char* ramnet_message(void);
+
+/* The size of the vocabulary. */
+RAMNET_API int ramnet_vocabulary(void);
+
+/* Map the weights in a safetensors file into memory. The file must not be changed while the model is open. */
+RAMNET_API int ramnet_open(const char* weights, int threads, ramnet_model** model);
+
+/* Use weights in memory, in the order of the names that ramnet_weight_name gives. They are not copied. */
+RAMNET_API int ramnet_wrap(const void* const* weights, int threads, ramnet_model** model);
+RAMNET_API void ramnet_rebind(ramnet_model* model, const void* const* weights);
+RAMNET_API int ramnet_weight_count(void);
+RAMNET_API const char* ramnet_weight_name(int index);
+
+/* Run parallel work on the host's threads instead of the model's own. */
+RAMNET_API void ramnet_use_runtime(ramnet_model* model, ramnet_parallel parallel, void* runtime, int threads);
+RAMNET_API void ramnet_close(ramnet_model* model);
+
+/* A state before the first token. */
+RAMNET_API int ramnet_state_create(const ramnet_model* model, ramnet_state** state);
+RAMNET_API int ramnet_state_clone(const ramnet_state* state, ramnet_state** copy);
+RAMNET_API void ramnet_state_reset(ramnet_state* state);
+RAMNET_API int64_t ramnet_state_position(const ramnet_state* state);
+RAMNET_API void ramnet_state_free(ramnet_state* state);
+
+/* A state file is a safetensors file of memory.i, mass.i, conv.i and position, which every runtime reads. */
+RAMNET_API int ramnet_state_save(const ramnet_state* state, const char* path);
+RAMNET_API int ramnet_state_load(ramnet_state* state, const char* path);
+
+/* A state whose tensors, in the order memory.i, mass.i, conv.i, belong to the caller. */
+RAMNET_API int ramnet_state_borrow(const ramnet_model* model, ramnet_state** state);
+RAMNET_API void ramnet_state_bind(ramnet_state* state, float* const* tensors, int64_t position);
+
+/* Read one token; logits are [vocabulary], or NULL if they are not wanted. */
+RAMNET_API int ramnet_token(const ramnet_model* model, ramnet_state* state, int32_t id, float* logits);
+
+/* Read count tokens; logits [last, vocabulary] are those of the last tokens. Weights are read once for 32 tokens. */
+RAMNET_API int ramnet_tokens(const ramnet_model* model, ramnet_state* state, const int32_t* ids, int count,
+                             float* logits, int last);
+
+/* Read one token of each of count sequences, at most 32, whose states differ; logits are [count, vocabulary]. */
+RAMNET_API int ramnet_step(const ramnet_model* model, ramnet_state* const* states, const int32_t* ids, int count,
+                           float* logits);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

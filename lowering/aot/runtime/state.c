@@ -1,0 +1,164 @@
+/* States: their memory and their files. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "files.h"
+#include "model.h"
+
+static const size_t alignment = 64;
+
+size_t state_size(int tensor) {
+  if (tensor < LAYERS) return (size_t)HEADS * SLOTS * VALUE_DIM;
+  if (tensor < 2 * LAYERS) return (size_t)HEADS * SLOTS;
+  return (size_t)(TAPS - 1) * HIDDEN;
+}
+
+void state_name(int tensor, char name[32]) {
+  const char* kind = tensor < LAYERS ? "memory" : tensor < 2 * LAYERS ? "mass" : "conv";
+  snprintf(name, 32, "%s.%d", kind, tensor < 2 * LAYERS ? tensor % LAYERS : tensor - 2 * LAYERS);
+}
+
+/* Take `bytes` from memory at *used, which is only counted if `memory` is NULL. */
+static void* take(char* memory, size_t* used, size_t bytes) {
+  void* taken = memory == NULL ? NULL : memory + *used;
+  *used += (bytes + alignment - 1) / alignment * alignment;
+  return taken;
+}
+
+static size_t lay_out(scratch* s, char* memory) {
+  const size_t f = sizeof(float), inner = INNER > 0 ? INNER : 1, values = (size_t)HEADS * VALUE_DIM;
+  const size_t addresses = (size_t)2 * HEADS * TOP_K;
+  const size_t widest = inner > HIDDEN ? (inner > values ? inner : values) : (HIDDEN > values ? HIDDEN : values);
+  size_t used = 0;
+  s->x = take(memory, &used, f * BLOCK * HIDDEN);
+  s->normed = take(memory, &used, f * BLOCK * HIDDEN);
+  s->h = take(memory, &used, CONVS ? f * BLOCK * HIDDEN : 0);
+  s->g = take(memory, &used, CONVS ? f * BLOCK * HIDDEN : 0);
+  s->logits = take(memory, &used, f * BLOCK * 2 * HEADS * ORDER * SUB_DIM);
+  s->factors = take(memory, &used, f * 2 * HEADS);
+  s->address_weights = take(memory, &used, f * BLOCK * addresses);
+  s->values = take(memory, &used, f * BLOCK * values);
+  s->mixed = take(memory, &used, f * BLOCK * values);
+  s->active = take(memory, &used, f * BLOCK * inner);
+  s->steps = take(memory, &used, f * BLOCK);
+  s->ids = take(memory, &used, sizeof(int32_t) * BLOCK);
+  s->slots = take(memory, &used, sizeof(int32_t) * BLOCK * addresses);
+  s->rounded = take(memory, &used, BLOCK * widest);
+  return used;
+}
+
+static int allocate(ramnet_state** state, int owned) {
+  scratch unused;
+  ramnet_state* made = calloc(1, sizeof *made);
+  size_t total = 0;
+  if (made == NULL) return fail(RAMNET_NO_MEMORY, "there is no memory for a state");
+  made->scratch_memory = aligned_alloc(alignment, lay_out(&unused, NULL));
+  if (owned) {
+    for (int i = 0; i < STATE_TENSORS; i++) take(NULL, &total, sizeof(float) * state_size(i));
+    made->memory = aligned_alloc(alignment, total);
+  }
+  if (made->scratch_memory == NULL || (owned && made->memory == NULL)) {
+    ramnet_state_free(made);
+    return fail(RAMNET_NO_MEMORY, "there is no memory for a state of %zu bytes", total);
+  }
+  lay_out(&made->scratch, made->scratch_memory);
+  if (owned) {
+    total = 0;
+    for (int i = 0; i < STATE_TENSORS; i++)
+      made->tensors[i] = take(made->memory, &total, sizeof(float) * state_size(i));
+    ramnet_state_reset(made);
+  }
+  *state = made;
+  return RAMNET_OK;
+}
+
+int ramnet_state_create(const ramnet_model* model, ramnet_state** state) {
+  (void)model;
+  return allocate(state, 1);
+}
+
+int ramnet_state_borrow(const ramnet_model* model, ramnet_state** state) {
+  (void)model;
+  return allocate(state, 0);
+}
+
+void ramnet_state_bind(ramnet_state* state, float* const* tensors, int64_t position) {
+  memcpy(state->tensors, tensors, sizeof state->tensors);
+  state->position = position;
+}
+
+int ramnet_state_clone(const ramnet_state* state, ramnet_state** copy) {
+  const int status = allocate(copy, 1);
+  if (status) return status;
+  for (int i = 0; i < STATE_TENSORS; i++)
+    memcpy((*copy)->tensors[i], state->tensors[i], sizeof(float) * state_size(i));
+  (*copy)->position = state->position;
+  return RAMNET_OK;
+}
+
+void ramnet_state_reset(ramnet_state* state) {
+  for (int i = 0; i < STATE_TENSORS; i++) memset(state->tensors[i], 0, sizeof(float) * state_size(i));
+  for (int i = LAYERS; i < 2 * LAYERS; i++)
+    for (size_t j = 0; j < state_size(i); j++) state->tensors[i][j] = 1.0f / SLOTS;
+  state->position = 0;
+}
+
+int64_t ramnet_state_position(const ramnet_state* state) { return state->position; }
+
+void ramnet_state_free(ramnet_state* state) {
+  if (state == NULL) return;
+  free(state->scratch_memory);
+  free(state->memory);
+  free(state);
+}
+
+/* The shape of a tensor of the state in a file, with the batch of one row. */
+static tensor_shape shape_of(int tensor) {
+  if (tensor < LAYERS) return (tensor_shape){4, {1, HEADS, SLOTS, VALUE_DIM}};
+  if (tensor < 2 * LAYERS) return (tensor_shape){3, {1, HEADS, SLOTS}};
+  return (tensor_shape){3, {1, TAPS - 1, HIDDEN}};
+}
+
+int ramnet_state_save(const ramnet_state* state, const char* path) {
+  tensor_file file;
+  char name[32];
+  int status = file_create(&file, path);
+  if (status) return status;
+  file_declare(&file, "position", "I64", (tensor_shape){1, {1}}, sizeof state->position);
+  for (int i = 0; i < STATE_TENSORS; i++) {
+    state_name(i, name);
+    file_declare(&file, name, "F32", shape_of(i), sizeof(float) * state_size(i));
+  }
+  file_write(&file, &state->position, sizeof state->position);
+  for (int i = 0; i < STATE_TENSORS; i++) file_write(&file, state->tensors[i], sizeof(float) * state_size(i));
+  return file_finish(&file);
+}
+
+int ramnet_state_load(ramnet_state* state, const char* path) {
+  const void* found[STATE_TENSORS];
+  const void* position;
+  mapping file;
+  char name[32];
+  int64_t at = 0;
+  int status = map_tensors(path, &file);
+  if (status) return status;
+  status = find_tensor(&file, "position", "I64", (tensor_shape){1, {1}}, &position);
+  for (int i = 0; status == 0 && i < STATE_TENSORS; i++) {
+    state_name(i, name);
+    status = find_tensor(&file, name, "F32", shape_of(i), &found[i]);
+  }
+  if (status == 0 && file.tensors != STATE_TENSORS + 1)
+    status = fail(RAMNET_BAD_FILE, "%s holds %d tensors; a state of this model has %d", path, file.tensors,
+                  STATE_TENSORS + 1);
+  if (status == 0) {
+    memcpy(&at, position, sizeof at);
+    if (at < 0) status = fail(RAMNET_BAD_FILE, "%s is at position %lld; it must be at least 0", path, (long long)at);
+  }
+  if (status == 0) { /* nothing is changed before the whole file is known to fit */
+    for (int i = 0; i < STATE_TENSORS; i++) memcpy(state->tensors[i], found[i], sizeof(float) * state_size(i));
+    state->position = at;
+  }
+  unmap(&file);
+  return status;
+}

@@ -1,0 +1,107 @@
+"""The weights of a model in the order and in the form that the C library takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ramnet.config import RamNetConfig
+
+# The most slots that an address has in a kernel without a workspace: a list of them stays on the stack.
+MOST_SLOTS = 128
+# Integers are stored for a number of inputs that is a multiple of this.
+GROUP = 32
+# The type of the elements of a matrix in a safetensors file, by precision.
+FILE_TYPES = {"float32": "F32", "bfloat16": "BF16", "int8": "I8"}
+SCALED = ("int8",)
+
+
+class Weight(NamedTuple):
+    """A tensor of the model. ``name`` is its parameter's; the scales of a matrix are named after it."""
+
+    name: str
+    shape: tuple[int, ...]
+    is_matrix: bool = False
+
+
+def of_model(config: RamNetConfig) -> list[Weight]:
+    """Return the parameters in the library's order."""
+    c, C, inner = config, config.hidden_size, config.intermediate_size
+    embedding = Weight("embedding.weight", (c.vocab_size, C), True)
+    addresses, values = 2 * c.num_heads * c.order * c.sub_dim, c.num_heads * c.value_dim
+
+    def norm(name: str) -> list[Weight]:
+        return [Weight(f"{name}.weight", (C,)), Weight(f"{name}.bias", (C,))]
+
+    found = [embedding]
+    for i in range(c.conv_layers):
+        at = f"convs.{i}"
+        found += [*norm(f"{at}.norm"), Weight(f"{at}.gate.weight", (C, C), True), Weight(f"{at}.gate.bias", (C,)),
+                  Weight(f"{at}.taps", (c.conv_kernel, C))]  # fmt: skip
+    for i in range(c.num_layers):
+        at = f"blocks.{i}"
+        found += [
+            *norm(f"{at}.mixer_norm"), Weight(f"{at}.mixer.log_scale", (2, c.num_heads)),
+            Weight(f"{at}.mixer.query_key_value.weight", (addresses + values, C), True),
+            Weight(f"{at}.mixer.output.weight", (C, values), True),
+        ]  # fmt: skip
+        if inner:
+            found += [*norm(f"{at}.ffn_norm"), Weight(f"{at}.ffn.gate_up.weight", (2 * inner, C), True),
+                      Weight(f"{at}.ffn.down.weight", (C, inner), True)]  # fmt: skip
+    return [*found, *norm("norm"), embedding if c.tie_embeddings else Weight("head.weight", (c.vocab_size, C), True)]
+
+
+def check(config: RamNetConfig, precision: str) -> None:
+    """Raise ValueError if the library cannot be built for a model with matrices of this precision."""
+    if precision not in FILE_TYPES:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(FILE_TYPES)}")
+    if max(config.top_k, config.sub_dim) > MOST_SLOTS:
+        raise ValueError(
+            f"top_k is {config.top_k} and sub_dim {config.sub_dim}; a token that is compiled ahead of time has at most"
+            f" {MOST_SLOTS}"
+        )
+    for weight in of_model(config) if precision in SCALED else ():
+        if weight.is_matrix and weight.shape[1] % GROUP:
+            raise ValueError(f"{weight.name} has {weight.shape[1]} inputs; {precision} needs a multiple of {GROUP}")
+
+
+def scale_name(name: str) -> str:
+    """Return the name of the scales of a matrix."""
+    return f"{name.removesuffix('.weight')}.scale"
+
+
+def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a matrix [outputs, inputs] to int8, symmetrically, with one float32 scale per output."""
+    scale = weight.abs().amax(1) / 127
+    whole = (weight / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)).round()
+    return whole.to(torch.int8), scale
+
+
+def stored(parameters: dict[str, Tensor], config: RamNetConfig, precision: str) -> dict[str, Tensor]:
+    """Return the tensors of the weights' file: matrices as ``precision``, all others as float32."""
+    tensors = {}
+    for weight in of_model(config):
+        value = parameters[weight.name].detach().to("cpu", torch.float32)
+        if not weight.is_matrix or precision == "float32":
+            tensors[weight.name] = value.contiguous()
+        elif precision == "bfloat16":
+            tensors[weight.name] = value.to(torch.bfloat16).contiguous()
+        else:
+            tensors[weight.name], tensors[scale_name(weight.name)] = rounded(value)
+    return tensors
+
+
+def table(config: RamNetConfig, precision: str) -> Iterator[tuple[str, str | None, tuple[int, ...]]]:
+    """Yield name, type in a file, and shape of each pointer that the library takes.
+
+    A matrix has two: its elements and its scales, whose type is None if it has none.
+    """
+    for weight in of_model(config):
+        if not weight.is_matrix:
+            yield weight.name, "F32", weight.shape
+            continue
+        yield weight.name, FILE_TYPES[precision], weight.shape
+        yield scale_name(weight.name), "F32" if precision in SCALED else None, weight.shape[:1]

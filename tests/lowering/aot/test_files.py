@@ -1,0 +1,132 @@
+"""State files are those of ``RamState``; a wrong file or argument is one sentence, and changes nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ramnet import RamState
+from tests.lowering.aot.c_library import TINY, CLibrary, eager_logits, error, ids_of, model_of
+
+pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> CLibrary:
+    return CLibrary(model_of(TINY), tmp_path_factory.mktemp("weights"))
+
+
+def test_a_session_continues_in_pytorch_and_back(library: CLibrary, tmp_path: Path) -> None:
+    model, ids = model_of(TINY), ids_of(30, TINY.vocab_size)
+    want = eager_logits(model, ids)
+    state = library.state()
+    library.tokens(state, ids[:10], 0)
+    library.call("state_save", state, str(tmp_path / "c").encode())
+    with torch.no_grad():
+        out = model(torch.from_numpy(ids[10:20].astype(np.int64))[None], RamState.load(tmp_path / "c"))
+    assert error(out.logits[0].numpy(), want[10:20]) < 1e-5
+    out.state.save(tmp_path / "python")
+    again = library.state()
+    library.call("state_load", again, str(tmp_path / "python").encode())
+    assert error(library.tokens(again, ids[20:], 10), want[20:]) < 1e-5
+    assert names(tmp_path) == ["c", "python"]
+
+
+def test_a_clone_is_independent_and_a_reset_state_is_fresh(library: CLibrary) -> None:
+    state, copy = library.state(), ctypes.c_void_p()
+    first = library.token(state, 5)
+    library.call("state_clone", state, ctypes.byref(copy))
+    second = library.token(state, 6)
+    assert np.array_equal(library.token(copy, 6), second)
+    library.c.ramnet_state_reset(state)
+    assert np.array_equal(library.token(state, 5), first)
+    library.c.ramnet_state_free(copy)
+    library.c.ramnet_state_free(state)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def damaged(whole: bytes) -> dict[str, bytes]:
+    """Return files that are no state of the model, by what the message says."""
+    size = struct.unpack("<Q", whole[:8])[0]
+    header: dict[str, Any] = json.loads(whole[8 : 8 + size])
+
+    def with_header(change: dict[str, Any]) -> bytes:
+        made = json.dumps({**header, **change}).encode()
+        return struct.pack("<Q", len(made) + -len(made) % 8) + made + b" " * (-len(made) % 8) + whole[8 + size :]
+
+    memory = header["memory.0"]
+    fewer = [*memory["shape"][:3], memory["shape"][3] // 2]
+    position = whole.index(b"position")
+    assert position < size
+    begin = 8 + size + header["position"]["data_offsets"][0]
+    return {
+        "too short": b"",
+        "was cut": whole[:-5],
+        "not a safetensors file, or": whole[: size // 2],
+        "not a safetensors file": b"\xff" * 64,
+        "damaged header": whole[:8] + whole[8 : 8 + size].replace(b'"shape"', b'"shade"') + whole[8 + size :],
+        "another shape": with_header({"memory.0": {**memory, "shape": fewer}}),
+        "of another shape or type": with_header({"memory.0": {**memory, "dtype": "I32"}}),
+        "not where its shape says": with_header({"memory.0": {**memory, "data_offsets": [0, 8]}}),
+        "a state of this model has": with_header({"more": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
+        "no tensor mass.1": whole.replace(b'"mass.1"', b'"mess.1"'),
+        "at position -1": whole[:begin] + b"\xff" * 8 + whole[begin + 8 :],
+    }
+
+
+def test_a_damaged_state_is_refused_and_changes_nothing(library: CLibrary, tmp_path: Path) -> None:
+    state = library.state()
+    library.token(state, 5)
+    library.call("state_save", state, str(tmp_path / "good").encode())
+    files = damaged((tmp_path / "good").read_bytes())
+    for problem, content in files.items():
+        (tmp_path / "bad").write_bytes(content)
+        with pytest.raises(RuntimeError, match=f"bad.*({problem}|not a safetensors file)" if not content else problem):
+            library.call("state_load", state, str(tmp_path / "bad").encode())
+    with pytest.raises(RuntimeError, match="missing cannot be opened: No such file"):
+        library.call("state_load", state, str(tmp_path / "missing").encode())
+    again = library.state()
+    library.token(again, 5)
+    assert np.array_equal(library.token(state, 6), library.token(again, 6))
+
+
+def test_weights_of_another_model_are_refused(library: CLibrary, tmp_path: Path) -> None:
+    other = CLibrary(model_of(TINY.model_copy(update={"hidden_size": 32})), tmp_path)
+    model = ctypes.c_void_p()
+    with pytest.raises(RuntimeError, match=r"embedding\.weight is F32 of another shape"):
+        library.call("open", str(other.weights).encode(), 1, ctypes.byref(model))
+    with pytest.raises(RuntimeError, match="threads is 0"):
+        library.call("open", str(library.weights).encode(), 0, ctypes.byref(model))
+
+
+def test_a_state_that_cannot_be_written_is_reported(library: CLibrary, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="cannot be written: No such file"):
+        library.call("state_save", library.state(), str(tmp_path / "no folder" / "state").encode())
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RuntimeError, match="cannot be written: Is a directory"):
+        library.call("state_save", library.state(), str(tmp_path / "folder").encode())
+    assert names(tmp_path) == ["folder"]
+
+
+def test_arguments_out_of_range_are_refused_before_anything_is_read(library: CLibrary) -> None:
+    state = library.state()
+    for token in (-1, TINY.vocab_size):
+        with pytest.raises(RuntimeError, match=rf"id 0 is {token}; it must be in 0\.\.255"):
+            library.token(state, token)
+    with pytest.raises(RuntimeError, match="last is 3; it must be in"):
+        library.tokens(state, ids_of(2, 9), 3)
+    with pytest.raises(RuntimeError, match="states 0 and 1 are the same"):
+        library.step([state, state], ids_of(2, 9))
+    with pytest.raises(RuntimeError, match="id 40 is 300"):
+        library.tokens(state, np.array([1] * 40 + [300], np.int32), 1)
+    assert library.c.ramnet_state_position(state) == 0

@@ -1,0 +1,131 @@
+"""The compiled token equals the eager model: alone, in blocks, for several sequences, on several threads."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lowering.aot import weights
+from ramnet import RamNetConfig
+from tests.lowering.aot.c_library import TINY, CLibrary, eager_logits, error, ids_of, model_of
+
+pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+
+ODD: dict[str, Any] = {
+    "vocab_size": 37, "hidden_size": 18, "num_layers": 3, "num_heads": 3, "value_dim": 7, "order": 3, "sub_dim": 3,
+    "top_k": 5, "cape_full_layers": 1, "cape_half_layers": 1, "decay_power": 2.5, "temperature": 0.7,
+}  # fmt: skip
+CONFIGS = {
+    "tiny": TINY,
+    "odd sizes, no FFN, tied": RamNetConfig(**ODD, tie_embeddings=True),
+    "odd sizes, long convolution": RamNetConfig(**ODD, intermediate_size=29, conv_layers=1, conv_kernel=5),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_float32_equals_the_eager_model(name: str, threads: int, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    model = model_of(config)
+    library = CLibrary(model, tmp_path, threads=threads)
+    ids = ids_of(70, config.vocab_size)  # two full blocks and a part of one
+    want = eager_logits(model, ids)
+    state = library.state()
+    assert error(np.stack([library.token(state, int(each)) for each in ids]), want) < 1e-5
+    assert error(library.tokens(library.state(), ids, 70), want) < 1e-5
+    state = library.state()
+    library.tokens(state, ids[:3], 0)
+    assert error(library.tokens(state, ids[3:], 40), want[30:]) < 1e-5
+    assert library.c.ramnet_state_position(state) == 70
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("bfloat16", 1e-5), ("int8", 0.05)])
+def test_stored_weights_are_read_as_they_are_stored(precision: str, allowed: float, tmp_path: Path) -> None:
+    """With int8 the activations are rounded, too, so the logits differ from those of the rounded weights."""
+    model = model_of(TINY)
+    library = CLibrary(model, tmp_path, precision)
+    stored = weights.stored(model.state_dict(), TINY, precision)
+    for name, parameter in model.named_parameters():
+        scale = stored.get(weights.scale_name(name), torch.ones(1))
+        parameter.data = stored[name].float() * scale.view(-1, *[1] * (parameter.dim() - 1))
+    ids = ids_of(45, TINY.vocab_size)
+    want = eager_logits(model, ids)
+    state = library.state()
+    alone = np.stack([library.token(state, int(each)) for each in ids])
+    assert error(alone, want) < allowed
+    assert np.array_equal(library.tokens(library.state(), ids, 45), alone)
+
+
+def test_sequences_of_a_step_are_independent(tmp_path: Path) -> None:
+    library = CLibrary(model_of(TINY), tmp_path)
+    ids = ids_of(30, TINY.vocab_size).reshape(6, 5)
+    together = [library.state() for _ in range(5)]
+    library.tokens(together[2], ids[0], 0)  # at another position than the others
+    alone = library.state()
+    library.tokens(alone, ids[0], 0)
+    for tokens in ids:
+        assert np.array_equal(library.step(together, tokens)[2], library.token(alone, int(tokens[2])))
+
+
+def test_threads_share_a_model(tmp_path: Path) -> None:
+    model = model_of(TINY)
+    library = CLibrary(model, tmp_path, threads=2)
+    ids = [ids_of(60, TINY.vocab_size, seed) for seed in range(4)]
+    found: list[Any] = [None] * 4
+
+    def read(i: int) -> None:
+        state = library.state()
+        found[i] = np.stack([library.token(state, int(each)) for each in ids[i]])
+
+    workers = [threading.Thread(target=read, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for each, logits in zip(ids, found, strict=True):
+        assert error(logits, eager_logits(model, each)) < 1e-5
+
+
+def test_parallel_work_goes_to_the_hosts_runtime(tmp_path: Path) -> None:
+    library = CLibrary(model_of(TINY), tmp_path)
+    want = library.token(library.state(), 7)
+    task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
+    calls = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, task, ctypes.c_void_p)
+    def run(runtime: Any, tasks: int, body: Any, context: Any) -> None:
+        calls.append(tasks)
+        for i in reversed(range(tasks)):
+            body(context, i)
+
+    library.c.ramnet_use_runtime(library.model, run, None, 3)
+    assert error(library.token(library.state(), 7), want) < 1e-6
+    assert set(calls) == {3}
+
+
+def test_nan_in_a_weight_comes_out_as_nan(tmp_path: Path) -> None:
+    for precision in ("float32", "int8"):
+        model = model_of(TINY)
+        with torch.no_grad():
+            model.blocks[0].mixer_norm.bias[3] = float("nan")
+        library = CLibrary(model, tmp_path, precision)
+        assert np.isnan(library.token(library.state(), 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "precision", "problem"),
+    [
+        ({"top_k": 129, "sub_dim": 6}, "float32", "at most 128"),
+        ({"hidden_size": 72}, "int8", "multiple of 32"),
+        ({}, "int3", "must be one of float32"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(change: dict[str, int], precision: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        weights.check(TINY.model_copy(update=change), precision)
