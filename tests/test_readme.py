@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from ramnet.cli import ramnet
@@ -15,8 +16,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_example_runs() -> None:
+def test_python_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without generated code, whose compilation takes half a minute; test_use_and_compile.py tests it."""
     pytest.importorskip("tvm", reason="the example runs on the CPU kernels")
+    trace = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: trace(function, **{**how, "backend": "eager"}))
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict = {}
     exec(example, names)

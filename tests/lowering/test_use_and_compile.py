@@ -22,7 +22,7 @@ def model() -> RamNetForCausalLM:
     torch.manual_seed(0)
     return RamNetForCausalLM(
         RamNetConfig(
-            vocab_size=61, hidden_size=24, num_layers=3, num_heads=2, value_dim=12, order=3, sub_dim=3, top_k=4,
+            vocab_size=61, hidden_size=24, num_layers=2, num_heads=2, value_dim=12, order=3, sub_dim=3, top_k=4,
             cape_full_layers=1, cape_half_layers=1, intermediate_size=40, conv_layers=1, decay_power=2.0,
         )
     )  # fmt: skip
@@ -90,20 +90,13 @@ def test_compiled_model_equals_eager_in_prefill_decode_training_and_generation(m
 def test_generated_code_equals_eager() -> None:
     torch.manual_seed(0)
     small = RamNetForCausalLM(
-        RamNetConfig(vocab_size=61, hidden_size=16, num_layers=1, num_heads=2, value_dim=8, order=2, sub_dim=3,
-                     top_k=3, cape_full_layers=1, intermediate_size=24)
+        RamNetConfig(vocab_size=61, hidden_size=24, num_layers=1, num_heads=2, value_dim=12, order=3, sub_dim=3,
+                     top_k=4, decay_power=2.0)
     )  # fmt: skip
     compiled = lowering.compile(small)
     expected = gradients(small, small)
     got = gradients(small, compiled)
     assert all(relative_rmse(a, b) < 1e-4 for a, b in zip(got, expected, strict=True))
-
-
-@needs_tvm
-def test_whole_model_compiles_without_graph_breaks_on_the_kernels(model: RamNetForCausalLM) -> None:
-    with lowering.use("cpu"):
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        assert relative_rmse(compiled(ids(2, 19)).logits, model(ids(2, 19)).logits) < 1e-5
 
 
 def test_unknown_target_is_refused_with_those_known(model: RamNetForCausalLM) -> None:

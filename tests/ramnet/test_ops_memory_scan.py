@@ -81,13 +81,13 @@ def test_a_float32_state_with_half_precision_activations(kernels: str, dtype: to
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
 def test_write_weights_of_exactly_one_and_zero(kernels: str, power: float) -> None:
     """The derivative of (1 − w)^γ is infinite at 1 for γ < 1 and zero for γ > 1; the proxy's is neither."""
-    check(scan_inputs(1, 3, 63, 4, 27, 5, access="saturated"), decay_power=power)
+    check(scan_inputs(1, 3, 63, 4, 27, 24, access="saturated"), decay_power=power)
 
 
 @pytest.mark.parametrize("power", [0.5, 2.0])
 def test_the_proxy_gradient_at_one_is_the_stated_number(kernels: str, power: float) -> None:
     """One write of w = 1 on a slot that holds z: ∂z'/∂w = 1 − γ(1 − ε')ε'^(γ−1) z."""
-    inputs = scan_inputs(1, 1, 1, 4, 27, 5)
+    inputs = scan_inputs(1, 1, 1, 4, 27, 24)
     inputs["write_weights"] = torch.ones(1, 1, 1, 4, requires_grad=True)
     _, _, mass = ops.memory_scan(**inputs, decay_power=power, proxy_eps=0.01)
     (grad,) = torch.autograd.grad(mass.sum(), inputs["write_weights"])
@@ -97,23 +97,23 @@ def test_the_proxy_gradient_at_one_is_the_stated_number(kernels: str, power: flo
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_frequent_slots(kernels: str, power: float) -> None:
-    check(scan_inputs(1, 3, 1000, 4, 27, 5, access="hot"), decay_power=power)
+    check(scan_inputs(1, 3, 1000, 4, 27, 24, access="hot"), decay_power=power)
 
 
 def test_other_eps(kernels: str) -> None:
-    check(scan_inputs(1, 3, 63, 4, 27, 5), decay_power=0.5, eps=0.3, proxy_eps=0.2)
+    check(scan_inputs(1, 3, 63, 4, 27, 24), decay_power=0.5, eps=0.3, proxy_eps=0.2)
 
 
 def test_no_tokens_leave_the_state_as_it_was(kernels: str) -> None:
-    inputs = scan_inputs(1, 3, 0, 4, 27, 5)
+    inputs = scan_inputs(1, 3, 0, 4, 27, 24)
     output, memory, mass = ops.memory_scan(**inputs)
-    assert output.shape == (1, 3, 0, 5)
+    assert output.shape == (1, 3, 0, 24)
     assert torch.equal(memory, inputs["memory"]) and torch.equal(mass, inputs["mass"])
     check(inputs)
 
 
 def test_inputs_need_not_be_contiguous(kernels: str) -> None:
-    check({name: strided(x) for name, x in scan_inputs(2, 3, 63, 4, 27, 5).items()})
+    check({name: strided(x) for name, x in scan_inputs(2, 3, 63, 4, 27, 24).items()})
 
 
 def test_the_number_of_threads_changes_nothing(kernels: str) -> None:
@@ -121,7 +121,7 @@ def test_the_number_of_threads_changes_nothing(kernels: str) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            check(scan_inputs(2, 3, 63, 4, 27, 5))
+            check(scan_inputs(2, 3, 63, 4, 27, 24))
     finally:
         torch.set_num_threads(before)
 
@@ -130,7 +130,7 @@ def test_the_number_of_threads_changes_nothing(kernels: str) -> None:
 def test_a_loss_through_one_result_alone(kernels: str, used: int) -> None:
     """Includes a gradient of stride 0, as ``sum`` gives."""
     inputs = {
-        name: x.requires_grad_(name in DIFFERENTIABLE) for name, x in scan_inputs(1, 3, 63, 4, 27, 5).items()
+        name: x.requires_grad_(name in DIFFERENTIABLE) for name, x in scan_inputs(1, 3, 63, 4, 27, 24).items()
     }  # fmt: skip
     dense = {name: x.detach().double().requires_grad_() if name in DIFFERENTIABLE else x for name, x in inputs.items()}
     actual = torch.autograd.grad(
@@ -145,7 +145,7 @@ def test_a_loss_through_one_result_alone(kernels: str, used: int) -> None:
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_one_input_alone_may_need_a_gradient(kernels: str, name: str) -> None:
-    inputs = scan_inputs(1, 3, 7, 4, 27, 5)
+    inputs = scan_inputs(1, 3, 7, 4, 27, 24)
     inputs[name].requires_grad_()
     (grad,) = torch.autograd.grad(ops.memory_scan(**inputs)[0].sum(), inputs[name])
     every = {other: x.detach().requires_grad_(other in DIFFERENTIABLE) for other, x in inputs.items()}

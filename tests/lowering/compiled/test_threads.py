@@ -40,7 +40,7 @@ def test_another_thread_is_not_limited_to_fewer_graphs(model: RamNetForCausalLM)
             return relative_rmse(fast(ids(batch, 3 * batch)).logits, model(ids(batch, 3 * batch)).logits)
 
     with ThreadPoolExecutor(1) as pool:
-        assert all(error < 1e-5 for error in pool.map(train_and_prefill, range(1, 9)))
+        assert all(error < 1e-5 for error in pool.map(train_and_prefill, (1, 2, 3, 6)))
 
 
 def test_overlapping_use_blocks_of_two_threads_do_not_interfere() -> None:
