@@ -69,14 +69,13 @@ def _of_triton(workload: Workload, target: str, schedule: Any, language: str) ->
     from lowering.gpu.kernels import plan
     from lowering.gpu.offline import arguments
     from lowering.gpu.triton.launch import TritonLaunch
-    from lowering.gpu.triton_compiler import compile_launch
 
     gpu = gpu_of(target)
     stage = {"ptx": "ptx", "llvm": "llir", "asm": "amdgcn" if gpu.backend == "hip" else "cubin"}[language]
     texts = []
     for launch in plan(workload.op, schedule, *arguments(workload)).launches:
         assert isinstance(launch, TritonLaunch)
-        made = compile_launch(launch, gpu)
+        made = launch.binary(gpu)
         code = _machine_code(made.cubin) if stage == "cubin" else made.asm[stage]
         texts.append(f"// {launch.name}\n{code}")
     return "\n".join(texts)

@@ -1,4 +1,4 @@
-"""Compiles Triton launches for a GPU that this machine need not have, and reads the binaries' resources."""
+"""Compiles Triton kernels for a GPU that this machine need not have, and reads the binaries' resources."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from lowering.gpu.cuda.ptxas import spilled_bytes
 from lowering.gpu.resources import Resources
 
 if TYPE_CHECKING:
-    from lowering.gpu.triton.launch import TritonLaunch
+    from triton.compiler import ASTSource
+
     from lowering.targets import Gpu
 
 
 @dataclass(frozen=True)
 class Binary:
-    """A compiled launch. ``asm`` is the code of each stage, such as "ttgir", "ptx" or "amdgcn"; ``cubin`` is empty on
+    """A compiled kernel. ``asm`` is the code of each stage, such as "ttgir", "ptx" or "amdgcn"; ``cubin`` is empty on
     AMD."""
 
     name: str
@@ -29,27 +30,19 @@ class Binary:
     cubin: bytes = b""
 
 
-def compile_launch(launch: TritonLaunch, gpu: Gpu) -> Binary:
-    """Compile ``launch`` for ``gpu``; its tensors may be meta tensors.
+def compile_source(source: ASTSource, threads: int, gpu: Gpu) -> Binary:
+    """Compile a kernel for ``gpu``, with programs of ``threads`` threads.
 
-    Raises:
-        ValueError: if a program is smaller than a warp.
-        RuntimeError: if this process interprets kernels. Errors of Triton are not caught.
+    Raises ValueError if a program is smaller than a warp. Errors of Triton are not caught.
     """
     import triton
     from triton.backends.compiler import GPUTarget
 
-    if not hasattr(launch.kernel, "cache_key"):
-        raise RuntimeError(
-            f"{launch.name} is interpreted, and cannot be compiled, in a process where TRITON_INTERPRET was set"
-        )
-    if launch.threads < gpu.warp or launch.threads % gpu.warp:
-        raise ValueError(
-            f"{launch.name} has programs of {launch.threads} threads; {gpu.arch} needs a multiple of {gpu.warp}"
-        )
+    if threads < gpu.warp or threads % gpu.warp:
+        raise ValueError(f"{source.name} has programs of {threads} threads; {gpu.arch} needs a multiple of {gpu.warp}")
     arch: Any = gpu.arch if gpu.backend == "hip" else int(gpu.arch.removeprefix("sm_"))
-    options = {"num_warps": launch.threads // gpu.warp}
-    compiled = triton.compile(launch.source(), target=GPUTarget(gpu.backend, arch, gpu.warp), options=options)
+    options = {"num_warps": threads // gpu.warp}
+    compiled = triton.compile(source, target=GPUTarget(gpu.backend, arch, gpu.warp), options=options)
     texts = {stage: text for stage, text in compiled.asm.items() if isinstance(text, str)}
     if gpu.backend == "hip":
         resources = amd_resources(texts["amdgcn"])
@@ -58,7 +51,7 @@ def compile_launch(launch: TritonLaunch, gpu: Gpu) -> Binary:
         frame = found["STACK"] + found["LOCAL"]
         spilled = _spilled(texts["ptx"], arch) if frame else 0
         resources = Resources(found["REG"], spilled, frame, compiled.metadata.shared)
-    return Binary(launch.name, texts, resources, compiled.asm.get("cubin", b""))
+    return Binary(source.name, texts, resources, compiled.asm.get("cubin", b""))
 
 
 def cubin_resources(cubin: bytes, cuobjdump: str) -> dict[str, dict[str, int]]:

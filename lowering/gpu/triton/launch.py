@@ -11,8 +11,11 @@ from torch import Tensor
 
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Compiled, Work
+from lowering.gpu.triton_compiler import Binary, compile_source
 
 if TYPE_CHECKING:
+    from triton.compiler import ASTSource
+
     from lowering.targets import Gpu
 
 _TYPES = {
@@ -46,14 +49,23 @@ class TritonLaunch(Launch):
             self.kernel[self.grid](**self.arguments, num_warps=self.threads // gpu.warp)
 
     def compile(self, gpu: Gpu) -> Compiled:
-        from lowering.gpu.triton_compiler import compile_launch
+        return Compiled(self.name, self.work, self.binary(gpu).resources)
 
-        return Compiled(self.name, self.work, compile_launch(self, gpu).resources)
+    def binary(self, gpu: Gpu) -> Binary:
+        """Compile the launch; its tensors may be meta tensors. Raises as ``source`` and ``compile_source`` do."""
+        return compile_source(self.source(), self.threads, gpu)
 
-    def source(self) -> Any:
-        """Return the input of Triton's compiler that ``run`` would give it."""
+    def source(self) -> ASTSource:
+        """Return the input of Triton's compiler that ``run`` would give it.
+
+        Raises RuntimeError if this process interprets kernels.
+        """
         from triton.compiler import ASTSource
 
+        if not hasattr(self.kernel, "cache_key"):
+            raise RuntimeError(
+                f"{self.name} is interpreted, and cannot be compiled, in a process where TRITON_INTERPRET was set"
+            )
         constants = {p.name for p in self.kernel.params if p.is_constexpr}
         signature, attributes = {}, {}
         for i, name in enumerate(self.kernel.arg_names):

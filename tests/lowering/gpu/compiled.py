@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lowering.gpu.plan import Plan
-from lowering.gpu.triton_compiler import Binary, compile_launch
+from lowering.gpu.triton_compiler import Binary
 from lowering.targets import TARGETS, Gpu
 
 # One architecture of each generation: for sm_86, sm_87 and sm_89, Triton compiles these kernels to the PTX of sm_80
@@ -65,4 +65,4 @@ def _compile_not_interpret() -> None:
 def _compile(module: str, plan: str, arguments: list[Any], schedule: Any, arch: str) -> list[Binary]:
     on_meta = [torch.empty(x.shape, dtype=x.dtype, device="meta") if isinstance(x, Spec) else x for x in arguments]
     made: Plan = getattr(importlib.import_module(module), plan)(*on_meta, schedule)
-    return [compile_launch(launch, gpu(arch)) for launch in made.launches]
+    return [launch.binary(gpu(arch)) for launch in made.launches]  # type: ignore[attr-defined]

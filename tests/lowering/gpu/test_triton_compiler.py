@@ -7,7 +7,7 @@ import torch
 
 from lowering.gpu.cuda.ptxas import spilled_bytes
 from lowering.gpu.resources import Resources
-from lowering.gpu.triton_compiler import amd_resources, compile_launch, resource_usage
+from lowering.gpu.triton_compiler import amd_resources, resource_usage
 from lowering.targets import gpu_of
 from tests.lowering.gpu.compiled import compile_plan
 
@@ -82,4 +82,4 @@ def test_an_interpreted_kernel_cannot_be_compiled() -> None:
 
     launch = plan(torch.empty(1 << 15, device="meta"), 64).launches[0]
     with pytest.raises(RuntimeError, match="add is interpreted, and cannot be compiled"):
-        compile_launch(launch, gpu_of("a100"))
+        launch.compile(gpu_of("a100"))
