@@ -58,15 +58,17 @@ _TEMPLATES: dict[str, dict[str, dict[str, str]]] = {
         "decode_heads": {"": "lowering.gpu.decode_heads.template"},
     },
 }  # fmt: skip
-# The modules that count the work of an op's TIR kernels. Triton's kernels are counted by their templates.
+# The modules that plan an op's TIR kernels and count their work. Triton's kernels are planned by their templates. What
+# compiles and runs TIR's kernels is the same for all plans, and no part of a count but for ``_COUNTS``.
 _WORK = {
-    "address_decode": "lowering.gpu.address_decode.work",
-    "address_decode_backward": "lowering.gpu.address_decode.work",
+    "address_decode": "lowering.gpu.address_decode.tir",
+    "address_decode_backward": "lowering.gpu.address_decode.tir",
     "memory_scan": "lowering.gpu.memory_scan.shared.plan",
     "memory_scan_backward": "lowering.gpu.memory_scan.shared.plan",
-    "memory_step": "lowering.gpu.memory_step.work",
-    "decode_heads": "lowering.gpu.decode_heads.work",
+    "memory_step": "lowering.gpu.memory_step.tir",
+    "decode_heads": "lowering.gpu.decode_heads.tir",
 }
+_RUNS, _COUNTS = "lowering.gpu.tir", ("lowering.gpu.instructions", "lowering.gpu.resources")
 # The code that passes a template to its compiler, with the flags: modules, or "module:function".
 _BUILDERS = {
     "llvm": ("lowering.cpu.build:compile_now",),
@@ -144,8 +146,8 @@ def _sources(op: str, target: str, schedule: Schedule | None, how: How) -> tuple
     roots = _templates(op, target, schedule)
     others = {name for compiler in compilers for name in _BUILDERS[compiler]}
     if how != "measured":
-        roots |= {_WORK[op]} if "tir" in compilers else set()
-        others |= _time_models()
+        others |= closure([_WORK[op]]) - closure([_RUNS]) if "tir" in compilers else set()
+        others |= {*_time_models(), *_COUNTS}
     return _digests(frozenset(roots), frozenset(others))
 
 

@@ -23,7 +23,6 @@ class Gpu:
         l2: bytes of L2 cache.
         bandwidth: of memory, in bytes/s.
         clock: boost clock in Hz.
-        float32, bfloat16: peak operations per second; bfloat16 is dense, on matrix units.
         warp: threads per warp (wavefront on AMD).
         registers: 32-bit registers per processor.
     """
@@ -37,8 +36,6 @@ class Gpu:
     l2: int
     bandwidth: float
     clock: float
-    float32: float
-    bfloat16: float
     warp: int = 32
     registers: int = 65536
 
@@ -71,37 +68,37 @@ _CAPABILITY = {
 }
 
 
-def _nvidia(arch: str, processors: int, l2_mb: float, gb_s: float, ghz: float, tf32: float, tf16: float) -> Gpu:
+def _nvidia(arch: str, processors: int, l2_mb: float, gb_s: float, ghz: float) -> Gpu:
     shared, shared_block, threads, programs = _CAPABILITY[arch]
     return Gpu(
         arch, processors, shared << 10, shared_block << 10, threads, programs, int(l2_mb * 2**20), gb_s * 1e9,
-        ghz * 1e9, tf32 * 1e12, tf16 * 1e12,
+        ghz * 1e9,
     )  # fmt: skip
 
 
-# Processors, L2, bandwidth and peaks are from the vendors' data sheets. The B200's L2, Orin's bfloat16 peak and some of
-# the boost clocks are not given there and are assumed.
+# Processors, L2 and bandwidth are from the vendors' data sheets. The B200's L2 and some of the boost clocks are not
+# given there and are assumed.
 _GPUS = (
     Target("a100", "NVIDIA A100 80 GB SXM", ("triton", "tir"),
-           _nvidia("sm_80", 108, 40, 2039, 1.41, 19.5, 312), "A100-SXM4-80GB"),
+           _nvidia("sm_80", 108, 40, 2039, 1.41), "A100-SXM4-80GB"),
     Target("a100-40gb", "NVIDIA A100 40 GB SXM", ("triton", "tir"),
-           _nvidia("sm_80", 108, 40, 1555, 1.41, 19.5, 312), "A100-SXM4-40GB"),
+           _nvidia("sm_80", 108, 40, 1555, 1.41), "A100-SXM4-40GB"),
     Target("h100", "NVIDIA H100 SXM", ("triton", "tir"),
-           _nvidia("sm_90", 132, 50, 3350, 1.98, 67, 989), "H100"),
-    Target("h200", "NVIDIA H200", ("triton", "tir"), _nvidia("sm_90", 132, 60, 4800, 1.98, 67, 989), "H200"),
-    Target("b200", "NVIDIA B200", ("triton", "tir"), _nvidia("sm_100", 148, 126, 8000, 1.965, 75, 2250), "B200"),
-    Target("l4", "NVIDIA L4", ("triton", "tir"), _nvidia("sm_89", 58, 48, 300, 2.04, 30.3, 121), "L4"),
-    Target("l40s", "NVIDIA L40S", ("triton", "tir"), _nvidia("sm_89", 142, 96, 864, 2.52, 91.6, 362), "L40S"),
-    Target("a10", "NVIDIA A10", ("triton", "tir"), _nvidia("sm_86", 72, 6, 600, 1.695, 31.2, 125), "A10"),
+           _nvidia("sm_90", 132, 50, 3350, 1.98), "H100"),
+    Target("h200", "NVIDIA H200", ("triton", "tir"), _nvidia("sm_90", 132, 60, 4800, 1.98), "H200"),
+    Target("b200", "NVIDIA B200", ("triton", "tir"), _nvidia("sm_100", 148, 126, 8000, 1.965), "B200"),
+    Target("l4", "NVIDIA L4", ("triton", "tir"), _nvidia("sm_89", 58, 48, 300, 2.04), "L4"),
+    Target("l40s", "NVIDIA L40S", ("triton", "tir"), _nvidia("sm_89", 142, 96, 864, 2.52), "L40S"),
+    Target("a10", "NVIDIA A10", ("triton", "tir"), _nvidia("sm_86", 72, 6, 600, 1.695), "A10"),
     Target("rtx3090", "NVIDIA GeForce RTX 3090", ("triton", "tir"),
-           _nvidia("sm_86", 82, 6, 936, 1.695, 35.6, 71), "RTX 3090"),
+           _nvidia("sm_86", 82, 6, 936, 1.695), "RTX 3090"),
     Target("rtx4090", "NVIDIA GeForce RTX 4090", ("triton", "tir"),
-           _nvidia("sm_89", 128, 72, 1008, 2.52, 82.6, 165), "RTX 4090"),
+           _nvidia("sm_89", 128, 72, 1008, 2.52), "RTX 4090"),
     Target("orin", "NVIDIA Jetson AGX Orin", ("triton", "tir"),
-           _nvidia("sm_87", 16, 4, 205, 1.3, 5.3, 42), "Orin"),
+           _nvidia("sm_87", 16, 4, 205, 1.3), "Orin"),
     Target("mi300x", "AMD Instinct MI300X", ("triton",),
-           Gpu("gfx942", 304, 64 << 10, 64 << 10, 2048, 32, 256 << 20, 5300e9, 2.1e9, 163e12, 1307e12,
-               warp=64, registers=131072), "MI300X"),
+           Gpu("gfx942", 304, 64 << 10, 64 << 10, 2048, 32, 256 << 20, 5300e9, 2.1e9, warp=64,
+               registers=131072), "MI300X"),
 )  # fmt: skip
 
 TARGETS = {

@@ -1,16 +1,17 @@
 """A model of the time of compiled launches on a GPU that this machine need not have.
 
-A launch of G programs is described by its ``Work``, counted from the sizes, and the ``Resources`` of its binary. R
-programs are resident on a processor at a time (``resident``), so P processors run them in ⌈G / (P R)⌉ waves. Its time
-is::
+A launch of G programs is described by its ``Work``, counted from the sizes, and by its binary: its ``Resources``, and
+the instructions that a thread issues, counted in the machine code (``lowering.gpu.instructions``). R programs are
+resident on a processor at a time (``resident``), so P processors run them in ⌈G / (P R)⌉ waves. Its time is::
 
     launch + ‖ memory, cache, shared, arithmetic, chain ‖₄
 
     memory      bytes of DRAM / what a copy reaches
     cache       bytes through L2, spills included / (busy processors × bytes a cycle)
     shared      bytes through shared memory / (busy processors × bytes a cycle)
-    arithmetic  instructions of single lanes / (busy processors × lanes), on the processor that has the most programs
-    chain       waves × steps × (waits for memory, for shared memory and at barriers, and the step's instructions)
+    arithmetic  instructions of all lanes, idle or not / (busy processors × lanes), on the processor that has the most
+                programs
+    chain       waves × (steps × (waits for memory, for shared memory and at barriers) + a thread's instructions)
 
 The terms overlap, so the longest dominates; the 4-norm also counts those that are nearly as long, since overlap is not
 perfect (two equal terms give 1.19 times one). An op's time is the sum over its launches, which run one after another.
@@ -41,8 +42,10 @@ ISSUE_CYCLES = 2.0
 L2_BYTES_A_CYCLE, SHARED_BYTES_A_CYCLE = 24.0, 128.0
 # Of the data sheet's bandwidth: a copy on an H200 reached 4300 of 4800 GB/s.
 DRAM_SHARE = 0.9
-# Of the lanes' peak, that loads, stores and addresses leave to what Work counts: assumed.
-ARITHMETIC_SHARE = 0.5
+# Lanes of a processor that execute an instruction in a cycle. On NVIDIA's since the A100, 64 for comparisons and
+# integers (CUDA programming guide, throughput of arithmetic instructions), which are most of what these kernels issue;
+# on AMD's, 16 in each of four vector units (CDNA3 ISA guide).
+LANES = 64
 # Seconds from one launch to the next on a stream: assumed, within the 2 to 5 µs that are commonly seen.
 LAUNCH = 3e-6
 NORM = 4
@@ -142,7 +145,7 @@ def estimate(compiled: Compiled, gpu: Gpu) -> Estimate:
     missed = _missed(work, gpu)
     through_cache = work.cache_bytes + spills
     from_memory = work.dram_bytes + missed * max(through_cache - work.dram_bytes, 0.0)
-    lanes = gpu.float32 / 2 / gpu.clock / gpu.processors  # a peak counts a multiply-add as two
+    instructions = (work.busy_threads or work.threads) * programs * compiled.instructions
     return Estimate(
         name=compiled.name,
         resident=fits,
@@ -152,8 +155,8 @@ def estimate(compiled: Compiled, gpu: Gpu) -> Estimate:
         memory=from_memory / (gpu.bandwidth * DRAM_SHARE),
         cache=through_cache / (busy * L2_BYTES_A_CYCLE * gpu.clock),
         shared=work.shared_bytes / (busy * SHARED_BYTES_A_CYCLE * gpu.clock),
-        arithmetic=share * work.operations / (lanes * ARITHMETIC_SHARE * gpu.clock),
-        chain=waves * work.steps * _step_cycles(work, programs, missed) / gpu.clock,
+        arithmetic=share * instructions / (LANES * gpu.clock),
+        chain=waves * (work.steps * _waits(work, missed) + compiled.instructions * ISSUE_CYCLES) / gpu.clock,
     )
 
 
@@ -172,16 +175,11 @@ def _missed(work: Work, gpu: Gpu) -> float:
     return max(0.0, 1.0 - gpu.l2 / work.reused_bytes) if work.reused_bytes else 0.0
 
 
-def _step_cycles(work: Work, programs: int, missed: float) -> float:
-    """Return the cycles of a step of a program that runs alone on a processor; data that is read once is prefetched."""
+def _waits(work: Work, missed: float) -> float:
+    """Return the cycles for which a step waits, in a program alone on a processor; data that is read once is
+    prefetched."""
     latency = L2_LATENCY + missed * (DRAM_LATENCY - L2_LATENCY)
-    instructions = work.operations / (programs * max(work.steps, 1.0) * work.threads)  # of a thread
-    return (
-        work.trips * latency
-        + work.shared_trips * SHARED_LATENCY
-        + work.barriers * BARRIER_LATENCY
-        + instructions * ISSUE_CYCLES
-    )
+    return work.trips * latency + work.shared_trips * SHARED_LATENCY + work.barriers * BARRIER_LATENCY
 
 
 def _round_up(number: int, granule: int) -> int:

@@ -15,25 +15,33 @@ class Work:
         dram_bytes: bytes of all inputs and outputs, each counted once.
         cache_bytes: bytes through the L2 cache, including repeated accesses and dram_bytes.
         shared_bytes: bytes through shared memory.
-        operations: the total number of arithmetic instructions, counted per lane.
         steps: sequential steps of a program.
         trips: dependent round trips to global memory per step.
         shared_trips: dependent round trips to shared memory per step.
         barriers: barriers of the whole program per step.
         reused_bytes: bytes of the data that is accessed repeatedly, over all programs; 0 if it fits in any cache.
+        iterations: how often each loop around the hot one runs, from the outermost, and the hot one itself; empty if
+            there is one loop, of ``steps``.
+        busy_threads: threads of the warps that run most of the code; 0 if all do.
     """
 
     programs: int
     threads: int
     dram_bytes: float
     cache_bytes: float
-    operations: float
     steps: float = 1.0
     trips: float = 1.0
     shared_trips: float = 0.0
     barriers: float = 0.0
     shared_bytes: float = 0.0
     reused_bytes: float = 0.0
+    iterations: tuple[float, ...] = ()
+    busy_threads: int = 0
+
+    @property
+    def nest(self) -> tuple[float, ...]:
+        """``iterations``, also if they follow from ``steps``."""
+        return self.iterations or (self.steps,)
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,9 @@ class Resources:
 
 @dataclass(frozen=True)
 class Compiled:
-    """One launch of a candidate, compiled for a target."""
+    """One launch of a candidate, compiled for a target; a thread issues ``instructions``, counted in the binary."""
 
     name: str
     work: Work
     resources: Resources
+    instructions: float

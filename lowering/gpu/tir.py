@@ -17,6 +17,7 @@ from torch import Tensor
 from lowering import cache
 from lowering.fingerprint import fingerprint
 from lowering.gpu.cuda.driver import Cubin
+from lowering.gpu.instructions import issued, of_cubin
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Compiled, Resources, Work
 from schedules.workload import AXES, DYNAMIC_AXES, Op, Workload
@@ -49,7 +50,7 @@ class Kernels:
     state: torch.dtype
     schedule: Any
     constants: Mapping[str, float] = field(default_factory=dict)
-    _resources: dict[Gpu, dict[str, Resources]] = field(default_factory=dict, init=False, repr=False)
+    _compiled: dict[Gpu, tuple[bytes, dict[str, Resources]]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def workload(self) -> Workload:
@@ -85,15 +86,16 @@ class Kernels:
         require_shared(self.op, self._gpu_module, gpu)
         return self._source
 
-    def resources(self, gpu: Gpu) -> dict[str, Resources]:
-        """Return the resources of each kernel's binary. Raises as ``source`` and ``lowering.nvcc.compile_cuda`` do."""
-        if gpu not in self._resources:
+    def compiled(self, gpu: Gpu) -> tuple[bytes, dict[str, Resources]]:
+        """Return the cubin and each kernel's resources. Raises as ``source`` and ``lowering.nvcc.compile_cuda`` do."""
+        if gpu not in self._compiled:
             from lowering.gpu.cuda.ptxas import resources
             from lowering.nvcc import compile_cuda
 
             source = self.source(gpu)
-            self._resources[gpu] = resources(compile_cuda(source.text, gpu.arch)[1], source.shared)
-        return self._resources[gpu]
+            cubin, printed = compile_cuda(source.text, gpu.arch)
+            self._compiled[gpu] = cubin, resources(printed, source.shared)
+        return self._compiled[gpu]
 
     def cubin(self, gpu: Gpu) -> Cubin:
         """Return the binaries of ``from_disk``, which are loaded once per process."""
@@ -105,7 +107,7 @@ class Kernels:
     def from_disk(self, gpu: Gpu) -> tuple[Cubin, bool]:
         """Load the binaries from disk, or compile them; also return whether they were compiled.
 
-        Raises ValueError if the GPU is not NVIDIA's and, if the binaries are not on disk, as ``resources`` does.
+        Raises ValueError if the GPU is not NVIDIA's and, if the binaries are not on disk, as ``compiled`` does.
         """
         if gpu.backend != "cuda":
             raise ValueError(f"TIR does not compile for {gpu.arch}; use Triton")
@@ -175,7 +177,9 @@ class TirLaunch(Launch):
             self.kernels.loops()(self.function, *self.tensors)
 
     def compile(self, gpu: Gpu) -> Compiled:
-        return Compiled(self.name, self.work, self.kernels.resources(gpu)[self.function])
+        cubin, resources = self.kernels.compiled(gpu)
+        code = of_cubin(cubin)[f"{self.function}_kernel"]
+        return Compiled(self.name, self.work, resources[self.function], issued(code, self.work.nest))
 
 
 def types(values: Tensor, memory: Tensor, *others: Tensor) -> tuple[torch.dtype, torch.dtype, torch.dtype]:

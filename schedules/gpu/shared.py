@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-from schedules.base import KNOB_VALUES, Schedule
+from schedules.base import KNOB_VALUES, Schedule, largest_divisor
 from schedules.gpu.slots import CHANNELS, HEADS, refuse_heads
 from schedules.workload import Workload
 
@@ -81,6 +81,11 @@ class SharedScan(Schedule):
     def tile(self) -> int:
         """The number of channels per program."""
         return THREADS // self.slot_lanes * self.channels
+
+    @property
+    def straight(self) -> int:
+        """The number of tokens whose code is unrolled."""
+        return largest_divisor(self.chunk, STRAIGHT)
 
     def tiles(self, workload: Workload) -> int:
         """Return the number of programs per head."""

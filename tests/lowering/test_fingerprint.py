@@ -202,6 +202,9 @@ def test_the_fingerprint_of_a_modelled_time_also_depends_on_the_model_and_its_in
         alter(monkeypatch, module._WORK[op])
         with_other_counts = prints()
         assert (with_other_counts[0] == measured, with_other_counts[1] == with_other_memory[1]) == (True, False)
+        alter(monkeypatch, "lowering.gpu.instructions")
+        of_other_instructions = prints()
+        assert (of_other_instructions[0] == measured, of_other_instructions[1] == with_other_counts[1]) == (True, False)
 
 
 def test_a_modelled_record_is_stale_if_the_time_model_has_changed(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:

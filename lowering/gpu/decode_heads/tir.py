@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowering.gpu.decode_heads.work import address_operations, operand_bytes
-from lowering.gpu.memory_step.work import operations, state_bytes
+from lowering.gpu.address_decode.work import decode_iterations
+from lowering.gpu.decode_heads.work import operand_bytes
+from lowering.gpu.memory_step.work import state_bytes
 from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.tir import Kernels, TirLaunch, refuse_two_types
@@ -39,11 +40,11 @@ def plan(
     programs = batch * heads
     moved = operand_bytes(programs, order, sub_dim, width, dtype.itemsize)
     moved += state_bytes(programs, top_k, width, memory.element_size())
-    # A warp issues an instruction for all its lanes, although only two of them decode.
-    addresses = address_operations(_WARP, order, sub_dim, top_k, schedule.unroll)
     work = Work(
         programs=programs, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
-        operations=programs * (addresses + operations(top_k, width)), trips=5, shared_trips=2 + order, barriers=5,
+        trips=5, shared_trips=2 + order, barriers=5, iterations=decode_iterations(order, sub_dim, top_k),
+        # Two threads decode, which takes most of the instructions. Their warp issues them for all its lanes.
+        busy_threads=_WARP,
     )  # fmt: skip
     launch = TirLaunch(kernels, "decode_heads", (batch, heads), tensors, schedule.threads, work)
     return Plan((launch,), (output.view(batch, heads * width),))

@@ -11,10 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from lowering.gpu.address_decode.beam import best_addresses
-from lowering.gpu.decode_heads.work import address_operations, operand_bytes
+from lowering.gpu.address_decode.work import decode_iterations
+from lowering.gpu.decode_heads.work import operand_bytes
 from lowering.gpu.memory_step import triton as memory_step
 from lowering.gpu.memory_step.triton import step_head
-from lowering.gpu.memory_step.work import operations, state_bytes
+from lowering.gpu.memory_step.work import state_bytes
 from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.launch import TritonLaunch
@@ -77,12 +78,10 @@ def plan(
     programs = batch * heads
     moved = operand_bytes(programs, order, sub_dim, width, projected.element_size())
     moved += state_bytes(programs, top_k, width, memory.element_size())
-    # Every thread finds the addresses of the query or of the key.
-    addresses = address_operations(schedule.threads, order, sub_dim, top_k, schedule.unroll)
     work = Work(
         programs=programs, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
-        operations=programs * (addresses + operations(top_k, width) + memory_step.comparisons(top_k)),
         # One trip for the state. Straight code loads all logits in one trip before it, a loop in one per sub-vector.
         trips=1 + (1 if schedule.unroll == 2 else order), barriers=2,
+        iterations=decode_iterations(order, sub_dim, top_k),
     )  # fmt: skip
     return Plan((TritonLaunch(decode_heads, (programs,), arguments, schedule.threads, work),), (output,))

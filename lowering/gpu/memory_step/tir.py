@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowering.gpu.memory_step.work import operand_bytes, operations, state_bytes
+from lowering.gpu.memory_step.work import operand_bytes, state_bytes
 from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.tir import Kernels, TirLaunch, refuse_two_types
@@ -36,7 +36,7 @@ def plan(
     moved += state_bytes(heads, top_k, width, memory.element_size())
     work = Work(
         programs=heads, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
-        operations=heads * operations(top_k, width), trips=5, shared_trips=2, barriers=2,
+        trips=5, shared_trips=2, barriers=2, iterations=(-(-width // schedule.threads),),
     )  # fmt: skip
     return Plan((TirLaunch(kernels, "memory_step", (heads,), tensors, schedule.threads, work),), (output,))
 

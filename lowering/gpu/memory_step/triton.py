@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowering.gpu.memory_step.work import operand_bytes, operations, state_bytes
+from lowering.gpu.memory_step.work import operand_bytes, state_bytes
 from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.arithmetic import decay
@@ -98,17 +98,18 @@ def plan(
     heads, top_k = write_slots.shape
     slots, width = memory.shape[1:]
     output = values.new_empty(values.shape)
+    channels = tile(top_k, width, schedule.threads)
     arguments = {
         "write_slots": write_slots, "write_weights": write_weights, "read_slots": read_slots,
         "read_weights": read_weights, "values": values, "memory": memory, "mass": mass, "output": output, "M": slots,
-        "K": top_k, "D": width, "W": triton.next_power_of_2(top_k), "TILE": tile(top_k, width, schedule.threads),
+        "K": top_k, "D": width, "W": triton.next_power_of_2(top_k), "TILE": channels,
         "POWER": decay_power, "EPS": eps, "ACC": in_triton(sum_type(values, write_weights, memory)),
     }  # fmt: skip
     moved = operand_bytes(heads, top_k, width, values.element_size())
     moved += state_bytes(heads, top_k, width, memory.element_size())
     work = Work(
         programs=heads, threads=schedule.threads, dram_bytes=moved, cache_bytes=moved,
-        operations=heads * (operations(top_k, width) + comparisons(top_k)), trips=2, barriers=2,
+        trips=2, barriers=2, iterations=(triton.cdiv(width, channels),),
     )  # fmt: skip
     return Plan((TritonLaunch(memory_step, (heads,), arguments, schedule.threads, work),), (output,))
 
@@ -117,8 +118,3 @@ def tile(top_k: int, width: int, threads: int) -> int:
     """Return the channels of a tile of rows: all D if a thread's part fits in its registers."""
     held = max(16, _HELD * threads // triton.next_power_of_2(top_k))
     return min(triton.next_power_of_2(width), held)
-
-
-def comparisons(top_k: int) -> int:
-    """Count instructions of one head: 6 per comparison of a written slot with a read slot."""
-    return 6 * top_k * top_k

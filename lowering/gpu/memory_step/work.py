@@ -11,8 +11,3 @@ def operand_bytes(heads: int, top_k: int, width: int, size: int) -> int:
 def state_bytes(heads: int, top_k: int, width: int, size: int) -> int:
     """Return the bytes of rows and masses of all heads: those written are loaded and stored, those read are loaded."""
     return 3 * heads * top_k * (width + 1) * size
-
-
-def operations(top_k: int, width: int) -> int:
-    """Count instructions of one head: 7 per channel of the K rows written and read."""
-    return 7 * top_k * width

@@ -30,5 +30,5 @@ def copy(source: Tensor, target: Tensor) -> Launch:
     programs = blocks + (rest > 0)
     moved = source.numel() * (source.element_size() + target.element_size())
     arguments = {"source": source, "target": target, "BLOCKS": blocks, "REST": rest, "BLOCK": BLOCK}
-    work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, operations=source.numel())
+    work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved)
     return TritonLaunch(copy_elements, (programs,), arguments, THREADS, work)

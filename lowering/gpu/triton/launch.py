@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lowering.gpu.instructions import issued, of_amd, of_cubin
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Compiled, Work
 from lowering.gpu.triton_compiler import Binary, compile_source
@@ -49,7 +50,9 @@ class TritonLaunch(Launch):
             self.kernel[self.grid](**self.arguments, num_warps=self.threads // gpu.warp)
 
     def compile(self, gpu: Gpu) -> Compiled:
-        return Compiled(self.name, self.work, self.binary(gpu).resources)
+        made = self.binary(gpu)
+        code = of_cubin(made.cubin)[self.name] if made.cubin else of_amd(made.asm["amdgcn"])
+        return Compiled(self.name, self.work, made.resources, issued(code, self.work.nest))
 
     def binary(self, gpu: Gpu) -> Binary:
         """Compile the launch; its tensors may be meta tensors. Raises as ``source`` and ``compile_source`` do."""

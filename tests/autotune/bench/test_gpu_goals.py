@@ -96,8 +96,8 @@ def test_each_shipped_schedule_is_compiled_once_per_architecture() -> None:
         asked.append((workload.kernel_name, schedule))
         if workload.op == "memory_step":
             raise NoCompilerError("no TVM")
-        work = Work(programs=1, threads=32, dram_bytes=0, cache_bytes=0, operations=0)
-        return [Compiled("a", work, Resources(9, 8, 8, 0)), Compiled("b", work, Resources(9, 4, 4, 0))]
+        work = Work(programs=1, threads=32, dram_bytes=0, cache_bytes=0)
+        return [Compiled(name, work, Resources(9, spilled, spilled, 0), 0) for name, spilled in (("a", 8), ("b", 4))]
 
     found = list(spills.spilled("sm_90", compiled))
     assert len(asked) == len(set(asked)) >= 6

@@ -123,8 +123,8 @@ def compile_badly(workload: Workload, target: str, schedule: Schedule) -> list[C
     if schedule.compiler == "tir":
         raise ValueError("no such instruction")
     spilled = 16 if schedule.threads == 128 else 0
-    work = Work(programs=64, threads=schedule.threads, dram_bytes=1e6, cache_bytes=1e6, operations=1e6)
-    return [Compiled("kernel", work, Resources(255, spilled, spilled, 0))]
+    work = Work(programs=64, threads=schedule.threads, dram_bytes=1e6, cache_bytes=1e6)
+    return [Compiled("kernel", work, Resources(255, spilled, spilled, 0), instructions=100)]
 
 
 def bad_predictor() -> Predictor:

@@ -32,7 +32,7 @@ def hold(x, y, n, W: tl.constexpr, ROWS: tl.constexpr):
         tl.store(y + r * W + i, rows[r])
 
 
-WORK = Work(programs=1, threads=64, dram_bytes=1.0, cache_bytes=1.0, operations=1.0)
+WORK = Work(programs=1, threads=64, dram_bytes=1.0, cache_bytes=1.0)
 
 
 def plan(x: Tensor, threads: int) -> Plan:

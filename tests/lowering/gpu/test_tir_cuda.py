@@ -208,6 +208,8 @@ def test_a_launch_is_compiled_with_its_work() -> None:
     quick = {"chunk": 1}  # few unrolled tokens
     (scan,) = compile_for(workload("memory_scan"), "a100", SCAN.model_copy(update=quick))
     assert (scan.name, scan.work.programs) == ("memory_scan", 256 * 4)
+    # A thread has 4 channels of one slot, with a product and two multiply-adds each, besides loads and stores.
+    assert 12 < scan.instructions / workload("memory_scan").shape["T"] < 20 * 12
     backward = BACKWARD.model_copy(update={"heads": 100, **quick})
     launches = compile_for(workload("memory_scan_backward"), "a100", backward)
     assert [launch.name for launch in launches] == ["recompute", "reads", "reverse", "writes"] * 3

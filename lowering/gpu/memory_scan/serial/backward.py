@@ -104,7 +104,7 @@ def _rows(tensors: Mapping[str, Tensor], decay_power: float, proxy_eps: float, s
         programs=heads * tiles, threads=threads,
         dram_bytes=operands + channels + along + states.nbytes + 2 * state,
         cache_bytes=(2 + twice) * tiles * operands + channels + along + rows,
-        operations=(12 + 3 * twice) * accesses, steps=tokens, trips=3 + twice + (copies - 1) * slots / 8 / tokens,
+        steps=tokens, iterations=(copies, kept), trips=3 + twice + (copies - 1) * slots / 8 / tokens,
         shared_trips=4 if exchange else 2, barriers=10 if exchange else 2, reused_bytes=2 * state,
     )  # fmt: skip
     return TritonLaunch(scan_rows_backward, (heads, tiles), arguments, threads, work)

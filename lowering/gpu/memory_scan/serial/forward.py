@@ -116,7 +116,7 @@ def _rows(
     work = Work(
         programs=heads * tiles, threads=threads,
         dram_bytes=operands + channels + 2 * state.nbytes,
-        cache_bytes=tiles * operands + channels + moved * state.element_size(), operations=moved, steps=tokens,
+        cache_bytes=tiles * operands + channels + moved * state.element_size(), steps=tokens,
         reused_bytes=state.nbytes,
     )  # fmt: skip
     return TritonLaunch(scan_rows, (heads, tiles), arguments, threads, work)

@@ -143,13 +143,12 @@ def forward(
     results = (3 if keep else 1) * count * size
     walk = Work(
         programs=heads * spans, threads=LANES, dram_bytes=2 * operands + results + 2 * mass.nbytes,
-        cache_bytes=2 * operands + results + 3 * count * size, operations=12 * count,
+        cache_bytes=2 * operands + results + 3 * count * size,
         steps=triton.cdiv(tokens, spans), barriers=2,
     )  # fmt: skip
     pairs = Work(
         programs=heads * spans, threads=LANES, dram_bytes=operands + 4 * mass.nbytes,
-        cache_bytes=operands + 4 * count * size, operations=8 * count, steps=triton.cdiv(tokens, spans),
-        barriers=1,
+        cache_bytes=operands + 4 * count * size, steps=triton.cdiv(tokens, spans), barriers=1,
     )  # fmt: skip
     launches = [
         *first_masses(sum_mass, {**writes, **sizes}, mass, LANES, pairs, reverse=False),

@@ -144,14 +144,12 @@ def backward(
     steps = triton.cdiv(tokens, spans)
     walk = Work(
         programs=heads * spans, threads=LANES, dram_bytes=moved + 2 * grad_mass.nbytes,
-        cache_bytes=moved + 4 * count * size, operations=(16 + 2 * tiles) * count, steps=steps, trips=2,
-        barriers=2,
+        cache_bytes=moved + 4 * count * size, steps=steps, trips=2, barriers=2,
     )  # fmt: skip
     arguments = {**both, **others, "grad_mass": grad_mass, "PROXY_EPS": proxy_eps, **sizes}
     pairs = Work(
         programs=heads * spans, threads=LANES, dram_bytes=shared_operands + 4 * grad_mass.nbytes,
-        cache_bytes=shared_operands + 6 * count * size, operations=(10 + tiles) * count, steps=steps,
-        trips=2, barriers=2,
+        cache_bytes=shared_operands + 6 * count * size, steps=steps, trips=2, barriers=2,
     )  # fmt: skip
     return [
         *first_masses(sum_mass_backward, {**both, **sizes}, grad_mass, LANES, pairs, reverse=True),

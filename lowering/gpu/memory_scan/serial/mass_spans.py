@@ -76,7 +76,7 @@ def opened(gains: Tensor, sums: Tensor) -> Launch:
     programs = triton.cdiv(gains.numel(), BLOCK)
     arguments = {"gains": gains, "sums": sums, "SIZE": gains.numel(), "BLOCK": BLOCK}
     moved = gains.nbytes + sums.nbytes
-    work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, operations=gains.numel())
+    work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved)
     return TritonLaunch(open_spans, (programs,), arguments, THREADS, work)
 
 
@@ -88,5 +88,5 @@ def joined(mass: Tensor, gains: Tensor, sums: Tensor, reverse: bool) -> Launch:
     arguments = {"mass": mass, "gains": gains, "sums": sums, "SIZE": size, "SPANS": spans, "BLOCK": BLOCK,
                  "REVERSE": reverse}  # fmt: skip
     moved = 3 * mass.nbytes
-    work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, operations=2 * mass.numel(), steps=spans)
+    work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, steps=spans)
     return TritonLaunch(join_spans, (programs,), arguments, THREADS, work)

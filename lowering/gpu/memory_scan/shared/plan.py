@@ -81,7 +81,6 @@ class _Walked:
         by_slot, by_channel: the numbers of arrays that it writes, of K elements and of D elements per token.
         kept: whether it saves or reads the rows before writes.
         rows: how often a slot's row is loaded from or stored to shared memory.
-        steps: instructions of a thread for each channel of each slot, for each slot, and for each channel.
     """
 
     operands: shared.Operands
@@ -89,13 +88,12 @@ class _Walked:
     by_channel: int
     kept: bool
     rows: int
-    steps: tuple[int, int, int]
 
 
 _WALKS = {
-    "memory_scan": _Walked(shared.FORWARD, 0, 1, False, 3, (3, 5, 3)),
-    "recompute": _Walked(shared.RECOMPUTE, 1, 0, True, 3, (4, 5, 0)),
-    "reverse": _Walked(shared.REVERSE, 1, 1, True, 4, (6, 6, 3)),
+    "memory_scan": _Walked(shared.FORWARD, 0, 1, False, 3),
+    "recompute": _Walked(shared.RECOMPUTE, 1, 0, True, 3),
+    "reverse": _Walked(shared.REVERSE, 1, 1, True, 4),
 }
 
 
@@ -105,7 +103,7 @@ def _walk(kernels: Kernels, name: str, tensors: tuple[Tensor, ...]) -> TirLaunch
     T, K, M, D = (workload.shape[axis] for axis in "TKMD")
     walk, size, sums = _WALKS[name], BYTES[workload.dtype], word(workload)
     of, tile, count = walk.operands, schedule.tile, schedule.tiles(workload)
-    programs, width = heads * count, K // schedule.slot_lanes
+    programs = heads * count
     by_slot = K * (of.slots * 4 + of.by_slot * size + walk.by_slot * sums)
     by_channel = D * (of.by_channel + walk.by_channel) * size
     kept = K * D * BYTES[shared.history_type(workload)] if walk.kept else 0
@@ -115,11 +113,10 @@ def _walk(kernels: Kernels, name: str, tensors: tuple[Tensor, ...]) -> TirLaunch
     # A warp's access to shared memory takes one cycle for each LINE bytes, and more where narrow rows share banks.
     rows = walk.rows * K * tile * sums * schedule.collisions(workload)
     turns = of.slots + of.by_slot + of.by_channel + 3
-    of_row, of_slot, of_channel = walk.steps
-    steps = width * (schedule.channels * of_row + of_slot) + schedule.channels * of_channel
     work = Work(
-        programs, THREADS, moved, again, float(programs * T * THREADS * steps), steps=T, trips=0, shared_trips=2,
+        programs, THREADS, moved, again, steps=T, trips=0, shared_trips=2,
         shared_bytes=float(programs * T * (rows + turns * shared.LINE)),
+        iterations=(-(-T // schedule.chunk), schedule.chunk // schedule.straight),
     )  # fmt: skip
     return TirLaunch(kernels, name, (count, heads), tensors, THREADS, work)
 
@@ -129,7 +126,7 @@ def _sum(kernels: Kernels, name: str, tensors: tuple[Tensor, ...]) -> TirLaunch:
     T, K = workload.shape["T"], workload.shape["K"]
     size, sums, count = BYTES[workload.dtype], word(workload), schedule.tiles(workload)
     moved = heads * T * K * (count * sums + size + (2 * sums + size if name == "reads" else 0))
-    work = Work(heads, SUM_THREADS, moved, moved, float(heads * T * K * (count + 4)), steps=-(-T * K // SUM_THREADS))
+    work = Work(heads, SUM_THREADS, moved, moved, steps=-(-T * K // SUM_THREADS))
     return TirLaunch(kernels, name, (heads,), tensors, SUM_THREADS, work)
 
 

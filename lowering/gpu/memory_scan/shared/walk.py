@@ -16,8 +16,7 @@ from tvm.script.ir_builder import tirx as builder
 from lowering import emit
 from lowering.gpu.memory_scan.shared.operand import Operand
 from lowering.gpu.threads import Private, Threads
-from schedules.base import largest_divisor
-from schedules.gpu.shared import STRAIGHT, SharedScan
+from schedules.gpu.shared import SharedScan
 from schedules.workload import Workload
 
 # Called as (thread, turn, t, ahead): a thread's work on token t. It calls ``ahead``, which prefetches, after its loads.
@@ -34,7 +33,7 @@ class TokenWalk:
         self.K, self.M, self.D = (workload.shape[axis] for axis in "KMD")
         self.tile, self.channels, self.chunk = schedule.tile, schedule.channels, schedule.chunk
         self.groups, self.width = self.tile // self.channels, self.K // schedule.slot_lanes
-        self.straight = largest_divisor(self.chunk, STRAIGHT)
+        self.straight = schedule.straight
         self.constants, self.sums = workload.constants, emit.sum_type(workload.dtype)
         self.threads, self.n, self.g, self.tokens = threads, n, g, tokens.astype("int32")
         self.chunks = (self.tokens + self.chunk - 1) // self.chunk

@@ -188,7 +188,7 @@ def _way_back(
 
     tokens = sum(x.numel() * x.element_size() for x in (values, grad_output))
     gathered = walk.row_traffic(values) + walk.row_traffic(grad_output)
-    state, lanes, size = walk.state_traffic(memory), walk.positions * walk.d_pad, walk.acc_size
+    state, size = walk.state_traffic(memory), walk.acc_size
     kept = walk.positions // BATCH * walk.dim * size
     reads = (12 + 3 * size) * walk.positions + kept + 2 * state + 2 * walk.row_bytes
     writes = (12 + 4 * size) * walk.positions + kept + 3 * state + walk.row_bytes + walk.part_bytes
@@ -199,17 +199,17 @@ def _way_back(
     blocks = triton.cdiv(walk.heads * walk.pieces, MASS_THREADS)
     steps = walk.piece / BATCH
 
-    def rows_work(moved: float, operations: float) -> Work:
-        return Work(walk.programs, walk.threads, moved + tokens, moved + gathered, operations, steps, trips=2)
+    def rows_work(moved: float) -> Work:
+        return Work(walk.programs, walk.threads, moved + tokens, moved + gathered, steps, trips=2)
 
-    def mass_work(moved: float, operations: float) -> Work:
-        return Work(blocks, MASS_THREADS, moved + weights, moved + sectors, operations, steps, trips=1)
+    def mass_work(moved: float) -> Work:
+        return Work(blocks, MASS_THREADS, moved + weights, moved + sectors, steps, trips=1)
 
     return [
-        launch(slot_reads, walk.programs, walk.threads, rows_work(reads, 20 * lanes)),
-        launch(mass_reads, blocks, MASS_THREADS, mass_work(mass_there, 50 * walk.positions)),
+        launch(slot_reads, walk.programs, walk.threads, rows_work(reads)),
+        launch(mass_reads, blocks, MASS_THREADS, mass_work(mass_there)),
         carries(walk, scratch, reverse=True),
-        launch(slot_writes, walk.programs, walk.threads, rows_work(writes, 20 * lanes)),
-        launch(mass_writes, blocks, MASS_THREADS, mass_work(mass_back, 40 * walk.positions)),
+        launch(slot_writes, walk.programs, walk.threads, rows_work(writes)),
+        launch(mass_writes, blocks, MASS_THREADS, mass_work(mass_back)),
         sum_parts(walk, scratch.parts, grad_values),
     ]

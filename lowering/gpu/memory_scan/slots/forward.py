@@ -89,6 +89,6 @@ def _scan(walk: Pieces, scratch: Scratch, values: Tensor, memory: Tensor, new_me
     moved = coefficients + 2 * walk.state_traffic(memory) + walk.row_bytes + walk.part_bytes
     work = Work(
         walk.programs, walk.threads, moved + values.numel() * values.element_size(), moved + walk.row_traffic(values),
-        18 * walk.positions * walk.d_pad, steps=walk.piece / BATCH, trips=2,
+        steps=walk.piece / BATCH, trips=2,
     )  # fmt: skip
     return TritonLaunch(slot_scan, (walk.programs,), arguments, walk.threads, work)

@@ -134,18 +134,16 @@ def order(
         given = {"slots": sources[0], "events": sources[1], "accesses": accesses, "chunks": chunks}
         table = 4 * heads * chunks * 2**bits
         listed = 4 * heads * accesses
-        compared = heads * chunks * CHUNK * 2**bits
-        count = Work(heads * chunks, THREADS, listed + table, listed + table, 4 * compared, barriers=2)
+        count = Work(heads * chunks, THREADS, listed + table, listed + table, barriers=2)
         launches.append(
             TritonLaunch(order_count, (heads * chunks,), {**given, "counts": scratch.counts, **which}, THREADS, count)
         )
         blocks = triton.cdiv(chunks * 2**bits, _BLOCK)
-        offsets = Work(heads, THREADS, 2 * table, 2 * table, 3 * table, steps=blocks, barriers=4)
+        offsets = Work(heads, THREADS, 2 * table, 2 * table, steps=blocks, barriers=4)
         entries = {"counts": scratch.counts, "offsets": scratch.offsets, "entries": chunks * 2**bits, "BLOCK": _BLOCK}
         launches.append(TritonLaunch(order_offsets, (heads,), entries, THREADS, offsets))
         # A scattered access writes 4 bytes of a sector of 32.
-        place = Work(heads * chunks, THREADS, 4 * listed + table, (2 + 8 + 8 + 8) * listed, 12 * compared, trips=2,
-                     barriers=4)  # fmt: skip
+        place = Work(heads * chunks, THREADS, 4 * listed + table, (2 + 8 + 8 + 8) * listed, trips=2, barriers=4)
         outputs = {"offsets": scratch.offsets, "placed_slots": placed[0], "placed_events": placed[1]}
         launches.append(TritonLaunch(order_place, (heads * chunks,), {**given, **outputs, **which}, THREADS, place))
         sources = placed

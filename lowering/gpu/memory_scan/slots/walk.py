@@ -165,18 +165,18 @@ def prepare_pieces(
         _TERMS_THREADS,
         # A gathered weight costs a whole sector of 32 bytes.
         Work(blocks, _TERMS_THREADS, listed + drawn + kept, 2 * listed + 32 * walk.heads * walk.accesses + kept,
-             60 * walk.positions, trips=2),
+             trips=2),
     ))  # fmt: skip
     coefficients = (8 + 2 * walk.acc_size) * walk.positions
     blocks = triton.cdiv(walk.heads * walk.pieces, MASS_THREADS)
     tensors = {**vars(scratch), "mass": mass, "new_mass": mass if new_mass is None else new_mass}
 
-    def on_mass(kernel: Any, moved: float, operations: float) -> Launch:
+    def on_mass(kernel: Any, moved: float) -> Launch:
         known = {**tensors, **constants}
-        work = Work(blocks, MASS_THREADS, moved, moved, operations * walk.positions, steps=walk.piece / BATCH, trips=2)
+        work = Work(blocks, MASS_THREADS, moved, moved, steps=walk.piece / BATCH, trips=2)
         return TritonLaunch(kernel, (blocks,), {name: known[name] for name in kernel.arg_names}, MASS_THREADS, work)
 
-    launches.append(on_mass(mass_pieces, coefficients, 30))
+    launches.append(on_mass(mass_pieces, coefficients))
     state = walk.state_traffic(memory)
     values_once = values.numel() * values.element_size()
     launches.append(TritonLaunch(
@@ -185,12 +185,12 @@ def prepare_pieces(
          "values": values, "memory": memory, **walk.constants()},
         walk.threads,
         Work(walk.programs, walk.threads, coefficients + values_once + state + walk.row_bytes,
-             coefficients + walk.row_traffic(values) + state + walk.row_bytes, 14 * walk.positions * walk.d_pad,
+             coefficients + walk.row_traffic(values) + state + walk.row_bytes,
              steps=walk.piece / BATCH, trips=2),
     ))  # fmt: skip
     launches.append(carries(walk, scratch, reverse=False))
     changed = (4 + (3 if slope else 1) * walk.acc_size) * walk.positions
-    launches.append(on_mass(mass_scan, coefficients + changed, 40))
+    launches.append(on_mass(mass_scan, coefficients + changed))
     return launches
 
 
@@ -202,8 +202,7 @@ def carries(walk: Pieces, scratch: Scratch, reverse: bool) -> Launch:
         {**scratch.named("gains", "row_sums", "mass_sums", "rows", "masses"), "pieces": walk.pieces,
          "D": walk.dim, "D_PAD": walk.d_pad, "REVERSE": reverse, "BATCH": _CARRY_BATCH, "ACC": in_triton(walk.acc)},
         _CARRY_THREADS,
-        Work(walk.heads, _CARRY_THREADS, moved, moved, 10 * walk.heads * walk.pieces * walk.d_pad,
-             steps=triton.cdiv(walk.pieces, _CARRY_BATCH)),
+        Work(walk.heads, _CARRY_THREADS, moved, moved, steps=triton.cdiv(walk.pieces, _CARRY_BATCH)),
     )  # fmt: skip
 
 
@@ -218,5 +217,5 @@ def sum_parts(walk: Pieces, parts: Tensor, out: Tensor) -> Launch:
         {"parts": parts, "out": out, "tokens": tokens, "K": walk.top_k, "D": walk.dim, "D_PAD": walk.d_pad,
          "ROWS": rows, "ACC": in_triton(walk.acc)},
         _SUM_THREADS,
-        Work(programs, _SUM_THREADS, moved, moved, 6 * tokens * walk.top_k * walk.d_pad),
+        Work(programs, _SUM_THREADS, moved, moved),
     )  # fmt: skip
