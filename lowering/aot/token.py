@@ -18,7 +18,7 @@ from tvm.script.ir_builder import tirx as builder
 from lowering import emit
 from lowering.aot.function import BLOCK, Buffer, Parameters, Weight, function, rows, vector
 from lowering.aot.machines import Machine
-from lowering.aot.matrix import FORMATS, Tiling
+from lowering.aot.matrix import FORMATS
 from lowering.aot.parts import norm, product
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.memory_step import Places, prefetch, token
@@ -48,8 +48,7 @@ class _Kernels:
 
     def __init__(self, config: RamNetConfig, precision: str, machine: Machine) -> None:
         self.c = config
-        self.tiling = Tiling()
-        self.matrix = partial(FORMATS[precision], machine=machine, tiling=self.tiling)
+        self.matrix = partial(FORMATS[precision], machine=machine)
         self.weight_type = FORMATS[precision].dtype
         self.addresses = 2 * config.num_heads * config.order * config.sub_dim
         self.values = config.num_heads * config.value_dim
