@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ramnet.config import RamNetConfig
 RUNTIME = Path(__file__).parent / "runtime"
 HEADER = "ramnet.h"
 KERNELS, SIZES = "kernels.o", "config.h"
-_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden")
 
 
 def shared_library(config: RamNetConfig, precision: str = "float32") -> Path:
@@ -33,16 +34,27 @@ def shared_library(config: RamNetConfig, precision: str = "float32") -> Path:
         precision: the type of the weight matrices, a key of ``lowering.aot.matrix.FORMATS``.
 
     Raises:
-        ValueError: if no library can be built for the model; see ``write_sources``.
+        ValueError: if ``weights.check`` refuses the config or the precision.
         ImportError: if TVM is not installed.
         RuntimeError: if there is no C compiler, or it fails.
     """
+    weights.check(config, precision)
     name = f"token-{_key(config, precision)}.so"
-    found = cache.find(name) or cache.keep(name, lambda aside: _build(config, precision, aside))
-    if found is None:  # no cache: the library lives as long as this process, which has it open
-        found = Path(tempfile.mkdtemp(prefix="ramnet-")) / name
-        _build(config, precision, found)
+    found = cache.find(name)
+    if found is None:
+        compiler()  # raises the RuntimeError before kernels are compiled
+        found = cache.keep(name, lambda aside: _build(config, precision, aside))
+    if found is None:
+        found = Path(_without_cache().name) / name
+        if not found.exists():
+            _build(config, precision, found)
     return found
+
+
+@once
+def _without_cache() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that is removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="ramnet-")
 
 
 def _build(config: RamNetConfig, precision: str, library: Path) -> None:
@@ -56,8 +68,10 @@ def write_sources(
 ) -> None:
     """Write what a library is made of to ``folder``: the kernels' object, their sizes, and the C files.
 
-    Raises ValueError if an address has more slots than a kernel without workspace can sort, or if integers are asked
-    for and a matrix has a number of inputs that is no multiple of ``weights.GROUP``.
+    Raises:
+        ValueError: if ``weights.check`` refuses the config or the precision.
+        ImportError: if TVM is not installed.
+        OSError: if a file cannot be written.
     """
     runtime.match_threads()  # raises the ImportError
     import tvm
@@ -71,7 +85,10 @@ def write_sources(
     with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
         compiled: Any = tvm.compile(made, target=tvm.target.Target(machine.llvm))
     with object_in_memory(compiled) as place:
-        (folder / KERNELS).write_bytes(Path(place).read_bytes())
+        kernels = Path(place).read_bytes()
+    if b"__TVMBackendAllocWorkspace" in kernels:
+        raise RuntimeError("a kernel needs a workspace, which the C library does not have")
+    (folder / KERNELS).write_bytes(kernels)
     (folder / SIZES).write_text(_sizes(config, precision), encoding="utf-8")
     for path in RUNTIME.iterdir():
         shutil.copy(path, folder / path.name)

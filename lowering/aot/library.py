@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -29,12 +30,15 @@ class Library:
     """
 
     def __init__(self, path: Path, pointers: Sequence[int], threads: int) -> None:
-        self._library, self._model = _load(path), _Pointer()
+        self._process, self._model = os.getpid(), _Pointer()
+        self._library = _load(path)
         self._here = threading.local()
         self._check(self._library.ramnet_wrap(_array(pointers), threads, ctypes.byref(self._model)))
 
     def __del__(self) -> None:
-        self._library.ramnet_close(self._model)
+        # A forked process has none of the threads that closing waits for.
+        if self._model and self._process == os.getpid():
+            self._library.ramnet_close(self._model)
 
     def rebind(self, pointers: Sequence[int]) -> None:
         """Use other weights. No call may be running."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class Token:
         self._lock = threading.Lock()
         self._tree: Tree | None = None
         self._weights: list[Tensor | None] | None = None  # None if the library does not compute what the model does
+        self._settings: list[tuple[dict[str, Any], str, Any]] = []
         self._pointers: list[int] = []
         self._libraries: dict[tuple[int, int], Library] = {}  # by process and number of threads
         self._unavailable = False
@@ -65,17 +67,17 @@ class Token:
         if self._unavailable:
             return None
         with self._lock:
-            if self._tree is None or self._tree.has_changed():
-                self._tree, self._weights = Tree(self._model), None
-                if self._is_as_built():
-                    self._weights = _weights(self._model)
+            if self._tree is None or self._tree.has_changed() or not self._are_settings_kept():
+                self._tree = Tree(self._model)
+                self._settings = [(vars(x), name, value) for x in self._model.modules() for name, value in _public(x)]
+                self._weights = _weights(self._model) if _is_as_built(self._model) else None
             if self._weights is None or self._tree.is_hooked():
+                return None
+            # ``parameter.data = other`` changes type, strides and address without replacing the parameter.
+            if not all(x is None or is_plain(x, torch.float32) for x in self._weights):
                 return None
             pointers = [0 if x is None else x.data_ptr() for x in self._weights]
             if pointers != self._pointers:
-                # ``parameter.data = other`` replaces a weight without replacing the parameter.
-                if not all(x is None or is_plain(x, torch.float32) for x in self._weights):
-                    return None
                 for library in self._libraries.values():
                     library.rebind(pointers)
                 self._pointers = pointers
@@ -95,22 +97,27 @@ class Token:
             self._unavailable = True
             return None
 
-    def _is_as_built(self) -> bool:
-        """Return whether all modules are of the classes and sizes that the model's config says."""
-        model = self._model
-        with torch.device("meta"):
-            fresh = RamNetForCausalLM(model.config)
-        mine, new = (dict(each.named_modules()) for each in (model, fresh))
-        shapes, expected = ({name: x.shape for name, x in each.named_parameters()} for each in (model, fresh))
-        return mine.keys() == new.keys() and shapes == expected and all(
-            type(module) is type(new[name]) and _same_settings(module, new[name]) for name, module in mine.items()
-        )  # fmt: skip
+    def _are_settings_kept(self) -> bool:
+        return all(own.get(name) is value for own, name, value in self._settings)
 
 
-def _same_settings(module: nn.Module, other: nn.Module) -> bool:
-    """Return whether the public attributes of ``other``, such as eps and config, are the same in ``module``."""
-    settings = {name: value for name, value in vars(other).items() if name[0] != "_" and name != "training"}
-    return all(vars(module).get(name) == value for name, value in settings.items())
+def _is_as_built(model: RamNetForCausalLM) -> bool:
+    """Return whether all modules are of the classes, sizes and settings that the model's config says."""
+    with torch.device("meta"):
+        fresh = RamNetForCausalLM(model.config)
+    mine, new = (dict(each.named_modules()) for each in (model, fresh))
+    shapes, expected = ({name: x.shape for name, x in each.named_parameters()} for each in (model, fresh))
+    return (
+        mine.keys() == new.keys()
+        and shapes == expected
+        and all(type(module) is type(new[name]) for name, module in mine.items())
+        and all(vars(mine[name]).get(key) == value for name, module in new.items() for key, value in _public(module))
+    )
+
+
+def _public(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return the public attributes of a module, such as eps and config, which decide what it computes."""
+    return [(name, value) for name, value in vars(module).items() if name[0] != "_" and name != "training"]
 
 
 def _weights(model: RamNetForCausalLM) -> list[Tensor | None]:

@@ -1,6 +1,7 @@
 #include "kernels.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -29,7 +30,7 @@ typedef struct {
   loop* body;
   void* data;
   environment environment;
-  int failed;
+  atomic_int failed;
 } launched;
 
 static void run_task(void* context, int task) {
@@ -39,7 +40,7 @@ static void run_task(void* context, int task) {
 
 static int launch(loop* body, void* data, int tasks) {
   const executor* on = current;
-  launched work = {body, data, {NULL, 1}, 0};
+  launched work = {.body = body, .data = data, .environment = {NULL, 1}};
   (void)tasks; /* kernels ask for as many as there are threads */
   if (on == NULL || on->threads < 2) {
     run_task(&work, 0);
