@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -18,15 +19,20 @@ PROGRAM = Path(export.__file__).parent / "examples" / "c" / "generate.c"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
 
 
+def compiled(source: Path, folder: Path) -> Path:
+    """Compile a program with the library and sanitizers; warnings are errors."""
+    build.write_sources(TINY, folder)
+    program = folder / source.stem
+    strict = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread", *SANITIZERS)
+    parts = [source, *sorted(folder.glob("*.c")), folder / build.KERNELS]
+    subprocess.run([build.compiler(), *strict, f"-I{folder}", "-o", program, *parts, "-lm"], check=True)
+    return program
+
+
 def test_the_program_writes_what_pytorch_generates(tmp_path: Path) -> None:
     model = model_of(TINY)
     weights = CLibrary(model, tmp_path).weights
-    build.write_sources(TINY, tmp_path)
-    program = tmp_path / "generate"
-    strict = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread", *SANITIZERS)
-    parts = [PROGRAM, *sorted(tmp_path.glob("*.c")), tmp_path / build.KERNELS]
-    subprocess.run([build.compiler(), *strict, f"-I{tmp_path}", "-o", program, *parts, "-lm"], check=True)
-
+    program = compiled(PROGRAM, tmp_path)
     prompt = b"A text of more than thirty-two bytes, "
     ids = torch.tensor([list(prompt)])
     want = bytes(model.generate(ids, 20, temperature=0)[0].tolist())
@@ -36,6 +42,28 @@ def test_the_program_writes_what_pytorch_generates(tmp_path: Path) -> None:
     wrong = subprocess.run([program, PROGRAM, b"text", "20"], capture_output=True)
     assert wrong.returncode == 1
     assert wrong.stderr.count(b"\n") == 1 and b"generate.c is not a safetensors file" in wrong.stderr
+
+
+def test_damaged_states_neither_crash_nor_leak(tmp_path: Path) -> None:
+    library = CLibrary(model_of(TINY), tmp_path)
+    library.call("state_save", library.state(), str(tmp_path / "good").encode())
+    good = (tmp_path / "good").read_bytes()
+    header = 8 + int.from_bytes(good[:8], "little")
+    random = Random(0)
+    files = []
+    for i in range(400):
+        damaged = bytearray(good)
+        for _ in range(random.choice((1, 1, 2, 8))):
+            # One byte of the header, replaced by any byte or by one that means something there.
+            damaged[random.randrange(header)] = random.choice((random.randrange(256), *b'0123456789"[]{}:,\\'))
+        if i % 8 == 0:
+            del damaged[random.randrange(len(good)) :]
+        files.append(tmp_path / f"state{i}")
+        files[-1].write_bytes(damaged)
+    program = compiled(Path(__file__).with_name("load_states.c"), tmp_path)
+    done = subprocess.run([program, library.weights, *files, tmp_path / "good"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 1 <= int(done.stdout) < 100, "nearly all damaged headers are refused"
 
 
 def test_the_program_is_short() -> None:
