@@ -57,13 +57,25 @@ class Machine:
     dot: Dot
 
 
+# Each is what a program can be shipped for. x86-64-v3 and v4 are levels of the x86-64 psABI: AVX2, and AVX-512 without
+# VNNI. The Cortex-A72 has no dot product; the A76 and the Neoverse N1 do.
+MACHINES = {
+    machine.name: machine
+    for machine in (
+        Machine("x86-64-v3", {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"}, Dot()),
+        Machine("x86-64-v4", {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"}, Dot()),
+        Machine("rpi4", {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}, Dot()),
+        Machine("rpi5", {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}, _SDOT),
+        Machine("graviton", {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}, _SDOT),
+    )
+}
+
+
 def host() -> Machine:
     """Return this machine."""
     from lowering.cpu.build import processor
     from lowering.targets import cpu_features
 
     features = cpu_features()
-    dot = _VNNI if {"avx512_vnni", "avx512vl"} <= features else Dot()
-    if "asimddp" in features:
-        dot = _SDOT
+    dot = _VNNI if {"avx512_vnni", "avx512vl"} <= features else _SDOT if "asimddp" in features else Dot()
     return Machine("cpu", {"kind": "llvm", "mcpu": processor()}, dot)

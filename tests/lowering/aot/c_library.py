@@ -32,9 +32,12 @@ def model_of(config: RamNetConfig) -> RamNetForCausalLM:
 class CLibrary:
     """The library of ``model``; a status other than 0 raises RuntimeError with the message."""
 
-    def __init__(self, model: RamNetForCausalLM, folder: Path, precision: str = "float32", threads: int = 1) -> None:
+    def __init__(
+        self, model: RamNetForCausalLM, folder: Path, precision: str = "float32", threads: int = 1,
+        path: Path | None = None,
+    ) -> None:  # fmt: skip
         self.vocabulary = model.config.vocab_size
-        self.c = _load(model.config, precision)
+        self.c = _load(path or build.shared_library(model.config, precision))
         self.weights = folder / f"{precision}.safetensors"
         save_file(weights.stored(model.state_dict(), model.config, precision), self.weights)
         self.model = ctypes.c_void_p()
@@ -82,8 +85,8 @@ def error(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
 
 
 @cache
-def _load(config: RamNetConfig, precision: str) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build.shared_library(config, precision)))
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
     library.ramnet_message.restype = ctypes.c_char_p
     library.ramnet_state_position.restype = ctypes.c_int64
     return library

@@ -19,9 +19,16 @@ PROGRAM = Path(export.__file__).parent / "examples" / "c" / "generate.c"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the library of the model is made of."""
+    folder = tmp_path_factory.mktemp("sources")
+    build.write_sources(TINY, folder)
+    return folder
+
+
 def compiled(source: Path, folder: Path) -> Path:
     """Compile a program with the library and sanitizers; warnings are errors."""
-    build.write_sources(TINY, folder)
     program = folder / source.stem
     strict = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread", *SANITIZERS)
     parts = [source, *sorted(folder.glob("*.c")), folder / build.KERNELS]
@@ -29,10 +36,10 @@ def compiled(source: Path, folder: Path) -> Path:
     return program
 
 
-def test_the_program_writes_what_pytorch_generates(tmp_path: Path) -> None:
+def test_the_program_writes_what_pytorch_generates(sources: Path, tmp_path: Path) -> None:
     model = model_of(TINY)
     weights = CLibrary(model, tmp_path).weights
-    program = compiled(PROGRAM, tmp_path)
+    program = compiled(PROGRAM, sources)
     prompt = b"A text of more than thirty-two bytes, "
     ids = torch.tensor([list(prompt)])
     want = bytes(model.generate(ids, 20, temperature=0)[0].tolist())
@@ -44,7 +51,7 @@ def test_the_program_writes_what_pytorch_generates(tmp_path: Path) -> None:
     assert wrong.stderr.count(b"\n") == 1 and b"generate.c is not a safetensors file" in wrong.stderr
 
 
-def test_damaged_states_neither_crash_nor_leak(tmp_path: Path) -> None:
+def test_damaged_states_neither_crash_nor_leak(sources: Path, tmp_path: Path) -> None:
     library = CLibrary(model_of(TINY), tmp_path)
     library.call("state_save", library.state(), str(tmp_path / "good").encode())
     good = (tmp_path / "good").read_bytes()
@@ -60,7 +67,7 @@ def test_damaged_states_neither_crash_nor_leak(tmp_path: Path) -> None:
             del damaged[random.randrange(len(good)) :]
         files.append(tmp_path / f"state{i}")
         files[-1].write_bytes(damaged)
-    program = compiled(Path(__file__).with_name("load_states.c"), tmp_path)
+    program = compiled(Path(__file__).with_name("load_states.c"), sources)
     done = subprocess.run([program, library.weights, *files, tmp_path / "good"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert 1 <= int(done.stdout) < 100, "nearly all damaged headers are refused"
