@@ -1,4 +1,4 @@
-"""Reads a token, or a short block of them, of a whole model on a CPU by one call of a compiled library.
+"""Reads a token of a whole model on a CPU by one call of a compiled library.
 
 A call of a layer's kernel from Python takes tens of microseconds, more than the layer of a small model. The library
 (``lowering/aot/``) reads the weights of the model where they are.
@@ -30,6 +30,7 @@ class Token:
         self._tree: Tree | None = None
         self._weights: list[Tensor | None] | None = None  # None if the library does not compute what the model does
         self._settings: list[tuple[dict[str, Any], str, Any]] = []
+        self._shapes: list[torch.Size | None] = []
         self._pointers: list[int] = []
         self._libraries: dict[tuple[int, int], Library] = {}  # by process and number of threads
         self._unavailable = False
@@ -71,10 +72,14 @@ class Token:
                 self._tree = Tree(self._model)
                 self._settings = [(vars(x), name, value) for x in self._model.modules() for name, value in _public(x)]
                 self._weights = _weights(self._model) if _is_as_built(self._model) else None
+                self._shapes = [None if x is None else x.shape for x in self._weights or ()]
             if self._weights is None or self._tree.is_hooked():
                 return None
-            # ``parameter.data = other`` changes type, strides and address without replacing the parameter.
-            if not all(x is None or is_plain(x, torch.float32) for x in self._weights):
+            # ``parameter.data = other`` changes type, strides, shape and address without replacing the parameter.
+            if not all(
+                x is None or (is_plain(x, torch.float32) and x.shape == shape)
+                for x, shape in zip(self._weights, self._shapes, strict=True)
+            ):
                 return None
             pointers = [0 if x is None else x.data_ptr() for x in self._weights]
             if pointers != self._pointers:
