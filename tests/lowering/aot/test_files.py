@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from lowering.aot import weights
 from ramnet import RamState
 from tests.lowering.aot.c_library import TINY, CLibrary, eager_logits, error, ids_of, model_of
 
@@ -101,10 +103,11 @@ def test_a_damaged_state_is_refused_and_changes_nothing(library: CLibrary, tmp_p
 
 
 def test_weights_of_another_model_are_refused(library: CLibrary, tmp_path: Path) -> None:
-    other = CLibrary(model_of(TINY.model_copy(update={"hidden_size": 32})), tmp_path)
+    other = TINY.model_copy(update={"hidden_size": 32})
+    save_file(weights.stored(model_of(other).state_dict(), other, "float32"), tmp_path / "other")
     model = ctypes.c_void_p()
     with pytest.raises(RuntimeError, match=r"embedding\.weight is F32 of another shape"):
-        library.call("open", str(other.weights).encode(), 1, ctypes.byref(model))
+        library.call("open", str(tmp_path / "other").encode(), 1, ctypes.byref(model))
     with pytest.raises(RuntimeError, match="threads is 0"):
         library.call("open", str(library.weights).encode(), 0, ctypes.byref(model))
 

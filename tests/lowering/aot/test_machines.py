@@ -34,11 +34,11 @@ def test_an_object_is_for_its_machine(name: str, tmp_path: Path) -> None:
 )
 def test_integer_sums_are_the_same_with_and_without_dot_products(tmp_path: Path) -> None:
     """Sums of integers are exact, and what surrounds them differs in the order of float32 additions only."""
-    library = CLibrary(model_of(TINY), tmp_path, "int8")
-    build.write_sources(TINY, tmp_path, "int8", MACHINES["x86-64-v3"])
+    library = CLibrary(model_of(SMALL), tmp_path, "int8")
+    build.write_sources(SMALL, tmp_path, "int8", MACHINES["x86-64-v3"])
     build.link(tmp_path, tmp_path / "v3.so")
-    plain = CLibrary(model_of(TINY), tmp_path, "int8", path=tmp_path / "v3.so")
+    plain = CLibrary(model_of(SMALL), tmp_path, "int8", path=tmp_path / "v3.so")
     assert host().dot.intrinsic or host().dot == MACHINES["x86-64-v3"].dot
-    ids = ids_of(40, TINY.vocab_size)
+    ids = ids_of(40, SMALL.vocab_size)
     expected, found = (each.tokens(each.state(), ids, 40) for each in (library, plain))
     assert np.median(np.abs(found - expected)) < 1e-5 * np.abs(expected).max()
