@@ -22,7 +22,6 @@ from lowering.targets import cpu_digest
 from ramnet.config import RamNetConfig
 
 RUNTIME = Path(__file__).parent / "runtime"
-HEADER = "ramnet.h"
 KERNELS, SIZES = "kernels.o", "config.h"
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden")
 
@@ -38,7 +37,6 @@ def shared_library(config: RamNetConfig, precision: str = "float32") -> Path:
         ImportError: if TVM is not installed.
         RuntimeError: if there is no C compiler, or it fails.
     """
-    weights.check(config, precision)
     name = f"token-{_key(config, precision)}.so"
     found = cache.find(name)
     if found is None:
@@ -94,9 +92,9 @@ def write_sources(
         shutil.copy(path, folder / path.name)
 
 
-def link(folder: Path, library: Path, flags: Sequence[str] = ()) -> None:
+def link(folder: Path, library: Path) -> None:
     """Compile the C files in ``folder`` and link them with the kernels. Raises RuntimeError if that fails."""
-    command = [compiler(), *_FLAGS, *flags, "-shared", "-o", str(library), *map(str, sorted(folder.glob("*.c")))]
+    command = [compiler(), *_FLAGS, "-shared", "-o", str(library), *map(str, sorted(folder.glob("*.c")))]
     done = subprocess.run([*command, str(folder / KERNELS), "-lm", "-pthread"], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
@@ -121,13 +119,19 @@ def _key(config: RamNetConfig, precision: str) -> str:
 
 def _sizes(config: RamNetConfig, precision: str) -> str:
     """Return config.h: the sizes that the C files are compiled with."""
+    from lowering.aot.function import BLOCK
+
     c = config
     pointers = list(weights.table(config, precision))
+
+    def of_one(part: str) -> int:
+        return sum(name.startswith(f"{part}.0.") for name, *_ in pointers)
+
     sizes = {
         "VOCABULARY": c.vocab_size, "HIDDEN": c.hidden_size, "LAYERS": c.num_layers, "HEADS": c.num_heads,
         "VALUE_DIM": c.value_dim, "ORDER": c.order, "SUB_DIM": c.sub_dim, "TOP_K": c.top_k, "SLOTS": c.slots,
         "INNER": c.intermediate_size, "CONVS": c.conv_layers, "TAPS": c.conv_kernel, "WEIGHTS": len(pointers),
-        "CONV_WEIGHTS": 6, "BLOCK_WEIGHTS": 13 if c.intermediate_size else 7,
+        "CONV_WEIGHTS": of_one("convs"), "BLOCK_WEIGHTS": of_one("blocks"), "BLOCK": BLOCK,
     }  # fmt: skip
     defines = "".join(f"#define {name} {size}\n" for name, size in sizes.items())
     heads = ", ".join(str(c.cape_heads(i)) for i in range(c.num_layers))

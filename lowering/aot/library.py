@@ -44,20 +44,16 @@ class Library:
         """Use other weights. No call may be running."""
         self._library.ramnet_rebind(self._model, _array(pointers))
 
-    def tokens(self, ids: Tensor, state: RamState, logits: Tensor) -> None:
-        """Read the tokens ``ids``, int32 [T], updating ``state`` of one row in place, except for its position.
+    def token(self, token: int, state: RamState, logits: Tensor) -> None:
+        """Read one token, updating ``state`` of one row in place, except for its position.
 
-        Writes the logits of the last tokens to ``logits``, float32 [up to T, V]. All tensors are contiguous and in the
-        CPU's memory. Raises ValueError for an id outside the vocabulary, and RuntimeError if a kernel fails.
+        Writes ``logits``, float32 [V]. All tensors are contiguous and in the CPU's memory. Raises ValueError for an id
+        outside the vocabulary, and RuntimeError if a kernel fails.
         """
         tensors = [x.data_ptr() for x in (*state.memory, *state.mass, *state.conv)]
         held = self._held()
         self._library.ramnet_state_bind(held, _array(tensors), ctypes.c_int64(int(state.position)))
-        self._check(
-            self._library.ramnet_tokens(
-                self._model, held, _Pointer(ids.data_ptr()), len(ids), _Pointer(logits.data_ptr()), len(logits)
-            )
-        )
+        self._check(self._library.ramnet_token(self._model, held, ctypes.c_int32(token), _Pointer(logits.data_ptr())))
 
     def _held(self) -> _Pointer:
         """Return this thread's state, which has scratch memory and borrows its tensors."""

@@ -57,10 +57,11 @@ class Token:
         state.check(config, 1, input_ids.device, in_place=True)
         if not all(is_plain(x, torch.float32) for x in (*state.memory, *state.mass, *state.conv)):
             return None
-        if not 0 <= int(input_ids) < config.vocab_size:
+        token = int(input_ids)
+        if not 0 <= token < config.vocab_size:
             check_range(input_ids, config.vocab_size)
         logits = torch.empty(1, 1, config.vocab_size, dtype=torch.float32)
-        library.tokens(input_ids.view(-1).to(torch.int32), state, logits.view(1, -1))
+        library.token(token, state, logits)
         state.position.add_(1)
         return logits
 

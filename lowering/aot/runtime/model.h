@@ -6,8 +6,6 @@
 #include "kernels.h"
 #include "pool.h"
 
-enum { BLOCK = 32 };
-
 struct ramnet_model {
   const void* weights[WEIGHTS];
   executor executor;
@@ -32,9 +30,5 @@ struct ramnet_state {
   void* scratch_memory;
   void* memory; /* NULL if the tensors belong to the caller */
 };
-
-/* The number of elements of a tensor of the state, and its name, "memory.0" for example. */
-size_t state_size(int tensor);
-void state_name(int tensor, char name[32]);
 
 #endif

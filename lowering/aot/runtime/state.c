@@ -8,13 +8,15 @@
 
 static const size_t alignment = 64;
 
-size_t state_size(int tensor) {
+/* The number of elements of a tensor of the state. */
+static size_t state_size(int tensor) {
   if (tensor < LAYERS) return (size_t)HEADS * SLOTS * VALUE_DIM;
   if (tensor < 2 * LAYERS) return (size_t)HEADS * SLOTS;
   return (size_t)(TAPS - 1) * HIDDEN;
 }
 
-void state_name(int tensor, char name[32]) {
+/* Its name, "memory.0" for example. */
+static void state_name(int tensor, char name[32]) {
   const char* kind = tensor < LAYERS ? "memory" : tensor < 2 * LAYERS ? "mass" : "conv";
   snprintf(name, 32, "%s.%d", kind, tensor < 2 * LAYERS ? tensor % LAYERS : tensor - 2 * LAYERS);
 }

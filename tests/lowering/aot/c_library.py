@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from lowering.aot import build, weights
 from ramnet import RamNetConfig, RamNetForCausalLM
+from tests.samples import relative_rmse
 
 TINY = RamNetConfig.preset("tiny", hidden_size=64, intermediate_size=96, num_heads=2)
 
@@ -81,7 +82,7 @@ def eager_logits(model: RamNetForCausalLM, ids: NDArray[np.int32]) -> NDArray[np
 
 def error(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
     """Return the relative L2 error."""
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+    return relative_rmse(torch.from_numpy(got), torch.from_numpy(want))
 
 
 @cache

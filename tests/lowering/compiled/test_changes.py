@@ -142,7 +142,7 @@ def test_kernels_are_used_again_after_a_hook_is_removed(
         monkeypatch.setattr(kind, method, lambda self, *given: (calls.append(1), run(self, *given))[1])
         return calls
 
-    layers, tokens = counted(CpuKernels, "decode_layer"), counted(Library, "tokens")
+    layers, tokens = counted(CpuKernels, "decode_layer"), counted(Library, "token")
     handle = model.blocks[0].register_forward_hook(lambda *_: None)
     outputs(fast)
     assert (len(layers), len(tokens)) == (5, 0)  # the other block, one kernel a token
