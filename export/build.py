@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from export import graphs, verify
+from export.folder import replaced
 from export.libraries import need
 from export.session import OnnxSession
 from export.sidecar import DIGESTED, FILENAME, FORMAT, Graph, Sidecar, sha256, versions
 from ramnet import RamNetForCausalLM
-from ramnet.files import folder_written_aside
 
 FILES = (*DIGESTED, FILENAME)
 
@@ -65,7 +64,7 @@ def export_onnx(
     from export.translations import OPSET
 
     model = _float32(model)
-    with _replaced(Path(directory)) as aside:
+    with replaced(Path(directory), FILES) as aside:
         models = {}
         for name in graphs.GRAPHS:
             models[name] = graphs.build(model, name)
@@ -99,32 +98,3 @@ def _float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
     if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
         return model
     return copy.deepcopy(model).to("cpu", torch.float32)
-
-
-@contextmanager
-def _replaced(directory: Path) -> Iterator[Path]:
-    """Yield a new directory, which replaces ``directory`` after the block or is removed if the block raises.
-
-    An OSError of the block, such as a full disk, is raised again with a message that names ``directory``.
-    """
-    if directory.exists():
-        if not directory.is_dir():
-            raise ValueError(f"{directory} is a file; an export needs a directory")
-        foreign = sorted(path.name for path in directory.iterdir() if path.name not in FILES)
-        if foreign:
-            raise ValueError(f"{directory} holds {foreign[0]}, which is not part of an export; name another directory")
-        if directory.samefile(Path.cwd()):
-            raise ValueError(f"{directory} is the current folder, which cannot be replaced; name another directory")
-    # The target of a link is replaced, not the link.
-    with _errors_name(directory), folder_written_aside(directory.resolve()) as aside:
-        yield aside
-
-
-@contextmanager
-def _errors_name(directory: Path) -> Iterator[None]:
-    """Raise an OSError again with a message that names ``directory`` instead of a temporary file or no file."""
-    try:
-        yield
-    except OSError as error:
-        problem = f"{directory} cannot be written: {error.strerror or error}"
-        raise (OSError(error.errno, problem) if error.errno else OSError(problem)) from None  # numpy's have no errno

@@ -1,11 +1,11 @@
-"""``ramnet export`` and ``ramnet generate``."""
+"""``ramnet export``, ``ramnet verify`` and ``ramnet generate``."""
 
 from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from export.verify import Check
+    from ramnet import RamNetForCausalLM
     from ramnet.config import RamNetConfig
 
 _BYTES = 256
@@ -28,35 +29,102 @@ _BYTES = 256
     required=True,
     help="Directory to write, either new or an earlier export.",
 )
-def export(checkpoint: Path, output: Path) -> None:
-    """Export CHECKPOINT to ONNX: decode.onnx, prefill.onnx, their weights, and ramnet.json.
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "c"]),
+    default="onnx",
+    show_default=True,
+    help="onnx: graphs of standard operators. c: a C library of the whole model.",
+)
+@click.option("--precision", default="float32", show_default=True, help="Type of the weight matrices.")
+@click.option(
+    "--target", default="cpu", show_default=True, help="Processor of a C library, such as rpi5; cpu is this one."
+)
+def export(checkpoint: Path, output: Path, kind: str, precision: str, target: str) -> None:
+    """Export CHECKPOINT, with all that is needed to run it, to ONNX or to C.
 
-    Nothing is written unless onnxruntime gives the results of PyTorch within a tolerance.
+    Nothing is written unless the export gives the results of PyTorch within a tolerance.
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from export.build import FILES, STAGES, VerificationError, export_onnx
     from ramnet import RamNetForCausalLM
+
+    if kind == "onnx" and (precision, target) != ("float32", "cpu"):
+        raise click.UsageError(
+            "--precision and --target need --format c; ONNX graphs are float32 and run on any processor"
+        )
+    model = RamNetForCausalLM.from_pretrained(checkpoint)
+    written = _onnx(model, output) if kind == "onnx" else _c(model, checkpoint, output, precision, target)
+    size = sum((output / file).stat().st_size for file in written)
+    click.echo(f"wrote {click.format_filename(output)}: {', '.join(written)} ({size / 1e6:.1f} MB)")
+
+
+def _onnx(model: RamNetForCausalLM, output: Path) -> Iterable[str]:
+    """Export to ONNX and print the comparisons. Returns the names of the files."""
+    from export.build import FILES, STAGES, VerificationError, export_onnx
     from ramnet.console import console
 
-    model = RamNetForCausalLM.from_pretrained(checkpoint)
+    try:
+        with _progress(STAGES) as advance:
+            checks = export_onnx(model, output, schedules=_schedules(model.config), on_progress=advance)
+    except VerificationError as error:
+        console().print(_table(error.checks))
+        raise
+    console().print(_table(checks))
+    return FILES
+
+
+def _c(model: RamNetForCausalLM, checkpoint: Path, output: Path, precision: str, target: str) -> Iterable[str]:
+    """Export to C and print what was measured. Returns the names of the files."""
+    from export.c.build import STAGES, export_c
+    from export.folder import DESCRIPTION
+    from export.quality import held_out
+
+    try:
+        text = held_out(checkpoint)
+    except ValueError as error:
+        click.echo(f"bits per byte are not measured: {error}", err=True)
+        text = None
+    with _progress(STAGES) as advance:
+        made = export_c(model, output, precision=precision, target=target, text=text, on_progress=advance)
+    if made.error is None:
+        click.echo(f"not run here: verify it on the target with: ramnet verify {click.format_filename(output)}")
+    else:
+        click.echo(f"verified: the logits are off by {made.error:.1e} (relative)")
+    if made.speed is not None:
+        click.echo(f"a token takes {made.speed.token_seconds * 1e6:.0f} µs on one thread")
+    if made.quality is not None:
+        loss = made.quality.bits_per_byte / made.quality.float32 - 1
+        click.echo(
+            f"{made.quality.bits_per_byte:.4f} bits per byte on text {made.quality.text} ({loss:+.2%} against float32)"
+        )
+    return [*made.files, DESCRIPTION]
+
+
+@contextmanager
+def _progress(stages: int) -> Iterator[Callable[[str], None]]:
+    """Show a progress bar. Yields what is called with the name of each stage when it is finished."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ramnet.console import console
+
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     screen = console(stderr=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("building decode.onnx", total=STAGES)
-        try:
-            checks = export_onnx(
-                model,
-                output,
-                schedules=_schedules(model.config),
-                on_progress=lambda stage: progress.update(task, advance=1, description=stage),
-            )
-        except VerificationError as error:
-            console().print(_table(error.checks))
-            raise
-    console().print(_table(checks))
-    size = sum((output / file).stat().st_size for file in FILES)
-    click.echo(f"wrote {click.format_filename(output)}: {', '.join(FILES)} ({size / 1e6:.1f} MB)")
+        task = progress.add_task("starting", total=stages)
+        yield lambda stage: progress.update(task, advance=1, description=stage)
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def verify(directory: Path) -> None:
+    """Check the files of the export in DIRECTORY, run it on its samples, and compare its logits with PyTorch's."""
+    from export.check import check
+
+    found = check(directory)
+    click.echo(
+        f"{click.format_filename(directory)} is as it was exported: its files have their digests, and the logits of"
+        f" {found.tokens} tokens are off by {found.error:.1e} (relative; the tolerance is {found.tolerance:.0e})"
+    )
 
 
 @click.command()

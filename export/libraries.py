@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 
-def need(*libraries: str) -> None:
+def need(*libraries: str, extra: str = "export") -> None:
     """Raise ImportError, with the install command, if a library is missing."""
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:
-        raise ImportError(f"{' and '.join(missing)} not found; install with: pip install 'ramnet[export]'")
+        raise ImportError(f"{' and '.join(missing)} not found; install with: pip install 'ramnet[{extra}]'")

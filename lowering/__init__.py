@@ -20,11 +20,11 @@ from ramnet.lazy import attributes
 
 if TYPE_CHECKING:
     from lowering.backends import use
-    from lowering.compiled import compile
+    from lowering.compiled import compile, plain
     from lowering.cpu.build import Kernel, lower
     from lowering.targets import TARGETS, Target, find
 
-__all__ = ["TARGETS", "Kernel", "Target", "compile", "find", "lower", "use"]
+__all__ = ["TARGETS", "Kernel", "Target", "compile", "find", "lower", "plain", "use"]
 
 # torch is imported with the first name that needs it, so that the command line can print its help without it.
 __getattr__, __dir__ = attributes(
@@ -36,6 +36,7 @@ __getattr__, __dir__ = attributes(
         "compile": "lowering.compiled",
         "find": "lowering.targets",
         "lower": "lowering.cpu.build",
+        "plain": "lowering.compiled",
         "use": "lowering.backends",
     },
 )

@@ -57,14 +57,18 @@ def compile(
         RuntimeError: if the target is a GPU and this machine has none. If TVM or Triton is not installed, the reference
             runs instead, with one warning.
     """
-    if isinstance(model, _CompiledModel):
-        model = model.original
+    model = plain(model)
     found = _target(model, target)
     kernels = backend_name(found.name, tuned, False)
     # Derived from the model's own class, so that methods which a user's subclass overrides are still called.
     kind: Any = type(f"Compiled{type(model).__name__}", (_CompiledModel, type(model)), {})
     made: RamNetForCausalLM = kind(model, kernels, found.gpu is not None, (target, tuned, backend))
     return made
+
+
+def plain(model: RamNetForCausalLM) -> RamNetForCausalLM:
+    """Return the model that ``compile`` was given, if ``model`` is its result, else ``model``."""
+    return model.original if isinstance(model, _CompiledModel) else model
 
 
 class _CompiledModel(RamNetForCausalLM):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,6 +281,10 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
     with written_aside(path) as aside:
         try:
             save_file(tensors, aside, metadata)
+            # safetensors makes files that only their owner can read; this one is read by whom the umask lets.
+            usual = aside.with_name("usual")
+            usual.touch()
+            shutil.copymode(usual, aside)
         except SafetensorError as error:  # raised for a full disk, among others; it is not an OSError
             raise OSError(f"{path} cannot be written: {error}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -92,21 +93,65 @@ def write_sources(
         shutil.copy(path, folder / path.name)
 
 
-def link(folder: Path, library: Path) -> None:
+def write_libraries(config: RamNetConfig, precision: str, machine: Machine | None, directory: Path) -> None:
+    """Write libramnet.so, libramnet.a and ramnet.h to ``directory``. Raises what ``write_sources`` and ``link`` do."""
+    with tempfile.TemporaryDirectory(prefix="ramnet-") as place:
+        folder = Path(place)
+        write_sources(config, folder, precision, machine)
+        link(folder, directory / "libramnet.so", machine)
+        _archive(folder, directory / "libramnet.a", machine)
+        shutil.copy(folder / "ramnet.h", directory / "ramnet.h")
+
+
+def link(folder: Path, library: Path, machine: Machine | None = None) -> None:
     """Compile the C files in ``folder`` and link them with the kernels. Raises RuntimeError if that fails."""
-    command = [compiler(), *_FLAGS, "-shared", "-o", str(library), *map(str, sorted(folder.glob("*.c")))]
-    done = subprocess.run([*command, str(folder / KERNELS), "-lm", "-pthread"], capture_output=True, text=True)
+    sources = [*sorted(folder.glob("*.c")), folder / KERNELS]
+    _run(compiler(machine), *_FLAGS, "-shared", "-o", library, *sources, "-lm", "-pthread")
+
+
+def _archive(folder: Path, archive: Path, machine: Machine | None) -> None:
+    """Compile the C files in ``folder`` and pack them with the kernels as a static library."""
+    objects = [folder / KERNELS]
+    for source in sorted(folder.glob("*.c")):
+        objects.append(folder / f"{source.name}.o")
+        _run(compiler(machine), *_FLAGS, "-c", "-o", objects[-1], source)
+    _run(_tool("ar", machine), "rcsD", archive, *objects)
+
+
+def _run(*command: str | Path) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
 
 
-def compiler() -> str:
-    """Return the C compiler: ``$CC``, or the first of cc, gcc and clang. Raises RuntimeError if there is none."""
+def compiler(machine: Machine | None = None) -> str:
+    """Return the C compiler for a processor, by default this one.
+
+    It is ``$CC``, or the first of cc, gcc and clang; for another kind of processor, the cross compiler of its triple,
+    such as aarch64-linux-gnu-gcc. Raises RuntimeError if there is none.
+    """
+    if not runs_here(machine):
+        return _tool("gcc", machine)
     found = map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))
     path = next(filter(None, found), None)
     if path is None:
         raise RuntimeError("there is no C compiler; install gcc or clang, or name one in CC")
     return path
+
+
+def _tool(name: str, machine: Machine | None) -> str:
+    """Return the path of a tool of binutils or gcc. Raises RuntimeError if it is not installed."""
+    if machine is not None and not runs_here(machine):
+        name = f"{machine.llvm['mtriple']}-{name}"
+    path = shutil.which(name)
+    if path is None:
+        raise RuntimeError(f"{name} is not installed; the library of {machine.name if machine else 'a model'} needs it")
+    return path
+
+
+def runs_here(machine: Machine | None) -> bool:
+    """Return whether a processor's libraries are of this system's kind, such as x86-64."""
+    return machine is None or machine.llvm.get("mtriple", platform.machine()).startswith(platform.machine())
 
 
 def _key(config: RamNetConfig, precision: str) -> str:

@@ -94,6 +94,16 @@ def stored(parameters: dict[str, Tensor], config: RamNetConfig, precision: str) 
     return tensors
 
 
+def restored(stored: dict[str, Tensor], config: RamNetConfig, precision: str) -> dict[str, Tensor]:
+    """Return the parameters, float32, that the tensors of a weights' file stand for."""
+    parameters = {}
+    for weight in of_model(config):
+        value = stored[weight.name].to(torch.float32)
+        is_scaled = weight.is_matrix and precision in SCALED
+        parameters[weight.name] = value * stored[scale_name(weight.name)].unsqueeze(1) if is_scaled else value
+    return parameters
+
+
 def table(config: RamNetConfig, precision: str) -> Iterator[tuple[str, str | None, tuple[int, ...]]]:
     """Yield name, type in a file, and shape of each pointer that the library takes.
 

@@ -72,7 +72,7 @@ class Token:
             if self._tree is None or self._tree.has_changed() or not self._are_settings_kept():
                 self._tree = Tree(self._model)
                 self._settings = [(vars(x), name, value) for x in self._model.modules() for name, value in _public(x)]
-                self._weights = _weights(self._model) if _is_as_built(self._model) else None
+                self._weights = _weights(self._model) if is_as_built(self._model) else None
                 self._shapes = [None if x is None else x.shape for x in self._weights or ()]
             if self._weights is None or self._tree.is_hooked():
                 return None
@@ -107,7 +107,7 @@ class Token:
         return all(own.get(name) is value for own, name, value in self._settings)
 
 
-def _is_as_built(model: RamNetForCausalLM) -> bool:
+def is_as_built(model: RamNetForCausalLM) -> bool:
     """Return whether all modules are of the classes, sizes and settings that the model's config says."""
     with torch.device("meta"):
         fresh = RamNetForCausalLM(model.config)

@@ -1,0 +1,1 @@
+"""A model as a C library with its weights."""

@@ -1,0 +1,137 @@
+"""Exports a model as a C library, verified against PyTorch."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export import licence, manifest, process, quality
+from export.c.session import LIBRARY, WEIGHTS, CModel
+from export.folder import replaced
+from export.libraries import need
+from export.samples import TOKENS, Samples
+from lowering import plain
+from lowering.aot import build, weights
+from lowering.model.token import is_as_built
+from lowering.model.untouched import is_hooked
+from lowering.targets import cpu_name
+from ramnet import RamNetForCausalLM
+from ramnet.state import write_safetensors
+
+HEADER, ARCHIVE, PROGRAM = "ramnet.h", "libramnet.a", "generate.c"
+THIS_CPU = "cpu"
+STAGES = 4
+
+
+def export_c(
+    model: RamNetForCausalLM,
+    directory: str | Path,
+    *,
+    precision: str = "float32",
+    target: str = THIS_CPU,
+    text: quality.HeldOut | None = None,
+    on_progress: Callable[[str], None] = lambda stage: None,
+) -> manifest.Manifest:
+    """Export ``model`` to a folder with a C library, its header, the weights, samples and ramnet.json.
+
+    Nothing is written unless the library, run by a process of its own, gives the logits of PyTorch within a tolerance.
+    A library for another kind of processor is not run; ``ramnet verify`` repeats the check where it can be.
+
+    Args:
+        model: a model of any floating dtype, as ``RamNetForCausalLM`` builds it; what ``lowering.compile`` returned
+            is exported as the model that it was given.
+        directory: a missing or empty folder, or an earlier export, which is replaced.
+        precision: the type of the weight matrices, a key of ``lowering.aot.matrix.FORMATS``.
+        target: "cpu" for this processor, or a key of ``lowering.aot.machines.MACHINES``.
+        text: on which bits per byte are measured, if any.
+        on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
+
+    Raises:
+        ValueError: if the library differs from PyTorch, the model, the precision or the target is refused, or
+            ``directory`` holds files other than an export.
+        OSError: if ``directory`` cannot be written. With any error, ``directory`` is not changed.
+        ImportError: if TVM is not installed.
+        RuntimeError: if there is no C compiler, or it fails.
+    """
+    need("tvm", extra="tvm")
+    from lowering.aot.machines import MACHINES
+
+    if target != THIS_CPU and target not in MACHINES:
+        raise ValueError(f"target is {target!r}; it must be {THIS_CPU} or one of {', '.join(MACHINES)}")
+    machine = None if target == THIS_CPU else MACHINES[target]
+    model = plain(model)
+    weights.check(model.config, precision)
+    if not is_as_built(model) or is_hooked(model):
+        raise ValueError(
+            "the model was changed after it was built, by an adapter, a parametrisation, a hook or a subclass, which"
+            " the library would leave out; merge it into the weights or remove it"
+        )
+    build.compiler(machine)
+    with replaced(Path(directory)) as aside:
+        stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, precision)
+        write_safetensors(aside / WEIGHTS, stored)
+        reference = _as_stored(model, stored, precision)
+        Samples(*_samples(reference)).save(aside)
+        on_progress("weights written")
+        build.write_libraries(model.config, precision, machine, aside)
+        shutil.copy(Path(__file__).parents[1] / "examples" / "c" / PROGRAM, aside / PROGRAM)
+        licence.copy(aside)
+        on_progress("library built")
+        found = manifest.Manifest(
+            format=manifest.C_FORMAT,
+            config=model.config,
+            precision=precision,
+            target=cpu_name() if machine is None else target,
+            text="bytes" if model.config.vocab_size == quality.BYTES else None,
+            versions=manifest.versions(("ramnet", "torch", "apache-tvm")),
+            files=manifest.digests(aside),
+        )
+        found.save(aside)
+        if build.runs_here(machine):
+            found = found.model_copy(update={"error": process.check(aside)})
+            on_progress("verified")
+            library = CModel(aside / LIBRARY, aside / WEIGHTS)
+            measured = None if text is None else quality.measure(model, text, _logits(library), "cpu")
+            found = found.model_copy(update={"speed": _speed(library), "quality": measured})
+            found.save(aside)
+    on_progress("measured")
+    return found
+
+
+def _as_stored(model: RamNetForCausalLM, stored: dict[str, torch.Tensor], precision: str) -> RamNetForCausalLM:
+    """Return a float32 model with the weights rounded as they are stored."""
+    made = RamNetForCausalLM(model.config).eval()
+    made.load_state_dict(weights.restored(stored, model.config, precision), strict=not model.config.tie_embeddings)
+    return made
+
+
+@torch.no_grad()
+def _samples(model: RamNetForCausalLM) -> tuple[np.ndarray, np.ndarray]:
+    ids = torch.randint(model.config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    return ids[0].to(torch.int32).numpy(), model(ids).logits[0].numpy()
+
+
+def _logits(library: CModel) -> Callable[[np.ndarray], np.ndarray]:
+    state = library.state()
+
+    def run(ids: np.ndarray) -> np.ndarray:
+        state.reset()
+        return library.tokens(state, ids, len(ids))
+
+    return run
+
+
+def _speed(library: CModel) -> manifest.Speed:
+    """Time tokens on one thread."""
+    state, seconds = library.state(), []
+    for i in range(TOKENS):
+        start = time.perf_counter()
+        library.token(state, i % library.vocabulary)
+        seconds.append(time.perf_counter() - start)
+    return manifest.Speed(token_seconds=statistics.median(seconds), threads=1, processor=cpu_name())

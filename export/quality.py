@@ -1,0 +1,85 @@
+"""What a precision costs a language model, in bits per byte of text that it was not trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.manifest import Quality
+from ramnet import RamNetForCausalLM
+from ramnet.loss import IGNORED
+from ramnet.ops import using
+
+BYTES = 256
+_WINDOWS = 64
+_PARAMETERS = 1 << 28  # of all windows together, so that a model of 340 million is measured on one window
+
+
+class HeldOut(NamedTuple):
+    """Windows of text: where it is from, ids and labels, int64 [N, L]; labels of −100 do not count."""
+
+    source: str
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+def held_out(checkpoint: Path) -> HeldOut:
+    """Return windows of the text that the training of ``checkpoint`` held out.
+
+    Raises ValueError if the checkpoint was not trained on text, or its files cannot be read or have changed.
+    """
+    from ramnet.training.checkpoint import Progress
+    from ramnet.training.text import Text
+
+    task = Progress.load(checkpoint).task
+    if task.get("task") != "text":
+        raise ValueError(f"{checkpoint} was not trained on text")
+    text = Text(task["files"], task["length"])
+    if text.describe() != task:
+        raise ValueError(f"the text that {checkpoint} was trained on has changed")
+    count = len(text.held_out)
+    numbers = torch.linspace(0, count - 1, min(count, _WINDOWS), dtype=torch.float64).long()
+    ids, labels = text.held_out.take(numbers)
+    where = f"{len(task['files'])} files" if task["files"] else "the sources of Python's standard library"
+    return HeldOut(f"held out from {where}", ids.numpy(), labels.numpy())
+
+
+@torch.no_grad()
+def measure(
+    model: RamNetForCausalLM, text: HeldOut, logits: Callable[[NDArray[np.int32]], NDArray[np.float32]], kernels: str
+) -> Quality:
+    """Compare an exported model with PyTorch in float32.
+
+    Args:
+        logits: returns the logits, [T, V], of the exported model after each of T ids from a fresh state.
+        kernels: the backend of PyTorch's memory ops.
+    """
+    reference = RamNetForCausalLM(model.config).eval()
+    reference.load_state_dict(model.state_dict())
+    windows = max(1, _PARAMETERS // sum(p.numel() for p in model.parameters()))
+    nats, same, count = np.zeros(2), 0, 0
+    with using(kernels):
+        for ids, labels in zip(text.ids[:windows], text.labels[:windows], strict=True):
+            mine = logits(ids.astype(np.int32)).astype(np.float64)
+            theirs = reference(torch.from_numpy(ids)[None]).logits[0].numpy().astype(np.float64)
+            counted = labels != IGNORED
+            nats += [_nats(each[counted], labels[counted]) for each in (mine, theirs)]
+            same += int((mine.argmax(1) == theirs.argmax(1))[counted].sum())
+            count += int(counted.sum())
+    bits = nats / count / math.log(2)
+    return Quality(
+        text=text.source, tokens=count, bits_per_byte=float(bits[0]), float32=float(bits[1]), agreement=same / count
+    )
+
+
+def _nats(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Return the summed negative log-likelihood."""
+    largest = logits.max(1, keepdims=True)
+    totals = np.log(np.exp(logits - largest).sum(1)) + largest[:, 0]
+    return float((totals - np.take_along_axis(logits, labels[:, None], 1)[:, 0]).sum())

@@ -1,0 +1,48 @@
+"""Sample inputs and outputs that lie beside an exported model, so that anyone can repeat its verification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FILENAME = "samples.safetensors"
+TOKENS = 64
+
+# By precision: the largest relative L2 error of the logits. The samples are PyTorch's logits with the weights as they
+# are stored, so that only integers, which round the activations too, are allowed more than float32's rounding.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-4, "int8": 0.1, "int4": 0.1}
+
+
+class Samples(NamedTuple):
+    """Ids, int32 [T], and PyTorch's logits after each of them, float32 [T, V], from a state before the first token."""
+
+    ids: NDArray[np.int32]
+    logits: NDArray[np.float32]
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read the samples of an export. Raises ValueError if there are none."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = directory / FILENAME
+        try:
+            tensors = load_file(path)
+            return cls(tensors["ids"], tensors["logits"])
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} does not hold samples: {error}") from None
+
+    def save(self, directory: Path) -> None:
+        import torch
+
+        from ramnet.state import write_safetensors
+
+        write_safetensors(directory / FILENAME, {name: torch.from_numpy(x) for name, x in self._asdict().items()})
+
+    def error(self, logits: NDArray[np.float32]) -> float:
+        """Return the relative L2 error of other logits, infinite if one of them is not finite."""
+        difference = float(np.linalg.norm((logits - self.logits).astype(np.float64)))
+        return difference / float(np.linalg.norm(self.logits.astype(np.float64))) if np.isfinite(difference) else np.inf

@@ -1,0 +1,205 @@
+"""``ramnet export --format c`` writes a library that runs where PyTorch is not installed, or it writes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from export import check, process
+from export.c.build import ARCHIVE, HEADER, PROGRAM, export_c
+from export.c.session import LIBRARY, WEIGHTS, CModel
+from export.cli import export, verify
+from export.manifest import Manifest
+from export.samples import Samples
+from lowering.aot import build
+from ramnet import RamNetForCausalLM
+from tests.export.test_build import entries
+from tests.lowering.aot.c_library import TINY, model_of
+
+pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model_of(TINY).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of ``checkpoint`` in int8."""
+    folder = tmp_path_factory.mktemp("parent") / "c"
+    command = [str(checkpoint), "--output", str(folder), "--format", "c", "--precision", "int8"]
+    done = CliRunner().invoke(export, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "verified: the logits are off by" in done.output
+    assert f"bits per byte are not measured: {checkpoint} holds no training" in done.output
+    return folder
+
+
+def test_a_bundle_is_complete(bundle: Path) -> None:
+    manifest = Manifest.load(bundle)
+    assert {LIBRARY, ARCHIVE, HEADER, WEIGHTS, PROGRAM, "LICENSE", "samples.safetensors"} <= set(manifest.files)
+    assert sorted(entries(bundle)) == sorted([*manifest.files, "ramnet.json"])
+    assert (manifest.precision, manifest.text, manifest.config) == ("int8", "bytes", TINY)
+    assert manifest.error is not None and 0 < manifest.error < 0.1
+    assert manifest.speed is not None and manifest.speed.token_seconds > 0
+    assert all((bundle / name).stat().st_mode & 0o444 == 0o444 for name in manifest.files), "anyone may read the files"
+
+
+def test_verify_needs_no_torch(bundle: Path) -> None:
+    without = "import sys; sys.modules['torch'] = None; from export.cli import verify; verify()"
+    done = subprocess.run([sys.executable, "-c", without, str(bundle)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{bundle} is as it was exported" in done.stdout
+
+
+def test_the_samples_are_pytorchs_logits_with_the_weights_as_stored(checkpoint: Path, bundle: Path) -> None:
+    from safetensors.torch import load_file
+
+    stored = load_file(bundle / WEIGHTS)
+    parameters = {
+        name: x.float() * stored[name.replace(".weight", ".scale")][:, None] if x.dtype == torch.int8 else x
+        for name, x in stored.items()
+        if not name.endswith(".scale")
+    }
+    model = RamNetForCausalLM.from_pretrained(checkpoint)
+    model.load_state_dict(parameters)
+    samples = Samples.load(bundle)
+    with torch.no_grad():
+        want = model(torch.from_numpy(samples.ids.astype(np.int64))[None]).logits[0]
+    torch.testing.assert_close(torch.from_numpy(samples.logits), want)
+
+
+def test_the_bundles_program_links_with_either_library(bundle: Path, tmp_path: Path) -> None:
+    texts = []
+    for library in ([str(bundle / ARCHIVE), "-lm", "-pthread"], [str(bundle / LIBRARY), f"-Wl,-rpath,{bundle}"]):
+        program = tmp_path / "generate"
+        subprocess.run(
+            [build.compiler(), "-Wall", "-Werror", f"-I{bundle}", bundle / PROGRAM, "-o", program, *library], check=True
+        )
+        done = subprocess.run([program, bundle / WEIGHTS, "def f", "20"], capture_output=True, check=True)
+        texts.append(done.stdout)
+    assert texts[0] == texts[1] and len(texts[0]) == len("def f") + 20 + 1
+
+
+@pytest.mark.parametrize("name", [LIBRARY, ARCHIVE, HEADER, WEIGHTS, PROGRAM, "samples.safetensors", "LICENSE"])
+def test_an_altered_or_missing_file_is_named(bundle: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in bundle.iterdir():
+        (copy / path.name).symlink_to(path)
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).unlink()
+    with pytest.raises(ValueError, match=f"is incomplete: {name} is missing"):
+        check.check(copy)
+    (copy / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} is damaged: it differs from what was exported"):
+        check.check(copy)
+
+
+@pytest.mark.parametrize("name", ["../weights.safetensors", "/etc/passwd", "..", ""])
+def test_a_description_cannot_name_files_elsewhere(bundle: Path, tmp_path: Path, name: str) -> None:
+    description = json.loads((bundle / "ramnet.json").read_text())
+    (tmp_path / "ramnet.json").write_text(json.dumps({**description, "files": {name: "0"}}))
+    with pytest.raises(ValueError, match="it must name files of the folder"):
+        check.check(tmp_path)
+
+
+def test_an_export_that_differs_from_pytorch_is_not_written(
+    bundle: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(config: object, precision: str, machine: object, directory: Path) -> None:
+        for name in (LIBRARY, ARCHIVE, HEADER):
+            (directory / name).write_bytes((bundle / name).read_bytes())
+
+    def negated(samples: Samples, directory: Path) -> None:
+        save(Samples(samples.ids, -samples.logits), directory)
+
+    save = Samples.save
+    monkeypatch.setattr(build, "write_libraries", copied)
+    model = RamNetForCausalLM.from_pretrained(checkpoint)
+    export_c(model, tmp_path / "c", precision="int8")
+    before = entries(tmp_path)
+    monkeypatch.setattr(Samples, "save", negated)
+    with pytest.raises(ValueError, match=r"are off by 2.0e\+00; the tolerance is 1e-01"):
+        export_c(model, tmp_path / "c", precision="int8")
+    assert entries(tmp_path) == before
+    monkeypatch.setattr(build, "write_libraries", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="c cannot be written: No space left"):
+        export_c(model, tmp_path / "c", precision="int8")
+    assert entries(tmp_path) == before
+
+
+def test_a_crash_of_the_library_is_a_sentence(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "abort.c").write_text(
+        "#include <stdlib.h>\nvoid ramnet_message(void) {}\n"
+        "void ramnet_state_position(void) {}\nint ramnet_vocabulary(void) { abort(); }\n"
+    )
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    subprocess.run([build.compiler(), "-shared", "-fPIC", tmp_path / "abort.c", "-o", copy / LIBRARY], check=True)
+    for path in bundle.iterdir():
+        if path.name not in (LIBRARY, "ramnet.json"):
+            (copy / path.name).symlink_to(path)
+    from export.manifest import digests
+
+    manifest = Manifest.load(bundle)
+    manifest.model_copy(update={"files": digests(copy)}).save(copy)
+    with pytest.raises(ValueError, match="crashed when it was verified, by signal 6"):
+        process.check(copy)
+
+
+@pytest.mark.parametrize("change", ["adapter", "hook", "precision", "target"])
+def test_what_a_library_cannot_hold_is_refused(checkpoint: Path, tmp_path: Path, change: str) -> None:
+    model = RamNetForCausalLM.from_pretrained(checkpoint)
+    options = {"precision": "int8"}
+    message = "the model was changed after it was built"
+    if change == "adapter":
+        model.head = nn.Sequential(model.head, nn.Identity())
+    elif change == "hook":
+        model.head.register_forward_hook(lambda module, inputs, output: output + 1)
+    else:
+        options[change] = "fp3"
+        message = f"{change} is 'fp3'; it must be"
+    with pytest.raises(ValueError, match=message):
+        export_c(model, tmp_path / "c", **options)
+    assert entries(tmp_path) == {}
+
+
+def test_state_files_travel_between_python_and_the_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    from ramnet import RamState
+
+    model = CModel(bundle / LIBRARY, bundle / WEIGHTS)
+    state = model.state()
+    logits = model.tokens(state, [1, 2, 3])
+    state.save(tmp_path / "state")
+    assert RamState.load(tmp_path / "state").position.tolist() == [3]
+    clone = state.clone()
+    state.reset()
+    assert (state.position, clone.position) == (0, 3)
+    np.testing.assert_array_equal(model.tokens(state, [1, 2, 3]), logits)
+    with pytest.raises(ValueError, match="id 0 is 256; it must be in"):
+        model.token(clone, 256)
+    np.testing.assert_array_equal(model.step([state, clone], [4, 5])[0], model.token(_after(model, [1, 2, 3]), 4))
+
+
+def _after(model: CModel, ids: list[int]) -> object:
+    state = model.state()
+    model.tokens(state, ids)
+    return state
+
+
+def test_verify_prints_one_line(bundle: Path) -> None:
+    done = CliRunner().invoke(verify, [str(bundle)], catch_exceptions=False)
+    assert done.exit_code == 0 and done.output.count("\n") == 1
