@@ -128,7 +128,16 @@ NAMES = ("bench.json", "bench.md", "bench.png")
 OURS, THEIRS, LIMIT = "RAM-Net on its kernels", "another form or library", "what moving the bytes takes"
 # The colour of each kind of form.
 COLOURS = {OURS: "C0", THEIRS: "C1", LIMIT: "0.6"}
-_OTHERS = ("eager", "plain C++", "GLA", "Gated DeltaNet", "flash-linear-attention", "FlashAttention", "cuDNN")
+_OTHERS = (
+    "eager",
+    "plain C++",
+    "GLA",
+    "Gated DeltaNet",
+    "flash-linear-attention",
+    "FlashAttention",
+    "cuDNN",
+    "onnxruntime",
+)
 
 
 def kind_of(form: str) -> str:

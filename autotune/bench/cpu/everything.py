@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from autotune.bench import correlation
-from autotune.bench.cpu import decode_process, language_model, ops, peak_memory
+from autotune.bench.cpu import decode_process, language_model, ops, peak_memory, token
 from autotune.bench.cpu.goals import goals
 from autotune.bench.report import Report
 from autotune.bench.run import Run, Table
@@ -30,6 +30,8 @@ def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) 
         partial(language_model.decode, preset="tiny", threads=model_threads),
         partial(language_model.decode_late, threads=model_threads),
         partial(decode_process.decode, preset="340m", threads=model_threads),
+        partial(token.token, preset="tiny", threads=1, tokens=16, others=True, floors=False),
+        partial(token.token, preset="340m", threads=model_threads, tokens=4, others=False, floors=True),
     ]
     tables: dict[str, Table] = {}
     for done, group in enumerate(groups):

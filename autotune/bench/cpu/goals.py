@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from autotune.bench.cpu import token
 from autotune.bench.cpu.language_model import COMPILED, FEW, MANY
 from autotune.bench.cpu.ops import LARGE, OPERANDS, SMALL
 from autotune.bench.cpu.peak_memory import Peak
 from autotune.bench.goal import Goal
 from autotune.bench.run import FLOOR, TUNED, Table
+
+# The time of a token over that of reading its weights once, by precision.
+_OVER_READING = {"float32": 1.1, "bfloat16": 1.2, "int8": 1.35, "int4": 1.8}
 
 
 def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:
@@ -34,11 +38,23 @@ def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:
         ("memory_step at M = 4^10 over M = 4^5", 1.3, False, ("memory_step by slots", LARGE, SMALL), ""),
         ("decode of 340m over reading its weights", 1.25, False, ("decode 340m", quickest, FLOOR), quickest),
         ("decode after 100 000 tokens over after 10", 1.05, False, ("decode tiny by position", MANY, FEW), ""),
+        ("token of tiny in the library over onnxruntime", 6, True, ("token tiny", token.ONNX, token.BASE), ""),
+        *(
+            (
+                f"token of 340m in {precision} over reading its weights", bound, False,
+                ("token 340m", token.library(precision), token.floor(precision)), "",
+            )
+            for precision, bound in _OVER_READING.items()
+        ),
+        ("token of 340m in int8 over float32", 3, True, ("token 340m", token.BASE, token.library("int8")), ""),
     ]  # fmt: skip
     found = [
         Goal(name, bound, at_least, *_ratio(tables.get(table), of, over), note)
         for name, bound, at_least, (table, of, over), note in rows
     ]
+    tiny = tables["token tiny"].row(token.BASE) if "token tiny" in tables else None
+    time, spread = (tiny.seconds * 1e6, tiny.spread) if tiny else (None, None)
+    found.append(Goal("token of tiny in the library, µs", 60, False, time, spread, token.BASE))
     measured = peak.measured / peak.budget if peak else None
     note = f"{peak.measured / 1e6:.1f} of {peak.budget / 1e6:.1f} MB" if peak else ""
     name = "memory of a training step's scan, T = 1024, over inputs, outputs and two rows a pair"
@@ -46,14 +62,10 @@ def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:
 
 
 def _ratio(table: Table | None, of: str, over: str) -> tuple[float | None, float | None]:
-    """Return the median and spread of a paired ratio, one of whose forms must be the table's base."""
-    if table is None or table.base not in (of, over):
+    """Return the ratio of two forms' times and its spread, of medians that are each paired with the table's base."""
+    if table is None or (one := table.row(of)) is None or (other := table.row(over)) is None:
         return None, None
-    row = table.row(of if table.base == over else over)
-    if row is None:
-        return None, None
-    # The median of the inverses is the inverse of the median.
-    return (row.ratio if table.base == over else 1 / row.ratio), row.ratio_spread
+    return one.ratio / other.ratio, max(one.ratio_spread, other.ratio_spread)
 
 
 def _limit(table: Table | None, form: str) -> str:

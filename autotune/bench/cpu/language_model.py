@@ -22,7 +22,7 @@ IN_A_ROW = 4
 class Decoding:
     """A call runs one token at batch 1, in place on a state that is kept between calls."""
 
-    def __init__(self, model: Any, state: RamState) -> None:
+    def __init__(self, model: Any, state: Any) -> None:
         self.model, self.state = model, state
         self.token = torch.ones(1, 1, dtype=torch.int64)
 

@@ -5,13 +5,14 @@ import re
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from rich.console import Console
 
 from autotune.bench.cli import bench
-from autotune.bench.cpu import language_model, ops
+from autotune.bench.cpu import language_model, ops, token
 from autotune.bench.cpu.goals import goals
 from autotune.bench.cpu.peak_memory import Peak
 from autotune.bench.goal import Goal
@@ -19,7 +20,9 @@ from autotune.bench.report import COLOURS, Report, kind_of, save, show
 from autotune.bench.run import DEFAULT, FLOOR, TUNED, Row, Run, Table
 from autotune.measure.bandwidth import Reader
 from autotune.measure.timing import Timing
+from export.c.session import CModel
 from ramnet.console import duration
+from tests.lowering.aot.c_library import TINY, model_of
 
 
 def table(name, base, **times):
@@ -61,6 +64,20 @@ def test_a_goal_whose_forms_were_not_timed_together_is_not_measured():
     for tables in ([], [without_kernels]):
         unknown = goal("memory_scan, tuned, over eager, in place", tables)
         assert (unknown.measured, unknown.verdict) == (None, "not measured")
+
+
+def test_the_goals_of_a_token_are_over_reading_the_weights_of_its_precision():
+    times = {"library float32": 4.2, "floor float32": 4.0, "library int8": 1.5, "floor int8": 1.0}
+    tokens = table("token 340m", token.BASE, **times)
+    found = {precision: goal(f"token of 340m in {precision} over reading its weights", [tokens]) for precision in
+             ("float32", "int8", "bfloat16")}  # fmt: skip
+    assert (found["float32"].measured, found["float32"].spread) == (pytest.approx(1.05), 0.2)
+    assert (found["int8"].measured, found["int8"].bound) == (pytest.approx(1.5), 1.35)
+    assert found["bfloat16"].verdict == "not measured"
+    assert goal("token of 340m in int8 over float32", [tokens]).measured == pytest.approx(2.8)
+    tiny = table("token tiny", token.BASE, **{token.BASE: 30e-6, token.ONNX: 240e-6})
+    assert goal("token of tiny in the library over onnxruntime", [tiny]).measured == pytest.approx(8)
+    assert goal("token of tiny in the library, µs", [tiny]).measured == pytest.approx(30)
 
 
 def test_the_memory_goal_is_bytes_over_budget():
@@ -125,6 +142,22 @@ def run(monkeypatch):
     monkeypatch.setattr("autotune.bench.run.reader", lambda level, threads: Reader(run.read.append, 1e11, "loop 1"))
     monkeypatch.setattr(ops, "_plain_cpp", lambda *_: {})
     return run
+
+
+def test_a_token_is_compared_in_each_precision_with_reading_its_weights(run, monkeypatch):
+    pytest.importorskip("tvm", reason="the library needs tvm: pip install 'ramnet[tvm]'")
+    model = model_of(TINY)
+    monkeypatch.setattr(token, "make_model", lambda preset: model)
+    monkeypatch.setattr(token, "_ROUNDING", {"float32": 1e-4})
+    run.kernels = {TUNED: nullcontext}
+    found = token.token(run, "tiny", 1, tokens=2, others=False, floors=True)
+    assert run.groups == [["library float32", "floor float32"]]
+    assert [(row.form, row.seconds) for row in found.rows] == [("library float32", 1 / 2), ("floor float32", 2 / 2)]
+    read = 4 * sum(x.numel() for name, x in model.named_parameters() if not name.startswith("embedding."))
+    assert run.read == [2 * read]
+    monkeypatch.setattr(CModel, "token", lambda *_: np.zeros(256, np.float32))
+    with pytest.raises(ValueError, match="library float32 is wrong: its result 0 is off by 1"):
+        token.token(run, "tiny", 1, tokens=2, others=False, floors=True)
 
 
 def test_a_group_times_its_forms_in_turn_and_slow_ones_separately(run):
