@@ -15,7 +15,7 @@ endif
 RAMNET := $(RUN) -m ramnet.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune bench test test-gpu gpu lint train export demo clean
+.PHONY: help setup tune bench test fuzz test-gpu gpu lint train export demo clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,11 @@ bench: setup  ## Compare every op and the model on TARGET with eager PyTorch, ot
 # tests/ramnet and tests/export take 76 s instead of 132 s on two cores. Tests of one file share what they compile.
 test: setup  ## Run the tests, JOBS (auto: one per core) files at a time
 	OMP_WAIT_POLICY=passive $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
+
+SECONDS_OF_FUZZING ?= 60
+
+fuzz: setup  ## Read damaged files with the C library under sanitizers for SECONDS_OF_FUZZING (60)
+	$(RUN) -m tests.robustness.c_files $(SECONDS_OF_FUZZING)
 
 # The tests that use a GPU if there is one. CUBLAS_WORKSPACE_CONFIG makes cuBLAS deterministic.
 GPU_TESTS ?= tests/lowering/gpu tests/lowering/test_gpu_model.py tests/lowering/test_graphs.py tests/gpu
