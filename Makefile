@@ -30,8 +30,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 setup: $(READY)  ## Build .venv
 
-tune: setup  ## Tune the memory ops for TARGET (cpu) within BUDGET (180) seconds
-	$(RAMNET) tune --target $(TARGET) --budget $(BUDGET)
+ifeq ($(origin CHECKPOINT), command line)
+TUNE := tune-model $(CHECKPOINT)
+else
+TUNE := tune --target $(TARGET)
+endif
+
+tune: setup  ## Tune the memory ops for TARGET (cpu) in BUDGET (180) seconds; with CHECKPOINT=…, the model as it is deployed
+	$(RAMNET) $(TUNE) --budget $(BUDGET)
 
 bench: setup  ## Compare every op and the model on TARGET with eager PyTorch, other libraries and the bandwidth bound
 	$(RAMNET) bench --target $(TARGET)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from export.verify import Check
     from ramnet import RamNetForCausalLM
     from ramnet.config import RamNetConfig
+    from schedules.deployment import Deployment
 
 _BYTES = 256
 
@@ -37,23 +38,27 @@ _BYTES = 256
     show_default=True,
     help="onnx: graphs of standard operators. c: a C library of the whole model.",
 )
-@click.option("--precision", default="float32", show_default=True, help="Type of the weight matrices.")
+@click.option("--precision", show_default="float32", help="Type of the weight matrices.")
 @click.option(
     "--target", default="cpu", show_default=True, help="Processor of a C library, such as rpi5; cpu is this one."
 )
-def export(checkpoint: Path, output: Path, kind: str, precision: str, target: str) -> None:
+@click.option("--tuned", is_flag=True, help="Take what `ramnet tune-model` found on this CPU, with --format c.")
+def export(checkpoint: Path, output: Path, kind: str, precision: str | None, target: str, tuned: bool) -> None:
     """Export CHECKPOINT, with all that is needed to run it, to ONNX or to C.
 
     Nothing is written unless the export gives the results of PyTorch within a tolerance.
     """
     from ramnet import RamNetForCausalLM
 
-    if kind == "onnx" and (precision, target) != ("float32", "cpu"):
+    if tuned and (precision is not None or target != "cpu"):
+        raise click.UsageError("--tuned determines --precision and --target; omit them")
+    precision = precision or "float32"
+    if kind == "onnx" and (tuned or (precision, target) != ("float32", "cpu")):
         raise click.UsageError(
-            "--precision and --target need --format c; ONNX graphs are float32 and run on any processor"
+            "--precision, --target and --tuned need --format c; ONNX graphs are float32 and run on any processor"
         )
     model = RamNetForCausalLM.from_pretrained(checkpoint)
-    written = _onnx(model, output) if kind == "onnx" else _c(model, checkpoint, output, precision, target)
+    written = _onnx(model, output) if kind == "onnx" else _c(model, checkpoint, output, precision, target, tuned)
     size = sum((output / file).stat().st_size for file in written)
     click.echo(f"wrote {click.format_filename(output)}: {', '.join(written)} ({size / 1e6:.1f} MB)")
 
@@ -73,19 +78,24 @@ def _onnx(model: RamNetForCausalLM, output: Path) -> Iterable[str]:
     return FILES
 
 
-def _c(model: RamNetForCausalLM, checkpoint: Path, output: Path, precision: str, target: str) -> Iterable[str]:
+def _c(
+    model: RamNetForCausalLM, checkpoint: Path, output: Path, precision: str, target: str, tuned: bool
+) -> Iterable[str]:
     """Export to C and print what was measured. Returns the names of the files."""
     from export.c.build import STAGES, export_c
     from export.folder import DESCRIPTION
     from export.quality import held_out
 
+    deployment = _tuned(model.config, checkpoint) if tuned else None
     try:
         text = held_out(checkpoint)
     except ValueError as error:
         click.echo(f"bits per byte are not measured: {error}", err=True)
         text = None
     with _progress(STAGES) as advance:
-        made = export_c(model, output, precision=precision, target=target, text=text, on_progress=advance)
+        made = export_c(
+            model, output, precision=precision, target=target, deployment=deployment, text=text, on_progress=advance
+        )
     if made.error is None:
         click.echo(f"not run here: verify it on the target with: ramnet verify {click.format_filename(output)}")
     else:
@@ -98,6 +108,19 @@ def _c(model: RamNetForCausalLM, checkpoint: Path, output: Path, precision: str,
             f"{made.quality.bits_per_byte:.4f} bits per byte on text {made.quality.text} ({loss:+.2%} against float32)"
         )
     return [*made.files, DESCRIPTION]
+
+
+def _tuned(config: RamNetConfig, checkpoint: Path) -> Deployment:
+    """Return the recorded deployment. Raises ValueError if there is none."""
+    from lowering.targets import cpu_name
+    from schedules.deployment import find
+
+    record = find(config, cpu_name())
+    if record is None:
+        raise ValueError(
+            f"{checkpoint} was not tuned on this CPU; run: ramnet tune-model {click.format_filename(checkpoint)}"
+        )
+    return record.chosen.deployment
 
 
 @contextmanager

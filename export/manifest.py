@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from export.folder import DESCRIPTION
 from ramnet.config import RamNetConfig, one_line
 from ramnet.files import read_text, write_text_atomic
+from schedules.deployment import Deployment
 
 C_FORMAT: Literal["ramnet-c-1"] = "ramnet-c-1"
 
@@ -50,6 +51,7 @@ class Manifest(BaseModel):
     target: str = Field(description="the processor that the library is compiled for")
     text: Literal["bytes"] | None = Field(description="how text becomes ids; None if the model does not say")
     versions: dict[str, str]
+    deployment: Deployment | None = Field(default=None, description="found by `ramnet tune-model`; None is the default")
     error: float | None = Field(default=None, description="relative L2 error of the logits; None if not run here")
     speed: Speed | None = None
     quality: Quality | None = None

@@ -23,6 +23,7 @@ from lowering.model.untouched import is_hooked
 from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
 from ramnet.state import write_safetensors
+from schedules.deployment import Deployment
 
 HEADER, ARCHIVE, PROGRAM = "ramnet.h", "libramnet.a", "generate.c"
 THIS_CPU = "cpu"
@@ -35,6 +36,7 @@ def export_c(
     *,
     precision: str = "float32",
     target: str = THIS_CPU,
+    deployment: Deployment | None = None,
     text: quality.HeldOut | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> manifest.Manifest:
@@ -48,6 +50,7 @@ def export_c(
             is exported as the model that it was given.
         directory: a missing or empty folder, or an earlier export, which is replaced.
         precision: the type of the weight matrices, a key of ``lowering.aot.matrix.FORMATS``.
+        deployment: what ``ramnet tune-model`` found for this CPU, whose precision is used.
         target: "cpu" for this processor, or a key of ``lowering.aot.machines.MACHINES``.
         text: on which bits per byte are measured, if any.
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
@@ -61,11 +64,16 @@ def export_c(
     """
     need("tvm", extra="tvm")
     from lowering.aot.machines import MACHINES
+    from lowering.aot.matrix import Tiling
 
     if target != THIS_CPU and target not in MACHINES:
         raise ValueError(f"target is {target!r}; it must be {THIS_CPU} or one of {', '.join(MACHINES)}")
     machine = None if target == THIS_CPU else MACHINES[target]
     model = plain(model)
+    loops = build.LOOPS
+    if deployment is not None:
+        precision = deployment.precision
+        loops = build.Loops(Tiling(deployment.rows, deployment.tokens, deployment.lanes), deployment.spins)
     weights.check(model.config, precision)
     if not is_as_built(model) or is_hooked(model):
         raise ValueError(
@@ -74,12 +82,9 @@ def export_c(
         )
     build.compiler(machine)
     with replaced(Path(directory)) as aside:
-        stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, precision)
-        write_safetensors(aside / WEIGHTS, stored)
-        reference = _as_stored(model, stored, precision)
-        Samples(*_samples(reference)).save(aside)
+        write_weights(model, precision, aside)
         on_progress("weights written")
-        build.write_libraries(model.config, precision, machine, aside)
+        build.write_libraries(model.config, precision, machine, aside, loops)
         shutil.copy(Path(__file__).parents[1] / "examples" / "c" / PROGRAM, aside / PROGRAM)
         licence.copy(aside)
         on_progress("library built")
@@ -87,6 +92,7 @@ def export_c(
             format=manifest.C_FORMAT,
             config=model.config,
             precision=precision,
+            deployment=deployment,
             target=cpu_name() if machine is None else target,
             text="bytes" if model.config.vocab_size == quality.BYTES else None,
             versions=manifest.versions(("ramnet", "torch", "apache-tvm")),
@@ -102,6 +108,14 @@ def export_c(
             found.save(aside)
     on_progress("measured")
     return found
+
+
+def write_weights(model: RamNetForCausalLM, precision: str, directory: Path) -> dict[str, torch.Tensor]:
+    """Write the weights and the samples of a precision to ``directory``. Returns the tensors of the weights' file."""
+    stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, precision)
+    write_safetensors(directory / WEIGHTS, stored)
+    Samples(*_samples(_as_stored(model, stored, precision))).save(directory)
+    return stored
 
 
 def _as_stored(model: RamNetForCausalLM, stored: dict[str, torch.Tensor], precision: str) -> RamNetForCausalLM:

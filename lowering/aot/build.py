@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache as once
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lowering import cache
 from lowering.aot import weights
@@ -27,26 +27,43 @@ KERNELS, SIZES = "kernels.o", "config.h"
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden")
 
 
-def shared_library(config: RamNetConfig, precision: str = "float32") -> Path:
+class Loops(NamedTuple):
+    """What does not change results but speed.
+
+    Attributes:
+        tiling: of matrix products, ``lowering.aot.matrix.Tiling``; None takes that of the precision.
+        spins: how often an idle thread looks for work before it sleeps.
+    """
+
+    tiling: Any = None
+    # The gaps between the loops of a token are some microseconds; a thread that slept takes 50 to wake.
+    spins: int = 20000
+
+
+LOOPS = Loops()
+
+
+def shared_library(config: RamNetConfig, precision: str = "float32", loops: Loops = LOOPS) -> Path:
     """Return the shared library of a model for this machine, from the disk cache or built now.
 
     Args:
         precision: the type of the weight matrices, a key of ``lowering.aot.matrix.FORMATS``.
+        loops: the loops of its products and its threads' waiting.
 
     Raises:
         ValueError: if ``weights.check`` refuses the config or the precision.
         ImportError: if TVM is not installed.
         RuntimeError: if there is no C compiler, or it fails.
     """
-    name = f"token-{_key(config, precision)}.so"
+    name = f"token-{_key(config, precision, loops)}.so"
     found = cache.find(name)
     if found is None:
         compiler()  # raises the RuntimeError before kernels are compiled
-        found = cache.keep(name, lambda aside: _build(config, precision, aside))
+        found = cache.keep(name, lambda aside: _build(config, precision, loops, aside))
     if found is None:
         found = Path(_without_cache().name) / name
         if not found.exists():
-            _build(config, precision, found)
+            _build(config, precision, loops, found)
     return found
 
 
@@ -56,15 +73,16 @@ def _without_cache() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="ramnet-")
 
 
-def _build(config: RamNetConfig, precision: str, library: Path) -> None:
+def _build(config: RamNetConfig, precision: str, loops: Loops, library: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ramnet-") as folder:
-        write_sources(config, Path(folder), precision)
+        write_sources(config, Path(folder), precision, loops=loops)
         link(Path(folder), library)
 
 
 def write_sources(
-    config: RamNetConfig, folder: Path, precision: str = "float32", machine: Machine | None = None
-) -> None:
+    config: RamNetConfig, folder: Path, precision: str = "float32", machine: Machine | None = None,
+    loops: Loops = LOOPS,
+) -> None:  # fmt: skip
     """Write what a library is made of to ``folder``: the kernels' object, their sizes, and the C files.
 
     Raises:
@@ -79,7 +97,7 @@ def write_sources(
 
     weights.check(config, precision)
     machine = machine or host()
-    made = token.module(config, precision, machine)
+    made = token.module(config, precision, machine, loops.tiling)
     # StorageRewrite merges small buffers into large ones, which need TVM's allocator.
     with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
         compiled: Any = tvm.compile(made, target=tvm.target.Target(machine.llvm))
@@ -88,16 +106,18 @@ def write_sources(
     if b"__TVMBackendAllocWorkspace" in kernels:
         raise RuntimeError("a kernel needs a workspace, which the C library does not have")
     (folder / KERNELS).write_bytes(kernels)
-    (folder / SIZES).write_text(_sizes(config, precision), encoding="utf-8")
+    (folder / SIZES).write_text(_sizes(config, precision, loops.spins), encoding="utf-8")
     for path in RUNTIME.iterdir():
         shutil.copy(path, folder / path.name)
 
 
-def write_libraries(config: RamNetConfig, precision: str, machine: Machine | None, directory: Path) -> None:
+def write_libraries(
+    config: RamNetConfig, precision: str, machine: Machine | None, directory: Path, loops: Loops = LOOPS
+) -> None:
     """Write libramnet.so, libramnet.a and ramnet.h to ``directory``. Raises what ``write_sources`` and ``link`` do."""
     with tempfile.TemporaryDirectory(prefix="ramnet-") as place:
         folder = Path(place)
-        write_sources(config, folder, precision, machine)
+        write_sources(config, folder, precision, machine, loops)
         link(folder, directory / "libramnet.so", machine)
         _archive(folder, directory / "libramnet.a", machine)
         shutil.copy(folder / "ramnet.h", directory / "ramnet.h")
@@ -154,15 +174,15 @@ def runs_here(machine: Machine | None) -> bool:
     return machine is None or machine.llvm.get("mtriple", platform.machine()).startswith(platform.machine())
 
 
-def _key(config: RamNetConfig, precision: str) -> str:
+def _key(config: RamNetConfig, precision: str, loops: Loops) -> str:
     """Return a digest of everything that determines the library."""
     sources = [path.read_text(encoding="utf-8") for path in sorted(RUNTIME.iterdir())]
     modules = [code(name) for name in sorted(closure(["lowering.aot.token", "lowering.aot.build"]))]
-    parts = [config.to_json(), precision, cpu_digest(), repr(package_versions("llvm")), *modules, *sources]
+    parts = [config.to_json(), precision, repr(loops), cpu_digest(), repr(package_versions("llvm")), *modules, *sources]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def _sizes(config: RamNetConfig, precision: str) -> str:
+def _sizes(config: RamNetConfig, precision: str, spins: int) -> str:
     """Return config.h: the sizes that the C files are compiled with."""
     from lowering.aot.function import BLOCK
 
@@ -177,6 +197,7 @@ def _sizes(config: RamNetConfig, precision: str) -> str:
         "VALUE_DIM": c.value_dim, "ORDER": c.order, "SUB_DIM": c.sub_dim, "TOP_K": c.top_k, "SLOTS": c.slots,
         "INNER": c.intermediate_size, "CONVS": c.conv_layers, "TAPS": c.conv_kernel, "WEIGHTS": len(pointers),
         "CONV_WEIGHTS": of_one("convs"), "BLOCK_WEIGHTS": of_one("blocks"), "BLOCK": BLOCK,
+        "SPINS": spins,
     }  # fmt: skip
     defines = "".join(f"#define {name} {size}\n" for name, size in sizes.items())
     heads = ", ".join(str(c.cape_heads(i)) for i in range(c.num_layers))

@@ -38,10 +38,11 @@ class Matrix(ABC):
     """A weight in the buffer ``weight`` [outputs, inputs], with its scales in ``scale`` if it is of integers."""
 
     dtype: ClassVar[str]  # of the weight's buffer
-    tiling: ClassVar[Tiling] = Tiling()
+    default: ClassVar[Tiling] = Tiling()
 
-    def __init__(self, weight: Any, scale: Any, machine: Machine) -> None:
+    def __init__(self, weight: Any, scale: Any, machine: Machine, tiling: Tiling | None = None) -> None:
         self.weight, self.scale, self.machine = weight, scale, machine
+        self.tiling = tiling or self.default
         self.outputs, self.inputs = (int(size) for size in weight.shape)
 
     def prepare(self, X: Any, tokens: Any, scratch: tuple[Any, Any]) -> Any:
@@ -83,7 +84,7 @@ class Float32(Matrix):
 class Bfloat16(Float32):
     dtype = "uint16"
     # One long row at a time: a token of "340m" takes 32 ms, and 43 with four rows of 16 lanes.
-    tiling = Tiling(rows=1, lanes=64)
+    default = Tiling(rows=1, lanes=64)
 
     def value(self, row: Any, column: Any) -> Expression:
         wide = self.weight[row, column].astype("uint32") << emit.constant(16, "uint32")

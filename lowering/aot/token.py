@@ -18,7 +18,7 @@ from tvm.script.ir_builder import tirx as builder
 from lowering import emit
 from lowering.aot.function import BLOCK, Buffer, Parameters, Weight, function, rows, vector
 from lowering.aot.machines import Machine
-from lowering.aot.matrix import FORMATS
+from lowering.aot.matrix import FORMATS, Tiling
 from lowering.aot.parts import norm, product
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.memory_step import Places, prefetch, token
@@ -32,9 +32,12 @@ from schedules.workload import Workload
 _F32 = "float32"
 
 
-def module(config: RamNetConfig, precision: str, machine: Machine) -> IRModule:
-    """Return the functions of a model whose matrices are stored as ``precision``, a key of ``FORMATS``."""
-    kernels = _Kernels(config, precision, machine)
+def module(config: RamNetConfig, precision: str, machine: Machine, tiling: Tiling | None = None) -> IRModule:
+    """Return the functions of a model whose matrices are stored as ``precision``, a key of ``FORMATS``.
+
+    ``tiling`` None takes that of the precision.
+    """
+    kernels = _Kernels(config, precision, machine, tiling)
     functions = [kernels.embed(), kernels.address(), kernels.memory(), kernels.mix(), kernels.head()]
     if config.intermediate_size:
         functions.append(kernels.feed_forward())
@@ -46,9 +49,9 @@ def module(config: RamNetConfig, precision: str, machine: Machine) -> IRModule:
 class _Kernels:
     """Emits the functions."""
 
-    def __init__(self, config: RamNetConfig, precision: str, machine: Machine) -> None:
+    def __init__(self, config: RamNetConfig, precision: str, machine: Machine, tiling: Tiling | None) -> None:
         self.c = config
-        self.matrix = partial(FORMATS[precision], machine=machine)
+        self.matrix = partial(FORMATS[precision], machine=machine, tiling=tiling)
         self.weight_type = FORMATS[precision].dtype
         self.addresses = 2 * config.num_heads * config.order * config.sub_dim
         self.values = config.num_heads * config.value_dim

@@ -4,9 +4,8 @@
 #include <stdlib.h>
 #include <threads.h>
 
-/* How often an idle thread looks for work before it sleeps. The gaps between the loops of a token are some
- * microseconds; a thread that slept takes 50 to wake. */
-enum { SPINS = 20000 };
+#include "config.h"
+
 
 struct pool {
   int threads; /* besides the caller's */

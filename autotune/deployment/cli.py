@@ -1,0 +1,99 @@
+"""``ramnet tune-model``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import click
+
+
+@click.command("tune-model")
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.option("--preset", help="A model configuration with random weights, instead of CHECKPOINT.")
+@click.option("--budget", type=click.FloatRange(min=0, min_open=True), default=180.0, help="Seconds to spend in all.")
+@click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="The most threads to try.")
+@click.option("--seed", type=int, default=0, help="Seed of Optuna's sampler.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/tune/model"),
+    help="Folder of the journal, which a later run resumes, and of the picture.",
+)
+@click.option(
+    "--records",
+    "records_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    show_default="deployments.jsonl in the user's data folder, or in the folder RAMNET_RECORDS",
+    help="File that the chosen deployment is merged into.",
+)
+def tune_model(
+    checkpoint: Path | None, preset: str | None, budget: float, threads: int | None, seed: int, output: Path,
+    records_file: Path | None,
+) -> None:  # fmt: skip
+    """Find how a model is best deployed on this CPU: precision, loops, threads.
+
+    Each trial builds a C library of the whole model, checks it against PyTorch, and times a token, in a process that is
+    killed if it hangs. The fastest deployment that predicts at most 0.5 % worse than float32 is recorded, and `ramnet
+    export --format c --tuned` uses it.
+    """
+    begin = perf_counter()
+    if (checkpoint is None) == (preset is None):
+        raise click.UsageError("give either CHECKPOINT or --preset")
+    import torch
+
+    from autotune.deployment import report
+    from autotune.deployment.search import Progress, Search
+    from autotune.measure.bandwidth import bandwidth
+    from export.quality import held_out
+    from ramnet import RamNetConfig, RamNetForCausalLM
+    from ramnet.console import console
+    from ramnet.files import require_writable
+    from schedules import deployment
+
+    records_file = records_file or deployment.path()
+    journal, picture = output / "journal.log", output / "front.png"
+    require_writable(journal, picture, records_file)
+    screen, beside = console(), console(stderr=True)
+    text = None
+    if checkpoint is None:
+        assert preset is not None
+        torch.manual_seed(0)
+        model = RamNetForCausalLM(RamNetConfig.preset(preset))
+    else:
+        model = RamNetForCausalLM.from_pretrained(checkpoint)
+        try:
+            text = held_out(checkpoint)
+        except ValueError as error:
+            beside.print(f"precisions are judged by the model's own predictions: {error}", soft_wrap=True)
+    most = threads or os.cpu_count() or 1
+    # The final comparisons take a quarter.
+    end = begin + budget * 0.75
+    with beside.status("writing the weights") as status, tempfile.TemporaryDirectory(prefix="ramnet-") as folder:
+
+        def show(progress: Progress) -> None:
+            status.update(
+                f"{progress.trials} trials, {progress.failures} failed, best {progress.gain:.2f}× the default in"
+                f" float32, {progress.seconds_left:.0f} s left: {progress.doing}"
+            )
+
+        search = Search(
+            model, text, Path(folder), journal, threads=most, seed=seed, limit=max(60.0, budget), on_progress=show
+        )
+        del model
+        search.run(end)
+        record = search.finish()
+        deployment.merge(records_file, record)
+        read = bandwidth("DRAM", record.chosen.deployment.threads)
+        points = [*search.tried_points(), record.chosen]
+    report.save(record, points, read, picture)
+    screen.print(report.table(record, read))
+    screen.print(
+        f"{record.chosen.deployment}: {record.gain:.2f}× the tokens/s of lowering.compile (spread"
+        f" {record.gain_spread:.0%}), {record.chosen.loss:+.3%} bits a token, judged by {record.judged_by}",
+        soft_wrap=True,
+    )
+    screen.print(f"record: {records_file}", soft_wrap=True)
+    screen.print(f"picture: {picture}", soft_wrap=True)

@@ -1,0 +1,207 @@
+"""The search for a deployment keeps every trial, heeds the largest loss, and records what it found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("tvm", reason="the library needs tvm: pip install 'ramnet[tvm]'")
+pytest.importorskip("optuna", reason="the tuner needs optuna: pip install 'ramnet[tune]'")
+
+from autotune.deployment import search, trial
+from autotune.deployment.cli import tune_model
+from autotune.deployment.search import MOST_LOSS, Search, TrialError
+from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request
+from export.c.build import export_c
+from export.quality import HeldOut
+from ramnet import RamNetForCausalLM
+from schedules.deployment import Deployment, DeploymentRecord, Point, find, front, load, merge
+from tests.lowering.aot.c_library import TINY, model_of
+
+LOSSES = {"float32": 0.0, "bfloat16": 0.001, "int8": 0.004, "int4": 0.05}
+
+
+def seconds(deployment: Deployment) -> float:
+    """A machine on which int4 is fastest, int8 next, and two rows are best."""
+    speed = {"float32": 8.0, "bfloat16": 4.0, "int8": 2.0, "int4": 1.0}[deployment.precision]
+    return 1e-6 * speed * (1 + abs(deployment.rows - 2)) / deployment.threads * (1 + 1 / deployment.tokens)
+
+
+def answer(request: Request) -> Answer:
+    base = seconds(request.base)
+    times = {name: seconds(each) for name, each in {BASE: request.base, **request.others}.items()}
+    if request.compiled:
+        times[COMPILED] = 20e-6
+    bits = None if request.judge is None else (2 + 2 * LOSSES[request.judge], 2.0)
+    measured = {name: Measured(seconds=x, ratio=x / base, spread=0.0) for name, x in times.items()}
+    return Answer(times=measured, bits=bits)
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Search]:
+    """Makes searches on one journal, whose trials are ``answer``."""
+    monkeypatch.setattr(search, "_in_a_process", lambda request, limit: answer(request))
+    # A clock by which each trial takes a second.
+    clock = iter(range(10**6))
+    monkeypatch.setattr(search, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(search, "ROWS", (1, 2, 4))
+    monkeypatch.setattr(search, "LANES", (16, 64))
+    monkeypatch.setattr(search, "SPINS", (20000,))
+    model, count = model_of(TINY), iter(range(100))
+
+    def make() -> Search:
+        folder = tmp_path / f"weights{next(count)}"
+        folder.mkdir()
+        return Search(
+            model, None, folder, tmp_path / "journal.log", threads=2, seed=0, limit=60.0, on_progress=lambda _: None
+        )
+
+    return make
+
+
+def test_the_default_of_each_precision_is_tried_first_and_a_later_run_goes_on(made: Callable[[], Search]) -> None:
+    first = made()
+    first.run(search.perf_counter() + 20)
+    points = first.tried_points()
+    defaults = list(first.defaults().values())
+    assert [point.deployment for point in points[: len(defaults)]] == defaults
+    assert len({point.deployment for point in points}) == len(points) > len(defaults)
+    second = made()
+    assert second.tried_points() == points and second.losses == first.losses
+    second.run(search.perf_counter() + 20)
+    assert second.tried_points()[: len(points)] == points
+    assert len(second.tried_points()) > len(points)
+
+
+def test_the_fastest_within_the_largest_loss_is_recorded(made: Callable[[], Search], tmp_path: Path) -> None:
+    found = made()
+    found.run(float("inf"))
+    assert len(found.tried_points()) == len(found.every()), "a search without an end tries all"
+    record = found.finish()
+    chosen = record.chosen.deployment
+    assert (chosen.precision, chosen.rows, chosen.threads, chosen.tokens) == ("int8", 2, 2, 8)
+    assert record.chosen.loss == pytest.approx(LOSSES["int8"]) and record.chosen.loss <= MOST_LOSS
+    assert record.gain == pytest.approx(20e-6 / seconds(chosen))
+    assert all(b.seconds > a.seconds and b.loss < a.loss for a, b in zip(record.front, record.front[1:], strict=False))
+    file = tmp_path / "records.jsonl"
+    merge(file, record.model_copy(update={"gain": 1.0}))
+    merge(file, record.model_copy(update={"device": "another"}))
+    merge(file, record)
+    assert sorted(load(file), key=lambda each: each.device != "another")[1] == record
+    assert find(TINY, record.device, file) == record
+    assert find(TINY, "unknown", file) is None
+
+
+def test_a_failure_is_not_repeated_but_a_killed_trial_is(
+    made: Callable[[], Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Deployment] = []
+
+    def failing(request: Request, limit: float) -> Answer:
+        deployment = request.others["it"]
+        asked.append(deployment)
+        if deployment.precision == "int8":
+            raise TrialError("the logits are off by 1.0e+00; the tolerance is 1e-01")
+        if asked.count(deployment) == 1 and deployment.precision == "bfloat16":
+            raise KeyboardInterrupt  # as if the process was killed
+        return answer(request)
+
+    monkeypatch.setattr(search, "_in_a_process", failing)
+    with pytest.raises(KeyboardInterrupt):
+        made().run(float("inf"))
+    again = made()
+    default = again.defaults()["bfloat16"]
+    assert default not in again.tried()
+    monkeypatch.setattr(search, "_in_a_process", lambda request, limit: (asked.append(request.others["it"]), (
+        answer(request) if request.others["it"].precision != "int8" else failing(request, limit)))[1])  # fmt: skip
+    again.run(search.perf_counter() + 60)
+    assert asked.count(default) == 2
+    failed = [each for each, trial in again.tried().items() if "error" in trial.user_attrs]
+    assert failed and all(each.precision == "int8" for each in failed)
+
+
+def test_nothing_measured_is_a_sentence(made: Callable[[], Search]) -> None:
+    with pytest.raises(RuntimeError, match="no deployment could be measured; give the search more time"):
+        made().finish()
+
+
+@pytest.mark.parametrize("by", ["its own predictions", "text"])
+def test_a_trial_builds_checks_times_and_judges(tmp_path: Path, by: str) -> None:
+    model, ids = model_of(TINY), np.arange(64).reshape(2, 32) % 256
+    text = None if by != "text" else HeldOut("held out", ids, np.where(ids % 5, ids + 1, -100))
+    made = Search(model, text, tmp_path, tmp_path / "journal.log", threads=1, seed=0, limit=60.0, on_progress=print)
+    base = made.defaults()["float32"]
+    request = Request(
+        config=TINY, folder=tmp_path, base=base, others={"it": base}, judge="float32", rounds=1, seconds=0.0
+    )
+    found = trial.run(request)
+    assert found.times["it"].seconds > 0 and found.times[BASE].ratio == 1
+    assert found.bits is not None
+    if text is None:
+        with np.errstate(all="raise"):
+            samples = trial.Samples.load(tmp_path / "float32").logits.astype(np.float64)
+        p = np.exp(samples) / np.exp(samples).sum(1, keepdims=True)
+        want = -(p * np.log2(p)).sum(1).mean()
+    else:
+        want = _bits(model, text)
+    assert found.bits == pytest.approx((want, want), rel=1e-4)
+    altered = trial.Samples.load(tmp_path / "float32")
+    altered.logits[0] += 1
+    altered.save(tmp_path / "float32")
+    with pytest.raises(ValueError, match="the logits are off by"):
+        trial.run(request)
+
+
+def _bits(model: RamNetForCausalLM, text: HeldOut) -> float:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    with torch.no_grad():
+        logits = model(torch.from_numpy(text.ids)).logits
+    return float(cross_entropy(logits.flatten(0, 1), torch.from_numpy(text.labels).flatten())) / float(np.log(2))
+
+
+def test_points_that_another_beats_in_both_are_not_in_the_front() -> None:
+    def point(seconds: float, loss: float) -> Point:
+        deployment = Deployment(precision="int8", rows=1, lanes=16, tokens=4, threads=1, spins=0)
+        return Point(deployment=deployment, seconds=seconds, loss=loss, size=1)
+
+    points = [point(2.0, 0.1), point(1.0, 0.2), point(2.0, 0.3), point(3.0, 0.1), point(3.0, 0.0)]
+    assert [(each.seconds, each.loss) for each in front(points)] == [(1.0, 0.2), (2.0, 0.1), (3.0, 0.0)]
+
+
+def test_the_command_records_draws_and_the_export_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(search, "_in_a_process", lambda request, limit: answer(request))
+    monkeypatch.setattr("autotune.measure.bandwidth.bandwidth", lambda level, threads: 1e10)
+    monkeypatch.setattr(search, "ROWS", (1, 2, 4))
+    monkeypatch.setattr(search, "LANES", (16, 64))
+    checkpoint = tmp_path / "checkpoint"
+    model_of(TINY).save_pretrained(checkpoint)
+    options = [str(checkpoint), "--output", str(tmp_path / "out"), "--budget", "20", "--threads", "1"]
+    done = CliRunner().invoke(tune_model, options, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "the tokens/s of lowering.compile" in done.output
+    assert (tmp_path / "out" / "front.png").read_bytes().startswith(b"\x89PNG")
+    (line,) = (tmp_path / "records" / "deployments.jsonl").read_text().splitlines()
+    record = DeploymentRecord.model_validate(json.loads(line))
+    built: list[Any] = []
+    monkeypatch.setattr("lowering.aot.build.write_libraries", lambda *arguments: built.append(arguments) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_c(model_of(TINY), tmp_path / "c", deployment=record.chosen.deployment)
+    (arguments,) = built
+    chosen = record.chosen.deployment
+    assert arguments[1] == chosen.precision == "int8"
+    assert (arguments[4].tiling.rows, arguments[4].tiling.tokens) == (chosen.rows, chosen.tokens)
+
+
+def test_a_damaged_record_file_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"records.jsonl, line 1, is not a record"):
+        load(tmp_path / "records.jsonl")
