@@ -119,7 +119,7 @@ def test_a_description_cannot_name_files_elsewhere(bundle: Path, tmp_path: Path,
 def test_an_export_that_differs_from_pytorch_is_not_written(
     bundle: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def copied(config: object, precision: str, machine: object, directory: Path) -> None:
+    def copied(config: object, precision: str, machine: object, directory: Path, loops: object) -> None:
         for name in (LIBRARY, ARCHIVE, HEADER):
             (directory / name).write_bytes((bundle / name).read_bytes())
 
