@@ -164,8 +164,8 @@ def test_gpu_kernels_of_a_step_are_right_on_a_large_memory() -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("form", ["serial", "slots"])
-def test_gpu_kernels_of_a_scan_are_right_on_a_large_memory(form: Any) -> None:
+@pytest.mark.parametrize(("form", "knobs"), [("serial", {}), ("slots", {"piece": 8})], ids=["serial", "slots"])
+def test_gpu_kernels_of_a_scan_are_right_on_a_large_memory(form: str, knobs: dict[str, int]) -> None:
     small = inputs_of(3)
     expected = reference.memory_scan(*as_backends_take(small.values()), 1.0, 1e-6, 0.01)
     given = [torch.randn_like(small["values"]), torch.zeros_like(small["memory"]), torch.zeros_like(small["mass"])]
@@ -176,16 +176,15 @@ def test_gpu_kernels_of_a_scan_are_right_on_a_large_memory(form: Any) -> None:
     inputs = [x.flatten(0, 1) for x in large.values()]
     rows = spread(torch.arange(8)).long()
 
-    output, new_memory, new_mass = walked("memory_scan", gpu.SCHEDULES["memory_scan"][form](), *inputs, 1.0, 1e-6)
+    forward, backward = (gpu.SCHEDULES[op][form](**knobs) for op in ("memory_scan", "memory_scan_backward"))
+    output, new_memory, new_mass = walked("memory_scan", forward, *inputs, 1.0, 1e-6)
     assert relative_rmse(output.view(expected[0].shape), expected[0]) < 1e-5
     assert relative_rmse(new_memory[:, rows], expected[1].flatten(0, 1)) < 1e-5
     assert relative_rmse(new_mass[:, rows], expected[2].flatten(0, 1)) < 1e-5
     del new_memory
 
     wide = [given[0].flatten(0, 1), untouched_zeros().flatten(0, 1), torch.zeros_like(mass).flatten(0, 1)]
-    found = walked(
-        "memory_scan_backward", gpu.SCHEDULES["memory_scan_backward"][form](), *wide, *inputs, 1.0, 1e-6, 0.01
-    )
+    found = walked("memory_scan_backward", backward, *wide, *inputs, 1.0, 1e-6, 0.01)
     for actual, wanted in zip(found[:3], gradients[:3], strict=True):
         assert relative_rmse(actual.view(wanted.shape), wanted) < 1e-4
     assert relative_rmse(found[3][:, rows], gradients[3].flatten(0, 1)) < 1e-4
