@@ -158,27 +158,36 @@ def test_a_folder_that_cannot_be_created_only_disables_the_cache(place: Path) ->
     decodes_with_a_notice(str(place))
 
 
-FULL_DISK = """
-import warnings
+FULL_DISKS = """
+import os, sys, tempfile, warnings
+import pytest
 from tests.lowering import test_cache
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    assert test_cache.decodes()
-print(*(warning.message for warning in caught))
+for folder in sys.argv[1:]:
+    os.environ["RAMNET_CACHE"] = tempfile.tempdir = os.environ["TMPDIR"] = folder
+    with warnings.catch_warnings(record=True) as caught, pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("always")
+        test_cache.forget(patch)
+        assert test_cache.decodes()
+    print(*(warning.message for warning in caught))
 """
 
 
 @pytest.mark.skipif(not CAN_MOUNT, reason="a small disk needs unshare --map-root-user --mount")
-@pytest.mark.parametrize("size", [4, 12])
-def test_a_full_disk_only_disables_the_cache(size: int, place: Path, tmp_path: Path) -> None:
-    place.mkdir()
-    shell = f'mount -t tmpfs -o size={size}k tmpfs {place} && TMPDIR={place} "$0" -c "$1" && ls -A {place}/kernels'
-    command = [*UNSHARE, "sh", "-c", shell, sys.executable, FULL_DISK]
+def test_a_full_disk_only_disables_the_cache(tmp_path: Path) -> None:
+    """On a disk of 4 KB and on one of 12, in one process, as its imports take most of the time."""
+    places = tmp_path / "4", tmp_path / "12"
+    mounts = [f"mount -t tmpfs -o size={place.name}k tmpfs {place}" for place in places]
+    shell = " && ".join([*mounts, '"$0" -c "$@"', *(f"ls -A {place}/kernels" for place in places)])
+    for place in places:
+        place.mkdir()
+    command = [*UNSHARE, "sh", "-c", shell, sys.executable, FULL_DISKS, *map(str, places)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"a compiled kernel cannot be kept in {place / 'kernels'}: "), done.stdout
-    assert "No space left on device" in done.stdout
-    assert len(done.stdout.splitlines()) == 1, done.stdout
+    said = done.stdout.splitlines()
+    assert len(said) == 2, said  # and the folders of kernels are empty
+    for place, line in zip(places, said, strict=True):
+        assert line.startswith(f"a compiled kernel cannot be kept in {place / 'kernels'}: "), line
+        assert "No space left on device" in line
 
 
 def test_without_a_linker_kernels_work_but_are_not_cached(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,15 +216,25 @@ logits = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0))
 with lowering.use("cpu"):
     slots, weights = ramnet.ops.address_decode(logits, 3)
 compiled = [kernel.compiled_now for kernel in lowering.cpu.build._loaded.values()]
-print(json.dumps({"compiled": compiled, "tvm": "tvm" in sys.modules, "sum": float(weights.sum())}))
+print(json.dumps({"compiled": compiled, "tvm": "tvm" in sys.modules, "sum": float(weights.sum())}), flush=True)
+"""
+# Two processes at once, then one. They are forked after torch's import, which takes seconds.
+TWO_THEN_ONE = """
+import os, sys, torch
+for together in (2, 1):
+    for _ in range(together):
+        if not os.fork():
+            exec(sys.argv[1], {})
+            os._exit(0)
+    for _ in range(together):
+        assert os.wait()[1] == 0
 """
 
 
 def test_processes_that_begin_at_once_all_get_a_kernel_and_a_later_one_compiles_nothing(place: Path) -> None:
-    command = [sys.executable, "-c", FIRST_RESULT]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    first = [json.loads(process.communicate()[0]) for process in running]
-    later = json.loads(subprocess.check_output(command))
+    said = subprocess.check_output([sys.executable, "-c", TWO_THEN_ONE, FIRST_RESULT], text=True)
+    *first, later = map(json.loads, said.splitlines())
+    assert len(first) == 2
     assert len({each["sum"] for each in (*first, later)}) == 1
     assert [True] in [each["compiled"] for each in first] and later["compiled"] == [False]
     assert not later["tvm"], "the compiler was imported though nothing was compiled"
