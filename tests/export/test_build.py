@@ -176,10 +176,20 @@ def test_weights_that_all_lie_in_the_graphs_have_their_file_and_digest_too(
     assert torch.equal(OnnxSession(tmp_path / "onnx")(ids).logits, OnnxSession(mixed.onnx)(ids).logits)
 
 
-def test_an_export_leaves_each_module_in_the_mode_it_was_in(tmp_path: Path) -> None:
-    model = make_model("bare").train()
+def test_an_export_leaves_each_module_in_the_mode_it_was_in(
+    mixed: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    model = make_model("mixed").train()
     model.blocks[0].eval()
-    modes = [module.training for module in model.modules()]
+    modes, traced = [module.training for module in model.modules()], []
+    monkeypatch.setattr(
+        torch.onnx, "export", lambda wrapped, *_, **__: traced.extend(m.training for m in wrapped.model.modules())
+    )
+    with pytest.raises(RuntimeError, match="gave no decode graph"):
+        export_onnx(model, tmp_path / "onnx")
+    assert traced and not any(traced)
+    assert [module.training for module in model.modules()] == modes
+    request.getfixturevalue("quick_build")  # the stages after the graphs
     export_onnx(model, tmp_path / "onnx")
     assert [module.training for module in model.modules()] == modes
 

@@ -13,7 +13,7 @@ from ramnet import RamNetForCausalLM
 from tests.lowering.compiled.models import fresh, outputs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pair() -> tuple[RamNetForCausalLM, RamNetForCausalLM]:
     """A model, and the compiled model that shares its modules, after calls in prefill and decoding."""
     model = fresh()
