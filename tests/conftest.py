@@ -9,27 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
-import hypothesis
 import pytest
-import torch
-
-# Triton reads TRITON_INTERPRET when a kernel's module is imported. Without a GPU, kernels are interpreted.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from ramnet import ops
-from ramnet.cli import main
-
-# Examples are the same at each run; a kernel's first call compiles, so there is no deadline.
-hypothesis.settings.register_profile(
-    "repeatable",
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=20,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,6 +21,27 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
     os.environ.setdefault("RAMNET_CACHE", str(config.rootpath / ".pytest_cache" / "kernels"))
     os.environ["RAMNET_RECORDS"] = str(config.rootpath / ".pytest_cache" / "no-records")
+
+
+def pytest_collectstart() -> None:
+    """Import what all tests use, before they do. The process that only gives tests to others does not collect them, and
+    need not wait 3 seconds for these imports before it starts the others."""
+    import hypothesis
+    import torch
+
+    # Triton reads TRITON_INTERPRET when a kernel's module is imported. Without a GPU, kernels are interpreted.
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    # Examples are the same at each run; a kernel's first call compiles, so there is no deadline.
+    hypothesis.settings.register_profile(
+        "repeatable",
+        derandomize=True,
+        database=None,
+        deadline=None,
+        max_examples=20,
+        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_finish() -> None:
@@ -60,6 +61,8 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """Run ``ramnet`` with these arguments in this process and return its exit status."""
+    from ramnet.cli import main
+
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments: object) -> int:
@@ -79,6 +82,10 @@ def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]
 @pytest.fixture(params=["", "cpu"], ids=["reference", "cpu"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on the reference and on the CPU kernels, with every torch.empty filled with NaN."""
+    import torch
+
+    from ramnet import ops
+
     if request.param:
         pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
     torch.use_deterministic_algorithms(True)
