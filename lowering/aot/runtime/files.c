@@ -1,13 +1,7 @@
-#define _POSIX_C_SOURCE 200809L
 #include "files.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "kernels.h"
 
@@ -119,61 +113,41 @@ static int read_entry(cursor* c, entry* e, int* is_tensor, int* more) {
   return *more || next_is(c, '}');
 }
 
-static cursor header_of(const mapping* file) {
+static cursor header_of(const tensor_file* file) {
   return (cursor){file->bytes + PREFIX, file->bytes + PREFIX + file->header};
 }
 
-static int check_header(mapping* file) {
+int read_tensors(tensor_file* file, const char* name, const void* bytes, size_t size) {
   uint64_t header = 0;
-  if (file->size < PREFIX) return fail(RAMNET_BAD_FILE, "%s is not a safetensors file: it is too short", file->path);
+  *file = (tensor_file){name, bytes, size, 0, 0};
+  if (file->size < PREFIX) return fail(RAMNET_BAD_FILE, "%s is not a safetensors file: it is too short", file->name);
   for (int i = PREFIX - 1; i >= 0; i--) header = header << 8 | (unsigned char)file->bytes[i];
   if (header > file->size - PREFIX)
-    return fail(RAMNET_BAD_FILE, "%s is not a safetensors file, or it was cut", file->path);
+    return fail(RAMNET_BAD_FILE, "%s is not a safetensors file, or it was cut", file->name);
   file->header = (size_t)header;
   const int64_t data = (int64_t)(file->size - PREFIX - file->header);
   cursor c = header_of(file);
   int more = next_is(&c, '{');
-  if (!more) return fail(RAMNET_BAD_FILE, "%s is not a safetensors file", file->path);
+  if (!more) return fail(RAMNET_BAD_FILE, "%s is not a safetensors file", file->name);
   while (more) {
     entry e;
     int is_tensor;
-    if (!read_entry(&c, &e, &is_tensor, &more)) return fail(RAMNET_BAD_FILE, "%s has a damaged header", file->path);
+    if (!read_entry(&c, &e, &is_tensor, &more)) return fail(RAMNET_BAD_FILE, "%s has a damaged header", file->name);
     if (!is_tensor) continue;
     if (e.begin > e.end || e.end > data)
-      return fail(RAMNET_BAD_FILE, "%s was cut: %.*s lies outside of it", file->path,
+      return fail(RAMNET_BAD_FILE, "%s was cut: %.*s lies outside of it", file->name,
                   (int)(e.name.length < 64 ? e.name.length : 64), e.name.text);
     file->tensors++;
   }
   return RAMNET_OK;
 }
 
-int map_tensors(const char* path, mapping* file) {
-  struct stat status;
-  *file = (mapping){path, NULL, 0, 0, 0};
-  const int handle = open(path, O_RDONLY | O_CLOEXEC);
-  if (handle < 0) return fail(RAMNET_BAD_FILE, "%s cannot be opened: %s", path, strerror(errno));
-  if (fstat(handle, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size == 0) {
-    close(handle);
-    return fail(RAMNET_BAD_FILE, "%s is not a safetensors file", path);
-  }
-  void* bytes = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, handle, 0);
-  close(handle);
-  if (bytes == MAP_FAILED) return fail(RAMNET_NO_MEMORY, "%s cannot be mapped: %s", path, strerror(errno));
-  file->bytes = bytes;
-  file->size = (size_t)status.st_size;
-  const int bad = check_header(file);
-  if (bad) unmap(file);
-  return bad;
-}
-
-void unmap(const mapping* file) { munmap((void*)file->bytes, file->size); }
-
 static int size_of(const char* dtype) {
   if (strcmp(dtype, "I64") == 0) return 8;
   return strcmp(dtype, "F32") == 0 ? 4 : strcmp(dtype, "BF16") == 0 ? 2 : 1;
 }
 
-int find_tensor(const mapping* file, const char* name, const char* dtype, tensor_shape shape, const void** data) {
+int find_tensor(const tensor_file* file, const char* name, const char* dtype, tensor_shape shape, const void** data) {
   cursor c = header_of(file);
   int more = next_is(&c, '{'), is_tensor;
   entry e = {{NULL, 0}, {NULL, 0}, {0, {0}}, 0, 0};
@@ -181,7 +155,7 @@ int find_tensor(const mapping* file, const char* name, const char* dtype, tensor
     if (!read_entry(&c, &e, &is_tensor, &more)) break;
     if (is_tensor && equals(e.name, name)) goto found;
   }
-  return fail(RAMNET_BAD_FILE, "%s has no tensor %s; it is of another model", file->path, name);
+  return fail(RAMNET_BAD_FILE, "%s has no tensor %s; it is of another model", file->name, name);
 found:;
   int fits = equals(e.dtype, dtype) && e.shape.rank == shape.rank;
   int64_t bytes = size_of(dtype);
@@ -191,74 +165,28 @@ found:;
   }
   const size_t at = PREFIX + file->header + (size_t)e.begin;
   if (!fits)
-    return fail(RAMNET_BAD_FILE, "%s: %s is %.*s of another shape or type; this model has %s", file->path, name,
+    return fail(RAMNET_BAD_FILE, "%s: %s is %.*s of another shape or type; this model has %s", file->name, name,
                 (int)(e.dtype.length < 16 ? e.dtype.length : 16), e.dtype.text, dtype);
   if (e.end - e.begin != bytes || at % (size_t)size_of(dtype) != 0)
-    return fail(RAMNET_BAD_FILE, "%s: the data of %s is not where its shape says", file->path, name);
+    return fail(RAMNET_BAD_FILE, "%s: the data of %s is not where its shape says", file->name, name);
   *data = file->bytes + at;
   return RAMNET_OK;
 }
 
-int file_create(tensor_file* file, const char* path) {
-  *file = (tensor_file){.path = path};
-  if ((size_t)snprintf(file->aside, sizeof file->aside, "%s.%ld.aside", path, (long)getpid()) >= sizeof file->aside)
-    return fail(RAMNET_BAD_ARGUMENT, "the path of %zu bytes is too long", strlen(path));
-  file->stream = fopen(file->aside, "wb");
-  if (file->stream == NULL) return fail(RAMNET_BAD_FILE, "%s cannot be written: %s", path, strerror(errno));
-  file->capacity = 4096;
-  file->header = malloc(file->capacity);
-  if (file->header == NULL) file->failed = ENOMEM;
-  else file->header[file->used++] = '{';
-  return RAMNET_OK;
-}
-
-void file_declare(tensor_file* file, const char* name, const char* dtype, tensor_shape shape, size_t bytes) {
-  enum { LONGEST = 256 };
-  if (!file->failed && file->capacity - file->used < LONGEST) {
-    char* larger = realloc(file->header, file->capacity * 2);
-    if (larger == NULL) file->failed = ENOMEM;
-    else file->header = larger, file->capacity *= 2;
+void declare_tensor(const char* name, const char* dtype, tensor_shape shape, size_t begin, put_bytes* put, void* to) {
+  char text[256];
+  size_t bytes = (size_t)size_of(dtype);
+  int used = snprintf(text, sizeof text, "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[", begin ? ',' : '{', name, dtype);
+  for (int i = 0; i < shape.rank; i++) {
+    used += snprintf(text + used, sizeof text - (size_t)used, "%s%lld", i ? "," : "", (long long)shape.sizes[i]);
+    bytes *= (size_t)shape.sizes[i];
   }
-  if (file->failed) return;
-  char* to = file->header + file->used;
-  int used = snprintf(to, LONGEST, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", file->used > 1 ? "," : "", name, dtype);
-  for (int i = 0; i < shape.rank; i++)
-    used += snprintf(to + used, (size_t)(LONGEST - used), "%s%lld", i ? "," : "", (long long)shape.sizes[i]);
-  used += snprintf(to + used, (size_t)(LONGEST - used), "],\"data_offsets\":[%zu,%zu]}", file->offset,
-                   file->offset + bytes);
-  file->used += (size_t)used;
-  file->offset += bytes;
+  used += snprintf(text + used, sizeof text - (size_t)used, "],\"data_offsets\":[%zu,%zu]}", begin, begin + bytes);
+  put(to, text, (size_t)used);
 }
 
-static void put(tensor_file* file, const void* data, size_t bytes) {
-  if (!file->failed && bytes > 0 && fwrite(data, 1, bytes, file->stream) != bytes) file->failed = errno ? errno : EIO;
-}
-
-static void put_header(tensor_file* file) {
+void put_header_size(size_t bytes, put_bytes* put, void* to) {
   unsigned char size[PREFIX];
-  if (file->failed) return;
-  file->header[file->used++] = '}';
-  while (file->used % PREFIX) file->header[file->used++] = ' ';
-  for (int i = 0; i < PREFIX; i++) size[i] = (unsigned char)((uint64_t)file->used >> 8 * i);
-  put(file, size, PREFIX);
-  put(file, file->header, file->used);
-}
-
-void file_write(tensor_file* file, const void* data, size_t bytes) {
-  if (file->header != NULL) {
-    put_header(file);
-    free(file->header);
-    file->header = NULL;
-  }
-  put(file, data, bytes);
-}
-
-int file_finish(tensor_file* file) {
-  if (!file->failed && (fflush(file->stream) != 0 || fsync(fileno(file->stream)) != 0)) file->failed = errno;
-  if (fclose(file->stream) != 0 && !file->failed) file->failed = errno;
-  if (!file->failed && rename(file->aside, file->path) != 0) file->failed = errno;
-  free(file->header);
-  if (!file->failed) return RAMNET_OK;
-  remove(file->aside);
-  return fail(RAMNET_BAD_FILE, "%s cannot be written: %s", file->path, strerror(file->failed));
+  for (int i = 0; i < PREFIX; i++) size[i] = (unsigned char)((uint64_t)bytes >> 8 * i);
+  put(to, size, PREFIX);
 }

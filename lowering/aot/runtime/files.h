@@ -4,7 +4,6 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 
 typedef struct {
   int rank;
@@ -13,32 +12,26 @@ typedef struct {
 
 /* A file in memory. */
 typedef struct {
-  const char* path;
+  const char* name; /* what messages call it */
   const char* bytes;
   size_t size;
   size_t header; /* bytes of the header */
   int tensors;
-} mapping;
-
-int map_tensors(const char* path, mapping* file);
-void unmap(const mapping* file);
-
-/* Find a tensor that must be of this type and shape. */
-int find_tensor(const mapping* file, const char* name, const char* dtype, tensor_shape shape, const void** data);
-
-/* A file that is written beside its name, which it takes at the end. */
-typedef struct {
-  const char* path;
-  char aside[4096];
-  FILE* stream;
-  char* header;
-  size_t used, capacity, offset;
-  int failed;
 } tensor_file;
 
-int file_create(tensor_file* file, const char* path);
-void file_declare(tensor_file* file, const char* name, const char* dtype, tensor_shape shape, size_t bytes);
-void file_write(tensor_file* file, const void* data, size_t bytes);
-int file_finish(tensor_file* file);
+/* Check the header of a file. */
+int read_tensors(tensor_file* file, const char* name, const void* bytes, size_t size);
+
+/* Find a tensor that must be of this type and shape. */
+int find_tensor(const tensor_file* file, const char* name, const char* dtype, tensor_shape shape, const void** data);
+
+/* Takes the bytes of a file that is written, in order. */
+typedef void put_bytes(void* to, const void* data, size_t bytes);
+
+/* Write a tensor's part of a header, without the brace that ends the header. `begin` is 0 for the first tensor. */
+void declare_tensor(const char* name, const char* dtype, tensor_shape shape, size_t begin, put_bytes* put, void* to);
+
+/* Write the size of the header, which comes before it. */
+void put_header_size(size_t bytes, put_bytes* put, void* to);
 
 #endif

@@ -4,14 +4,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "files.h"
-
 static const struct {
   const char *name, *dtype;
   tensor_shape shape;
 } weights[WEIGHTS] = WEIGHT_TABLE;
 
 int ramnet_vocabulary(void) { return VOCABULARY; }
+
+int ramnet_layers(void) { return LAYERS; }
+
+int ramnet_heads(void) { return HEADS; }
+
+int ramnet_slots(void) { return SLOTS; }
+
+int ramnet_top_k(void) { return TOP_K; }
 
 int ramnet_weight_count(void) { return WEIGHTS; }
 
@@ -26,17 +32,12 @@ static int with_threads(ramnet_model* model, int threads) {
   return RAMNET_OK;
 }
 
-int ramnet_open(const char* path, int threads, ramnet_model** opened) {
-  mapping file;
+int open_named(const char* name, const void* bytes, size_t size, int threads, ramnet_model** opened) {
+  tensor_file file;
+  int status = read_tensors(&file, name, bytes, size);
+  if (status) return status;
   ramnet_model* model = calloc(1, sizeof *model);
   if (model == NULL) return fail(RAMNET_NO_MEMORY, "there is no memory for a model");
-  int status = map_tensors(path, &file);
-  if (status) {
-    free(model);
-    return status;
-  }
-  model->mapped = (void*)file.bytes;
-  model->mapped_bytes = file.size;
   for (int i = 0; status == 0 && i < WEIGHTS; i++)
     if (weights[i].dtype != NULL) /* a matrix of floating numbers has no scales */
       status = find_tensor(&file, weights[i].name, weights[i].dtype, weights[i].shape, &model->weights[i]);
@@ -47,6 +48,13 @@ int ramnet_open(const char* path, int threads, ramnet_model** opened) {
   }
   *opened = model;
   return RAMNET_OK;
+}
+
+int ramnet_open_bytes(const void* weights_file, size_t size, int threads, ramnet_model** model) {
+  if ((uintptr_t)weights_file % sizeof(int64_t) != 0)
+    return fail(RAMNET_BAD_ARGUMENT, "the weights file is at address %zu; it must be a multiple of %zu",
+                (size_t)(uintptr_t)weights_file, sizeof(int64_t));
+  return open_named("the weights file", weights_file, size, threads, model);
 }
 
 int ramnet_wrap(const void* const* given, int threads, ramnet_model** made) {
@@ -75,6 +83,6 @@ void ramnet_use_runtime(ramnet_model* model, ramnet_parallel parallel, void* run
 void ramnet_close(ramnet_model* model) {
   if (model == NULL) return;
   pool_stop(model->pool);
-  if (model->mapped != NULL) unmap(&(mapping){.bytes = model->mapped, .size = model->mapped_bytes});
+  if (model->unmap != NULL) model->unmap(model->mapped, model->mapped_bytes);
   free(model);
 }

@@ -3,6 +3,7 @@
 #define RAMNET_MODEL_H
 
 #include "config.h"
+#include "files.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -10,9 +11,13 @@ struct ramnet_model {
   const void* weights[WEIGHTS];
   executor executor;
   pool* pool;
+  void (*unmap)(void* mapped, size_t bytes); /* NULL if the weights belong to the caller */
   void* mapped;
   size_t mapped_bytes;
 };
+
+/* Open a weights file in memory, which messages call `name`. */
+int open_named(const char* name, const void* bytes, size_t size, int threads, ramnet_model** model);
 
 typedef struct {
   float *x, *normed, *h, *g, *logits, *factors, *address_weights, *values, *mixed, *active, *steps;
@@ -29,6 +34,16 @@ struct ramnet_state {
   scratch scratch;
   void* scratch_memory;
   void* memory; /* NULL if the tensors belong to the caller */
+  /* Reads, then writes, of the last token, before CAPE; its position is -1 if there is none. */
+  int32_t slots[LAYERS][2 * HEADS * TOP_K];
+  float weights[LAYERS][2 * HEADS * TOP_K];
+  int64_t last_read;
 };
+
+/* Write the bytes of a state file through `put`. */
+void state_write(const ramnet_state* state, put_bytes* put, void* to);
+
+/* Replace a state by that of a file in memory, which messages call `name`. */
+int state_read(ramnet_state* state, const char* name, const void* bytes, size_t size);
 
 #endif

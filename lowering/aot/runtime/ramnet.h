@@ -5,6 +5,7 @@
 #ifndef RAMNET_H
 #define RAMNET_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -34,11 +35,18 @@ typedef void (*ramnet_parallel)(void* runtime, int tasks, void (*task)(void* con
 /* What was wrong in this thread's last call that failed. */
 RAMNET_API const char* ramnet_message(void);
 
-/* The size of the vocabulary. */
+/* The sizes of the model; top_k is the number of slots that a head reads, and that it writes, for a token. */
 RAMNET_API int ramnet_vocabulary(void);
+RAMNET_API int ramnet_layers(void);
+RAMNET_API int ramnet_heads(void);
+RAMNET_API int ramnet_slots(void);
+RAMNET_API int ramnet_top_k(void);
 
 /* Map the weights in a safetensors file into memory. The file must not be changed while the model is open. */
 RAMNET_API int ramnet_open(const char* weights, int threads, ramnet_model** model);
+
+/* Use a safetensors file that is in memory, aligned to 8 bytes. It is not copied. */
+RAMNET_API int ramnet_open_bytes(const void* weights_file, size_t size, int threads, ramnet_model** model);
 
 /* Use weights in memory, in the order of the names that ramnet_weight_name gives. They are not copied. */
 RAMNET_API int ramnet_wrap(const void* const* weights, int threads, ramnet_model** model);
@@ -60,6 +68,15 @@ RAMNET_API void ramnet_state_free(ramnet_state* state);
 /* A state file is a safetensors file of memory.i, mass.i, conv.i and position, which every runtime reads. */
 RAMNET_API int ramnet_state_save(const ramnet_state* state, const char* path);
 RAMNET_API int ramnet_state_load(ramnet_state* state, const char* path);
+
+/* The same file in memory; a state that is written takes ramnet_state_bytes. */
+RAMNET_API size_t ramnet_state_bytes(const ramnet_state* state);
+RAMNET_API void ramnet_state_write(const ramnet_state* state, void* bytes);
+RAMNET_API int ramnet_state_read(ramnet_state* state, const void* bytes, size_t size);
+
+/* The slots that the last token read, then those that it wrote, in a layer, and their weights: [2, heads, top_k] each.
+ * It fails if the state has read no token since it was created, reset, loaded or bound. */
+RAMNET_API int ramnet_state_accesses(const ramnet_state* state, int layer, int32_t* slots, float* weights);
 
 /* A state whose tensors, in the order memory.i, mass.i, conv.i, belong to the caller. */
 RAMNET_API int ramnet_state_borrow(const ramnet_model* model, ramnet_state** state);

@@ -3,7 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "files.h"
 #include "model.h"
 
 static const size_t alignment = 64;
@@ -88,6 +87,7 @@ int ramnet_state_borrow(const ramnet_model* model, ramnet_state** state) {
 void ramnet_state_bind(ramnet_state* state, float* const* tensors, int64_t position) {
   memcpy(state->tensors, tensors, sizeof state->tensors);
   state->position = position;
+  state->last_read = -1;
 }
 
 int ramnet_state_clone(const ramnet_state* state, ramnet_state** copy) {
@@ -95,7 +95,10 @@ int ramnet_state_clone(const ramnet_state* state, ramnet_state** copy) {
   if (status) return status;
   for (int i = 0; i < STATE_TENSORS; i++)
     memcpy((*copy)->tensors[i], state->tensors[i], sizeof(float) * state_size(i));
+  memcpy((*copy)->slots, state->slots, sizeof state->slots);
+  memcpy((*copy)->weights, state->weights, sizeof state->weights);
   (*copy)->position = state->position;
+  (*copy)->last_read = state->last_read;
   return RAMNET_OK;
 }
 
@@ -104,6 +107,7 @@ void ramnet_state_reset(ramnet_state* state) {
   for (int i = LAYERS; i < 2 * LAYERS; i++)
     for (size_t j = 0; j < state_size(i); j++) state->tensors[i][j] = 1.0f / SLOTS;
   state->position = 0;
+  state->last_read = -1;
 }
 
 int64_t ramnet_state_position(const ramnet_state* state) { return state->position; }
@@ -122,28 +126,63 @@ static tensor_shape shape_of(int tensor) {
   return (tensor_shape){3, {1, TAPS - 1, HIDDEN}};
 }
 
-int ramnet_state_save(const ramnet_state* state, const char* path) {
-  tensor_file file;
-  char name[32];
-  int status = file_create(&file, path);
-  if (status) return status;
-  file_declare(&file, "position", "I64", (tensor_shape){1, {1}}, sizeof state->position);
-  for (int i = 0; i < STATE_TENSORS; i++) {
-    state_name(i, name);
-    file_declare(&file, name, "F32", shape_of(i), sizeof(float) * state_size(i));
-  }
-  file_write(&file, &state->position, sizeof state->position);
-  for (int i = 0; i < STATE_TENSORS; i++) file_write(&file, state->tensors[i], sizeof(float) * state_size(i));
-  return file_finish(&file);
+static void count(void* to, const void* data, size_t bytes) {
+  (void)data;
+  *(size_t*)to += bytes;
 }
 
-int ramnet_state_load(ramnet_state* state, const char* path) {
+static void write_header(put_bytes* put, void* to) {
+  char name[32];
+  size_t begin = 0;
+  declare_tensor("position", "I64", (tensor_shape){1, {1}}, begin, put, to);
+  begin += sizeof(int64_t);
+  for (int i = 0; i < STATE_TENSORS; i++) {
+    state_name(i, name);
+    declare_tensor(name, "F32", shape_of(i), begin, put, to);
+    begin += sizeof(float) * state_size(i);
+  }
+  put(to, "}", 1);
+}
+
+void state_write(const ramnet_state* state, put_bytes* put, void* to) {
+  size_t header = 0;
+  write_header(count, &header);
+  const size_t padding = (8 - header % 8) % 8; /* aligns the tensors */
+  put_header_size(header + padding, put, to);
+  write_header(put, to);
+  put(to, "        ", padding);
+  put(to, &state->position, sizeof state->position);
+  for (int i = 0; i < STATE_TENSORS; i++) put(to, state->tensors[i], sizeof(float) * state_size(i));
+}
+
+size_t ramnet_state_bytes(const ramnet_state* state) {
+  size_t bytes = 0;
+  state_write(state, count, &bytes);
+  return bytes;
+}
+
+static void append(void* to, const void* data, size_t bytes) {
+  char** end = to;
+  memcpy(*end, data, bytes);
+  *end += bytes;
+}
+
+void ramnet_state_write(const ramnet_state* state, void* bytes) {
+  char* end = bytes;
+  state_write(state, append, &end);
+}
+
+int ramnet_state_read(ramnet_state* state, const void* bytes, size_t size) {
+  return state_read(state, "the state file", bytes, size);
+}
+
+int state_read(ramnet_state* state, const char* file_name, const void* bytes, size_t size) {
   const void* found[STATE_TENSORS];
   const void* position;
-  mapping file;
+  tensor_file file;
   char name[32];
   int64_t at = 0;
-  int status = map_tensors(path, &file);
+  int status = read_tensors(&file, file_name, bytes, size);
   if (status) return status;
   status = find_tensor(&file, "position", "I64", (tensor_shape){1, {1}}, &position);
   for (int i = 0; status == 0 && i < STATE_TENSORS; i++) {
@@ -151,16 +190,16 @@ int ramnet_state_load(ramnet_state* state, const char* path) {
     status = find_tensor(&file, name, "F32", shape_of(i), &found[i]);
   }
   if (status == 0 && file.tensors != STATE_TENSORS + 1)
-    status = fail(RAMNET_BAD_FILE, "%s holds %d tensors; a state of this model has %d", path, file.tensors,
+    status = fail(RAMNET_BAD_FILE, "%s holds %d tensors; a state of this model has %d", file_name, file.tensors,
                   STATE_TENSORS + 1);
   if (status == 0) {
     memcpy(&at, position, sizeof at);
-    if (at < 0) status = fail(RAMNET_BAD_FILE, "%s is at position %lld; it must be at least 0", path, (long long)at);
+    if (at < 0) status = fail(RAMNET_BAD_FILE, "%s is at position %lld; it must be at least 0", file_name, (long long)at);
   }
   if (status == 0) { /* nothing is changed before the whole file is known to fit */
     for (int i = 0; i < STATE_TENSORS; i++) memcpy(state->tensors[i], found[i], sizeof(float) * state_size(i));
     state->position = at;
+    state->last_read = -1;
   }
-  unmap(&file);
   return status;
 }

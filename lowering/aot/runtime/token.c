@@ -33,9 +33,12 @@ static int block(const ramnet_model* model, const void* const* w, int layer, ram
   int status = CALL(address, I(n), P(s->x), P(w[0]), P(w[1]), P(w[2]), P(w[3]), P(w[4]), P(s->slots),
                     P(s->address_weights), P(s->values), P(s->normed), P(s->logits), P(s->factors), P(s->rounded), P(s->steps));
   for (int at = 0, count; status == 0 && at < n; at += count) {
-    const ramnet_state* state = states[at];
+    ramnet_state* state = states[at];
     count = run_length(states, at, n);
-    const size_t access = (size_t)at * 2 * HEADS * TOP_K, row = (size_t)at * HEADS * VALUE_DIM;
+    const size_t accesses = 2 * HEADS * TOP_K, access = at * accesses, last = (at + count - 1) * accesses;
+    const size_t row = (size_t)at * HEADS * VALUE_DIM;
+    memcpy(state->slots[layer], s->slots + last, sizeof state->slots[layer]);
+    memcpy(state->weights[layer], s->address_weights + last, sizeof state->weights[layer]);
     /* One token's work on its heads is less than waking threads costs. */
     run_on(count > 1 ? &model->executor : NULL);
     status = CALL(memory, I(count), I(state->position), I(cape_heads[layer]), P(s->slots + access),
@@ -70,7 +73,7 @@ static int read_block(const ramnet_model* model, ramnet_state* const* states, co
                   P(s->normed), P(s->rounded), P(s->steps));
   run_on(NULL);
   if (status == 0)
-    for (int i = 0; i < n; i++) states[i]->position++;
+    for (int i = 0; i < n; i++) states[i]->last_read = states[i]->position++;
   return status;
 }
 
@@ -112,4 +115,17 @@ int ramnet_step(const ramnet_model* model, ramnet_state* const* states, const in
       if (states[i] == states[j]) return fail(RAMNET_BAD_ARGUMENT, "states %d and %d are the same", j, i);
   const int status = check_ids(ids, count);
   return status ? status : read_block(model, states, ids, count, logits, count);
+}
+
+int ramnet_state_accesses(const ramnet_state* state, int layer, int32_t* slots, float* weights) {
+  if (layer < 0 || layer >= LAYERS)
+    return fail(RAMNET_BAD_ARGUMENT, "layer is %d; it must be in 0..%d", layer, LAYERS - 1);
+  if (state->last_read < 0) return fail(RAMNET_BAD_ARGUMENT, "the state has read no token yet");
+  const int shift = (int)(state->last_read % SLOTS);
+  for (int i = 0; i < 2 * HEADS * TOP_K; i++) {
+    const int slot = state->slots[layer][i], head = i / TOP_K % HEADS;
+    slots[i] = head < cape_heads[layer] ? (slot - shift + SLOTS) % SLOTS : slot;
+  }
+  memcpy(weights, state->weights[layer], sizeof state->weights[layer]);
+  return RAMNET_OK;
 }

@@ -41,6 +41,36 @@ def test_a_session_continues_in_pytorch_and_back(library: CLibrary, tmp_path: Pa
     assert names(tmp_path) == ["c", "python"]
 
 
+def test_a_state_in_memory_is_the_same_file(library: CLibrary, tmp_path: Path) -> None:
+    state, again = library.state(), library.state()
+    library.token(state, 5)
+    library.call("state_save", state, str(tmp_path / "state").encode())
+    file = (tmp_path / "state").read_bytes()
+    assert library.c.ramnet_state_bytes(state) == len(file)
+    written = ctypes.create_string_buffer(len(file))
+    library.c.ramnet_state_write(state, written)
+    assert written.raw == file
+    library.call("state_read", again, file, ctypes.c_size_t(len(file)))
+    assert np.array_equal(library.token(again, 6), library.token(state, 6))
+    with pytest.raises(RuntimeError, match="the state file was cut"):
+        library.call("state_read", again, file, ctypes.c_size_t(len(file) - 1))
+
+
+def test_weights_in_memory_are_used_where_they_are(library: CLibrary) -> None:
+    file, model = np.fromfile(library.weights, np.uint8), ctypes.c_void_p()
+    at = np.empty(len(file) + 16, np.uint8)
+    first = -at.ctypes.data % 8
+    at[first : first + len(file)] = file
+    address, size = at.ctypes.data + first, ctypes.c_size_t(len(file))
+    with pytest.raises(RuntimeError, match="it must be a multiple of 8"):
+        library.call("open_bytes", ctypes.c_void_p(address + 4), size, 1, ctypes.byref(model))
+    library.call("open_bytes", ctypes.c_void_p(address), size, 1, ctypes.byref(model))
+    logits = np.empty(TINY.vocab_size, np.float32)
+    library.call("token", model, library.state(), 5, logits.ctypes.data_as(ctypes.c_void_p))
+    assert np.array_equal(logits, library.token(library.state(), 5))
+    library.c.ramnet_close(model)
+
+
 def test_a_clone_is_independent_and_a_reset_state_is_fresh(library: CLibrary) -> None:
     state, copy = library.state(), ctypes.c_void_p()
     first = library.token(state, 5)
