@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lowering import cache
 from lowering.aot import weights
-from lowering.aot.machines import Machine, host
+from lowering.aot.machines import WASM, Machine, host
 from lowering.cpu import runtime
 from lowering.cpu.build import object_in_memory
 from lowering.fingerprint import closure, code, package_versions
@@ -24,6 +24,8 @@ from ramnet.config import RamNetConfig
 
 RUNTIME = Path(__file__).parent / "runtime"
 KERNELS, SIZES = "kernels.o", "config.h"
+# WebAssembly has neither files nor threads.
+_SYSTEM, _NO_SYSTEM = {"disk.c", "pool.c"}, {"wasm.c"}
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden")
 
 
@@ -108,7 +110,8 @@ def write_sources(
     (folder / KERNELS).write_bytes(kernels)
     (folder / SIZES).write_text(_sizes(config, precision, loops.spins), encoding="utf-8")
     for path in RUNTIME.iterdir():
-        shutil.copy(path, folder / path.name)
+        if path.name not in (_SYSTEM if machine is WASM else _NO_SYSTEM):
+            shutil.copy(path, folder / path.name)
 
 
 def write_libraries(

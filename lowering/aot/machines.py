@@ -38,6 +38,20 @@ class Dot:
         return total + (activations.astype(wide) * weights.astype(wide)).astype(f"int32x{width}")
 
 
+class _WasmDot(Dot):
+    """WebAssembly's i32x4.dot_i16x8_s, whose operands are widened as they are loaded."""
+
+    def width(self, inputs: int) -> int:
+        return 8
+
+    def lanes(self, width: int) -> int:
+        return 4
+
+    def accumulate(self, total: Any, activations: Any, weights: Any, width: int) -> Any:
+        wide = [x.astype("int16x8") for x in (activations, weights)]
+        return total + tir.call_llvm_pure_intrin("int32x4", "llvm.wasm.dot", *wide)
+
+
 _VNNI = Dot({64: "llvm.x86.avx512.vpdpbusd.512", 32: "llvm.x86.avx512.vpdpbusd.256"}, offset=128)
 _SDOT = Dot({16: "llvm.aarch64.neon.sdot.v4i32.v16i8"})
 
@@ -69,6 +83,13 @@ MACHINES = {
         Machine("graviton", {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}, _SDOT),
     )
 }
+
+# All browsers since 2023 have vectors of 128 bits. Not all have relaxed ones, which could add four products at once.
+WASM = Machine(
+    "wasm",
+    {"kind": "llvm", "mtriple": "wasm32-unknown-unknown", "mattr": ["+simd128"], "vector-width": 128},
+    _WasmDot(),
+)
 
 
 def host() -> Machine:
