@@ -42,7 +42,7 @@ class Matrix(ABC):
 
     def __init__(self, weight: Any, scale: Any, machine: Machine, tiling: Tiling | None = None) -> None:
         self.weight, self.scale, self.machine = weight, scale, machine
-        self.tiling = tiling or self.default
+        self.tiling = tiling or (Tiling(lanes=machine.lanes) if machine.lanes is not None else self.default)
         self.outputs, self.inputs = (int(size) for size in weight.shape)
 
     def prepare(self, X: Any, tokens: Any, scratch: tuple[Any, Any]) -> Any:

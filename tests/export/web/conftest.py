@@ -1,42 +1,41 @@
-"""A model written for browsers, once for all tests of this folder."""
+"""Models written for browsers, once for all tests of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from export.web import write_web
+from ramnet.files import locked
 from tests.lowering.aot.c_library import TINY, model_of
-
-pytest.importorskip("tvm", reason="the kernels need tvm: pip install 'ramnet[tvm]'")
-for program in ("clang", "wasm-ld", "node"):
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed", allow_module_level=True)
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Returns the folder of a model by the precision of its weights."""
-    made: dict[str, Path] = {}
+    from export.web import write_web
+
+    for program in ("clang", "wasm-ld", "node"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "web"
 
     def folder_of(precision: str) -> Path:
-        if precision not in made:
-            folder = made[precision] = tmp_path_factory.mktemp(precision)
-            names = write_web(model_of(TINY), folder, precision)
-            digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-            description = {
-                "format": "ramnet-c-1",
-                "config": json.loads(TINY.to_json()),
-                "precision": precision,
-                "text": "bytes",
-                "files": digests,
-            }
-            (folder / "ramnet.json").write_text(json.dumps(description))
-        return made[precision]
+        folder = shared / precision
+        with locked(shared / f"{precision}.lock"):
+            if not (folder / "ramnet.json").exists():
+                folder.mkdir()
+                names = write_web(model_of(TINY), folder, precision)
+                digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+                config = json.loads(TINY.to_json())
+                described = {"format": "ramnet-c-1", "config": config, "precision": precision, "text": "bytes"}
+                (folder / "ramnet.json").write_text(json.dumps({**described, "files": digests}))
+        return folder
 
     return folder_of

@@ -1,4 +1,5 @@
 // Runs the module in Node on the files in a folder: node node.mjs FOLDER TASK ARGUMENTS..., which prints JSON.
+import { createHash } from "node:crypto";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -73,11 +74,11 @@ const tasks = {
       change(described);
       return { ...good, "ramnet.json": new TextEncoder().encode(JSON.stringify(described)) };
     };
-    const digest = async (bytes) => Buffer.from(await crypto.subtle.digest("SHA-256", bytes)).toString("hex");
+    const digest = (bytes) => createHash("sha256").update(bytes).digest("hex");
     const flip = (bytes) => void (bytes[bytes.length - 1] ^= 1);
     const notWasm = new Uint8Array(8);
     const cut = good["weights.safetensors"].subarray(0, -4);
-    const digests = { "ramnet.wasm": await digest(notWasm), "weights.safetensors": await digest(cut) };
+    const digests = { "ramnet.wasm": digest(notWasm), "weights.safetensors": digest(cut) };
     const model = await load(good), other = await load(good);
     const state = model.state();
     const before = Array.from(model.token(state, 5)), saved = state.save();

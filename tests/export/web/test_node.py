@@ -17,6 +17,8 @@ from lowering.aot import wasm
 from ramnet import RamState
 from tests.lowering.aot.c_library import TINY, CLibrary, eager_logits, error, ids_of, model_of
 
+pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+
 SCRIPT = Path(__file__).with_name("node.mjs")
 PROMPT = "A text of more than thirty-two bytes, "
 

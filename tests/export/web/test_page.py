@@ -1,0 +1,71 @@
+"""The page in headless Chromium writes what PyTorch generates, shows the memory, and works without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ramnet.files import read_text
+from tests.export.conftest import Exported
+from tests.lowering.aot.c_library import TINY, model_of
+
+pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+
+PACKAGES = Path(__file__).parents[3] / "build" / "node_modules"
+CHROMIUM = shutil.which("chromium")
+PROMPT = "A text, "
+
+
+def package(name: str) -> None:
+    if not (PACKAGES / name).is_dir():
+        pytest.skip(f"{name} is not installed: npm install --prefix build {name}")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_page_writes_what_pytorch_generates(bundle: Callable[[str], Path]) -> None:
+    package("playwright-core")
+    model, prompt = model_of(TINY), torch.tensor([list(PROMPT.encode())])
+    found = browse(bundle("float32"), PROMPT, 40)
+    for text, count in ((found["text"], 40), (found["more"], 45), (found["offline"], 40)):
+        want = bytes(model.generate(prompt, count, temperature=0)[0].tolist()).decode(errors="replace")
+        assert text == want.replace("\r\n", "\n").replace("\r", "\n")
+    assert found["status"].startswith("5 tokens, ") and found["status"].endswith("the model has read 53 tokens")
+    assert found["colours"] == ["41b3e3", "50b93f", "727bff"], "the dark colours of both, read and written, as bgr"
+    assert "move (CAPE); the last token read slots " in found["label"] and "and wrote slots " in found["label"]
+    assert found["captions"] == ["Head 1: addresses move (CAPE)", "Head 2: addresses stay"]
+    assert found["loaded"] == "Loaded a memory of 53 tokens; type what follows them"
+    assert found["position"].endswith("the model has read 55 tokens")
+    assert found["refused"] == "the state file is not a safetensors file, or it was cut"
+    assert 0 < int(found["stopped"].split()[0]) < 1_000_000
+    assert found["damaged"] == "weights.safetensors is damaged: its SHA-256 digest is not that of ramnet.json"
+    assert found["errors"] == []
+
+
+def browse(folder: Path, *arguments: object) -> dict:
+    script = Path(__file__).with_name("browser.mjs")
+    command = ["node", script, folder, PACKAGES, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CHROMIUM": str(CHROMIUM)})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_same_model_by_onnxruntime_web_writes_the_same(mixed: Exported) -> None:
+    package("onnxruntime-web")
+    prompt = list(PROMPT.encode())
+    done = subprocess.run(
+        ["node", Path(__file__).with_name("onnx.mjs"), mixed.onnx, PACKAGES, json.dumps(prompt), "20"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["ids"] == mixed.model.generate(torch.tensor([prompt]), 20, temperature=0)[0, len(prompt) :].tolist()
+    assert found["position"] == len(prompt) + 20
+    names = json.loads(read_text(mixed.onnx / "ramnet.json"))["config"]
+    assert all(0 <= slot < names["sub_dim"] ** names["order"] for slot in found["slots"])
