@@ -26,7 +26,7 @@ from export.c.session import WEIGHTS
 from export.manifest import sha256
 from export.quality import HeldOut
 from lowering.aot import build, weights
-from lowering.aot.matrix import FORMATS
+from lowering.aot.function import FORMATS
 from lowering.fingerprint import closure, code
 from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM

@@ -49,7 +49,7 @@ def export_c(
         model: a model of any floating dtype, as ``RamNetForCausalLM`` builds it; what ``lowering.compile`` returned
             is exported as the model that it was given.
         directory: a missing or empty folder, or an earlier export, which is replaced.
-        precision: the type of the weight matrices, a key of ``lowering.aot.matrix.FORMATS``.
+        precision: the type of the weight matrices, a key of ``lowering.aot.weights.FILE_TYPES``.
         deployment: what ``ramnet tune-model`` found for this CPU, whose precision is used.
         target: "cpu" for this processor, or a key of ``lowering.aot.machines.MACHINES``.
         text: on which bits per byte are measured, if any.

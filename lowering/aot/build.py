@@ -49,7 +49,7 @@ def shared_library(config: RamNetConfig, precision: str = "float32", loops: Loop
     """Return the shared library of a model for this machine, from the disk cache or built now.
 
     Args:
-        precision: the type of the weight matrices, a key of ``lowering.aot.matrix.FORMATS``.
+        precision: the type of the weight matrices, a key of ``lowering.aot.weights.FILE_TYPES``.
         loops: the loops of its products and its threads' waiting.
 
     Raises:

@@ -10,11 +10,17 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as builder
 
-from lowering.aot.matrix import Matrix
+from lowering.aot.integers import Int4, Int8
+from lowering.aot.machines import Machine
+from lowering.aot.matrix import Bfloat16, Float32, Matrix, Tiling
+from lowering.aot.weights import storage
 
 # The most tokens of a block, for which the library has scratch memory.
 BLOCK = 32
-_BYTES = {"int8": 1, "uint16": 2, "int32": 4, "float32": 4}
+FORMATS: dict[str, type[Matrix]] = {"float32": Float32, "bfloat16": Bfloat16, "int8": Int8, "int4": Int4}
+# By the type in a safetensors file.
+_TYPES = {"F32": "float32", "BF16": "uint16", "I8": "int8", "U8": "uint8"}
+_BYTES = {"int8": 1, "uint8": 1, "uint16": 2, "int32": 4, "float32": 4}
 
 
 class Buffer(NamedTuple):
@@ -29,6 +35,7 @@ class Weight(NamedTuple):
 
     outputs: int
     inputs: int
+    precision: str
 
 
 Parameters = dict[str, str | Buffer | Weight]  # by name; a string is the type of a number
@@ -44,17 +51,16 @@ def rows(width: int) -> Buffer:
 
 
 def function(
-    name: str, parameters: Parameters, matrix: tuple[str, Callable[..., Matrix]],
-    body: Callable[[Any], None],
-) -> Any:  # fmt: skip
+    name: str, parameters: Parameters, made_for: tuple[Machine, Tiling | None], body: Callable[[Any], None]
+) -> Any:
     """Return the function ``ramnet_<name>``, whose code ``body`` emits.
 
     Args:
-        matrix: the type of a matrix's elements, and what makes a ``Matrix`` of the buffers of elements and scales.
+        made_for: the processor, and the loops of products, or None for those of the precision.
         body: takes a namespace with the parameters by their names: numbers, buffers and matrices. If there are
             matrices, the last two parameters are ``rounded`` and ``steps``, the scratch memory of ``Matrix.prepare``.
     """
-    symbol, (weight_type, make) = f"ramnet_{name}", matrix
+    symbol = f"ramnet_{name}"
     with IRBuilder() as made, builder.prim_func(s_tir=True):
         builder.func_name(symbol)
         builder.func_attr({"global_symbol": symbol, "tir.noalias": True})
@@ -70,15 +76,19 @@ def function(
             elif isinstance(kind, Buffer):
                 pointer(each, kind)
             else:
-                pointer(each, Buffer((kind.outputs, kind.inputs), weight_type))
-                pointer(f"{each}_scale", vector(kind.outputs))
+                elements, scale = storage(kind.precision, kind.outputs, kind.inputs)
+                pointer(each, Buffer(elements.shape, _TYPES[elements.dtype]))
+                pointer(f"{each}_scale", Buffer(scale.shape, _TYPES[scale.dtype]) if scale else vector(0))
         weights = {each: kind for each, kind in parameters.items() if isinstance(kind, Weight)}
         if weights:
-            pointer("rounded", Buffer((BLOCK * max(kind.inputs for kind in weights.values()),), "int8"))
+            pointer("rounded", Buffer((BLOCK * max(kind.inputs for kind in weights.values()) * 3 // 2,), "int8"))
             pointer("steps", vector(BLOCK))
         # Every parameter must be declared before the first buffer is.
         buffers = {each: _buffer(address, kind) for each, (address, kind) in pointers.items()}
-        made_of = {each: make(buffers[each], buffers[f"{each}_scale"]) for each in weights}
+        made_of = {
+            each: FORMATS[kind.precision](kind.outputs, kind.inputs, buffers[each], buffers[f"{each}_scale"], *made_for)
+            for each, kind in weights.items()
+        }
         body(SimpleNamespace(**{**found, **buffers, **made_of}))
     return made.get()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import tvm.tirx as tir
 
@@ -13,7 +13,7 @@ class Dot:
     """An instruction that adds products of int8 to int32 sums.
 
     Attributes:
-        intrinsic: LLVM's name by the number of products in one instruction; empty to multiply in int32.
+        intrinsic: LLVM's name by the number of products in one instruction; empty to widen and multiply.
         offset: what is added to activations, which the instruction takes as unsigned numbers.
     """
 
@@ -25,17 +25,59 @@ class Dot:
         return next((width for width in sorted(self.intrinsic, reverse=True) if inputs % width == 0), 16)
 
     def lanes(self, width: int) -> int:
-        """Return the number of partial sums for ``width`` products."""
-        return width // 4 if self.intrinsic else width
+        """Return the number of partial sums for ``width`` products, each of which has four of them."""
+        return width // 4
 
     def accumulate(self, total: Any, activations: Any, weights: Any, width: int) -> Any:
-        """Return the partial sums plus the products of vectors of ``width`` int8 each."""
+        """Return the partial sums plus the products of vectors of ``width`` int8 each.
+
+        The first are read as unsigned if there is an ``offset``.
+        """
         if self.intrinsic:
             name = self.intrinsic[width]
             return tir.call_llvm_pure_intrin(f"int32x{width // 4}", name, total, activations, weights)
         wide = f"int16x{width}"
-        # Products of int8 fit int16, whose widening addition processors without a dot product have.
-        return total + (activations.astype(wide) * weights.astype(wide)).astype(f"int32x{width}")
+        products = activations.astype(wide) * weights.astype(wide)
+        # The sum of two products of int8 fits int16: at most 2 · 128 · 127.
+        pairs = (_half(products, width, 0) + _half(products, width, 1)).astype(f"int32x{width // 2}")
+        return total + _half(pairs, width // 2, 0) + _half(pairs, width // 2, 1)
+
+    def accumulate_int4(self, total: Any, weights: Any, activations: Any, width: int) -> Any:
+        """Do the same for weights that are at least 0."""
+        return self.accumulate(total, weights, activations, width)
+
+
+def _half(vector: Any, width: int, which: int) -> Any:
+    """Return the first (0) or the last half of a vector."""
+    return tir.Shuffle([vector], list(range(which * width // 2, (which + 1) * width // 2)))
+
+
+class _Avx2Dot(Dot):
+    """vpmaddubsw, which multiplies unsigned with signed numbers and saturates sums of two products to int16.
+
+    Magnitudes of at most 127 do not saturate; the sign of the first is moved to the second.
+    """
+
+    _NAMES: ClassVar = {
+        32: ("avx2.psign.b", "avx2.pmadd.ub.sw", "avx2.pmadd.wd"),
+        16: ("ssse3.psign.b.128", "ssse3.pmadd.ub.sw.128", "sse2.pmadd.wd"),
+    }
+
+    def width(self, inputs: int) -> int:
+        return 16 if inputs % 32 else 32
+
+    def accumulate(self, total: Any, activations: Any, weights: Any, width: int) -> Any:
+        signed = self._call(0, width, "int8", weights, activations)
+        return self.accumulate_int4(total, tir.abs(activations), signed, width)
+
+    def accumulate_int4(self, total: Any, weights: Any, activations: Any, width: int) -> Any:
+        pairs = self._call(1, width, "int16", weights, activations)
+        ones = tir.Broadcast(tir.const(1, "int16"), width // 2)
+        return total + self._call(2, width, "int32", pairs, ones)
+
+    def _call(self, which: int, width: int, dtype: str, *operands: Any) -> Any:
+        name = f"llvm.x86.{self._NAMES[width][which]}"
+        return tir.call_llvm_pure_intrin(f"{dtype}x{width // (1, 2, 4)[which]}", name, *operands)
 
 
 class _WasmDot(Dot):
@@ -52,7 +94,8 @@ class _WasmDot(Dot):
         return total + tir.call_llvm_pure_intrin("int32x4", "llvm.wasm.dot", *wide)
 
 
-_VNNI = Dot({64: "llvm.x86.avx512.vpdpbusd.512", 32: "llvm.x86.avx512.vpdpbusd.256"}, offset=128)
+_VNNI = Dot({width: f"llvm.x86.avx512.vpdpbusd.{width * 8}" for width in (64, 32, 16)}, offset=128)
+_AVX2 = _Avx2Dot()
 _SDOT = Dot({16: "llvm.aarch64.neon.sdot.v4i32.v16i8"})
 
 
@@ -78,8 +121,8 @@ class Machine:
 MACHINES = {
     machine.name: machine
     for machine in (
-        Machine("x86-64-v3", {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"}, Dot()),
-        Machine("x86-64-v4", {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"}, Dot()),
+        Machine("x86-64-v3", {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"}, _AVX2),
+        Machine("x86-64-v4", {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"}, _AVX2),
         Machine("rpi4", {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}, Dot()),
         Machine("rpi5", {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}, _SDOT),
         Machine("graviton", {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}, _SDOT),
@@ -102,5 +145,6 @@ def host() -> Machine:
     from lowering.targets import cpu_features
 
     features = cpu_features()
-    dot = _VNNI if {"avx512_vnni", "avx512vl"} <= features else _SDOT if "asimddp" in features else Dot()
+    known = {"avx512_vnni": _VNNI, "avx2": _AVX2, "asimddp": _SDOT}
+    dot = next((dot for feature, dot in known.items() if feature in features), Dot())
     return Machine("cpu", {"kind": "llvm", "mcpu": processor()}, dot)

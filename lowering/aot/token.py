@@ -7,7 +7,6 @@ Tokens of a block share each read of the weights. They may be of one sequence or
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import tvm.tirx as tir
@@ -18,8 +17,9 @@ from tvm.script.ir_builder import tirx as builder
 from lowering import emit
 from lowering.aot.function import BLOCK, Buffer, Parameters, Weight, function, rows, vector
 from lowering.aot.machines import Machine
-from lowering.aot.matrix import FORMATS, Tiling
+from lowering.aot.matrix import Tiling
 from lowering.aot.parts import norm, product
+from lowering.aot.weights import of_model, precision_of
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.memory_step import Places, prefetch, token
 from ramnet.config import RamNetConfig
@@ -33,7 +33,7 @@ _F32 = "float32"
 
 
 def module(config: RamNetConfig, precision: str, machine: Machine, tiling: Tiling | None = None) -> IRModule:
-    """Return the functions of a model whose matrices are stored as ``precision``, a key of ``FORMATS``.
+    """Return the functions of a model whose matrices are stored as ``precision``.
 
     ``tiling`` None takes that of the precision.
     """
@@ -51,13 +51,19 @@ class _Kernels:
 
     def __init__(self, config: RamNetConfig, precision: str, machine: Machine, tiling: Tiling | None) -> None:
         self.c = config
-        self.matrix = partial(FORMATS[precision], machine=machine, tiling=tiling)
-        self.weight_type = FORMATS[precision].dtype
+        self.precision, self.machine, self.tiling = precision, machine, tiling
         self.addresses = 2 * config.num_heads * config.order * config.sub_dim
         self.values = config.num_heads * config.value_dim
 
     def function(self, name: str, parameters: Parameters, body: Callable[[Any], None]) -> Any:
-        return function(name, parameters, (self.weight_type, self.matrix), body)
+        return function(name, parameters, (self.machine, self.tiling), body)
+
+    def weight(self, outputs: int, inputs: int) -> Weight:
+        return Weight(outputs, inputs, self.precision)
+
+    def table(self, which: int) -> Weight:
+        """Return the parameter of the embedding, the first of the model's weights, or of the head, the last."""
+        return Weight(self.c.vocab_size, self.c.hidden_size, precision_of(of_model(self.c)[which], self.precision))
 
     def norm(self) -> Parameters:
         """Return the parameters of a LayerNorm."""
@@ -71,7 +77,7 @@ class _Kernels:
             with builder.serial(0, p.n) as t:
                 emit.row(p.x, [t], C, lambda i: p.table.value(p.ids[t], i), 16)
 
-        parameters: Parameters = {"n": "int32", "ids": Buffer((BLOCK,), "int32"), "table": Weight(self.c.vocab_size, C)}
+        parameters: Parameters = {"n": "int32", "ids": Buffer((BLOCK,), "int32"), "table": self.table(0)}
         return self.function("embed", {**parameters, "x": rows(C)}, body)
 
     def gate(self) -> Any:
@@ -90,7 +96,7 @@ class _Kernels:
             "n": "int32",
             "x": rows(C),
             **self.norm(),
-            "gate": Weight(C, C),
+            "gate": self.weight(C, C),
             "gate_bias": vector(C),
         }
         return self.function("gate", {**parameters, "h": rows(C), "g": rows(C)}, body)
@@ -155,7 +161,7 @@ class _Kernels:
         every = BLOCK * 2 * H
         parameters: Parameters = {
             "n": "int32", "x": rows(C), **self.norm(), "alpha": vector(2 * H),
-            "project": Weight(self.addresses + self.values, C), "slots": Buffer((every, K), "int32"),
+            "project": self.weight(self.addresses + self.values, C), "slots": Buffer((every, K), "int32"),
             "weights": Buffer((every, K)), "values": rows(self.values), "normed": rows(C),
             "logits": Buffer((every, U, P)), "factors": vector(2 * H),
         }  # fmt: skip
@@ -206,7 +212,7 @@ class _Kernels:
         parameters: Parameters = {
             "n": "int32",
             "mixed": rows(self.values),
-            "output": Weight(C, self.values),
+            "output": self.weight(C, self.values),
             "x": rows(C),
         }
         return self.function("mix", parameters, lambda p: product(p.output, p.mixed, p, _add_to(p.x)))
@@ -228,8 +234,8 @@ class _Kernels:
             product(p.down, p.active, p, _add_to(p.x))
 
         parameters: Parameters = {
-            "n": "int32", "x": rows(C), **self.norm(), "gate_up": Weight(2 * inner, C), "down": Weight(C, inner),
-            "normed": rows(C), "active": rows(inner),
+            "n": "int32", "x": rows(C), **self.norm(), "gate_up": self.weight(2 * inner, C),
+            "down": self.weight(C, inner), "normed": rows(C), "active": rows(inner),
         }  # fmt: skip
         return self.function("feed_forward", parameters, body)
 
@@ -241,7 +247,7 @@ class _Kernels:
             norm(p.n, p.x, (p.gain, p.bias), p.normed, self.c.norm_eps)
             product(p.table, p.normed, p, lambda t, i, dot: emit.store(p.logits, [t, i], dot[0]))
 
-        parameters: Parameters = {"n": "int32", "x": rows(C), **self.norm(), "table": Weight(V, C), "logits": rows(V)}
+        parameters: Parameters = {"n": "int32", "x": rows(C), **self.norm(), "table": self.table(-1), "logits": rows(V)}
         return self.function("head", {**parameters, "normed": rows(C)}, body)
 
 

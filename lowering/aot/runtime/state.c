@@ -45,7 +45,7 @@ static size_t lay_out(scratch* s, char* memory) {
   s->steps = take(memory, &used, f * BLOCK);
   s->ids = take(memory, &used, sizeof(int32_t) * BLOCK);
   s->slots = take(memory, &used, sizeof(int32_t) * BLOCK * addresses);
-  s->rounded = take(memory, &used, BLOCK * widest);
+  s->rounded = take(memory, &used, BLOCK * widest * 3 / 2);
   return used;
 }
 

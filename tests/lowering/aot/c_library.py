@@ -30,6 +30,13 @@ def model_of(config: RamNetConfig) -> RamNetForCausalLM:
     return model
 
 
+def as_stored(model: RamNetForCausalLM, precision: str) -> RamNetForCausalLM:
+    """Replace the parameters of ``model`` by what the weights' file of that precision says."""
+    stored = weights.stored(model.state_dict(), model.config, precision)
+    model.load_state_dict(weights.restored(stored, model.config, precision), strict=False)
+    return model
+
+
 class CLibrary:
     """The library of ``model``; a status other than 0 raises RuntimeError with the message."""
 

@@ -13,7 +13,7 @@ import torch
 
 from lowering.aot import weights
 from ramnet import RamNetConfig
-from tests.lowering.aot.c_library import TINY, CLibrary, eager_logits, error, ids_of, model_of
+from tests.lowering.aot.c_library import TINY, CLibrary, as_stored, eager_logits, error, ids_of, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
@@ -45,17 +45,13 @@ def test_float32_equals_the_eager_model(name: str, threads: int, tmp_path: Path)
     assert library.c.ramnet_state_position(state) == 70
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("bfloat16", 1e-5), ("int8", 0.05)])
+@pytest.mark.parametrize(("precision", "allowed"), [("bfloat16", 1e-5), ("int8", 0.05), ("int4", 0.05)])
 def test_stored_weights_are_read_as_they_are_stored(precision: str, allowed: float, tmp_path: Path) -> None:
-    """With int8 the activations are rounded, too, so the logits differ from those of the rounded weights."""
+    """With integers the activations are rounded, too, so the logits differ from those of the rounded weights."""
     model = model_of(TINY)
     library = CLibrary(model, tmp_path, precision)
-    stored = weights.stored(model.state_dict(), TINY, precision)
-    for name, parameter in model.named_parameters():
-        scale = stored.get(weights.scale_name(name), torch.ones(1))
-        parameter.data = stored[name].float() * scale.view(-1, *[1] * (parameter.dim() - 1))
     ids = ids_of(45, TINY.vocab_size)
-    want = eager_logits(model, ids)
+    want = eager_logits(as_stored(model, precision), ids)
     state = library.state()
     alone = np.stack([library.token(state, int(each)) for each in ids])
     assert error(alone, want) < allowed
