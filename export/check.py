@@ -1,4 +1,5 @@
-"""Repeats the verification of an exported model: ``ramnet verify``. It needs neither PyTorch nor the model."""
+"""Repeats the verification of an exported model: ``ramnet verify``. It does not need the model, nor PyTorch unless the
+export does."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from export.manifest import Manifest
+from export.manifest import EXECUTORCH_FORMAT, Manifest
 from export.samples import TOLERANCE, Samples
 
 
@@ -33,7 +34,8 @@ def check(directory: Path) -> Result:
     manifest = Manifest.load(directory)
     samples = Samples.load(directory)
     tolerance = TOLERANCE[manifest.precision]
-    error = samples.error(_c_logits(directory, samples.ids))
+    run = _executorch_logits if manifest.format == EXECUTORCH_FORMAT else _c_logits
+    error = samples.error(run(directory, samples.ids))
     if not error <= tolerance:
         raise ValueError(f"the logits of {directory} are off by {error:.1e}; the tolerance is {tolerance:.0e}")
     return Result(error, tolerance, len(samples.ids))
@@ -51,6 +53,19 @@ def _c_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         other = model.state()
         other.load(Path(folder) / "state.safetensors")
     return np.concatenate([first, model.tokens(other, ids[half:], len(ids) - half)])
+
+
+def _executorch_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Read some tokens, reset the state, and read all; the second half with the state that another program had."""
+    from export.executorch.session import ExecutorchModel
+
+    model, other, half = ExecutorchModel(directory), ExecutorchModel(directory), len(ids) // 2
+    for token in ids[:4]:
+        model.token(int(token))
+    model.reset()
+    first = [model.token(int(token)).numpy() for token in ids[:half]]
+    other.state = model.state
+    return np.stack([*first, *(other.token(int(token)).numpy() for token in ids[half:])])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ramnet.files import read_text, write_text_atomic
 from schedules.deployment import Deployment
 
 C_FORMAT: Literal["ramnet-c-1"] = "ramnet-c-1"
+EXECUTORCH_FORMAT: Literal["ramnet-executorch-1"] = "ramnet-executorch-1"
 
 
 class Quality(BaseModel):
@@ -45,10 +46,10 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal["ramnet-c-1"]
+    format: Literal["ramnet-c-1", "ramnet-executorch-1"]
     config: RamNetConfig
     precision: str
-    target: str = Field(description="the processor that the library is compiled for")
+    target: str = Field(description="the processor that the library is compiled for, or any")
     text: Literal["bytes"] | None = Field(description="how text becomes ids; None if the model does not say")
     versions: dict[str, str]
     deployment: Deployment | None = Field(default=None, description="found by `ramnet tune-model`; None is the default")
@@ -81,7 +82,8 @@ class Manifest(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             if first["loc"] == ("format",) and first["type"] == "literal_error":
-                raise ValueError(f"{path} has the format {first['input']!r:.40}; it must be {C_FORMAT}") from None
+                formats = f"{C_FORMAT} or {EXECUTORCH_FORMAT}"
+                raise ValueError(f"{path} has the format {first['input']!r:.40}; it must be {formats}") from None
             raise ValueError(f"{path} is damaged: {' '.join(one_line(error).split())}") from None
         for name, digest in manifest.files.items():
             if not (directory / name).is_file():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ramnet import RamNetForCausalLM
 
 FILENAME = "samples.safetensors"
 TOKENS = 64
@@ -21,6 +24,15 @@ class Samples(NamedTuple):
 
     ids: NDArray[np.int32]
     logits: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, model: RamNetForCausalLM) -> Self:
+        """Run PyTorch on ``TOKENS`` ids."""
+        import torch
+
+        ids = torch.randint(model.config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return cls(ids[0].to(torch.int32).numpy(), model(ids).logits[0].numpy())
 
     @classmethod
     def load(cls, directory: Path) -> Self:

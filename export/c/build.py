@@ -114,7 +114,7 @@ def write_weights(model: RamNetForCausalLM, precision: str, directory: Path) -> 
     """Write the weights and the samples of a precision to ``directory``. Returns the tensors of the weights' file."""
     stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, precision)
     write_safetensors(directory / WEIGHTS, stored)
-    Samples(*_samples(_as_stored(model, stored, precision))).save(directory)
+    Samples.of(_as_stored(model, stored, precision)).save(directory)
     return stored
 
 
@@ -123,12 +123,6 @@ def _as_stored(model: RamNetForCausalLM, stored: dict[str, torch.Tensor], precis
     made = RamNetForCausalLM(model.config).eval()
     made.load_state_dict(weights.restored(stored, model.config, precision), strict=not model.config.tie_embeddings)
     return made
-
-
-@torch.no_grad()
-def _samples(model: RamNetForCausalLM) -> tuple[np.ndarray, np.ndarray]:
-    ids = torch.randint(model.config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    return ids[0].to(torch.int32).numpy(), model(ids).logits[0].numpy()
 
 
 def _logits(library: CModel) -> Callable[[np.ndarray], np.ndarray]:

@@ -122,7 +122,7 @@ def write_libraries(
         folder = Path(place)
         write_sources(config, folder, precision, machine, loops)
         link(folder, directory / "libramnet.so", machine)
-        _archive(folder, directory / "libramnet.a", machine)
+        archive(folder, directory / "libramnet.a", machine)
         shutil.copy(folder / "ramnet.h", directory / "ramnet.h")
 
 
@@ -132,8 +132,8 @@ def link(folder: Path, library: Path, machine: Machine | None = None) -> None:
     _run(compiler(machine), *_FLAGS, "-shared", "-o", library, *sources, "-lm", "-pthread")
 
 
-def _archive(folder: Path, archive: Path, machine: Machine | None) -> None:
-    """Compile the C files in ``folder`` and pack them with the kernels as a static library."""
+def archive(folder: Path, archive: Path, machine: Machine | None) -> None:
+    """Compile the C files in ``folder`` and pack them with the kernels. Raises RuntimeError if that fails."""
     objects = [folder / KERNELS]
     for source in sorted(folder.glob("*.c")):
         objects.append(folder / f"{source.name}.o")

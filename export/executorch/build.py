@@ -1,0 +1,121 @@
+"""Exports a model to ExecuTorch, verified against PyTorch."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from export import licence, manifest, process
+from export.build import _float32
+from export.executorch import program
+from export.executorch.session import LIBRARY, PROGRAM, ExecutorchModel
+from export.folder import replaced
+from export.libraries import need
+from export.quality import BYTES
+from export.samples import TOKENS, Samples
+from lowering import plain
+from lowering.aot import build, weights
+from lowering.model.token import is_as_built
+from lowering.model.untouched import is_hooked
+from lowering.targets import cpu_name
+from ramnet import RamNetForCausalLM
+
+EXAMPLE = "generate.cpp"
+STAGES = 3
+
+
+def export_executorch(
+    model: RamNetForCausalLM,
+    directory: str | Path,
+    *,
+    kernels: bool = False,
+    on_progress: Callable[[str], None] = lambda stage: None,
+) -> manifest.Manifest:
+    """Export ``model`` to model.pte, an ExecuTorch program of one token, with samples and ramnet.json.
+
+    The program has the methods ``forward``, from ids int64 [1, 1] to logits float32 [1, 1, V], ``reset``, which makes
+    the state that before the first token, and ``config``, the model's configuration as JSON. The state is in mutable
+    buffers, with the names of ``RamState.tensors``, and starts with its initial values. Nothing is written unless
+    ExecuTorch, run by a process of its own, gives the logits of PyTorch within a tolerance.
+
+    Args:
+        model: a model of any floating dtype; the program computes in float32. What ``lowering.compile`` returned is
+            exported as the model that it was given.
+        directory: a missing or empty folder, or an earlier export, which is replaced.
+        kernels: if False, the program has ExecuTorch's standard operators, with the products in XNNPACK, and runs on
+            any processor. If True, it has one operator, a token that is compiled ahead of time for this processor, and
+            libramnet_executorch.so has its kernel.
+        on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
+
+    Raises:
+        ValueError: if ExecuTorch differs from PyTorch, ``directory`` holds files other than an export, or, with
+            ``kernels``, the model was changed after it was built.
+        OSError: if ``directory`` cannot be written. With any error, ``directory`` is not changed.
+        ImportError: if executorch or, with ``kernels``, TVM is not installed.
+        RuntimeError: if ``kernels`` are wanted and there is no C or C++ compiler, or it fails.
+    """
+    need("executorch", extra="executorch")
+    model = _float32(plain(model))
+    if kernels:
+        _check_kernels_fit(model)
+    with replaced(Path(directory)) as aside:
+        Samples.of(model).save(aside)
+        _write(model, aside, kernels)
+        on_progress("program written")
+        shutil.copy(Path(__file__).parents[1] / "examples" / "executorch" / EXAMPLE, aside / EXAMPLE)
+        licence.copy(aside)
+        found = manifest.Manifest(
+            format=manifest.EXECUTORCH_FORMAT,
+            config=model.config,
+            precision="float32",
+            target=cpu_name() if kernels else "any",
+            text="bytes" if model.config.vocab_size == BYTES else None,
+            versions=manifest.versions(("ramnet", "torch", "executorch", *(["apache-tvm"] if kernels else []))),
+            files=manifest.digests(aside),
+        )
+        found.save(aside)
+        found = found.model_copy(update={"error": process.check(aside)})
+        on_progress("verified")
+        found = found.model_copy(update={"speed": _speed(ExecutorchModel(aside))})
+        found.save(aside)
+    on_progress("measured")
+    return found
+
+
+def _check_kernels_fit(model: RamNetForCausalLM) -> None:
+    """Raise the errors of ``export_executorch`` for a model that the kernels cannot compute."""
+    need("tvm", extra="tvm")
+    from export.executorch.kernels import compiler
+
+    weights.check(model.config, "float32")
+    if not is_as_built(model) or is_hooked(model):
+        raise ValueError(
+            "the model was changed after it was built, by an adapter, a parametrisation, a hook or a subclass, which"
+            " the kernels would leave out; export it without kernels, or merge the change into the weights"
+        )
+    build.compiler()
+    compiler()
+
+
+def _write(model: RamNetForCausalLM, directory: Path, kernels: bool) -> None:
+    if not kernels:
+        program.write(program.Token(model), directory / PROGRAM)
+        return
+    from export.executorch.kernels import KernelToken, write
+
+    token = KernelToken(model)
+    program.write(token, directory / PROGRAM)
+    write(token, directory / LIBRARY)
+
+
+def _speed(model: ExecutorchModel) -> manifest.Speed:
+    """Time tokens on ExecuTorch's threads."""
+    seconds = []
+    for i in range(TOKENS):
+        start = time.perf_counter()
+        model.token(i % model.config.vocab_size)
+        seconds.append(time.perf_counter() - start)
+    return manifest.Speed(token_seconds=statistics.median(seconds), threads=model.threads, processor=cpu_name())
