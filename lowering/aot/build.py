@@ -93,25 +93,29 @@ def write_sources(
         OSError: if a file cannot be written.
     """
     runtime.match_threads()  # raises the ImportError
-    import tvm
-
     from lowering.aot import token
 
     weights.check(config, precision)
     machine = machine or host()
-    made = token.module(config, precision, machine, loops.tiling)
-    # StorageRewrite merges small buffers into large ones, which need TVM's allocator.
-    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
-        compiled: Any = tvm.compile(made, target=tvm.target.Target(machine.llvm))
-    with object_in_memory(compiled) as place:
-        kernels = Path(place).read_bytes()
-    if b"__TVMBackendAllocWorkspace" in kernels:
-        raise RuntimeError("a kernel needs a workspace, which the C library does not have")
-    (folder / KERNELS).write_bytes(kernels)
+    (folder / KERNELS).write_bytes(compiled(token.module(config, precision, machine, loops.tiling), machine))
     (folder / SIZES).write_text(_sizes(config, precision, loops.spins), encoding="utf-8")
     for path in RUNTIME.iterdir():
         if path.name not in (_SYSTEM if machine is WASM else _NO_SYSTEM):
             shutil.copy(path, folder / path.name)
+
+
+def compiled(module: Any, machine: Machine) -> bytes:
+    """Compile functions of ``lowering.aot.function`` to an object file."""
+    import tvm
+
+    # StorageRewrite merges small buffers into large ones, which need TVM's allocator.
+    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+        executable: Any = tvm.compile(module, target=tvm.target.Target(machine.llvm))
+    with object_in_memory(executable) as place:
+        kernels = Path(place).read_bytes()
+    if b"__TVMBackendAllocWorkspace" in kernels:
+        raise RuntimeError("a kernel needs a workspace, which the C library does not have")
+    return kernels
 
 
 def write_libraries(
