@@ -9,14 +9,31 @@ from typing import Any
 
 import torch
 
-from export import graphs, verify
+from export import apart, describe, graphs, ort_format, verify
 from export.folder import replaced
 from export.libraries import need
+from export.precision import convert
 from export.session import OnnxSession
-from export.sidecar import DIGESTED, FILENAME, FORMAT, Graph, Sidecar, sha256, versions
+from export.sidecar import (
+    CARD,
+    DIGESTED,
+    FILENAME,
+    FORMAT,
+    LIBRARY,
+    ORT_FILES,
+    PRECISIONS,
+    SAMPLES,
+    Graph,
+    Sidecar,
+    initial_state,
+    sha256,
+    text_of,
+    versions,
+)
 from ramnet import RamNetForCausalLM
 
-FILES = (*DIGESTED, FILENAME)
+FILES = (*DIGESTED, FILENAME)  # of every export
+_OPTIONAL = (LIBRARY, *ORT_FILES)
 
 STAGES = 3 + verify.CHECKS
 
@@ -38,16 +55,27 @@ def export_onnx(
     model: RamNetForCausalLM,
     directory: str | Path,
     *,
+    precision: str = "float32",
+    kernels: bool = False,
+    target: str = "cpu",
+    ort: bool = False,
     schedules: dict[str, Any] | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> list[verify.Check]:
-    """Export ``model`` to decode.onnx, prefill.onnx, weights.bin and ramnet.json in ``directory``.
+    """Export ``model`` to decode.onnx, prefill.onnx, weights.bin, samples.safetensors, a model card README.md, and
+    ramnet.json with the digests of all files.
 
     Nothing is written unless onnxruntime gives the results of PyTorch within a tolerance.
 
     Args:
-        model: a model of any floating dtype; the graphs compute in float32.
+        model: a model of any floating dtype, compiled or not. The state is float32.
         directory: a missing or empty folder, or an earlier export, which is replaced.
+        precision: the type of the weights of embedding and projections, a key of ``verify.TOLERANCES``. With "int8",
+            activations are rounded to int8 before products, and the graphs need onnxruntime's own operators.
+        kernels: run each layer's memory on the tuned kernels, as a custom operator in libramnet_onnxruntime.so, which
+            is built for ``target`` and lies beside the graphs. The check then runs in a process of its own.
+        target: "cpu" for this machine's processor, "x86-64-v3" or "x86-64-v4".
+        ort: also write decode.ort and prefill.ort, in onnxruntime's own format.
         schedules: records of the tuned kernels, to be stored in ramnet.json.
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
@@ -56,45 +84,76 @@ def export_onnx(
 
     Raises:
         VerificationError: if onnxruntime differs from PyTorch beyond the tolerance; it has ``checks``.
-        ValueError: if ``directory`` holds files other than an export.
+        ValueError: if ``directory`` holds files other than an export, or a setting is out of range.
         OSError: if ``directory`` cannot be written. With any error, ``directory`` is not changed.
-        ImportError: if onnx, onnxscript or onnxruntime is not installed.
+        ImportError: if onnx, onnxscript or onnxruntime is not installed, or TVM with ``kernels``.
+        RuntimeError: with ``kernels``, if there is no C compiler, or the library crashes the process that checks it.
     """
     need("onnx", "onnxscript", "onnxruntime")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    from export.kernels import build as build_library
     from export.translations import OPSET
 
     model = _float32(model)
-    with replaced(Path(directory), FILES) as aside:
+    with replaced(Path(directory), (*FILES, *_OPTIONAL)) as aside:
+        if kernels:
+            build_library(model.config, aside / LIBRARY, target)
         models = {}
         for name in graphs.GRAPHS:
-            models[name] = graphs.build(model, name)
+            models[name] = graphs.build(model, name, kernels)
+            convert(models[name], precision)
             on_progress(f"{name}.onnx built")
         graphs.save(models, aside)
-        verify.check_graphs(aside)
+        verify.check_graphs(aside, {"ramnet", "com.microsoft"} if kernels else {"com.microsoft"})
         on_progress("graphs checked")
+        for later in (SAMPLES, CARD):
+            (aside / later).touch()
         sidecar = Sidecar(
             format=FORMAT,
             config=model.config,
             opset=OPSET,
+            precision=precision,  # type: ignore[arg-type] # pydantic checks it
+            kernels=target if kernels else None,
+            text=text_of(model.config),
+            initial_state=initial_state(model.config),
             graphs={kind: Graph.of(model.config, kind) for kind in graphs.GRAPHS},
             versions=versions(),
-            files={file: sha256(aside / file) for file in DIGESTED},
+            files=_digests(aside),
             largest_errors={},
+            agreement=1.0,
             schedules=schedules,
         )
         sidecar.save(aside)
         checks = []
-        for check in verify.compare(model, OnnxSession(aside)):
+        for check in apart.compare(model, aside) if kernels else verify.compare(model, OnnxSession(aside)):
             checks.append(check)
             on_progress(check.name)
         if not all(check.passed for check in checks):
             raise VerificationError(checks)
-        errors = {f"{check.name}, batch {check.batch}": check.error for check in checks}
-        sidecar.model_copy(update={"largest_errors": errors}).save(aside)
+        found = {
+            "largest_errors": {f"{check.name}, batch {check.batch}": check.error for check in checks},
+            "agreement": sum(check.agreement for check in checks) / len(checks),
+        }
+        session = OnnxSession(aside)
+        ids = describe.save_samples(session, aside)
+        if ort:
+            ort_format.save(session, ids, aside, aside / LIBRARY if kernels else None)
+        described = sidecar.model_copy(update=found)
+        describe.save_card(described, checks, aside)
+        described.model_copy(update={"files": _digests(aside)}).save(aside)
     return checks
 
 
+def _digests(directory: Path) -> dict[str, str]:
+    """Return the digest of each file but ramnet.json."""
+    return {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.name != FILENAME}
+
+
 def _float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
+    """Return the model in float32 on the CPU, uncompiled: the model itself if it is that."""
+    for wrapped in ("_orig_mod", "original"):  # of torch.compile and of lowering.compile
+        model = getattr(model, wrapped, model)
     if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
         return model
     return copy.deepcopy(model).to("cpu", torch.float32)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +26,17 @@ WEIGHTS = "weights.bin"
 _INLINE_BYTES = 1024  # smaller constants are stored in the graphs
 
 
-def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
-    """Build the graph ``kind`` of a float32 model from standard operators.
+def build(model: RamNetForCausalLM, kind: str, kernels: bool = False) -> onnx_ir.Model:
+    """Build the graph ``kind`` of a float32 model.
 
     Its inputs are ``input_ids`` int64 [batch, 1] (decode) or [batch, tokens] (prefill), and ``past_recurrent.NAME`` for
     each name of ``RamState.tensors``. Its outputs are ``logits`` [batch, tokens, V], ``present_recurrent.NAME``, and
     ``slots.LAYER`` int32 [batch, tokens, 2, H, K], the slots that each token reads and writes, before CAPE. The slots
     cost nothing if they are not requested.
+
+    Args:
+        kernels: make each layer between its projections a node of ``export.nodes``. Otherwise all operators are
+            standard.
     """
     from onnx_ir.passes.common import (
         ClearMetadataAndDocStringPass,
@@ -42,7 +46,7 @@ def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
     )
     from onnx_ir.serde import deserialize_function
 
-    from export import translations
+    from export import nodes, translations
 
     state = RamState.zeros(model.config, batch_size=2)  # torch.export treats a size of 1 as constant
     ids = torch.zeros(2, 1 if kind == "decode" else 3, dtype=torch.int64)
@@ -50,7 +54,8 @@ def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
     tokens = {} if kind == "decode" else {1: torch.export.Dim("tokens")}
     past = state.tensors()
     names = list(past)
-    with warnings.catch_warnings(), _evaluating(model), _quiet("torch.onnx"), _quiet("onnxscript"):
+    layers = nodes.layers_are_nodes(model) if kernels else nullcontext()
+    with warnings.catch_warnings(), _evaluating(model), layers, _quiet("torch.onnx"), _quiet("onnxscript"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Stateful(model),
@@ -76,9 +81,13 @@ def build(model: RamNetForCausalLM, kind: str) -> onnx_ir.Model:
 
 
 def _output_slots(model: onnx_ir.Model, layers: int) -> None:
-    """Make the slots outputs. Each address_decode ends in a Cast of a GatherElements, which gives its slots."""
+    """Make the slots outputs. Each address_decode ends in a Cast of a GatherElements, which gives its slots; a node
+    of a layer has them as its last output."""
     found = []
     for node in model.graph:
+        if node.domain == "ramnet":
+            found.append(node.outputs[-1])
+            continue
         before = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
         if before is not None and before.op_type == "GatherElements":
             found.append(node.outputs[0])

@@ -30,14 +30,15 @@ class OnnxGraph:
     results of a loaded graph or crashes the process.
 
     Args:
-        path: the .onnx file; its weights must be in the same folder.
+        path: the .onnx or .ort file; the weights of an .onnx file must be in the same folder.
         threads: the number of onnxruntime's threads, at least 1; None uses ``torch.get_num_threads()``.
+        library: custom operators, whose code is run.
 
     Raises:
         ValueError: if ``threads`` is below 1, or onnxruntime cannot load the file.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, library: Path | None = None) -> None:
         import onnxruntime
 
         if threads is not None and threads < 1:
@@ -50,6 +51,9 @@ class OnnxGraph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 4  # errors are raised, too, and need not be logged
+        if library is not None:
+            with _one_sentence(ValueError, f"{library} cannot be loaded by onnxruntime"):
+                options.register_custom_ops_library(str(library))
         with _one_sentence(ValueError, f"{path} cannot be loaded by onnxruntime"):
             # The fallback would print a message and try the same provider again.
             self._session = onnxruntime.InferenceSession(

@@ -13,7 +13,7 @@ from export.graphs import GRAPHS, PAST, PRESENT, SLOTS, WEIGHTS
 from export.libraries import need
 from export.ports import difference, inputs
 from export.runtime import BoundStep, OnnxGraph
-from export.sidecar import FILENAME, Sidecar
+from export.sidecar import FILENAME, LIBRARY, Sidecar
 from export.state import POSITION, OnnxState
 from ramnet.generation import generate
 from ramnet.ids import check_prompt
@@ -33,7 +33,8 @@ class OnnxSession:
 
     Args:
         directory: the folder that ``ramnet export`` wrote. While the session exists, its files may be removed or
-            replaced, as by another export, but not overwritten in place, because onnxruntime maps the weights.
+            replaced, as by another export, but not overwritten in place, because onnxruntime maps the weights. An
+            export with kernels holds a library, whose code is run: load it only if you trust where it comes from.
         threads: the number of onnxruntime's threads, at least 1; None uses ``torch.get_num_threads()``.
 
     Raises:
@@ -46,7 +47,8 @@ class OnnxSession:
         directory = Path(directory)
         self.sidecar = Sidecar.load(directory)
         self.config = self.sidecar.config
-        self.graphs = {kind: OnnxGraph(directory / f"{kind}.onnx", threads) for kind in GRAPHS}
+        library = directory / LIBRARY if self.sidecar.kernels else None  # its digest is right: ``Sidecar.load``
+        self.graphs = {kind: OnnxGraph(directory / f"{kind}.onnx", threads, library) for kind in GRAPHS}
         for kind, graph in self.graphs.items():
             if wrong := difference(self.config, kind, graph.inputs, graph.outputs):
                 raise ValueError(f"{graph.path} is not the graph of {FILENAME} beside it: it {wrong}")
@@ -59,11 +61,11 @@ class OnnxSession:
         state = OnnxState.zeros(self.config, len(input_ids)) if state is None else state
         if in_place:
             return OnnxOutput(self.step(input_ids, state), state)
-        # Per token, ONNX's Scan copies the state, and a step reads the weights. Measured with 2 layers of width 128 on
-        # one thread: equal at M = 256, where twice the state is as large as the weights; at M = 4096 steps take half
-        # the time.
+        # Per token, ONNX's Scan, which kernels replace, copies the state, and a step reads the weights. Measured with
+        # 2 layers of width 128 on one thread: equal at M = 256, where twice the state is as large as the weights; at
+        # M = 4096 steps take half the time.
         copied = 2 * sum(array.nbytes for array in state.tensors.values())
-        if tokens > 0 and copied < self._weight_bytes:
+        if tokens > 0 and (self.sidecar.kernels or copied < self._weight_bytes):
             return self.prefill(input_ids, state)
         state = state.clone()
         logits = [self.step(token, state) for token in input_ids.split(1, dim=1) if tokens]

@@ -16,9 +16,14 @@ from ramnet.config import one_line
 from ramnet.files import read_text, write_text_atomic
 
 FILENAME = "ramnet.json"
-# ramnet-onnx-1 had one position for all rows; this format has one per row.
-FORMAT: Literal["ramnet-onnx-2"] = "ramnet-onnx-2"
-DIGESTED = (*(f"{kind}.onnx" for kind in GRAPHS), WEIGHTS)
+# ramnet-onnx-1 had one position for all rows, ramnet-onnx-2 no digests of samples and of a model card.
+FORMAT: Literal["ramnet-onnx-3"] = "ramnet-onnx-3"
+SAMPLES, CARD, LIBRARY = "samples.safetensors", "README.md", "libramnet_onnxruntime.so"
+# The files of every export but ramnet.json, and those of some.
+DIGESTED = (*(f"{kind}.onnx" for kind in GRAPHS), WEIGHTS, SAMPLES, CARD)
+ORT_FILES = tuple(f"{kind}.ort" for kind in GRAPHS)
+PRECISIONS = ("float32", "float16", "int8")
+BYTES = 256
 
 
 class Graph(BaseModel):
@@ -39,25 +44,45 @@ class Graph(BaseModel):
 class Sidecar(BaseModel):
     """The content of ``ramnet.json``.
 
-    Raises ValueError if a graph or a digest is missing, or a graph does not fit ``config``.
+    Raises ValueError if a graph or a digest is missing, or a graph or ``initial_state`` does not fit ``config``.
+
+    Attributes:
+        precision: the type of the weights of embedding and projections.
+        kernels: the processor that the library of custom operators is built for; None without custom operators.
+        text: "bytes" if each byte of a text is an id; None if ids come from a tokenizer.
+        initial_state: the value of all elements of each tensor before the first token.
+        files: the SHA-256 digest of each file of the folder but ramnet.json.
+        largest_errors: the error of each check of the verification, by its name.
+        agreement: the fraction of tokens whose most probable next token was PyTorch's.
+        schedules: the record of each op, or the default's knobs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal["ramnet-onnx-2"]
+    format: Literal["ramnet-onnx-3"]
     config: RamNetConfig
     opset: int
+    precision: Literal["float32", "float16", "int8"]
+    kernels: str | None
+    text: Literal["bytes"] | None
+    initial_state: dict[str, float]
     graphs: dict[str, Graph]
     versions: dict[str, str]
-    files: dict[str, str]  # the SHA-256 digest of each file of DIGESTED
-    largest_errors: dict[str, float]  # the error of each check of the verification, by its name
-    schedules: dict[str, Any] | None  # the record of each op, or the default's knobs
+    files: dict[str, str]
+    largest_errors: dict[str, float]
+    agreement: float
+    schedules: dict[str, Any] | None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for field, names, expected in (("graphs", self.graphs, GRAPHS), ("files", self.files, DIGESTED)):
+        files = (*DIGESTED, *([LIBRARY] if self.kernels else []), *(ORT_FILES if ORT_FILES[0] in self.files else []))
+        for field, names, expected in (("graphs", self.graphs, GRAPHS), ("files", self.files, files)):
             if sorted(names) != sorted(expected):
                 raise ValueError(f"{field} names {sorted(names)}; it must name {sorted(expected)}")
+        if self.text != text_of(self.config):
+            raise ValueError(f"text is {self.text!r}; for this vocabulary it must be {text_of(self.config)!r}")
+        if self.initial_state != initial_state(self.config):
+            raise ValueError(f"initial_state is {self.initial_state}; it must be {initial_state(self.config)}")
         for kind, graph in self.graphs.items():
             if graph.file != f"{kind}.onnx":
                 raise ValueError(f"graphs.{kind}.file is {graph.file!r}; it must be {kind}.onnx")
@@ -67,7 +92,7 @@ class Sidecar(BaseModel):
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read an export's description and check its files; other files in ``directory`` are ignored.
+        """Read an export's description and check the digests of its files; other files there are ignored.
 
         Raises:
             ValueError: if ``directory`` is not an export or has another format, ``ramnet.json`` is damaged, or a file
@@ -94,6 +119,17 @@ class Sidecar(BaseModel):
 
     def save(self, directory: Path) -> None:
         write_text_atomic(directory / FILENAME, self.model_dump_json(indent=2) + "\n")
+
+
+def initial_state(config: RamNetConfig) -> dict[str, float]:
+    """Return the state before the first token: z_0 = 1/M (paper, step 5), and zeros."""
+    conv = {"conv": 0.0} if config.conv_layers else {}
+    return {"memory": 0.0, "mass": 1 / config.slots, **conv, "position": 0.0}
+
+
+def text_of(config: RamNetConfig) -> Literal["bytes"] | None:
+    """Return how text becomes ids: "bytes" for a vocabulary of 256."""
+    return "bytes" if config.vocab_size == BYTES else None
 
 
 def sha256(path: Path) -> str:

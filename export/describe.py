@@ -1,0 +1,84 @@
+"""What lies beside the graphs of an ONNX export: samples, and the model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from export.card import Card
+from export.session import OnnxSession
+from export.sidecar import CARD, FILENAME, LIBRARY, ORT_FILES, SAMPLES, Sidecar
+from export.verify import Check
+from ramnet.state import write_safetensors
+
+_TEXT = b"RAM-Net reads and writes a memory."
+_FILES = {
+    "decode.onnx": "one token: `input_ids` [batch, 1]",
+    "prefill.onnx": "any number of tokens: `input_ids` [batch, tokens]",
+    "weights.bin": "the weights of both graphs",
+    SAMPLES: "`input_ids` [1, T] and the `logits` [1, T, V] that they give from the first state",
+    LIBRARY: "custom operators of the domain `ramnet`, in machine code for {kernels}",
+    ORT_FILES[0]: "decode.onnx with its weights, in onnxruntime's own format",
+    ORT_FILES[1]: "prefill.onnx with its weights, in onnxruntime's own format",
+    FILENAME: "configuration, inputs and outputs, first state, digests of all files",
+}
+_PYTHON = """
+import torch
+from export.session import OnnxSession  # pip install 'ramnet[export]'
+
+session = OnnxSession(".")
+out = session(torch.tensor([list(b"Hello")]))  # logits [1, 5, V], and the state after the last token
+out = session(torch.tensor([[32]]), out.state, in_place=True)  # one token; the state is bound, and not copied
+"""
+_CPP = """
+Ort::SessionOptions options;{register}
+Ort::Session decode(env, "decode.onnx", options);
+// Each tensor of the state is one buffer, bound as input and as output: a token then copies no memory. Only the
+// position needs two buffers; copy the output to the input after each token.
+Ort::IoBinding binding(decode);
+binding.BindInput("past_recurrent.memory.0", memory0);   // zeros
+binding.BindOutput("present_recurrent.memory.0", memory0);
+binding.BindInput("past_recurrent.mass.0", mass0);       // 1/{slots} in every element
+binding.BindOutput("present_recurrent.mass.0", mass0);
+// … the other tensors, input_ids and logits alike; ramnet.json lists names, types and sizes.
+decode.Run(Ort::RunOptions(), binding);
+"""
+
+
+def save_samples(session: OnnxSession, directory: Path) -> Tensor:
+    """Write ids and the logits that ``session`` gives for them, and return the ids."""
+    if session.sidecar.text == "bytes":
+        ids = torch.tensor([list(_TEXT)])
+    else:
+        ids = torch.randint(session.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(0))
+    write_safetensors(directory / SAMPLES, {"input_ids": ids, "logits": session.prefill(ids).logits})
+    return ids
+
+
+def save_card(sidecar: Sidecar, checks: list[Check], directory: Path) -> None:
+    """Write the model card; ``directory`` has all other files."""
+    kernels = sidecar.kernels and ("this kind of processor" if sidecar.kernels == "cpu" else sidecar.kernels)
+    operators = "standard operators" if not kernels else "the tuned kernels of its memory as custom operators"
+    register = f'\noptions.RegisterCustomOpsLibrary("./{LIBRARY}");  // runs its code' if kernels else ""
+    slots = str(sidecar.config.slots)
+    found = {name: text.format(kernels=kernels) for name, text in _FILES.items() if (directory / name).exists()}
+    card = Card(
+        library="onnxruntime",
+        summary=f"A RAM-Net language model for ONNX Runtime: {sidecar.precision} weights, {operators},"
+        f" opset {sidecar.opset}.",
+        files=found,
+        numbers={
+            "largest error of the logits against PyTorch in float32": f"{max(check.logits for check in checks):.1e}",
+            "largest error of the state": f"{max(check.state for check in checks):.1e}",
+            "tokens whose most probable next token is PyTorch's": f"{sidecar.agreement:.2%}",
+        },
+        calls={"python": _PYTHON, "cpp": _CPP.replace("{register}", register).replace("{slots}", slots)},
+        notes=[
+            "`past_recurrent.NAME` is the state before the tokens and `present_recurrent.NAME` the state after them;"
+            " `position`, int64 [batch], counts the tokens of each row. `slots.LAYER` are the slots that each token"
+            " reads and writes; they cost nothing if they are not requested.",
+        ],
+    )
+    (directory / CARD).write_text(card.text(sidecar.config, directory), encoding="utf-8")

@@ -1,0 +1,43 @@
+"""Graphs in onnxruntime's own format, which its builds for small devices need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from export.graphs import GRAPHS
+from export.runtime import OnnxGraph
+from export.session import OnnxSession, run_copying
+from export.state import OnnxState
+
+
+def save(session: OnnxSession, ids: Tensor, directory: Path, library: Path | None) -> None:
+    """Write ``NAME.ort``, with its weights, for each ``NAME.onnx`` in ``directory``.
+
+    Args:
+        session: the graphs of ``directory``.
+        ids: int64 [1, T], with which the two formats are compared.
+        library: the custom operators of the graphs, whose code is run.
+
+    Raises:
+        ValueError: if the two formats give different logits.
+    """
+    import onnxruntime
+
+    for kind in GRAPHS:
+        path = directory / f"{kind}.ort"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if library is not None:
+            options.register_custom_ops_library(str(library))
+        # Optimisations beyond these are for the processor that makes them.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.save_model_format", "ORT")
+        onnxruntime.InferenceSession(str(path.with_suffix(".onnx")), options, providers=["CPUExecutionProvider"])
+        inputs = ids[:, :1] if kind == "decode" else ids, OnnxState.zeros(session.config, 1)
+        found, expected = (run_copying(g, *inputs)[0] for g in (OnnxGraph(path, None, library), session.graphs[kind]))
+        if not torch.allclose(found.logits, expected.logits, atol=1e-4):
+            raise ValueError(f"{path.name} gives other logits than {kind}.onnx")
