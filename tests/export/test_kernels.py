@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,13 @@ def test_a_bound_step_equals_a_copying_one(session: OnnxSession) -> None:
         assert torch.equal(logits, output.logits)
     for name, array in bound.tensors.items():
         np.testing.assert_array_equal(array, copied.tensors[name])
+
+
+def test_the_example_writes_what_pytorch_generates(exported: Path, model: RamNetForCausalLM) -> None:
+    program = Path(export.__file__).parent / "examples" / "onnxruntime" / "generate.py"
+    done = subprocess.run([sys.executable, program, exported, "A text", "12"], capture_output=True, check=True)
+    ids = torch.tensor([list(b"A text")])
+    assert done.stdout == b"A text" + bytes(model.generate(ids, 12, temperature=0)[0].tolist())[-12:]
 
 
 def test_an_altered_library_is_refused_before_its_code_runs(exported: Path, tmp_path: Path) -> None:
