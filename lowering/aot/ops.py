@@ -7,7 +7,6 @@ Their schedules are those of the records, less the knobs that are about threads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import tvm.tirx as tir
@@ -17,7 +16,6 @@ from tvm.script.ir_builder import tirx as builder
 
 from lowering.aot.function import Buffer, Parameters, function
 from lowering.aot.machines import Machine
-from lowering.aot.matrix import Float32
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.memory_scan import _Chunk
 from lowering.cpu.memory_step import Places, prefetch, token
@@ -138,7 +136,7 @@ class Ops:
         return {"write_slots": slots, "write_weights": weights, "read_slots": slots, "read_weights": weights}
 
     def _function(self, name: str, body: Callable[[Any], None], parameters: Parameters) -> Any:
-        return function(name, parameters, (_F32, partial(Float32, machine=self.machine)), body)
+        return function(name, parameters, (self.machine, None), body)
 
 
 def _strided(p: Any, name: str, stride: Any) -> Any:
