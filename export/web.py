@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
+from torch import Tensor
 
 from lowering.aot import wasm, weights
 from ramnet import RamNetForCausalLM
+from ramnet.state import write_safetensors
 
 PAGE = Path(__file__).parent / "web"
 WASM, WEIGHTS = "ramnet.wasm", "weights.safetensors"
@@ -33,9 +34,8 @@ def write_web(model: RamNetForCausalLM, directory: Path, precision: str = "float
         OSError: if a file cannot be written.
     """
     wasm.write_wasm(model.config, precision, directory / WASM)
-    save_file(weights.stored(model.state_dict(), model.config, precision), directory / WEIGHTS)
-    for name in (WASM, WEIGHTS):  # which are written as a program, and for this user only
-        (directory / name).chmod(0o644)
+    parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    write_safetensors(directory / WEIGHTS, weights.stored(parameters, model.config, precision))
     pages = sorted(path for path in PAGE.iterdir() if path.is_file())
     for path in pages:
         shutil.copyfile(path, directory / path.name)

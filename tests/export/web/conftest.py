@@ -30,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         folder = shared / precision
         with locked(shared / f"{precision}.lock"):
             if not (folder / "ramnet.json").exists():
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)
                 names = write_web(model_of(TINY), folder, precision)
                 digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
                 config = json.loads(TINY.to_json())

@@ -41,7 +41,9 @@ const tasks = {
   async resume(from, to, ids) {
     const model = await load(pathToFileURL(`${folder}/`));
     const state = model.state();
+    model.token(state, 7);
     state.load(await readFile(from));
+    const unread = await refused(() => collected(model.generate(state, [])));
     const logits = model.tokens(state, JSON.parse(ids), JSON.parse(ids).length);
     const copy = state.clone();
     state.reset();
@@ -49,7 +51,7 @@ const tasks = {
     const accesses = copy.accesses(0);
     copy.free();
     const written = Array.from(accesses.written.slots);
-    return { logits: Array.from(logits), position: state.position, written, freed: await refused(() => copy.save()) };
+    return { logits: Array.from(logits), position: state.position, written, unread, freed: await refused(() => copy.save()) };
   },
 
   /** Samples with seeds and settings. */

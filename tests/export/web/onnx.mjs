@@ -13,4 +13,5 @@ const model = await load(ort, (name) => readFile(join(folder, name)));
 const state = model.state(), ids = [];
 for await (const id of generate(model, state, JSON.parse(prompt), { maxNewTokens: Number(count) })) ids.push(id);
 const slots = Array.from(state.accesses(0).written.slots);
-console.log(JSON.stringify({ ids, slots, position: state.position }));
+const logits = Array.from(await model.token(model.state(), ids[0]));
+console.log(JSON.stringify({ ids, slots, position: state.position, logits }));

@@ -64,6 +64,7 @@ def test_a_session_continues_from_pytorch_in_javascript_and_back(bundle: Callabl
     found = node(bundle("float32"), "resume", tmp_path / "python", tmp_path / "javascript", ids[10:20].tolist())
     assert error(np.array(found["logits"], np.float32).reshape(10, -1), want[10:20]) < 1e-5
     assert found["position"] == 0 and found["freed"] == "the state was freed"
+    assert found["unread"] == "ids is empty, and the state has read no token since it was made or loaded"
     state = RamState.load(tmp_path / "javascript")
     with torch.no_grad():
         out = model(torch.from_numpy(ids[20:].astype(np.int64))[None], state)

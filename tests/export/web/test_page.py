@@ -9,12 +9,13 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ramnet.files import read_text
 from tests.export.conftest import Exported
-from tests.lowering.aot.c_library import TINY, model_of
+from tests.lowering.aot.c_library import TINY, eager_logits, error, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
@@ -67,5 +68,7 @@ def test_the_same_model_by_onnxruntime_web_writes_the_same(mixed: Exported) -> N
     found = json.loads(done.stdout)
     assert found["ids"] == mixed.model.generate(torch.tensor([prompt]), 20, temperature=0)[0, len(prompt) :].tolist()
     assert found["position"] == len(prompt) + 20
+    first = np.array(found["logits"], np.float32)[None]
+    assert error(first, eager_logits(mixed.model, np.array(found["ids"][:1]))) < 1e-5
     names = json.loads(read_text(mixed.onnx / "ramnet.json"))["config"]
     assert all(0 <= slot < names["sub_dim"] ** names["order"] for slot in found["slots"])
