@@ -4,15 +4,19 @@ export does."""
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.manifest import EXECUTORCH_FORMAT, Manifest
+from export.folder import DESCRIPTION
+from export.manifest import C_FORMAT, EXECUTORCH_FORMAT, WEB_FORMAT, Manifest
 from export.samples import TOLERANCE, Samples
 
 
@@ -31,14 +35,60 @@ def check(directory: Path) -> Result:
         ValueError: if a file is missing or damaged, or the logits differ by more than the tolerance.
         OSError: if the library cannot be loaded here.
     """
-    manifest = Manifest.load(directory)
-    samples = Samples.load(directory)
-    tolerance = TOLERANCE[manifest.precision]
-    run = _executorch_logits if manifest.format == EXECUTORCH_FORMAT else _c_logits
-    error = samples.error(run(directory, samples.ids))
+    if _is_onnx(directory):
+        samples, found, precision = _onnx_logits(directory)
+    else:
+        manifest = Manifest.load(directory)
+        samples, precision = Samples.load(directory), manifest.precision
+        found = _RUN[manifest.format](directory, samples.ids)
+    tolerance = TOLERANCE[precision]
+    error = samples.error(found)
     if not error <= tolerance:
         raise ValueError(f"the logits of {directory} are off by {error:.1e}; the tolerance is {tolerance:.0e}")
     return Result(error, tolerance, len(samples.ids))
+
+
+def _is_onnx(directory: Path) -> bool:
+    """Return whether the description is that of an ONNX export, which has a loader of its own."""
+    with suppress(OSError, ValueError, AttributeError):
+        return str(json.loads((directory / DESCRIPTION).read_bytes()).get("format")).startswith("ramnet-onnx")
+    return False
+
+
+def _onnx_logits(directory: Path) -> tuple[Samples, NDArray[np.float32], str]:
+    """Run an ONNX export, which checks its digests when it is loaded."""
+    import torch
+
+    from export.session import OnnxSession
+    from export.sidecar import SAMPLES
+    from ramnet.state import read_safetensors
+
+    session = OnnxSession(directory)
+    tensors = read_safetensors(directory / SAMPLES)
+    ids, logits = tensors["input_ids"], tensors["logits"]
+    found = session.prefill(ids).logits[0].numpy()
+    return Samples(ids[0].to(torch.int32).numpy(), logits[0].numpy()), found, session.sidecar.precision
+
+
+def _web_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Read half of the tokens one by one, and the others as a block, in Node."""
+    node = shutil.which("node")
+    if node is None:
+        raise OSError("node is not installed; it runs the WebAssembly module")
+    module = (directory / "ramnet.js").resolve().as_uri()
+    script = f"""
+        import {{ load }} from {json.dumps(module)};
+        const model = await load({json.dumps(str(directory.resolve()))}), state = model.state();
+        const ids = {json.dumps(ids.tolist())}, half = ids.length >> 1;
+        const parts = ids.slice(0, half).map((id) => model.token(state, id).slice());
+        parts.push(model.tokens(state, ids.slice(half), ids.length - half));
+        for (const x of parts) process.stdout.write(Buffer.from(x.buffer, x.byteOffset, x.byteLength));
+    """
+    done = subprocess.run([node, "--input-type=module", "-e", script], capture_output=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if "Error" in line]
+        raise ValueError(f"the model does not run in Node: {lines[0] if lines else done.returncode}")
+    return np.frombuffer(done.stdout, np.float32).reshape(len(ids), -1)
 
 
 def _c_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -66,6 +116,9 @@ def _executorch_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.fl
     first = [model.token(int(token)).numpy() for token in ids[:half]]
     other.state = model.state
     return np.stack([*first, *(other.token(int(token)).numpy() for token in ids[half:])])
+
+
+_RUN = {C_FORMAT: _c_logits, EXECUTORCH_FORMAT: _executorch_logits, WEB_FORMAT: _web_logits}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from export.manifest import Manifest
     from export.verify import Check
     from ramnet import RamNetForCausalLM
     from ramnet.config import RamNetConfig
@@ -33,49 +34,100 @@ _BYTES = 256
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["onnx", "c"]),
+    type=click.Choice(["onnx", "c", "wasm", "executorch"]),
     default="onnx",
     show_default=True,
-    help="onnx: graphs of standard operators. c: a C library of the whole model.",
+    help="onnx: graphs of standard operators. c: a C library of the whole model. wasm: the same for browsers and Node,"
+    " with a page. executorch: a program with its state.",
 )
-@click.option("--precision", show_default="float32", help="Type of the weight matrices.")
 @click.option(
-    "--target", default="cpu", show_default=True, help="Processor of a C library, such as rpi5; cpu is this one."
-)
+    "--precision", show_default="float32",
+    help="Type of the weight matrices: float32, bfloat16 (c, wasm), float16 (onnx), int8 (all but executorch) or int4"
+    " (c, wasm).",
+)  # fmt: skip
+@click.option("--kernels", is_flag=True, help="Run the memory ops on tuned kernels, in onnx and executorch.")
+@click.option(
+    "--target", show_default="cpu",
+    help="Processor of compiled code, such as x86-64-v3 or rpi5, in c and in onnx with --kernels; cpu is this one.",
+)  # fmt: skip
+@click.option("--ort", is_flag=True, help="Also write the graphs in onnxruntime's own format, with --format onnx.")
 @click.option("--tuned", is_flag=True, help="Take what `ramnet tune-model` found on this CPU, with --format c.")
-def export(checkpoint: Path, output: Path, kind: str, precision: str | None, target: str, tuned: bool) -> None:
-    """Export CHECKPOINT, with all that is needed to run it, to ONNX or to C.
+def export(
+    checkpoint: Path, output: Path, kind: str, precision: str | None, kernels: bool, target: str | None, ort: bool,
+    tuned: bool,
+) -> None:  # fmt: skip
+    """Export CHECKPOINT, with all that is needed to run it, to ONNX, C, WebAssembly or ExecuTorch.
 
     Nothing is written unless the export gives the results of PyTorch within a tolerance.
     """
     from ramnet import RamNetForCausalLM
 
-    if tuned and (precision is not None or target != "cpu"):
+    given = {"--precision": precision, "--kernels": kernels, "--target": target, "--ort": ort, "--tuned": tuned}
+    for name, value in given.items():
+        if value and name not in _OPTIONS[kind]:
+            raise click.UsageError(f"{name} has no meaning for --format {kind}; omit it")
+    if tuned and (precision or target):
         raise click.UsageError("--tuned determines --precision and --target; omit them")
-    precision = precision or "float32"
-    if kind == "onnx" and (tuned or (precision, target) != ("float32", "cpu")):
-        raise click.UsageError(
-            "--precision, --target and --tuned need --format c; ONNX graphs are float32 and run on any processor"
-        )
+    if kind == "onnx" and target and not kernels:
+        raise click.UsageError("--target needs --kernels; graphs of standard operators run on any processor")
     model = RamNetForCausalLM.from_pretrained(checkpoint)
-    written = _onnx(model, output) if kind == "onnx" else _c(model, checkpoint, output, precision, target, tuned)
+    precision, target = precision or "float32", target or "cpu"
+    if kind == "onnx":
+        written = _onnx(model, output, precision=precision, kernels=kernels, target=target, ort=ort)
+    elif kind == "c":
+        written = _c(model, checkpoint, output, precision, target, tuned)
+    else:
+        written = _other(model, output, kind, precision, kernels)
     size = sum((output / file).stat().st_size for file in written)
     click.echo(f"wrote {click.format_filename(output)}: {', '.join(written)} ({size / 1e6:.1f} MB)")
 
 
-def _onnx(model: RamNetForCausalLM, output: Path) -> Iterable[str]:
+_OPTIONS = {
+    "onnx": ("--precision", "--kernels", "--target", "--ort"),
+    "c": ("--precision", "--target", "--tuned"),
+    "wasm": ("--precision",),
+    "executorch": ("--kernels",),
+}
+
+
+def _onnx(model: RamNetForCausalLM, output: Path, **options: Any) -> Iterable[str]:
     """Export to ONNX and print the comparisons. Returns the names of the files."""
-    from export.build import FILES, STAGES, VerificationError, export_onnx
+    from export.build import STAGES, VerificationError, export_onnx
     from ramnet.console import console
 
     try:
         with _progress(STAGES) as advance:
-            checks = export_onnx(model, output, schedules=_schedules(model.config), on_progress=advance)
+            checks = export_onnx(model, output, schedules=_schedules(model.config), on_progress=advance, **options)
     except VerificationError as error:
         console().print(_table(error.checks))
         raise
     console().print(_table(checks))
-    return FILES
+    return sorted(path.name for path in output.iterdir())
+
+
+def _other(model: RamNetForCausalLM, output: Path, kind: str, precision: str, kernels: bool) -> Iterable[str]:
+    """Export to WebAssembly or ExecuTorch. Returns the names of the files."""
+    if kind == "wasm":
+        from export import web
+
+        with _progress(web.STAGES) as advance:
+            made = web.export_web(model, output, precision=precision, on_progress=advance)
+    else:
+        from export.executorch import build
+
+        with _progress(build.STAGES) as advance:
+            made = build.export_executorch(model, output, kernels=kernels, on_progress=advance)
+    _verified(made, output)
+    return sorted(path.name for path in output.iterdir())
+
+
+def _verified(made: Manifest, output: Path) -> None:
+    if made.error is None:
+        click.echo(f"not run here: verify it where it can be with: ramnet verify {click.format_filename(output)}")
+    else:
+        click.echo(f"verified: the logits are off by {made.error:.1e} (relative)")
+    if made.speed is not None:
+        click.echo(f"a token takes {made.speed.token_seconds * 1e6:.0f} µs")
 
 
 def _c(
@@ -96,12 +148,7 @@ def _c(
         made = export_c(
             model, output, precision=precision, target=target, deployment=deployment, text=text, on_progress=advance
         )
-    if made.error is None:
-        click.echo(f"not run here: verify it on the target with: ramnet verify {click.format_filename(output)}")
-    else:
-        click.echo(f"verified: the logits are off by {made.error:.1e} (relative)")
-    if made.speed is not None:
-        click.echo(f"a token takes {made.speed.token_seconds * 1e6:.0f} µs on one thread")
+    _verified(made, output)
     if made.quality is not None:
         loss = made.quality.bits_per_byte / made.quality.float32 - 1
         click.echo(

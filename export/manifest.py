@@ -17,6 +17,7 @@ from schedules.deployment import Deployment
 
 C_FORMAT: Literal["ramnet-c-1"] = "ramnet-c-1"
 EXECUTORCH_FORMAT: Literal["ramnet-executorch-1"] = "ramnet-executorch-1"
+WEB_FORMAT: Literal["ramnet-web-1"] = "ramnet-web-1"
 
 
 class Quality(BaseModel):
@@ -46,7 +47,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal["ramnet-c-1", "ramnet-executorch-1"]
+    format: Literal["ramnet-c-1", "ramnet-executorch-1", "ramnet-web-1"]
     config: RamNetConfig
     precision: str
     target: str = Field(description="the processor that the library is compiled for, or any")

@@ -75,11 +75,7 @@ def export_c(
         precision = deployment.precision
         loops = build.Loops(Tiling(deployment.rows, deployment.tokens, deployment.lanes), deployment.spins)
     weights.check(model.config, precision)
-    if not is_as_built(model) or is_hooked(model):
-        raise ValueError(
-            "the model was changed after it was built, by an adapter, a parametrisation, a hook or a subclass, which"
-            " the library would leave out; merge it into the weights or remove it"
-        )
+    check_as_built(model)
     build.compiler(machine)
     with replaced(Path(directory)) as aside:
         write_weights(model, precision, aside)
@@ -108,6 +104,15 @@ def export_c(
             found.save(aside)
     on_progress("measured")
     return found
+
+
+def check_as_built(model: RamNetForCausalLM) -> None:
+    """Raise ValueError if a model was changed in a way that a library made from its configuration would leave out."""
+    if not is_as_built(model) or is_hooked(model):
+        raise ValueError(
+            "the model was changed after it was built, by an adapter, a parametrisation, a hook or a subclass, which"
+            " the library would leave out; merge it into the weights or remove it"
+        )
 
 
 def write_weights(model: RamNetForCausalLM, precision: str, directory: Path) -> dict[str, torch.Tensor]:
