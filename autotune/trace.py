@@ -20,8 +20,8 @@ from schedules.workload import Op, Workload
 def trace(script: Path, target: str) -> tuple[list[Workload], dict[str, int]]:
     """Run ``script`` as ``python script`` does, and record its calls of the memory ops.
 
-    Calls in this thread are recorded, on any backend. torch.compile is disabled meanwhile, so that it hides none. The
-    kernels ``decode_layer`` and ``project`` of ``lowering.compile`` are not recorded, because they are not tuned.
+    Calls in this thread are recorded, on any backend. torch.compile is disabled meanwhile, so that it hides none.
+    Tokens that a compiled model reads through its library are not recorded, as they call no op.
 
     Returns:
         The workloads for kernels of ``target`` in the order of their first calls, and the number of calls by name.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowering import targets
 from lowering.backends import backend_name
 from lowering.gpu.compilers import interpreted
-from lowering.model import decode_block, heads_block, projection
+from lowering.model import heads_block
 from lowering.model.token import Token
 from lowering.model.token_graphs import TokenGraphs
 from lowering.model.untouched import is_hooked
@@ -38,9 +38,9 @@ def compile(
     training). Blocks that compute the same share a graph, so 27 layers compile as fast as the three kinds of CAPE among
     them.
 
-    Single tokens with ``in_place=True`` take another path. On a CPU, the whole token is one call of a library that is
-    compiled for the model (``lowering.model.token``); where the library does not fit, because B > 1 or a module was
-    changed, each layer is one kernel (``lowering.model.decode_block``). On a GPU, the heads' addresses, writes and
+    Single tokens and short prompts take another path. On a CPU, a token of each sequence, or a short prompt of one, is
+    one call of a library that is compiled for the model (``lowering.model.token``); if a module was changed, each block
+    that was not is one call. It needs float32 and a C compiler. On a GPU, the heads' addresses, writes and
     reads are one kernel (``lowering.model.heads_block``), the rest is compiled, and the whole token is replayed from a
     CUDA graph (``lowering.model.token_graphs``) that is recorded at the first token of each state.
 
@@ -102,8 +102,7 @@ class _CompiledModel(RamNetForCausalLM):
         self.compiled = torch.compile(_own(_call), **options) if kernels or not on_gpu else _call
         self.compiled_token = torch.compile(_own(heads_block.decode), **options)
         self.graphs = TokenGraphs(self, self._token) if on_gpu and kernels and not interpreted() else None
-        # A subclass may compute something else.
-        self.token = Token(model) if kernels and not on_gpu and type(model) is RamNetForCausalLM else None
+        self.token = Token(model) if kernels and not on_gpu else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copying and unpickling compile a copy of the original model."""
@@ -116,10 +115,10 @@ class _CompiledModel(RamNetForCausalLM):
         graphs = self.graphs if in_place and plain else None
         if graphs is not None and state is not None and graphs.serve(input_ids):
             return RamNetOutput(graphs(input_ids, state), state)
-        if self.token is not None and state is not None and in_place and _keeps_all(**options):
-            logits = self.token.read(input_ids, state)
-            if logits is not None:
-                return RamNetOutput(logits, state)
+        if self.token is not None and (kept := _kept(**options)) is not None:
+            found = self.token.read(input_ids, state, in_place, kept)
+            if found is not None:
+                return found
         return super().forward(input_ids, state, in_place=in_place, **options)
 
     def _token(self, input_ids: Tensor, state: RamState) -> Tensor:
@@ -142,18 +141,13 @@ class _CompiledModel(RamNetForCausalLM):
         self, block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool,
         sequences: Sequences | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        by_kernel = in_place and bool(self.kernels)
-        plain = by_kernel and sequences is None
-        if by_kernel and not self.on_gpu:
-            found = decode_block.decode(block, x, memory, mass, position, self.kernels) if plain else None
+        if in_place and self.token is not None:
+            found = self.token.block(block, x, memory, mass, position) if sequences is None else None
             return block(x, memory, mass, position, True, sequences) if found is None else (found, memory, mass)
-        if plain and heads_block.serves(block, memory, mass) and not is_hooked(block):
+        by_kernel = in_place and bool(self.kernels) and sequences is None
+        if by_kernel and heads_block.serves(block, memory, mass) and not is_hooked(block):
             return self.compiled_token(block, x, memory, mass, position, self.kernels), memory, mass
         return self._by_graph(block, x, memory, mass, position, in_place, sequences)
-
-    def run_head(self, hidden: Tensor) -> Tensor:
-        found = projection.project(self.head, hidden, self.kernels) if self.kernels and not self.on_gpu else None
-        return self.head(hidden) if found is None else found
 
     def _by_graph(self, module: nn.Module, *inputs: Any) -> Any:
         # A caller who compiles the whole model inlines the module.
@@ -166,9 +160,10 @@ def _call(module: nn.Module, *inputs: Any) -> Any:
     return module(*inputs)
 
 
-def _keeps_all(*, logits_to_keep: int | None = None, **others: Any) -> bool:
-    """Return whether these options of ``forward`` only ask for the logits of a single token."""
-    return (logits_to_keep or 0) >= 0 and all(x is None for x in others.values())
+def _kept(*, logits_to_keep: int | None = None, **others: Any) -> int | None:
+    """Return ``logits_to_keep``, 0 for all, or None if it is negative or ``forward`` has other options."""
+    kept = logits_to_keep or 0
+    return kept if kept >= 0 and all(x is None for x in others.values()) else None
 
 
 def _own(function: Any) -> Any:

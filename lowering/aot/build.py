@@ -191,8 +191,6 @@ def _key(config: RamNetConfig, precision: str, loops: Loops) -> str:
 
 def _sizes(config: RamNetConfig, precision: str, spins: int) -> str:
     """Return config.h: the sizes that the C files are compiled with."""
-    from lowering.aot.function import BLOCK
-
     c = config
     pointers = list(weights.table(config, precision))
 
@@ -203,7 +201,7 @@ def _sizes(config: RamNetConfig, precision: str, spins: int) -> str:
         "VOCABULARY": c.vocab_size, "HIDDEN": c.hidden_size, "LAYERS": c.num_layers, "HEADS": c.num_heads,
         "VALUE_DIM": c.value_dim, "ORDER": c.order, "SUB_DIM": c.sub_dim, "TOP_K": c.top_k, "SLOTS": c.slots,
         "INNER": c.intermediate_size, "CONVS": c.conv_layers, "TAPS": c.conv_kernel, "WEIGHTS": len(pointers),
-        "CONV_WEIGHTS": of_one("convs"), "BLOCK_WEIGHTS": of_one("blocks"), "BLOCK": BLOCK,
+        "CONV_WEIGHTS": of_one("convs"), "BLOCK_WEIGHTS": of_one("blocks"), "BLOCK": weights.BLOCK,
         "SPINS": spins,
     }  # fmt: skip
     defines = "".join(f"#define {name} {size}\n" for name, size in sizes.items())

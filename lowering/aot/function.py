@@ -13,10 +13,8 @@ from tvm.script.ir_builder import tirx as builder
 from lowering.aot.integers import Int4, Int8
 from lowering.aot.machines import Machine
 from lowering.aot.matrix import Bfloat16, Float32, Matrix, Tiling
-from lowering.aot.weights import storage
+from lowering.aot.weights import BLOCK, storage
 
-# The most tokens of a block, for which the library has scratch memory.
-BLOCK = 32
 FORMATS: dict[str, type[Matrix]] = {"float32": Float32, "bfloat16": Bfloat16, "int8": Int8, "int4": Int4}
 # By the type in a safetensors file.
 _TYPES = {"F32": "float32", "BF16": "uint16", "I8": "int8", "U8": "uint8"}

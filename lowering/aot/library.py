@@ -1,4 +1,8 @@
-"""Calls the library of a model from Python, on the weights of a module and the tensors of a ``RamState``."""
+"""Calls the library of a model from Python, on the weights of a module and the tensors of a ``RamState``.
+
+All tensors are contiguous, float32 but for the position, and in the CPU's memory. Nothing here checks this, nor shapes:
+``lowering.model.token`` does. Building the library needs TVM and a C compiler, calling it neither.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from lowering.aot.weights import BLOCK
 from ramnet.state import RamState
 
 _Pointer = ctypes.c_void_p
@@ -24,60 +31,102 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 class Library:
-    """The library at ``path`` with the weights at ``pointers``, in the order of ``lowering.aot.weights.table``.
+    """The library at ``path``. Any thread may call; calls with one state must not overlap.
 
-    The weights are read where they are, at every call. Any thread may call; calls with one state must not overlap.
+    Methods raise ValueError for an id outside the vocabulary, and RuntimeError if a kernel fails.
     """
 
-    def __init__(self, path: Path, pointers: Sequence[int], threads: int) -> None:
+    def __init__(self, path: Path, threads: int) -> None:
         self._process, self._model = os.getpid(), _Pointer()
         self._library = _load(path)
         self._here = threading.local()
-        self._check(self._library.ramnet_wrap(_array(pointers), threads, ctypes.byref(self._model)))
+        self._pointers = [0] * self._library.ramnet_weight_count()
+        status = self._library.ramnet_wrap(_array(_Pointer, self._pointers), threads, ctypes.byref(self._model))
+        if status:
+            raise _error(self._library, status)
 
     def __del__(self) -> None:
         # A forked process has none of the threads that closing waits for.
         if self._model and self._process == os.getpid():
             self._library.ramnet_close(self._model)
 
-    def rebind(self, pointers: Sequence[int]) -> None:
-        """Use other weights. No call may be running."""
-        self._library.ramnet_rebind(self._model, _array(pointers))
+    def rebind(self, pointers: list[int]) -> None:
+        """Read the weights at ``pointers``, in the order of ``lowering.aot.weights.table``, in ``step`` and ``tokens``.
 
-    def token(self, token: int, state: RamState, logits: Tensor) -> None:
-        """Read one token, updating ``state`` of one row in place, except for its position.
-
-        Writes ``logits``, float32 [V]. All tensors are contiguous and in the CPU's memory. Raises ValueError for an id
-        outside the vocabulary, and RuntimeError if a kernel fails.
+        They are read where they are, at every call. If they are others than before, no call may be running.
         """
-        tensors = [x.data_ptr() for x in (*state.memory, *state.mass, *state.conv)]
+        if pointers != self._pointers:
+            self._library.ramnet_rebind(self._model, _array(_Pointer, pointers))
+            self._pointers = pointers
+
+    def step(self, ids: Sequence[int], state: RamState, logits: Tensor) -> None:
+        """Read one token of each of up to ``BLOCK`` rows, updating ``state`` in place, except for its position.
+
+        Writes logits [B, 1, V].
+        """
+        self._call("step", self._bound(state), _array(ctypes.c_int32, ids), len(ids), _at(logits))
+
+    def tokens(self, ids: Sequence[int], state: RamState, logits: Tensor) -> None:
+        """Read tokens of one sequence, updating ``state`` in place, except for its position.
+
+        Writes logits [1, n, V] of the last n tokens.
+        """
+        held = _Pointer(self._bound(state)[0])
+        self._call("tokens", held, _array(ctypes.c_int32, ids), len(ids), _at(logits), logits.shape[1])
+
+    def block(self, layer: int, pointers: list[int], state: tuple[Tensor, Tensor, Tensor], x: Tensor) -> None:
+        """Run the block of a layer on one token of each of up to ``BLOCK`` rows, x [B, 1, C], which becomes the output.
+
+        Args:
+            pointers: the block's weights, in the order of ``rebind``.
+            state: memory [B, H, M, D] and mass [B, H, M], which are updated in place, and position [B].
+        """
+        memory, mass, position = state
+        wide = position.to(torch.int64)
+        tensors = map(_at, (memory, mass, wide, x))
+        self._call("block", self._held(), len(x), layer, _array(_Pointer, pointers), *tensors)
+
+    def _bound(self, state: RamState) -> ctypes.Array[_Pointer]:
+        """Return this thread's states, bound to the rows of ``state``."""
         held = self._held()
-        self._library.ramnet_state_bind(held, _array(tensors), ctypes.c_int64(int(state.position)))
-        self._check(self._library.ramnet_token(self._model, held, ctypes.c_int32(token), _Pointer(logits.data_ptr())))
+        tensors = _array(_Pointer, [x.data_ptr() for x in (*state.memory, *state.mass, *state.conv)])
+        position = state.position.to(torch.int64)
+        self._library.ramnet_state_bind(held, len(position), tensors, _at(position))
+        return held
 
-    def _held(self) -> _Pointer:
-        """Return this thread's state, which has scratch memory and borrows its tensors."""
-        held = getattr(self._here, "state", None)
+    def _held(self) -> ctypes.Array[_Pointer]:
+        """Return this thread's states, which share scratch memory and borrow their tensors."""
+        held = getattr(self._here, "states", None)
         if held is None:
-            held = self._here.state = _State(self._library)
-            self._check(self._library.ramnet_state_borrow(self._model, ctypes.byref(held.pointer)))
-        return held.pointer
+            held = _States(self._library)
+            self._call("state_borrow", BLOCK, held.pointers)
+            self._here.states = held
+        return held.pointers
 
-    def _check(self, status: int) -> None:
-        if status:
-            message = self._library.ramnet_message().decode(errors="replace")
-            raise ValueError(message) if status == -1 else RuntimeError(message)
+    def _call(self, name: str, *arguments: Any) -> None:
+        if status := getattr(self._library, f"ramnet_{name}")(self._model, *arguments):
+            raise _error(self._library, status)
 
 
-class _State:
-    """A state of the library, freed with this object."""
+class _States:
+    """States of the library, freed with this object."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._library, self.pointer = library, _Pointer()
+        self._library, self.pointers = library, (_Pointer * BLOCK)()
 
     def __del__(self) -> None:
-        self._library.ramnet_state_free(self.pointer)
+        for pointer in self.pointers:
+            self._library.ramnet_state_free(_Pointer(pointer))
 
 
-def _array(pointers: Sequence[int]) -> ctypes.Array[_Pointer]:
-    return (_Pointer * len(pointers))(*pointers)
+def _error(library: ctypes.CDLL, status: int) -> Exception:
+    message = library.ramnet_message().decode(errors="replace")
+    return ValueError(message) if status == -1 else RuntimeError(message)
+
+
+def _array(kind: Any, values: Sequence[int]) -> Any:
+    return (kind * len(values))(*values)
+
+
+def _at(tensor: Tensor) -> _Pointer:
+    return _Pointer(tensor.data_ptr())

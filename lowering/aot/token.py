@@ -15,11 +15,11 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.aot.function import BLOCK, Buffer, Parameters, Weight, function, rows, vector
+from lowering.aot.function import Buffer, Parameters, Weight, function, rows, vector
 from lowering.aot.machines import Machine
 from lowering.aot.matrix import Tiling
 from lowering.aot.parts import norm, product
-from lowering.aot.weights import of_model, precision_of
+from lowering.aot.weights import BLOCK, of_model, precision_of
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.memory_step import Places, prefetch, token
 from ramnet.config import RamNetConfig

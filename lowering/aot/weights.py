@@ -11,6 +11,8 @@ from torch import Tensor
 from lowering.aot import rounding
 from ramnet.config import RamNetConfig
 
+# The most tokens that the library reads at once, for which it has scratch memory.
+BLOCK = 32
 # The most slots that an address has in a kernel without a workspace: a list of them stays on the stack.
 MOST_SLOTS = 128
 # The type of the elements of a matrix in a safetensors file, by precision.

@@ -6,12 +6,16 @@ or instead of the class's. The checks are made at every call.
 
 from __future__ import annotations
 
-from operator import is_
+from itertools import repeat
+from operator import contains, is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+
+# The classes of tensors whose data C code can read.
+PLAIN = (Tensor, nn.Parameter)
 
 
 def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -20,16 +24,9 @@ def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not own["_forward_hooks"] and not own["_forward_pre_hooks"] and "forward" not in own
 
 
-def untouched_linear(module: nn.Module) -> Tensor | None:
-    """Return the weight of an ``untouched`` linear layer without bias, None for any other module."""
-    if not untouched(module, nn.Linear) or module._parameters["bias"] is not None:
-        return None
-    return module._parameters["weight"]
-
-
 def is_plain(tensor: Tensor | None, dtype: torch.dtype) -> bool:
-    """Return whether a kernel can read the tensor's memory: of ``dtype``, contiguous, and not of a tensor subclass."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.dtype is dtype and tensor.is_contiguous()  # type: ignore[union-attr]
+    """Return whether C code can read the tensor: on the CPU, of ``dtype``, contiguous, and not of a tensor subclass."""
+    return type(tensor) in PLAIN and tensor.is_cpu and tensor.dtype is dtype and tensor.is_contiguous()  # type: ignore[union-attr]
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -63,17 +60,17 @@ class Tree:
         self._owns = [module.__dict__ for module in self._modules]
         self._hooks = [own[name] for own in self._owns for name in ("_forward_hooks", "_forward_pre_hooks")]
         places = (own[kind] for own in self._owns for kind in ("_modules", "_parameters", "_buffers"))
-        self._places = [(place, name) for place in places for name in place]
-        self._held = [place[name] for place, name in self._places]
+        found = [(place, name, held) for place in places for name, held in place.items()]
+        self._places, self._names, self._held = zip(*found, strict=True)
 
     def has_changed(self) -> bool:
         """Return whether a module, parameter or buffer was replaced, or a module's class changed."""
-        held = [place.get(name) for place, name in self._places]
+        held = map(dict.get, self._places, self._names)
         return not all(map(is_, held, self._held)) or list(map(type, self._modules)) != self._kinds
 
     def is_hooked(self) -> bool:
         """Return whether a module has forward hooks or a ``forward`` of its own, or global hooks exist."""
-        return has_global_hooks() or any(self._hooks) or any("forward" in own for own in self._owns)
+        return has_global_hooks() or any(self._hooks) or any(map(contains, self._owns, repeat("forward")))
 
 
 def has_global_hooks() -> bool:

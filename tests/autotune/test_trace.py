@@ -62,7 +62,7 @@ config = ramnet.RamNetConfig(
     vocab_size=8, hidden_size=8, num_layers=2, num_heads=2, value_dim=4, order=2, sub_dim=2, top_k=2
 )
 model = ramnet.compile(ramnet.RamNetForCausalLM(config), {target!r}, backend="aot_eager")
-model.generate(torch.randint(0, 8, (1, 4)), max_new_tokens=3)
+model.generate(torch.randint(0, 8, (1, 40)), max_new_tokens=3)
 model(torch.randint(0, 8, (1, 19)), cu_seqlens=torch.tensor([0, 13, 15, 19]))
 """
 
@@ -74,7 +74,7 @@ def test_a_compiled_models_prefill_tokens_and_documents_are_noted(tmp_path: Path
     path.write_text(COMPILED.format(target=target))
     workloads, calls = trace(path, target)
     scans = {(w.shape["N"], w.shape["T"]): calls[w.name] for w in workloads if w.op == "memory_scan"}
-    assert scans == {(2, 4): 2, (4, 13): 2, (2, 2): 2}, "a prompt, and two groups of documents"
+    assert scans == {(2, 40): 2, (4, 13): 2, (2, 2): 2}, "a prompt, and two groups of documents"
     tokens = [(w.shape, calls[w.name]) for w in workloads if w.op == "decode_heads"]
     shape = {"N": 2, "U": 2, "P": 2, "K": 2, "M": 4, "D": 4}
     assert tokens == ([] if target == "cpu" else [(shape, 2 * 2)]), "two tokens, in two layers"

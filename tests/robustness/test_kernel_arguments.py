@@ -165,7 +165,7 @@ def test_a_slot_out_of_range_is_refused_and_nothing_is_written(data: st.DataObje
 @pytest.mark.parametrize("edge", ["first", "last"])
 @pytest.mark.parametrize("intermediate_size", [0, 29])
 @torch.no_grad()
-def test_decode_layer_and_project_stay_within_their_arguments(intermediate_size: int, edge: Edge) -> None:
+def test_the_library_of_a_model_stays_within_its_arguments(intermediate_size: int, edge: Edge) -> None:
     torch.manual_seed(0)
     config = RamNetConfig(
         vocab_size=37, hidden_size=18, num_layers=2, num_heads=3, value_dim=7, order=3, sub_dim=3, top_k=4,
@@ -173,11 +173,19 @@ def test_decode_layer_and_project_stay_within_their_arguments(intermediate_size:
     )  # fmt: skip
     model = RamNetForCausalLM(config)
     model.load_state_dict({name: guarded(x, edge) for name, x in model.state_dict().items()}, assign=True)
-    state, right = RamState.zeros(config, 1), RamState.zeros(config, 1)
+    state, right = RamState.zeros(config, 3), RamState.zeros(config, 3)
     state.memory, state.mass = [guarded(x, edge) for x in state.memory], [guarded(x, edge) for x in state.mass]
     fast = lowering.compile(model)
-    for token in torch.tensor([3, 1, 36, 0]).view(4, 1, 1):
-        with GuardedResults(edge):
-            found = fast(token, state, in_place=True).logits
-        assert relative_rmse(found, model(token, right, in_place=True).logits) < 1e-5
+    ids = torch.tensor([[3, 1, 36, 0], [0, 5, 5, 1], [7, 36, 2, 9]])
+    for by_blocks in (False, True):
+        hook = model.head.register_forward_hook(lambda *_: None) if by_blocks else None
+        for token in ids.split(1, dim=1):
+            with GuardedResults(edge):
+                found = fast(token, state, in_place=True).logits
+            assert relative_rmse(found, model(token, right, in_place=True).logits) < 1e-5
+        if hook is not None:
+            hook.remove()
     assert all(relative_rmse(a, b) < 1e-5 for a, b in zip(state.memory, right.memory, strict=True))
+    with GuardedResults(edge):
+        found = fast(ids[:1]).logits
+    assert relative_rmse(found, model(ids[:1]).logits) < 1e-5

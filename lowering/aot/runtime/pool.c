@@ -6,6 +6,9 @@
 
 #include "config.h"
 
+/* How often the caller looks whether the workers have finished, before it lets them have its processor. */
+enum { SPINS_AT_END = 1000 };
+
 
 struct pool {
   int threads; /* besides the caller's */
@@ -16,6 +19,7 @@ struct pool {
   atomic_int next;    /* the next task */
   atomic_int pending; /* workers that have not finished the round */
   atomic_int sleeping;
+  atomic_int resting; /* workers sleep at once */
   atomic_int ending;
   int tasks;
   void (*task)(void*, int);
@@ -35,7 +39,7 @@ static void run_tasks(pool* p) {
 }
 
 static void wait_for_round(pool* p, unsigned seen) {
-  for (int i = 0; i < SPINS; i++) {
+  for (int i = 0; i < SPINS && !atomic_load(&p->resting); i++) {
     if (atomic_load(&p->round) != seen) return;
     pause_briefly();
   }
@@ -101,10 +105,18 @@ void pool_run(void* runtime, int tasks, void (*task)(void* context, int i), void
   p->tasks = tasks;
   p->task = task;
   p->context = context;
+  atomic_store(&p->resting, 0);
   atomic_store(&p->next, 0);
   atomic_store(&p->pending, p->threads);
   next_round(p);
   run_tasks(p);
-  while (atomic_load(&p->pending) > 0) pause_briefly();
+  for (int spins = 0; atomic_load(&p->pending) > 0; spins++) {
+    if (spins < SPINS_AT_END) pause_briefly();
+    else thrd_yield(); /* on a busy machine, to the worker that this waits for */
+  }
   mtx_unlock(&p->use);
+}
+
+void pool_rest(pool* p) {
+  if (p != NULL) atomic_store(&p->resting, 1);
 }

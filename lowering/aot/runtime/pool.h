@@ -13,4 +13,7 @@ void pool_stop(pool* pool);
 /* A ramnet_parallel whose runtime is a pool. While another thread uses the pool, the caller runs the tasks alone. */
 void pool_run(void* runtime, int tasks, void (*task)(void* context, int i), void* context);
 
+/* Let idle threads sleep at once until the next loop, instead of looking for it. The pool may be NULL. */
+void pool_rest(pool* pool);
+
 #endif

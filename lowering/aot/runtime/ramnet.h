@@ -78,9 +78,13 @@ RAMNET_API int ramnet_state_read(ramnet_state* state, const void* bytes, size_t 
  * It fails if the state has read no token since it was created, reset, loaded or bound. */
 RAMNET_API int ramnet_state_accesses(const ramnet_state* state, int layer, int32_t* slots, float* weights);
 
-/* A state whose tensors, in the order memory.i, mass.i, conv.i, belong to the caller. */
-RAMNET_API int ramnet_state_borrow(const ramnet_model* model, ramnet_state** state);
-RAMNET_API void ramnet_state_bind(ramnet_state* state, float* const* tensors, int64_t position);
+/* States whose tensors belong to the caller. They share scratch memory: only one call at a time may use any of them,
+ * and they are freed together. */
+RAMNET_API int ramnet_state_borrow(const ramnet_model* model, int count, ramnet_state** states);
+
+/* Let state i use row i of the positions and of each of the tensors, which are in the order memory.j, mass.j, conv.j. */
+RAMNET_API void ramnet_state_bind(ramnet_state* const* states, int count, float* const* tensors,
+                                  const int64_t* positions);
 
 /* Read one token; logits are [vocabulary], or NULL if they are not wanted. */
 RAMNET_API int ramnet_token(const ramnet_model* model, ramnet_state* state, int32_t id, float* logits);
@@ -92,6 +96,12 @@ RAMNET_API int ramnet_tokens(const ramnet_model* model, ramnet_state* state, con
 /* Read one token of each of count sequences, at most 32, whose states differ; logits are [count, vocabulary]. */
 RAMNET_API int ramnet_step(const ramnet_model* model, ramnet_state* const* states, const int32_t* ids, int count,
                            float* logits);
+
+/* Compute one block of ramnet_step, for a host that computes other parts of the model itself. The weights are those of
+ * the block; x [count, hidden] is its input and becomes its output. The states are borrowed, and are bound to memory,
+ * mass and positions for this layer. */
+RAMNET_API int ramnet_block(const ramnet_model* model, ramnet_state* const* states, int count, int layer,
+                            const void* const* weights, float* memory, float* mass, const int64_t* positions, float* x);
 
 #ifdef __cplusplus
 }

@@ -79,15 +79,28 @@ int ramnet_state_create(const ramnet_model* model, ramnet_state** state) {
   return allocate(state, 1);
 }
 
-int ramnet_state_borrow(const ramnet_model* model, ramnet_state** state) {
+int ramnet_state_borrow(const ramnet_model* model, int count, ramnet_state** states) {
   (void)model;
-  return allocate(state, 0);
+  if (count < 1) return fail(RAMNET_BAD_ARGUMENT, "count is %d; it must be at least 1", count);
+  const int status = allocate(&states[0], 0);
+  if (status) return status;
+  for (int i = 1; i < count; i++) {
+    if ((states[i] = calloc(1, sizeof **states)) == NULL) {
+      while (i > 0) ramnet_state_free(states[--i]);
+      return fail(RAMNET_NO_MEMORY, "there is no memory for %d states", count);
+    }
+    states[i]->scratch = states[0]->scratch;
+  }
+  return RAMNET_OK;
 }
 
-void ramnet_state_bind(ramnet_state* state, float* const* tensors, int64_t position) {
-  memcpy(state->tensors, tensors, sizeof state->tensors);
-  state->position = position;
-  state->last_read = -1;
+void ramnet_state_bind(ramnet_state* const* states, int count, float* const* tensors, const int64_t* positions) {
+  for (int i = 0; i < count; i++) {
+    for (int j = 0; j < STATE_TENSORS; j++)
+      states[i]->tensors[j] = tensors[j] + (size_t)i * state_size(j);
+    states[i]->position = positions[i];
+    states[i]->last_read = -1;
+  }
 }
 
 int ramnet_state_clone(const ramnet_state* state, ramnet_state** copy) {

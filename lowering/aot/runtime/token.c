@@ -129,3 +129,31 @@ int ramnet_state_accesses(const ramnet_state* state, int layer, int32_t* slots, 
   memcpy(weights, state->weights[layer], sizeof state->weights[layer]);
   return RAMNET_OK;
 }
+
+/* The products of a block's matrices with one token, and those that take longer than waking threads. */
+static const int64_t block_products =
+    (int64_t)HIDDEN * (2 * HEADS * ORDER * SUB_DIM + 2 * HEADS * VALUE_DIM + 3 * INNER);
+static const int64_t worth_waking = 1 << 20;
+
+int ramnet_block(const ramnet_model* model, ramnet_state* const* states, int count, int layer,
+                 const void* const* weights, float* memory, float* mass, const int64_t* positions, float* x) {
+  if (count < 1 || count > BLOCK)
+    return fail(RAMNET_BAD_ARGUMENT, "count is %d; it must be in 1..%d", count, BLOCK);
+  if (layer < 0 || layer >= LAYERS)
+    return fail(RAMNET_BAD_ARGUMENT, "layer is %d; it must be in 0..%d", layer, LAYERS - 1);
+  const scratch* s = &states[0]->scratch;
+  const size_t bytes = (size_t)count * HIDDEN * sizeof *x;
+  for (int i = 0; i < count; i++) {
+    states[i]->tensors[layer] = memory + (size_t)i * HEADS * SLOTS * VALUE_DIM;
+    states[i]->tensors[LAYERS + layer] = mass + (size_t)i * HEADS * SLOTS;
+    states[i]->position = positions[i];
+    states[i]->last_read = -1;
+  }
+  memcpy(s->x, x, bytes);
+  run_on(count * block_products < worth_waking ? NULL : &model->executor);
+  const int status = block(model, weights, layer, states, count, s);
+  run_on(NULL);
+  pool_rest(model->pool); /* what follows is computed on the host's threads */
+  memcpy(x, s->x, bytes);
+  return status;
+}

@@ -24,6 +24,18 @@ ODD: dict[str, Any] = {
 CONFIGS = {
     "tiny": TINY,
     "odd sizes, no FFN, tied": RamNetConfig(**ODD, tie_embeddings=True),
+    "all sizes 1": RamNetConfig(
+        vocab_size=3,
+        hidden_size=1,
+        num_layers=1,
+        num_heads=1,
+        value_dim=1,
+        order=3,
+        sub_dim=3,
+        top_k=27,
+        intermediate_size=1,
+        decay_power=0.5,
+    ),
     "odd sizes, long convolution": RamNetConfig(**ODD, intermediate_size=29, conv_layers=1, conv_kernel=5),
 }
 

@@ -135,20 +135,40 @@ def test_kernels_are_used_again_after_a_hook_is_removed(
     model: RamNetForCausalLM, fast: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lowering.aot.library import Library
-    from lowering.cpu.backend import CpuKernels
 
     def counted(kind: type, method: str) -> list[int]:
         calls, run = [], getattr(kind, method)
         monkeypatch.setattr(kind, method, lambda self, *given: (calls.append(1), run(self, *given))[1])
         return calls
 
-    layers, tokens = counted(CpuKernels, "decode_layer"), counted(Library, "token")
+    blocks, steps, prompts = (counted(Library, name) for name in ("block", "step", "tokens"))
     handle = model.blocks[0].register_forward_hook(lambda *_: None)
-    outputs(fast)
-    assert (len(layers), len(tokens)) == (5, 0)  # the other block, one kernel a token
+    outputs(fast, 2)
+    assert (len(blocks), len(steps), len(prompts)) == (5, 0, 0)  # the other block, for each of five tokens
     handle.remove()
     outputs(fast)
-    assert (len(layers), len(tokens)) == (5, 5)
+    assert (len(blocks), len(steps), len(prompts)) == (5, 5, 1)
+    model.double()
+    outputs(fast)
+    model.float()
+    assert (len(blocks), len(steps), len(prompts)) == (5, 5, 1)
+    outputs(fast)
+    assert (len(blocks), len(steps), len(prompts)) == (5, 10, 2)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_weight_of_another_shape_is_an_error_as_in_the_model(replaced: bool) -> None:
+    model = fresh()
+    fast, layer = lowering.compile(model, backend="eager"), model.blocks[1].mixer.output
+    with torch.no_grad():
+        fast(ids(1, 1), in_place=True)
+    if replaced:
+        layer.weight = nn.Parameter(torch.zeros(24, 5))
+    else:
+        layer.weight.data = torch.zeros(24, 5)
+    for call in (model, fast):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="cannot be multiplied"):
+            call(ids(1, 1), in_place=True)
 
 
 def test_backward_hooks_are_called(model: RamNetForCausalLM, fast: RamNetForCausalLM) -> None:
