@@ -34,8 +34,6 @@ _TEMPLATES: dict[str, dict[str, dict[str, str]]] = {
         "memory_scan": {"": "lowering.cpu.memory_scan"},
         "memory_scan_backward": {"": "lowering.cpu.memory_scan_backward"},
         "memory_step": {"": "lowering.cpu.memory_step"},
-        "project": {"": "lowering.cpu.project"},
-        "decode_layer": {"": "lowering.cpu.decode_layer"},
     },
     "triton": {
         "address_decode": {"": "lowering.gpu.address_decode.triton"},

@@ -9,20 +9,17 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 Op = Literal[
-    "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step", "project",
-    "decode_layer", "decode_heads",
+    "address_decode", "address_decode_backward", "memory_scan", "memory_scan_backward", "memory_step",
+    "decode_heads",
 ]  # fmt: skip
 
-# The sizes of each op by the paper's symbols. N is B·H, R the rows of logits, O and I a matrix's outputs and inputs. In
-# decode_layer, C is the hidden size and I the width of the FFN, or 0 without one.
+# The sizes of each op by the paper's symbols. N is B·H, R the rows of logits.
 AXES: dict[str, tuple[str, ...]] = {
     "address_decode": ("R", "U", "P", "K"),
     "address_decode_backward": ("R", "U", "P", "K"),
     "memory_scan": ("N", "T", "K", "M", "D"),
     "memory_scan_backward": ("N", "T", "K", "M", "D"),
     "memory_step": ("N", "K", "M", "D"),
-    "project": ("O", "I"),
-    "decode_layer": ("C", "H", "U", "P", "K", "M", "D", "I"),
     "decode_heads": ("N", "U", "P", "K", "M", "D"),
 }
 # Sizes that are dynamic in a kernel; the others are compiled in.

@@ -13,7 +13,7 @@ from schedules.workload import Workload
 CALL, UNIT = 1e-5, 1.7e-10
 # A backward scan's time over the forward's.
 BACKWARD = 5
-TOKEN_OPS = ("memory_step", "decode_heads", "decode_layer", "project")
+TOKEN_OPS = ("memory_step", "decode_heads")
 
 
 def shares(
@@ -30,7 +30,7 @@ def shares(
     if calls is not None:
         weights = [calls.get(workload.name, 1) * each for workload, each in zip(workloads, seconds, strict=True)]
     else:
-        rows = {2 * workload.shape["N"] for workload in workloads if workload.op in ("memory_step", "decode_heads")}
+        rows = {2 * workload.shape["N"] for workload in workloads if workload.op in TOKEN_OPS}
         of_token = [workload.op in TOKEN_OPS or workload.shape.get("R") in rows for workload in workloads]
         halves = [sum(each for each, of in zip(seconds, of_token, strict=True) if of == half) for half in (False, True)]
         weights = [each / halves[of] for each, of in zip(seconds, of_token, strict=True)]

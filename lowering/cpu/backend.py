@@ -132,24 +132,6 @@ class CpuKernels:
             _run(kernel.function, (*inputs, memory, mass, output), accesses, memory.shape[2])
         return output.to(values.dtype)
 
-    def project(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Compute W x, [..., O], for a single row x [..., I] and weight W [O, I], both float32."""
-        kernel = self.kernel("project", tuple(weight.shape), x.dtype)
-        output = x.new_empty(*x.shape[:-1], weight.shape[0])
-        kernel.function(weight, x.contiguous().view(-1), output.view(-1))
-        return output
-
-    def decode_layer(
-        self, x: Tensor, position: Tensor, tensors: tuple[Tensor, ...], sizes: tuple[int, ...],
-        constants: dict[str, float],
-    ) -> Tensor:  # fmt: skip
-        """Run a layer on one token x [1, 1, C]. ``tensors`` are the kernel's parameters from memory on, float32 and
-        contiguous."""
-        kernel = self.kernel("decode_layer", sizes, x.dtype, **constants)
-        output = torch.empty_like(x)
-        kernel.function(x.view(-1), position, *tensors, output.view(-1))
-        return output
-
     def _check_slots(self, accesses: Accesses[Tensor], memory: Tensor) -> None:
         if self.check:
             checks.slots_are_valid(accesses, memory.shape[2])

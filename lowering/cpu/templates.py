@@ -8,11 +8,9 @@ from typing import Any
 from lowering.cpu import (
     address_decode,
     address_decode_backward,
-    decode_layer,
     memory_scan,
     memory_scan_backward,
     memory_step,
-    project,
 )
 from schedules.workload import Op
 
@@ -22,6 +20,4 @@ TEMPLATES: dict[Op, Callable[..., Any]] = {
     "memory_scan": memory_scan.module,
     "memory_scan_backward": memory_scan_backward.module,
     "memory_step": memory_step.module,
-    "project": project.module,
-    "decode_layer": decode_layer.module,
 }

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from schedules.base import Schedule
 from schedules.cpu.address_decode import AddressDecode, AddressDecodeBackward
-from schedules.cpu.decode_layer import DecodeLayer
 from schedules.cpu.memory_scan import MemoryScan, MemoryScanBackward
 from schedules.cpu.memory_step import MemoryStep
-from schedules.cpu.project import Project
 
 __all__ = [
-    "SCHEDULES", "AddressDecode", "AddressDecodeBackward", "DecodeLayer", "MemoryScan", "MemoryScanBackward",
-    "MemoryStep", "Project",
+    "SCHEDULES", "AddressDecode", "AddressDecodeBackward", "MemoryScan", "MemoryScanBackward", "MemoryStep",
 ]  # fmt: skip
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -20,6 +17,4 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "memory_scan": MemoryScan,
     "memory_scan_backward": MemoryScanBackward,
     "memory_step": MemoryStep,
-    "project": Project,
-    "decode_layer": DecodeLayer,
 }

@@ -40,7 +40,7 @@ def test_it_writes_records_and_returns_gains(tmp_path: Path) -> None:
         ({"budget": 0}, "budget is 0; it must be above 0"),
         ({"threads": 0}, "threads is 0; it must be from 1 to 1024, or None for all cores"),
         ({"ops": ["attention"]}, "op 'attention' is unknown; there are address_decode"),
-        ({"target": "a100", "ops": ["project"]}, "project has no workload on a100; leave ops out"),
+        ({"ops": ["decode_heads"]}, "decode_heads has no workload on cpu; leave ops out"),
         ({"lengths": [0]}, "length is 0; it must be at least 1"),
         ({"build_limit": 0}, "build_limit is 0; it must be above 0"),
     ],

@@ -70,7 +70,7 @@ def test_a_gpus_kernel_is_printed_where_there_is_no_gpu(run: Run, monkeypatch: p
         (("memory_step", "--target", "mi300x", "--emit", "ptx"),
          "ramnet: memory_step on mi300x has no ptx; it has asm, llvm"),
         (("memory_step", "T=4"), "ramnet: shape 'memory_step T=4' has 'T=4'; memory_step has N, K, M, D"),
-        (("project", "--target", "a100"), "ramnet: project has no kernel for a100; there are address_decode"),
+        (("decode_heads",), "ramnet: decode_heads has no kernel for cpu; there are address_decode"),
     ],
 )  # fmt: skip
 def test_an_unknown_language_op_or_size_is_one_line(run: Run, arguments: tuple[str, ...], line: str) -> None:

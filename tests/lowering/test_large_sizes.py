@@ -41,8 +41,6 @@ SHAPES: dict[Op, dict[str, int]] = {
     "memory_scan": {"N": 2, "T": 9, "K": 4, "M": 256, "D": 32},
     "memory_scan_backward": {"N": 2, "T": 9, "K": 2, "M": 256, "D": 32},
     "memory_step": {"N": 2, "K": 4, "M": 256, "D": 32},
-    "project": {"O": 2**22, "I": 1024},
-    "decode_layer": {"C": 2**12, "H": 8, "U": 10, "P": 4, "K": 4, "M": 4**10, "D": 512, "I": 2**20},
     "decode_heads": {"N": 4, "U": 4, "P": 4, "K": 4, "M": 256, "D": 32},
 }
 

@@ -12,16 +12,14 @@ from schedules.cpu import (
     SCHEDULES,
     AddressDecode,
     AddressDecodeBackward,
-    DecodeLayer,
     MemoryScan,
     MemoryScanBackward,
     MemoryStep,
-    Project,
 )  # fmt: skip
 from schedules.kinds import default_schedule
 from schedules.workload import AXES, Op, Workload
 
-SIZES = {"N": 16, "T": 1024, "K": 8, "M": 1024, "D": 64, "R": 32768, "U": 5, "P": 4, "O": 96, "I": 64, "C": 32, "H": 2}
+SIZES = {"N": 16, "T": 1024, "K": 8, "M": 1024, "D": 64, "R": 32768, "U": 5, "P": 4}
 
 
 def work(op: Op, dtype: Any = "float32", **sizes: int) -> Workload:
@@ -29,8 +27,7 @@ def work(op: Op, dtype: Any = "float32", **sizes: int) -> Workload:
 
 
 SCAN, BACK, STEP = work("memory_scan"), work("memory_scan_backward"), work("memory_step")
-ADDRESS, GRADIENT, LAYER = work("address_decode"), work("address_decode_backward"), work("decode_layer")
-PROJECT = work("project")
+ADDRESS, GRADIENT = work("address_decode"), work("address_decode_backward")
 
 
 def scan(tile: int = 32, groups: int = 1, chunk: int = 64, unroll: int = 8) -> MemoryScan:
@@ -53,14 +50,6 @@ def gradient(lanes: int) -> AddressDecodeBackward:
     return AddressDecodeBackward(lanes=lanes, parallel=True)
 
 
-def project(rows: int = 1, lanes: int = 32) -> Project:
-    return Project(rows=rows, lanes=lanes, parallel=False)
-
-
-def layer(rows: int = 1, lanes: int = 32) -> DecodeLayer:
-    return DecodeLayer(rows=rows, lanes=lanes)
-
-
 @pytest.mark.parametrize(
     ("schedule", "workload"),
     [
@@ -72,8 +61,6 @@ def layer(rows: int = 1, lanes: int = 32) -> DecodeLayer:
         (address(lanes=127), work("address_decode", "float64")),
         (address(unroll=0), work("address_decode", R=1)), (address(unroll=2), work("address_decode", R=256)),
         (gradient(255), GRADIENT), (gradient(127), work("address_decode_backward", "float64")),
-        (project(rows=96), PROJECT), (project(lanes=64), PROJECT), (project(lanes=1), PROJECT),
-        (layer(rows=1000), LAYER), (layer(lanes=255), LAYER),
     ],
 )  # fmt: skip
 def test_schedules_at_a_limit_are_valid(schedule: Schedule, workload: Workload) -> None:
@@ -106,12 +93,6 @@ def test_schedules_at_a_limit_are_valid(schedule: Schedule, workload: Workload) 
         (address(lanes=128), work("address_decode", "float64"), "128 lanes are 1024 bytes; they must be in 1..1023"),
         (address(lanes=0), ADDRESS, "0 lanes are 0 bytes; they must be in 1..1023"),
         (gradient(256), GRADIENT, "256 lanes are 1024 bytes; they must be in 1..1023"),
-        (project(rows=0), PROJECT, "rows is 0; it must be in 1..O = 96"),
-        (project(rows=97), PROJECT, "rows is 97; it must be in 1..O = 96"),
-        (project(lanes=48), PROJECT, "lanes is 48, which does not divide I = 64"),
-        (project(lanes=256), work("project", I=256), "256 lanes are 1024 bytes; they must be in 1..1023"),
-        (layer(rows=0), LAYER, "rows is 0; it must be at least 1"),
-        (layer(lanes=256), LAYER, "256 lanes are 1024 bytes; they must be in 1..1023"),
     ],
 )  # fmt: skip
 def test_schedules_beyond_a_limit_are_refused(schedule: Schedule, workload: Workload, sentence: str) -> None:
@@ -138,10 +119,6 @@ def test_schedules_beyond_a_limit_are_refused(schedule: Schedule, workload: Work
         (work("address_decode", P=8, K=16), AddressDecode(lanes=16, unroll=0, parallel=True)),
         (GRADIENT, gradient(16)),
         (work("address_decode_backward", R=255), AddressDecodeBackward(lanes=16, parallel=False)),
-        (PROJECT, project()), (work("project", I=24), project(lanes=24)),
-        (work("project", O=2**10), project()),
-        (work("project", O=2**10 + 1), Project(rows=1, lanes=32, parallel=True)),
-        (LAYER, layer()),
     ],
 )  # fmt: skip
 def test_defaults(workload: Workload, default: Schedule) -> None:
@@ -159,9 +136,6 @@ def test_defaults(workload: Workload, default: Schedule) -> None:
         (ADDRESS, {"lanes": (4, 8, 16, 32), "unroll": (0, 1, 2), "parallel": (False, True)}),
         (work("address_decode", R=1), {"lanes": (4, 8, 16, 32), "unroll": (0,), "parallel": (False, True)}),
         (GRADIENT, {"lanes": (4, 8, 16, 32), "parallel": (False, True)}),
-        (PROJECT, {"rows": (1, 2, 4, 8), "lanes": (8, 16, 32, 64), "parallel": (False, True)}),
-        (work("project", O=3, I=6), {"rows": (1, 2), "lanes": (6,), "parallel": (False, True)}),
-        (LAYER, {"rows": (1, 2, 4), "lanes": (8, 16, 32, 64, 128)}),
     ],
 )  # fmt: skip
 def test_the_search_space(workload: Workload, space: dict[str, tuple[Any, ...]]) -> None:
@@ -171,6 +145,6 @@ def test_the_search_space(workload: Workload, space: dict[str, tuple[Any, ...]])
 @pytest.mark.parametrize("op", SCHEDULES)
 def test_defaults_are_valid_for_all_sizes(op: Op) -> None:
     for size, dtype in itertools.product((1, 2, 3, 5, 48, 1009), ("float32", "float64")):
-        sizes = dict.fromkeys("NTKDRPOICH", size) | {"U": 1, "M": max(size, 2)}
+        sizes = dict.fromkeys("NTKDRP", size) | {"U": 1, "M": max(size, 2)}
         workload = work(op, dtype, **sizes)
         assert default_schedule(workload, "cpu").refusal(workload) is None, workload.name

@@ -215,7 +215,7 @@ def test_knobs_of_other_forms_are_ignored() -> None:
         # Only the backward has this knob.
         ("memory_scan", {"form": "serial", "checkpoint": 64}, "checkpoint"),
         ("memory_step", {"form": "slots"}, "form"),
-        ("project", {}, "project has no kernel for a100; there are address_decode, address_decode_backward,"),
+        ("attention", {}, "attention has no kernel for a100; there are address_decode, address_decode_backward,"),
     ],
 )
 def test_unknown_forms_and_knobs_are_refused(op: Op, knobs: dict[str, Any], problem: str) -> None:

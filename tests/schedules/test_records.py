@@ -15,7 +15,7 @@ from schedules import records
 from schedules.cpu import MemoryStep
 from schedules.gpu import SCHEDULES
 from schedules.records import MOST_BYTES, Record, Time, choose, known, load, merge, records_path, shipped_path
-from schedules.workload import Workload
+from schedules.workload import AXES, Workload
 
 CONSTANTS = {"decay_power": 1.0, "eps": 1e-6}
 
@@ -222,9 +222,9 @@ def test_knobs_of_another_op_are_refused(file: Path) -> None:
 
 
 def test_a_record_of_an_op_without_a_kernel_is_refused_with_its_line(file: Path) -> None:
-    project = Workload(op="project", shape={"O": 8, "I": 8})
-    file.write_text(record(project).model_copy(update={"target": "h200"}).model_dump_json() + "\n")
-    with pytest.raises(ValueError, match=r"cpu\.jsonl, line 1, is not a record: project has no kernel for h200"):
+    heads = Workload(op="decode_heads", shape=dict.fromkeys(AXES["decode_heads"], 2))
+    file.write_text(record(heads).model_dump_json() + "\n")
+    with pytest.raises(ValueError, match=r"cpu\.jsonl, line 1, is not a record: decode_heads has no kernel for cpu"):
         load(file)
 
 

@@ -32,7 +32,6 @@ def test_each_of_a_models_workloads_can_be_written() -> None:
         ("memory_scam T=1", "has the op 'memory_scam'; there are address_decode"),
         ("memory_scan", "'memory_scan' lacks T"),
         ("address_decode", "lacks R"),
-        ("project O=4", "lacks I"),
         ("memory_scan T=many", "has 'T=many', which is no number"),
         ("memory_scan T=0", "has T=0; it must be at least 1"),
         ("memory_scan T=4294967296", "memory_scan has T = 4294967296; kernels count in int32"),

@@ -231,9 +231,3 @@ def test_on_a_cpu_threads_share_what_they_can() -> None:
     serial, parallel = (AddressDecode(lanes=8, unroll=1, parallel=p) for p in (False, True))
     assert cpu_seconds(ROWS, serial) == cpu_seconds(ROWS, serial, alone)
     assert cpu_seconds(ROWS, parallel) < 0.6 * cpu_seconds(ROWS, parallel, alone)
-
-
-def test_an_op_without_a_model_is_named() -> None:
-    workload = Workload(op="project", shape={"O": 8, "I": 8})
-    with pytest.raises(ValueError, match="project has no time model"):
-        cpu_seconds(workload, SCHEDULES["project"].default(workload))

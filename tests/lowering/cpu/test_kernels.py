@@ -108,13 +108,6 @@ def test_every_address_decode_schedule_and_that_of_its_gradient_computes_the_sam
         assert relative_rmse(got, gradient) < 1e-5, schedule
 
 
-def test_every_project_schedule_computes_the_same() -> None:
-    generator = torch.Generator().manual_seed(6)
-    weight, x = torch.randn(37, 24, generator=generator), torch.randn(1, 1, 24, generator=generator)
-    for schedule in schedules(Workload(op="project", shape={"O": 37, "I": 24})):
-        assert relative_rmse(Fixed(schedule).project(x, weight), x.double() @ weight.double().T) < 1e-6, schedule
-
-
 @pytest.mark.parametrize(
     ("schedule", "work", "reason"),
     [

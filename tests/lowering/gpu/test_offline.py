@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from lowering import nvcc
-from lowering.gpu import offline
 from lowering.gpu.kernels import plan
 from lowering.gpu.offline import NoCompilerError, arguments, compile_for
 from ramnet.config import RamNetConfig
 from schedules.base import Schedule
 from schedules.gpu import SCHEDULES, AddressDecode, MemoryStep
 from schedules.of_model import of_model_on_gpu
-from schedules.workload import Workload
 
 CONFIG = RamNetConfig.preset("340m")
 WORKLOADS = {workload.op: workload for workload in of_model_on_gpu(CONFIG, batch_size=2, length=8, decode_batch=4)}
@@ -114,8 +112,3 @@ def test_a_process_that_interprets_kernels_cannot_compile_them(monkeypatch: pyte
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set in this process"):
         compile_for(WORKLOADS["memory_step"], "a100", MemoryStep())
-
-
-def test_an_op_without_a_kernel_is_named() -> None:
-    with pytest.raises(ValueError, match="project has no kernel for a GPU"):
-        offline.arguments(Workload(op="project", shape={"O": 8, "I": 8}))
