@@ -18,7 +18,7 @@ from export.libraries import need
 from export.samples import TOKENS, Samples
 from lowering import plain
 from lowering.aot import build, weights
-from lowering.model.token import is_as_built
+from lowering.model.as_built import is_as_built
 from lowering.model.untouched import is_hooked
 from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
@@ -108,7 +108,7 @@ def export_c(
 
 def check_as_built(model: RamNetForCausalLM) -> None:
     """Raise ValueError if a model was changed in a way that a library made from its configuration would leave out."""
-    if not is_as_built(model) or is_hooked(model):
+    if not is_as_built(model, lambda: RamNetForCausalLM(model.config)) or is_hooked(model):
         raise ValueError(
             "the model was changed after it was built, by an adapter, a parametrisation, a hook or a subclass, which"
             " the library would leave out; merge it into the weights or remove it"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from export import licence, manifest, process
 from export.build import _float32
+from export.c.build import check_as_built
 from export.executorch import program
 from export.executorch.session import LIBRARY, PROGRAM, ExecutorchModel
 from export.folder import replaced
@@ -18,8 +19,6 @@ from export.quality import BYTES
 from export.samples import TOKENS, Samples
 from lowering import plain
 from lowering.aot import build, weights
-from lowering.model.token import is_as_built
-from lowering.model.untouched import is_hooked
 from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
 
@@ -91,11 +90,7 @@ def _check_kernels_fit(model: RamNetForCausalLM) -> None:
     from export.executorch.kernels import compiler
 
     weights.check(model.config, "float32")
-    if not is_as_built(model) or is_hooked(model):
-        raise ValueError(
-            "the model was changed after it was built, by an adapter, a parametrisation, a hook or a subclass, which"
-            " the kernels would leave out; export it without kernels, or merge the change into the weights"
-        )
+    check_as_built(model)
     build.compiler()
     compiler()
 

@@ -30,7 +30,7 @@ struct Held {
   bool ready() {
     weights.resize(ramnet_weight_count());
     if (model == nullptr && ramnet_wrap(weights.data(), 1, &model)) return false;
-    return state != nullptr || ramnet_state_borrow(model, &state) == RAMNET_OK;
+    return state != nullptr || ramnet_state_borrow(model, 1, &state) == RAMNET_OK;
   }
 };
 
@@ -57,7 +57,7 @@ Tensor& token_out(KernelRuntimeContext& context, const Tensor& ids, ArrayRef<Ten
 
   ramnet_rebind(held.model, held.weights.data());
   ramnet_use_runtime(held.model, on_threadpool, nullptr, static_cast<int>(executorch::extension::get_thread_count()));
-  ramnet_state_bind(held.state, held.tensors.data(), *at);
+  ramnet_state_bind(&held.state, 1, held.tensors.data(), at);
   const int status = ramnet_token(held.model, held.state, static_cast<int32_t>(id), out.mutable_data_ptr<float>());
   ET_KERNEL_CHECK_MSG(context, status == RAMNET_OK, Internal, out, "%s", ramnet_message());
   ++*at;

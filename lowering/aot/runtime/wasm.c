@@ -11,6 +11,8 @@ pool* pool_start(int threads) {
 
 void pool_stop(pool* pool) { (void)pool; }
 
+void pool_rest(pool* pool) { (void)pool; }
+
 void pool_run(void* runtime, int tasks, void (*task)(void* context, int i), void* context) {
   (void)runtime;
   for (int i = 0; i < tasks; i++) task(context, i);

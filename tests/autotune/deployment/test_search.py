@@ -51,7 +51,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Search
     clock = iter(range(10**6))
     monkeypatch.setattr(search, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(search, "ROWS", (1, 2, 4))
-    monkeypatch.setattr(search, "LANES", (16, 64))
+    monkeypatch.setattr(search, "LANES", (16, 32))
     monkeypatch.setattr(search, "SPINS", (20000,))
     model, count = model_of(TINY), iter(range(100))
 
@@ -181,7 +181,7 @@ def test_the_command_records_draws_and_the_export_takes_it(tmp_path: Path, monke
     monkeypatch.setattr(search, "_in_a_process", lambda request, limit: answer(request))
     monkeypatch.setattr("autotune.measure.bandwidth.bandwidth", lambda level, threads: 1e10)
     monkeypatch.setattr(search, "ROWS", (1, 2, 4))
-    monkeypatch.setattr(search, "LANES", (16, 64))
+    monkeypatch.setattr(search, "LANES", (16, 32))
     checkpoint = tmp_path / "checkpoint"
     model_of(TINY).save_pretrained(checkpoint)
     options = [str(checkpoint), "--output", str(tmp_path / "out"), "--budget", "20", "--threads", "1"]
