@@ -67,14 +67,14 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Search
 
 def test_the_default_of_each_precision_is_tried_first_and_a_later_run_goes_on(made: Callable[[], Search]) -> None:
     first = made()
-    first.run(search.perf_counter() + 20)
+    first.run(search.perf_counter() + 40)
     points = first.tried_points()
     defaults = list(first.defaults().values())
     assert [point.deployment for point in points[: len(defaults)]] == defaults
     assert len({point.deployment for point in points}) == len(points) > len(defaults)
     second = made()
     assert second.tried_points() == points and second.losses == first.losses
-    second.run(search.perf_counter() + 20)
+    second.run(search.perf_counter() + 40)
     assert second.tried_points()[: len(points)] == points
     assert len(second.tried_points()) > len(points)
 
