@@ -84,14 +84,17 @@ class _WasmDot(Dot):
     """WebAssembly's i32x4.dot_i16x8_s, whose operands are widened as they are loaded."""
 
     def width(self, inputs: int) -> int:
-        return 8
+        return 16
 
     def lanes(self, width: int) -> int:
         return 4
 
     def accumulate(self, total: Any, activations: Any, weights: Any, width: int) -> Any:
-        wide = [x.astype("int16x8") for x in (activations, weights)]
-        return total + tir.call_llvm_pure_intrin("int32x4", "llvm.wasm.dot", *wide)
+        wide = [x.astype(f"int16x{width}") for x in (activations, weights)]
+        for which in range(2):
+            halves = [_half(x, width, which) for x in wide]
+            total = total + tir.call_llvm_pure_intrin("int32x4", "llvm.wasm.dot", *halves)
+        return total
 
 
 _VNNI = Dot({width: f"llvm.x86.avx512.vpdpbusd.{width * 8}" for width in (64, 32, 16)}, offset=128)

@@ -49,14 +49,15 @@ def token(run: Run, preset: str, threads: int, *, tokens: int, others: bool, flo
         with torch.no_grad():
             expected = Decoding(model, RamState.zeros(model.config, 1))()
         forms: dict[str, Candidate] = {}
+        read = run.dram(threads).read if floors else None  # has a buffer of gigabytes
         for precision in _ROUNDING:
             run.on_step(f"{name}: building {library(precision)}")
             made, size = _library(model, precision, Path(folder), threads)
             found = torch.from_numpy(made.token(made.state(), 1)).reshape(expected.shape)
             check(library(precision), [found], [expected], _ROUNDING[precision])
             forms[library(precision)] = _tokens(made, tokens)
-            if floors:
-                forms[floor(precision)] = partial(run.dram(threads).read, tokens * size)
+            if read is not None:
+                forms[floor(precision)] = partial(read, tokens * size)
         for form, decoding in (_others(run, model, Path(folder), threads) if others else {}).items():
             run.on_step(f"{name}: checking {form}")
             with torch.no_grad():
