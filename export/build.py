@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from export import apart, describe, graphs, ort_format, verify
-from export.folder import replaced
+from export.description import digests, text_of, versions
+from export.folder import DESCRIPTION, replaced
 from export.libraries import need
 from export.precision import convert
 from export.session import OnnxSession
 from export.sidecar import (
     CARD,
     DIGESTED,
-    FILENAME,
     FORMAT,
     LIBRARY,
     ORT_FILES,
@@ -26,13 +26,11 @@ from export.sidecar import (
     Graph,
     Sidecar,
     initial_state,
-    sha256,
-    text_of,
-    versions,
 )
+from lowering import plain
 from ramnet import RamNetForCausalLM
 
-FILES = (*DIGESTED, FILENAME)  # of every export
+FILES = (*DIGESTED, DESCRIPTION)  # of every export
 _OPTIONAL = (LIBRARY, *ORT_FILES)
 
 STAGES = 3 + verify.CHECKS
@@ -95,7 +93,7 @@ def export_onnx(
     from export.kernels import build as build_library
     from export.translations import OPSET
 
-    model = _float32(model)
+    model = float32(model)
     with replaced(Path(directory), (*FILES, *_OPTIONAL)) as aside:
         if kernels:
             build_library(model.config, aside / LIBRARY, target)
@@ -118,8 +116,8 @@ def export_onnx(
             text=text_of(model.config),
             initial_state=initial_state(model.config),
             graphs={kind: Graph.of(model.config, kind) for kind in graphs.GRAPHS},
-            versions=versions(),
-            files=_digests(aside),
+            versions=versions(("ramnet", "torch", "onnx", "onnxruntime", "onnxscript")),
+            files=digests(aside),
             largest_errors={},
             agreement=1.0,
             schedules=schedules,
@@ -141,19 +139,13 @@ def export_onnx(
             ort_format.save(session, ids, aside, aside / LIBRARY if kernels else None)
         described = sidecar.model_copy(update=found)
         describe.save_card(described, checks, aside)
-        described.model_copy(update={"files": _digests(aside)}).save(aside)
+        described.model_copy(update={"files": digests(aside)}).save(aside)
     return checks
 
 
-def _digests(directory: Path) -> dict[str, str]:
-    """Return the digest of each file but ramnet.json."""
-    return {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.name != FILENAME}
-
-
-def _float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
+def float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
     """Return the model in float32 on the CPU, uncompiled: the model itself if it is that."""
-    for wrapped in ("_orig_mod", "original"):  # of torch.compile and of lowering.compile
-        model = getattr(model, wrapped, model)
+    model = plain(getattr(model, "_orig_mod", model))  # torch.compile's wrapper has the model
     if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
         return model
     return copy.deepcopy(model).to("cpu", torch.float32)

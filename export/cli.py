@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ramnet.config import RamNetConfig
     from schedules.deployment import Deployment
 
-_BYTES = 256
-
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -242,6 +240,7 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
         raise click.UsageError("TEXT is empty; give at least one character to continue")
     import torch
 
+    from export.description import BYTES
     from export.session import OnnxSession
     from ramnet import RamNetForCausalLM, ops
     from ramnet.generation.sampling import Sampling
@@ -253,9 +252,9 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
     else:
         assert checkpoint is not None
         model = RamNetForCausalLM.from_pretrained(checkpoint)
-    if model.config.vocab_size != _BYTES:
+    if model.config.vocab_size != BYTES:
         raise ValueError(
-            f"{onnx or checkpoint} has {model.config.vocab_size} tokens; text needs a byte-level model, of {_BYTES}"
+            f"{onnx or checkpoint} has {model.config.vocab_size} tokens; text needs a byte-level model, of {BYTES}"
         )
     prompt = os.fsencode(text)  # the bytes of the command line, which need not be UTF-8
     say = _printer()

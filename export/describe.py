@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from export.card import Card
+from export.folder import DESCRIPTION
 from export.session import OnnxSession
-from export.sidecar import CARD, FILENAME, LIBRARY, ORT_FILES, SAMPLES, Sidecar
+from export.sidecar import CARD, LIBRARY, ORT_FILES, SAMPLES, Sidecar
 from export.verify import Check
 from ramnet.state import write_safetensors
 
@@ -22,7 +23,7 @@ _FILES = {
     LIBRARY: "custom operators of the domain `ramnet`, in machine code for {kernels}",
     ORT_FILES[0]: "decode.onnx with its weights, in onnxruntime's own format",
     ORT_FILES[1]: "prefill.onnx with its weights, in onnxruntime's own format",
-    FILENAME: "configuration, inputs and outputs, first state, digests of all files",
+    DESCRIPTION: "configuration, inputs and outputs, first state, digests of all files",
 }
 _PYTHON = """
 import torch

@@ -55,7 +55,7 @@ def build(model: RamNetForCausalLM, kind: str, kernels: bool = False) -> onnx_ir
     past = state.tensors()
     names = list(past)
     layers = nodes.layers_are_nodes(model) if kernels else nullcontext()
-    with warnings.catch_warnings(), _evaluating(model), layers, _quiet("torch.onnx"), _quiet("onnxscript"):
+    with warnings.catch_warnings(), evaluating(model), layers, quiet("torch.onnx"), quiet("onnxscript"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Stateful(model),
@@ -125,7 +125,7 @@ def save(models: dict[str, onnx_ir.Model], directory: Path) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode within the block; each module is then in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -152,7 +152,7 @@ class _Stateful(nn.Module):
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     """Suppress a logger's warnings, which are about ops that the translation table replaces."""
     logger = logging.getLogger(name)
     before = logger.level

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from export import description
 from export.folder import DESCRIPTION
-from ramnet.config import RamNetConfig, one_line
-from ramnet.files import read_text, write_text_atomic
+from ramnet.config import RamNetConfig
 from schedules.deployment import Deployment
 
 C_FORMAT: Literal["ramnet-c-1"] = "ramnet-c-1"
@@ -68,45 +66,20 @@ class Manifest(BaseModel):
         return files
 
     @classmethod
-    def load(cls, directory: Path) -> Self:
-        """Read a description and check the digest of every file; other files in ``directory`` are ignored.
+    def of(cls, config: RamNetConfig, directory: Path, packages: Iterable[str], **facts: Any) -> Self:
+        """Describe the files in ``directory``; ``facts`` are the fields that neither they nor ``config`` determine."""
+        return cls(
+            config=config,
+            text=description.text_of(config),
+            versions=description.versions(packages),
+            files=description.digests(directory),
+            **facts,
+        )
 
-        Raises:
-            ValueError: if ``directory`` is not an export or has another format, ``ramnet.json`` is damaged, or a file
-                is missing or differs from what was exported.
-        """
-        path = directory / DESCRIPTION
-        if not path.is_file():
-            raise ValueError(f"{directory} is not an export: it has no {DESCRIPTION}")
-        try:
-            manifest = cls.model_validate_json(read_text(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            if first["loc"] == ("format",) and first["type"] == "literal_error":
-                formats = f"{C_FORMAT} or {EXECUTORCH_FORMAT}"
-                raise ValueError(f"{path} has the format {first['input']!r:.40}; it must be {formats}") from None
-            raise ValueError(f"{path} is damaged: {' '.join(one_line(error).split())}") from None
-        for name, digest in manifest.files.items():
-            if not (directory / name).is_file():
-                raise ValueError(f"{directory} is incomplete: {name} is missing; export the checkpoint again")
-            if sha256(directory / name) != digest:
-                raise ValueError(f"{directory / name} is damaged: it differs from what was exported; export again")
-        return manifest
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read a description and check the digest of every file; raises as ``export.description.load`` does."""
+        return description.load(cls, directory)
 
     def save(self, directory: Path) -> None:
-        write_text_atomic(directory / DESCRIPTION, self.model_dump_json(indent=2) + "\n")
-
-
-def digests(directory: Path) -> dict[str, str]:
-    """Return the SHA-256 digest of each file in ``directory`` but ``ramnet.json``."""
-    return {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.name != DESCRIPTION}
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of the packages that an export depends on."""
-    return {name: version(name) for name in packages}
+        description.save(self, directory)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.manifest import Quality
+from export.manifest import Quality, Speed
+from export.samples import TOKENS
+from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
 from ramnet.loss import IGNORED
 from ramnet.ops import using
 
-BYTES = 256
 _WINDOWS = 64
 _PARAMETERS = 1 << 28  # of all windows together, so that a model of 340 million is measured on one window
 
@@ -83,3 +86,13 @@ def _nats(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     largest = logits.max(1, keepdims=True)
     totals = np.log(np.exp(logits - largest).sum(1)) + largest[:, 0]
     return float((totals - np.take_along_axis(logits, labels[:, None], 1)[:, 0]).sum())
+
+
+def speed(token: Callable[[int], object], vocabulary: int, threads: int) -> Speed:
+    """Time calls of ``token``, which reads an id."""
+    seconds = []
+    for i in range(TOKENS):
+        start = perf_counter()
+        token(i % vocabulary)
+        seconds.append(perf_counter() - start)
+    return Speed(token_seconds=statistics.median(seconds), threads=threads, processor=cpu_name())

@@ -9,11 +9,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from export.folder import DESCRIPTION
 from export.graphs import GRAPHS, PAST, PRESENT, SLOTS, WEIGHTS
 from export.libraries import need
 from export.ports import difference, inputs
 from export.runtime import BoundStep, OnnxGraph
-from export.sidecar import FILENAME, LIBRARY, Sidecar
+from export.sidecar import LIBRARY, Sidecar
 from export.state import POSITION, OnnxState
 from ramnet.generation import generate
 from ramnet.ids import check_prompt
@@ -51,7 +52,7 @@ class OnnxSession:
         self.graphs = {kind: OnnxGraph(directory / f"{kind}.onnx", threads, library) for kind in GRAPHS}
         for kind, graph in self.graphs.items():
             if wrong := difference(self.config, kind, graph.inputs, graph.outputs):
-                raise ValueError(f"{graph.path} is not the graph of {FILENAME} beside it: it {wrong}")
+                raise ValueError(f"{graph.path} is not the graph of {DESCRIPTION} beside it: it {wrong}")
         self._weight_bytes = (directory / WEIGHTS).stat().st_size
         self._steps: WeakKeyDictionary[OnnxState, BoundStep] = WeakKeyDictionary()
 

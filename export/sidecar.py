@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from export import description
+from export.description import text_of
 from export.graphs import GRAPHS, WEIGHTS
 from export.ports import Port, difference, inputs, outputs
 from ramnet import RamNetConfig
-from ramnet.config import one_line
-from ramnet.files import read_text, write_text_atomic
 
-FILENAME = "ramnet.json"
 # ramnet-onnx-1 had one position for all rows, ramnet-onnx-2 no digests of samples and of a model card.
 FORMAT: Literal["ramnet-onnx-3"] = "ramnet-onnx-3"
 SAMPLES, CARD, LIBRARY = "samples.safetensors", "README.md", "libramnet_onnxruntime.so"
@@ -23,7 +20,6 @@ SAMPLES, CARD, LIBRARY = "samples.safetensors", "README.md", "libramnet_onnxrunt
 DIGESTED = (*(f"{kind}.onnx" for kind in GRAPHS), WEIGHTS, SAMPLES, CARD)
 ORT_FILES = tuple(f"{kind}.ort" for kind in GRAPHS)
 PRECISIONS = ("float32", "float16", "int8")
-BYTES = 256
 
 
 class Graph(BaseModel):
@@ -92,51 +88,14 @@ class Sidecar(BaseModel):
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read an export's description and check the digests of its files; other files there are ignored.
-
-        Raises:
-            ValueError: if ``directory`` is not an export or has another format, ``ramnet.json`` is damaged, or a file
-                is missing or differs from what was exported.
-        """
-        path = directory / FILENAME
-        if not path.is_file():
-            raise ValueError(f"{directory} is not an export: it has no {FILENAME}")
-        try:
-            sidecar = cls.model_validate_json(read_text(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            if first["loc"] == ("format",) and first["type"] == "literal_error":
-                raise ValueError(
-                    f"{path} has the format {first['input']!r:.40}; it must be {FORMAT}: export again"
-                ) from None
-            raise ValueError(f"{path} is damaged: {' '.join(one_line(error).split())}") from None
-        for name, digest in sidecar.files.items():
-            if not (directory / name).is_file():
-                raise ValueError(f"{directory} is incomplete: {name} is missing; export the checkpoint again")
-            if sha256(directory / name) != digest:
-                raise ValueError(f"{directory / name} is damaged: it differs from what was exported; export again")
-        return sidecar
+        """Read a description and check the digests of its files; raises as ``export.description.load`` does."""
+        return description.load(cls, directory)
 
     def save(self, directory: Path) -> None:
-        write_text_atomic(directory / FILENAME, self.model_dump_json(indent=2) + "\n")
+        description.save(self, directory)
 
 
 def initial_state(config: RamNetConfig) -> dict[str, float]:
     """Return the state before the first token: z_0 = 1/M (paper, step 5), and zeros."""
     conv = {"conv": 0.0} if config.conv_layers else {}
     return {"memory": 0.0, "mass": 1 / config.slots, **conv, "position": 0.0}
-
-
-def text_of(config: RamNetConfig) -> Literal["bytes"] | None:
-    """Return how text becomes ids: "bytes" for a vocabulary of 256."""
-    return "bytes" if config.vocab_size == BYTES else None
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that an export depends on."""
-    return {name: version(name) for name in ("ramnet", "torch", "onnx", "onnxruntime", "onnxscript")}

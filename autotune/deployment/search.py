@@ -23,11 +23,10 @@ from autotune.deployment.trial import BASE, COMPILED, TEXT, Answer, Request
 from autotune.study.journal import open_journal
 from export.c.build import write_weights
 from export.c.session import WEIGHTS
-from export.manifest import sha256
+from export.description import sha256
 from export.quality import HeldOut
 from lowering.aot import build, weights
 from lowering.aot.function import FORMATS
-from lowering.fingerprint import closure, code
 from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
 from schedules.deployment import Deployment, DeploymentRecord, Point, digest, front
@@ -73,11 +72,11 @@ class Search:
         for precision in self.precisions:
             (folder / precision).mkdir()
             stored = write_weights(model, precision, folder / precision)
-            self.sizes[precision] = sum(x.nbytes for name, x in stored.items() if not name.startswith("embedding."))
+            self.sizes[precision] = weights.bytes_of_token(stored)
         self.judged_by = "its own predictions in float32" if text is None else f"text {text.source}"
         if text is not None:
             np.savez(folder / TEXT, ids=text.ids, labels=text.labels)
-        self.fingerprint = _fingerprint()
+        self.fingerprint = hashlib.sha256("\n".join(build.sources()).encode()).hexdigest()[:12]
         known = sha256(folder / "float32" / WEIGHTS)[:16]
         judged = "" if text is None else hashlib.sha256(text.ids.tobytes()).hexdigest()[:8]
         name = f"deployment {digest(self.config)} {known} {judged} | {cpu_name()} | {threads} | {self.fingerprint}"
@@ -273,10 +272,3 @@ def _refusal(model: RamNetForCausalLM, precision: str) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def _fingerprint() -> str:
-    """Return a digest of the code that the libraries are made of."""
-    modules = [code(name) for name in sorted(closure(["lowering.aot.token", "lowering.aot.build"]))]
-    sources = [path.read_text(encoding="utf-8") for path in sorted(build.RUNTIME.iterdir())]
-    return hashlib.sha256("\n".join([*modules, *sources]).encode()).hexdigest()[:12]

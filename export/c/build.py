@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from export import licence, manifest, process, quality
+from export import licence, process, quality
 from export.c.session import LIBRARY, WEIGHTS, CModel
 from export.folder import replaced
 from export.libraries import need
-from export.samples import TOKENS, Samples
+from export.manifest import C_FORMAT, Manifest
+from export.samples import Samples
 from lowering import plain
 from lowering.aot import build, weights
 from lowering.model.as_built import is_as_built
@@ -39,7 +39,7 @@ def export_c(
     deployment: Deployment | None = None,
     text: quality.HeldOut | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
-) -> manifest.Manifest:
+) -> Manifest:
     """Export ``model`` to a folder with a C library, its header, the weights, samples and ramnet.json.
 
     Nothing is written unless the library, run by a process of its own, gives the logits of PyTorch within a tolerance.
@@ -84,23 +84,23 @@ def export_c(
         shutil.copy(Path(__file__).parents[1] / "examples" / "c" / PROGRAM, aside / PROGRAM)
         licence.copy(aside)
         on_progress("library built")
-        found = manifest.Manifest(
-            format=manifest.C_FORMAT,
-            config=model.config,
+        found = Manifest.of(
+            model.config,
+            aside,
+            ("ramnet", "torch", "apache-tvm"),
+            format=C_FORMAT,
             precision=precision,
             deployment=deployment,
             target=cpu_name() if machine is None else target,
-            text="bytes" if model.config.vocab_size == quality.BYTES else None,
-            versions=manifest.versions(("ramnet", "torch", "apache-tvm")),
-            files=manifest.digests(aside),
         )
         found.save(aside)
         if build.runs_here(machine):
             found = found.model_copy(update={"error": process.check(aside)})
             on_progress("verified")
             library = CModel(aside / LIBRARY, aside / WEIGHTS)
+            speed = quality.speed(partial(library.token, library.state()), library.vocabulary, threads=1)
             measured = None if text is None else quality.measure(model, text, _logits(library), "cpu")
-            found = found.model_copy(update={"speed": _speed(library), "quality": measured})
+            found = found.model_copy(update={"speed": speed, "quality": measured})
             found.save(aside)
     on_progress("measured")
     return found
@@ -138,13 +138,3 @@ def _logits(library: CModel) -> Callable[[np.ndarray], np.ndarray]:
         return library.tokens(state, ids, len(ids))
 
     return run
-
-
-def _speed(library: CModel) -> manifest.Speed:
-    """Time tokens on one thread."""
-    state, seconds = library.state(), []
-    for i in range(TOKENS):
-        start = time.perf_counter()
-        library.token(state, i % library.vocabulary)
-        seconds.append(time.perf_counter() - start)
-    return manifest.Speed(token_seconds=statistics.median(seconds), threads=1, processor=cpu_name())

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from export import licence, manifest, process
-from export.build import _float32
+from export import licence, process, quality
+from export.build import float32
 from export.c.build import check_as_built
 from export.executorch import program
 from export.executorch.session import LIBRARY, PROGRAM, ExecutorchModel
 from export.folder import replaced
 from export.libraries import need
-from export.quality import BYTES
-from export.samples import TOKENS, Samples
-from lowering import plain
+from export.manifest import EXECUTORCH_FORMAT, Manifest
+from export.samples import Samples
 from lowering.aot import build, weights
 from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
@@ -32,7 +29,7 @@ def export_executorch(
     *,
     kernels: bool = False,
     on_progress: Callable[[str], None] = lambda stage: None,
-) -> manifest.Manifest:
+) -> Manifest:
     """Export ``model`` to model.pte, an ExecuTorch program of one token, with samples and ramnet.json.
 
     The program has the methods ``forward``, from ids int64 [1, 1] to logits float32 [1, 1, V], ``reset``, which makes
@@ -57,7 +54,7 @@ def export_executorch(
         RuntimeError: if ``kernels`` are wanted and there is no C or C++ compiler, or it fails.
     """
     need("executorch", extra="executorch")
-    model = _float32(plain(model))
+    model = float32(model)
     if kernels:
         _check_kernels_fit(model)
     with replaced(Path(directory)) as aside:
@@ -66,19 +63,20 @@ def export_executorch(
         on_progress("program written")
         shutil.copy(Path(__file__).parents[1] / "examples" / "executorch" / EXAMPLE, aside / EXAMPLE)
         licence.copy(aside)
-        found = manifest.Manifest(
-            format=manifest.EXECUTORCH_FORMAT,
-            config=model.config,
+        found = Manifest.of(
+            model.config,
+            aside,
+            ("ramnet", "torch", "executorch", *(["apache-tvm"] if kernels else [])),
+            format=EXECUTORCH_FORMAT,
             precision="float32",
             target=cpu_name() if kernels else "any",
-            text="bytes" if model.config.vocab_size == BYTES else None,
-            versions=manifest.versions(("ramnet", "torch", "executorch", *(["apache-tvm"] if kernels else []))),
-            files=manifest.digests(aside),
         )
         found.save(aside)
         found = found.model_copy(update={"error": process.check(aside)})
         on_progress("verified")
-        found = found.model_copy(update={"speed": _speed(ExecutorchModel(aside))})
+        run = ExecutorchModel(aside)
+        speed = quality.speed(run.token, model.config.vocab_size, run.threads)
+        found = found.model_copy(update={"speed": speed})
         found.save(aside)
     on_progress("measured")
     return found
@@ -104,13 +102,3 @@ def _write(model: RamNetForCausalLM, directory: Path, kernels: bool) -> None:
     token = KernelToken(model)
     program.write(token, directory / PROGRAM)
     write(token, directory / LIBRARY)
-
-
-def _speed(model: ExecutorchModel) -> manifest.Speed:
-    """Time tokens on ExecuTorch's threads."""
-    seconds = []
-    for i in range(TOKENS):
-        start = time.perf_counter()
-        model.token(i % model.config.vocab_size)
-        seconds.append(time.perf_counter() - start)
-    return manifest.Speed(token_seconds=statistics.median(seconds), threads=model.threads, processor=cpu_name())

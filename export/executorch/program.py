@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from export.executorch.operators import PlainOperators
-from export.graphs import _evaluating, _quiet
+from export.graphs import evaluating, quiet
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 
 TOKEN, RESET, CONFIG = "forward", "reset", "config"
@@ -85,7 +85,7 @@ def write(token: StateBuffers, path: Path) -> None:
         from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
         from executorch.exir.passes import MemoryPlanningPass
 
-        with _evaluating(token):
+        with evaluating(token):
             exported = {
                 TOKEN: torch.export.export(token, (torch.zeros(1, 1, dtype=torch.int64),)),
                 RESET: torch.export.export(Reset(token.config), ()),
@@ -129,7 +129,7 @@ def _silenced() -> Iterator[None]:
     """Suppress the warnings of PyTorch and ExecuTorch about their own parts."""
     root = logging.getLogger()
     handlers = list(root.handlers)
-    with warnings.catch_warnings(), _quiet("torchao"), _quiet("torch.utils._pytree"), _quiet("executorch"):
+    with warnings.catch_warnings(), quiet("torchao"), quiet("torch.utils._pytree"), quiet("executorch"):
         warnings.simplefilter("ignore")
         try:
             yield

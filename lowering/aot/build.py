@@ -183,10 +183,14 @@ def runs_here(machine: Machine | None) -> bool:
 
 def _key(config: RamNetConfig, precision: str, loops: Loops) -> str:
     """Return a digest of everything that determines the library."""
-    sources = [path.read_text(encoding="utf-8") for path in sorted(RUNTIME.iterdir())]
-    modules = [code(name) for name in sorted(closure(["lowering.aot.token", "lowering.aot.build"]))]
-    parts = [config.to_json(), precision, repr(loops), cpu_digest(), repr(package_versions("llvm")), *modules, *sources]
+    parts = [config.to_json(), precision, repr(loops), cpu_digest(), repr(package_versions("llvm")), *sources()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def sources() -> list[str]:
+    """Return the code that libraries are made of."""
+    modules = [code(name) for name in sorted(closure(["lowering.aot.token", "lowering.aot.build"]))]
+    return [*modules, *(path.read_text(encoding="utf-8") for path in sorted(RUNTIME.iterdir()))]
 
 
 def _sizes(config: RamNetConfig, precision: str, spins: int) -> str:

@@ -113,6 +113,11 @@ def stored(parameters: dict[str, Tensor], config: RamNetConfig, precision: str) 
     return tensors
 
 
+def bytes_of_token(stored: dict[str, Tensor]) -> int:
+    """Return the bytes of the weights that a token reads: all but the embedding, of which it reads one row."""
+    return sum(x.nbytes for name, x in stored.items() if not name.startswith("embedding."))
+
+
 def restored(stored: dict[str, Tensor], config: RamNetConfig, precision: str) -> dict[str, Tensor]:
     """Return the parameters, float32, that the tensors of a weights' file stand for."""
     parameters = {}

@@ -152,7 +152,7 @@ def test_a_crash_of_the_library_is_a_sentence(bundle: Path, tmp_path: Path) -> N
     for path in bundle.iterdir():
         if path.name not in (LIBRARY, "ramnet.json"):
             (copy / path.name).symlink_to(path)
-    from export.manifest import digests
+    from export.description import digests
 
     manifest = Manifest.load(bundle)
     manifest.model_copy(update={"files": digests(copy)}).save(copy)

@@ -15,8 +15,9 @@ import onnx
 import pytest
 import torch
 
+from export.folder import DESCRIPTION
 from export.session import OnnxSession
-from export.sidecar import DIGESTED, FILENAME
+from export.sidecar import DIGESTED
 from tests.export.conftest import Exported
 
 IDS = torch.tensor([[3, 36, 0, 7]])
@@ -102,10 +103,12 @@ def test_files_that_are_swapped_are_refused(bundle: Bundle, run: Callable[[Bundl
 
 
 def test_a_damaged_description_is_refused_or_equivalent(bundle: Bundle, run: Callable[[Bundle], str]) -> None:
-    others = {other: content for other, content in bundle.items() if other != FILENAME}
-    refused = [FILENAME in run(bundle | {FILENAME: text}) for text in damages(FILENAME, bundle[FILENAME], others)]
+    others = {other: content for other, content in bundle.items() if other != DESCRIPTION}
+    refused = [
+        DESCRIPTION in run(bundle | {DESCRIPTION: text}) for text in damages(DESCRIPTION, bundle[DESCRIPTION], others)
+    ]
     assert 30 < sum(refused) < len(refused)  # fields such as the errors of the verification may change
-    assert f"it has no {FILENAME}" in run(others)
+    assert f"it has no {DESCRIPTION}" in run(others)
 
 
 def places(value: Any, *path: str | int) -> Iterator[tuple[str | int, ...]]:
@@ -140,7 +143,7 @@ def test_every_field_of_the_description_is_checked_or_does_not_affect_results(
 ) -> None:
     """Each field removed, replaced by values of other types, and altered."""
     chance = random.Random(0)
-    whole = json.loads(bundle[FILENAME])
+    whole = json.loads(bundle[DESCRIPTION])
     whole["largest_errors"] = {"prefill of 1, batch 1": 1e-7}  # one of them is enough
     outcomes = {True: 0, False: 0}
     for path in places(whole):
@@ -156,7 +159,7 @@ def test_every_field_of_the_description_is_checked_or_does_not_affect_results(
                 holder[path[-1]] = altered(before, chance) if other == "alter" else other
             if document == whole:
                 continue
-            sentence = run(bundle | {FILENAME: json.dumps(document).encode()})
+            sentence = run(bundle | {DESCRIPTION: json.dumps(document).encode()})
             outcomes[bool(sentence)] += 1
             if path[0] in ("format", "graphs", "files") or path == ("config",):
                 assert sentence, f"{path} {other} was accepted"
@@ -167,9 +170,9 @@ def test_every_field_of_the_description_is_checked_or_does_not_affect_results(
 def renewed(bundle: Bundle, changes: Bundle) -> Bundle:
     """The export with other files and matching digests."""
     files = bundle | changes
-    description = json.loads(bundle[FILENAME])
+    description = json.loads(bundle[DESCRIPTION])
     description["files"] = {name: hashlib.sha256(files[name]).hexdigest() for name in DIGESTED}
-    return files | {FILENAME: json.dumps(description).encode()}
+    return files | {DESCRIPTION: json.dumps(description).encode()}
 
 
 def elsewhere(graph: bytes, location: str) -> bytes:

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 import lowering
 from export import graphs, verify
 from export.build import VerificationError, export_onnx
+from export.description import sha256
 from export.runtime import OnnxGraph
 from export.session import OnnxSession, run_copying
-from export.sidecar import Sidecar, sha256
+from export.sidecar import Sidecar
 from export.state import OnnxState
 from ramnet import RamNetForCausalLM
 from tests.export.conftest import Exported

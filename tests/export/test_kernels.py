@@ -18,8 +18,9 @@ import torch
 import export
 from export import apart, graphs
 from export.build import export_onnx
+from export.description import sha256
 from export.session import OnnxSession, run_copying
-from export.sidecar import DIGESTED, LIBRARY, ORT_FILES, Sidecar, sha256
+from export.sidecar import DIGESTED, LIBRARY, ORT_FILES, Sidecar
 from export.state import OnnxState
 from lowering.aot import build
 from ramnet import RamNetForCausalLM

@@ -74,8 +74,7 @@ def _library(model: RamNetForCausalLM, precision: str, folder: Path, threads: in
     stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, precision)
     path = folder / f"{precision}.safetensors"
     write_safetensors(path, stored)
-    size = sum(x.nbytes for name, x in stored.items() if not name.startswith("embedding."))
-    return CModel(build.shared_library(model.config, precision), path, threads), size
+    return CModel(build.shared_library(model.config, precision), path, threads), weights.bytes_of_token(stored)
 
 
 def _tokens(model: CModel, count: int) -> Candidate:

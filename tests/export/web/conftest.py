@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from tests.lowering.aot.c_library import TINY, model_of
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Returns the folder of a model by the precision of its weights."""
-    from export.web import write_web
+    from export.web import export_web
 
     for program in ("clang", "wasm-ld", "node"):
         if shutil.which(program) is None:
@@ -30,12 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         folder = shared / precision
         with locked(shared / f"{precision}.lock"):
             if not (folder / "ramnet.json").exists():
-                folder.mkdir(exist_ok=True)
-                names = write_web(model_of(TINY), folder, precision)
-                digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-                config = json.loads(TINY.to_json())
-                described = {"format": "ramnet-c-1", "config": config, "precision": precision, "text": "bytes"}
-                (folder / "ramnet.json").write_text(json.dumps({**described, "files": digests}))
+                export_web(model_of(TINY), folder, precision=precision)
         return folder
 
     return folder_of
