@@ -14,13 +14,13 @@ const FLAGS = [
   "--disable-component-update", "--disable-sync",
 ];
 
-/** Serves the folder; below /damaged/, the weights lack a byte. */
+/** Serves the folder; below /damaged/, only the weights lack a byte: the page reads all files at once. */
 const server = createServer((request, response) => {
   const parts = new URL(request.url, "http://localhost").pathname.split("/");
   const path = join(folder, parts.at(-1) || "index.html");
   if (!existsSync(path)) return response.writeHead(404).end();
   response.writeHead(200, { "content-type": TYPES[extname(path)] ?? "application/octet-stream" });
-  const start = parts.includes("damaged") && path.endsWith(".safetensors") ? 1 : 0;
+  const start = parts.includes("damaged") && path.endsWith("weights.safetensors") ? 1 : 0;
   createReadStream(path, { start }).pipe(response);
 });
 await new Promise((resolve) => server.listen(0, "localhost", resolve));
