@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ramnet import RamLayer, RamNetForCausalLM, RamState
@@ -39,9 +40,13 @@ def _forward(layer: RamLayer, x: Tensor, state: RamState, **settings: Any) -> Ra
     batch, tokens, _ = x.shape
     memory, mass = state.memory[0], state.mass[0]
     scale = layer.log_scale.exp() / c.temperature
+    projected = layer.query_key_value(x)
+    if layer.address_bias is not None:
+        bias = layer.address_bias.flatten()
+        projected = projected + F.pad(bias, (0, projected.shape[-1] - len(bias)))
     output, memory, mass, _ = torch.onnx.ops.symbolic_multi_out(
         f"{DOMAIN}::memory",
-        [layer.query_key_value(x), scale, state.position, memory, mass],
+        [projected, scale, state.position, memory, mass],
         {
             "order": c.order, "sub_dim": c.sub_dim, "top_k": c.top_k, "cape_heads": layer.cape_heads,
             "decay_power": c.decay_power, "eps": c.eps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ MOST_LAYERS = 1024
 MOST_NUMBERS = 2**48
 
 _Size = Annotated[int, Field(gt=0, lt=2**31)]
+AddressBias = Literal["zeros", "offsets"]
 # float32 represents both 1e-30 and its reciprocal.
 _Epsilon = Annotated[float, Field(ge=1e-30, le=1)]
 
@@ -63,6 +64,7 @@ class RamLayerConfig(BaseModel):
     temperature: float = Field(1.0, ge=1e-6, le=1e6, description="τ of the product softmax")
     eps: _Epsilon = Field(1e-6, description="ε, added to the mass before a read divides by it")
     proxy_eps: _Epsilon = Field(0.01, description="ε' of PDMA's proxy gradient")
+    address_bias: AddressBias | None = Field(None, description="initial bias of queries and keys; None has no bias")
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -107,6 +109,7 @@ class RamNetConfig(RamLayerConfig):
     tie_embeddings: bool = Field(False, description="the output head shares the embedding's weights")
     embedding_std: float = Field(0.02, gt=0, le=1e6, description="standard deviation of the initial embedding")
     norm_eps: _Epsilon = Field(1e-5, description="ε of the LayerNorms")
+    final_gain: float = Field(1.0, gt=0, le=1e6, description="initial gain of the LayerNorm before the output head")
 
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ramnet import ops
-from ramnet.config import RamLayerConfig
+from ramnet.config import AddressBias, RamLayerConfig
 from ramnet.sequences import Sequences
 from ramnet.state import RamState
 
@@ -28,6 +28,10 @@ class RamLayerOutput(NamedTuple):
 
 # A named tuple is a pytree without registration; torch.export.save also needs a name to serialise it under.
 _pytree._register_namedtuple(RamLayerOutput, serialized_type_name="ramnet.RamLayerOutput")
+
+
+# The height of "offsets". A head puts 0.85 of its weight on one slot of 4³, and 0.76 on one of 4⁵.
+OFFSET_LOGIT = 4.0
 
 
 class ModelsState(RamState):
@@ -53,6 +57,10 @@ class RamLayer(nn.Module):
         temperature: τ of the product softmax (paper, step 2).
         eps: ε, added to the mass before a read divides by it (paper, step 6).
         proxy_eps: ε' of the decay's proxy gradient (paper, step 7).
+        address_bias: the initial values of a bias [2, H, U, P] of queries and keys, which e^α and τ scale as they scale
+            W_q and W_k. None has no bias. "zeros" starts at 0. With "offsets", head h of those with CAPE begins by
+            writing slot 0 and reading slot h mod M, which is what the token h steps before wrote: constant queries and
+            keys act as a convolution over time.
 
     Raises:
         ValueError: if an argument is out of range or does not fit the others; the message names the value.
@@ -72,6 +80,7 @@ class RamLayer(nn.Module):
         temperature: float = 1.0,
         eps: float = 1e-6,
         proxy_eps: float = 0.01,
+        address_bias: AddressBias | None = None,
     ) -> None:
         super().__init__()
         if value_dim is None:
@@ -83,6 +92,7 @@ class RamLayer(nn.Module):
         self.config = config = RamLayerConfig(
             hidden_size=hidden_size, num_heads=num_heads, value_dim=value_dim, order=order, sub_dim=sub_dim,
             top_k=top_k, decay_power=decay_power, temperature=temperature, eps=eps, proxy_eps=proxy_eps,
+            address_bias=address_bias,
         )  # fmt: skip
         if not 0 <= cape_heads <= num_heads:
             raise ValueError(f"cape_heads is {cape_heads}; it must be in 0..{num_heads}, the number of heads")
@@ -93,7 +103,17 @@ class RamLayer(nn.Module):
             config.hidden_size, 2 * self.address_width + config.num_heads * config.value_dim, bias=False
         )
         self.log_scale = nn.Parameter(torch.zeros(2, config.num_heads))  # α of W_q and of W_k
+        self.address_bias = None if address_bias is None else nn.Parameter(self._initial_bias(address_bias))
         self.output = nn.Linear(config.num_heads * config.value_dim, config.hidden_size, bias=False)
+
+    def _initial_bias(self, kind: AddressBias) -> Tensor:
+        c = self.config
+        bias = torch.zeros(2, c.num_heads, c.order, c.sub_dim)
+        for h in range(self.cape_heads if kind == "offsets" else 0):
+            for u in range(c.order):
+                digit = h % c.slots // c.sub_dim**u % c.sub_dim
+                bias[0, h, u, digit] = bias[1, h, u, 0] = OFFSET_LOGIT
+        return bias
 
     def forward(
         self,
@@ -144,8 +164,10 @@ class RamLayer(nn.Module):
         if sequences is not None:
             x = sequences.without_padding(x)
         address, value = self.query_key_value(x).split([2 * self.address_width, c.num_heads * c.value_dim], dim=-1)
-        scale = self.log_scale.exp() / c.temperature
-        logits = address.view(batch, tokens, 2, c.num_heads, c.order, c.sub_dim) * scale[..., None, None]
+        address = address.view(batch, tokens, 2, c.num_heads, c.order, c.sub_dim)
+        if self.address_bias is not None:
+            address = address + self.address_bias
+        logits = address * (self.log_scale.exp() / c.temperature)[..., None, None]
         slots, weights = ops.address_decode(logits, c.top_k)  # [B, T, 2, H, K]
         value = value.view(batch, tokens, c.num_heads, c.value_dim)
         lengths: Tensor | int = tokens

@@ -51,6 +51,7 @@ class RamNetForCausalLM(nn.Module):
         self.convs = nn.ModuleList(GatedConvBlock(config) for _ in range(config.conv_layers))
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        nn.init.constant_(self.norm.weight, config.final_gain)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight

@@ -143,11 +143,12 @@ def _mixer(config: Any, layer: int, weights: Mapping[str, Tensor], x: Tensor) ->
     outputs = []
     for h in range(heads):
         address = []
-        for w, alpha in ((w_k[h], alpha_k[h]), (w_q[h], alpha_q[h])):
-            scaled = x @ (alpha.exp() * w).T / config.temperature  # [B, T, U·P]
+        for side, (w, alpha) in enumerate(((w_q[h], alpha_q[h]), (w_k[h], alpha_k[h]))):
+            bias = weights["address_bias"][side, h].flatten() if "address_bias" in weights else 0
+            scaled = alpha.exp() * (x @ w.T + bias) / config.temperature  # [B, T, U·P]
             kept = keep_largest(product_softmax(scaled.unflatten(-1, (config.order, config.sub_dim))), config.top_k)
             address.append((cape(kept) if h < with_cape else kept).unsqueeze(1))
-        write, read = address  # [B, 1, T, M]
+        read, write = address  # [B, 1, T, M]
         memory = torch.zeros(len(x), 1, num_slots, config.value_dim, dtype=torch.float64)
         mass = torch.full((len(x), 1, num_slots), 1 / num_slots, dtype=torch.float64)
         values = (x @ w_v[h].T).unsqueeze(1)

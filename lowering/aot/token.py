@@ -147,7 +147,8 @@ class _Kernels:
                 with builder.If(i < self.addresses):
                     with builder.Then():
                         r = i // (U * P)
-                        emit.store(p.logits, [t * (2 * H) + r, i // P % U, i % P], dot[0] * p.factors[r])
+                        logit = dot[0] + p.address_bias[i] if c.address_bias else dot[0]
+                        emit.store(p.logits, [t * (2 * H) + r, i // P % U, i % P], logit * p.factors[r])
                     with builder.Else():
                         emit.store(p.values, [t, i - self.addresses], dot[0])
 
@@ -159,8 +160,9 @@ class _Kernels:
                 Decoder(workload, lanes, 0).emit(first, p.logits, p.slots, p.weights)
 
         every = BLOCK * 2 * H
+        bias: Parameters = {"address_bias": vector(self.addresses)} if c.address_bias else {}
         parameters: Parameters = {
-            "n": "int32", "x": rows(C), **self.norm(), "alpha": vector(2 * H),
+            "n": "int32", "x": rows(C), **self.norm(), "alpha": vector(2 * H), **bias,
             "project": self.weight(self.addresses + self.values, C), "slots": Buffer((every, K), "int32"),
             "weights": Buffer((every, K)), "values": rows(self.values), "normed": rows(C),
             "logits": Buffer((every, U, P)), "factors": vector(2 * H),

@@ -52,6 +52,8 @@ def of_model(config: RamNetConfig) -> list[Weight]:
         if inner:
             found += [*norm(f"{at}.ffn_norm"), Weight(f"{at}.ffn.gate_up.weight", (2 * inner, C), True),
                       Weight(f"{at}.ffn.down.weight", (C, inner), True)]  # fmt: skip
+        if c.address_bias:  # last, so that the others have the same places without it
+            found.append(Weight(f"{at}.mixer.address_bias", (2, c.num_heads, c.order, c.sub_dim)))
     return [*found, *norm("norm"), embedding if c.tie_embeddings else Weight("head.weight", (c.vocab_size, C), True)]
 
 

@@ -57,6 +57,9 @@ def decode(block: Any, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor
     """
     mixer, c = block.mixer, block.mixer.config
     projected = mixer.query_key_value(block.mixer_norm(x)).flatten(1)  # [B, 2·H·U·P + H·D]
+    if mixer.address_bias is not None:
+        bias = mixer.address_bias.flatten()
+        projected[:, : len(bias)] += bias
     out = torch.ops.ramnet.decode_heads(
         projected, mixer.log_scale, position, memory, mass, c.order, c.sub_dim, c.top_k, mixer.cape_heads,
         c.temperature, c.decay_power, c.eps, kernels,

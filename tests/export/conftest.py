@@ -21,7 +21,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mixed": {
         "vocab_size": 256, "hidden_size": 21, "num_layers": 2, "num_heads": 3, "value_dim": 5, "order": 3, "sub_dim": 3,
         "top_k": 4, "decay_power": 0.5, "cape_half_layers": 1, "intermediate_size": 34, "conv_layers": 2,
-        "temperature": 0.7,
+        "temperature": 0.7, "address_bias": "offsets",
     },
     # One sub-vector, one slot per token, one head, and neither FFN nor convolution.
     "bare": {

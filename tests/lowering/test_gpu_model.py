@@ -36,7 +36,7 @@ def model_with(cape_heads: str) -> RamNetForCausalLM:
     model = RamNetForCausalLM(
         RamNetConfig(
             vocab_size=17, hidden_size=16, num_layers=1, num_heads=2, value_dim=6, order=2, sub_dim=3, top_k=3,
-            intermediate_size=24, conv_layers=1, decay_power=2.0,
+            intermediate_size=24, conv_layers=1, decay_power=2.0, address_bias="offsets",
             cape_full_layers=int(cape_heads == "all"), cape_half_layers=int(cape_heads == "half"),
         )
     )  # fmt: skip

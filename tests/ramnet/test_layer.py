@@ -38,7 +38,10 @@ def by_definition(made: RamLayer, x: Tensor) -> Tensor:
     query, key, value = (x @ made.query_key_value.weight.double().T).split([width, width, heads * c.value_dim], -1)
     addresses = []
     for side, alpha in zip((query, key), made.log_scale.double(), strict=True):
-        logits = side.unflatten(-1, (heads, c.order, c.sub_dim)) * (alpha.exp() / c.temperature)[:, None, None]
+        logits = side.unflatten(-1, (heads, c.order, c.sub_dim))
+        if made.address_bias is not None:
+            logits = logits + made.address_bias[len(addresses)].double()
+        logits = logits * (alpha.exp() / c.temperature)[:, None, None]
         address = keep_largest(product_softmax(logits.transpose(1, 2)), c.top_k)  # [B, H, T, M]
         shifted = (torch.arange(heads) < made.cape_heads)[:, None, None]
         addresses.append(torch.where(shifted, cape(address), address))
@@ -53,7 +56,8 @@ def by_definition(made: RamLayer, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "changes",
     [{}, {"cape_heads": 0}, {"cape_heads": 3, "decay_power": 2.0}, {"temperature": 0.7, "top_k": 27, "eps": 0.1},
-     {"decay_power": 0.0, "value_dim": None, "proxy_eps": 0.3}],
+     {"decay_power": 0.0, "value_dim": None, "proxy_eps": 0.3}, {"address_bias": "zeros", "cape_heads": 0},
+     {"address_bias": "offsets", "cape_heads": 2}],
 )  # fmt: skip
 def test_output_and_gradients_equal_the_papers_definition(changes: dict[str, Any]) -> None:
     made = layer(**changes).double()
@@ -203,3 +207,19 @@ def test_a_state_is_checked_once_a_call_by_the_model_or_by_a_layer_alone(monkeyp
         assert len(checked) == 2
         assert (state.position.tolist(), after.position.tolist()) == ([int(in_place)], [1])
         checked.clear()
+
+
+def test_offsets_make_head_h_read_what_the_token_h_steps_before_wrote() -> None:
+    made = RamLayer(WIDTH, 3, value_dim=4, order=3, sub_dim=3, top_k=1, cape_heads=2, address_bias="offsets")
+    with torch.no_grad():
+        made.query_key_value.weight[: 2 * made.address_width] = 0
+        made.output.weight.copy_(torch.eye(WIDTH))
+    x = sequence(2, 20)
+    values = made.query_key_value(x)[..., 2 * made.address_width :].unflatten(-1, (3, 4))
+    read = made(x).output.unflatten(-1, (3, 4))
+    weight = made.address_bias[1, 0].double().softmax(-1)[:, 0].prod()
+    mass = weight + (1 - weight) / 27
+    for head in range(2):
+        want = values[:, : 20 - head, head].double() * weight**2 / (mass + 1e-6)
+        assert relative_rmse(read[:, head:, head], want) < 1e-5
+    assert made.address_bias[:, 2].count_nonzero() == 0

@@ -19,6 +19,7 @@ from tests.samples import relative_rmse
 SMALL = RamNetConfig(
     vocab_size=11, hidden_size=12, num_layers=3, num_heads=3, value_dim=5, order=3, sub_dim=3, top_k=4,
     cape_full_layers=1, cape_half_layers=1, intermediate_size=7, conv_layers=1, embedding_std=1.0,
+    address_bias="offsets",
 )  # fmt: skip
 
 
@@ -27,7 +28,7 @@ def small_model(**changes: Any) -> RamNetForCausalLM:
     model = RamNetForCausalLM(RamNetConfig(**{**SMALL.model_dump(), **changes}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or "log_scale" in name:  # the initial ones and zeros would hide mistakes
+            if any(part in name for part in ("norm", "log_scale", "bias")):  # initial ones and zeros hide mistakes
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return model.eval()
 

@@ -105,7 +105,7 @@ UNFIT, UNTYPED = "does not fit its config.json: ", "; it must be a floating type
     ("damage", "message"),
     [
         ("truncated", "is not a safetensors file"),
-        ("foreign", f"{UNFIT}blocks.0.ffn.down.weight is missing; it must be [12, 7]; 36 others do not fit either"),
+        ("foreign", f"{UNFIT}blocks.0.ffn.down.weight is missing; it must be [12, 7]; 39 others do not fit either"),
         ("missing", f"{UNFIT}blocks.1.mixer.log_scale is missing; it must be [2, 3]"),
         ("extra", f"{UNFIT}blocks.9.mixer.log_scale is [2, 3]; it must be absent"),
         ("shape", f"{UNFIT}head.weight is [5, 12]; it must be [11, 12]"),

@@ -28,9 +28,15 @@ static int convolution(const void* const* w, int layer, ramnet_state* const* sta
 }
 #endif
 
+#if ADDRESS_BIAS /* the last weight of a block */
+#define BIAS(w) P((w)[BLOCK_WEIGHTS - 1]),
+#else
+#define BIAS(w)
+#endif
+
 static int block(const ramnet_model* model, const void* const* w, int layer, ramnet_state* const* states, int n,
                  const scratch* s) {
-  int status = CALL(address, I(n), P(s->x), P(w[0]), P(w[1]), P(w[2]), P(w[3]), P(w[4]), P(s->slots),
+  int status = CALL(address, I(n), P(s->x), P(w[0]), P(w[1]), P(w[2]), BIAS(w) P(w[3]), P(w[4]), P(s->slots),
                     P(s->address_weights), P(s->values), P(s->normed), P(s->logits), P(s->factors), P(s->rounded), P(s->steps));
   for (int at = 0, count; status == 0 && at < n; at += count) {
     ramnet_state* state = states[at];

@@ -36,7 +36,9 @@ CONFIGS = {
         intermediate_size=1,
         decay_power=0.5,
     ),
-    "odd sizes, long convolution": RamNetConfig(**ODD, intermediate_size=29, conv_layers=1, conv_kernel=5),
+    "odd sizes, long convolution, bias": RamNetConfig(
+        **ODD, intermediate_size=29, conv_layers=1, conv_kernel=5, address_bias="offsets"
+    ),
 }
 
 

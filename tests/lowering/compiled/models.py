@@ -13,6 +13,7 @@ from tests.samples import relative_rmse
 CONFIG = RamNetConfig(
     vocab_size=61, hidden_size=24, num_layers=2, num_heads=2, value_dim=12, order=3, sub_dim=3, top_k=4,
     cape_full_layers=1, cape_half_layers=1, intermediate_size=40, conv_layers=1, decay_power=2.0,
+    address_bias="offsets",
 )  # fmt: skip
 
 
