@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,10 +14,26 @@ from ramnet.sequences import Sequences
 from ramnet.state import RamState
 
 
+class Sizes(Protocol):
+    """The part of a configuration that determines a feed-forward network and a convolution block."""
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def intermediate_size(self) -> int: ...
+
+    @property
+    def conv_kernel(self) -> int: ...
+
+    @property
+    def norm_eps(self) -> float: ...
+
+
 class SwiGLU(nn.Module):
     """The gated feed-forward network, down(silu(gate(x)) · up(x)), of width ``intermediate_size``."""
 
-    def __init__(self, config: RamNetConfig) -> None:
+    def __init__(self, config: Sizes) -> None:
         super().__init__()
         self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
@@ -62,7 +80,7 @@ class GatedConvBlock(nn.Module):
     Models of the recall task have this local mixer before the layer under test; the paper's language model has none.
     """
 
-    def __init__(self, config: RamNetConfig) -> None:
+    def __init__(self, config: Sizes) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.gate = nn.Linear(config.hidden_size, config.hidden_size)
