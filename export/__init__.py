@@ -1,1 +1,1 @@
-"""ONNX export: builds and verifies the graphs of a model, and runs them in onnxruntime."""
+"""Exports of a model to ONNX, C, WebAssembly and ExecuTorch, written after their runtime gave PyTorch's results."""

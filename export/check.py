@@ -59,8 +59,8 @@ def _onnx_logits(directory: Path) -> tuple[Samples, NDArray[np.float32], str]:
     """Run an ONNX export, which checks its digests when it is loaded."""
     import torch
 
-    from export.session import OnnxSession
-    from export.sidecar import SAMPLES
+    from export.onnx.session import OnnxSession
+    from export.onnx.sidecar import SAMPLES
     from ramnet.state import read_safetensors
 
     session = OnnxSession(directory)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     compile: Callable[..., RamNetForCausalLM]  # defined in lowering
     use: Callable[..., AbstractContextManager[None]]  # defined in lowering
-    export_onnx: Callable[..., list[Any]]  # defined in export.build
+    export_onnx: Callable[..., list[Any]]  # defined in export.onnx.build
     tune: Callable[..., list[Any]]  # defined in autotune.call
 
 __all__ = [

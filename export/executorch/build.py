@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from export import licence, process, quality
-from export.build import float32
 from export.c.build import check_as_built
 from export.executorch import program
 from export.executorch.session import LIBRARY, PROGRAM, ExecutorchModel
 from export.folder import replaced
 from export.libraries import need
 from export.manifest import EXECUTORCH_FORMAT, Manifest
+from export.model import float32
 from export.samples import Samples
 from lowering.aot import build, weights
 from lowering.targets import cpu_name

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from export.executorch.operators import PlainOperators
-from export.graphs import evaluating, quiet
+from export.libraries import quiet
+from export.model import evaluating
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 
 TOKEN, RESET, CONFIG = "forward", "reset", "config"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from export import graphs
-from export.build import export_onnx
+from export.onnx import graphs
+from export.onnx.build import export_onnx
 from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.files import locked
 

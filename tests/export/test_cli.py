@@ -15,8 +15,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from export.build import FILES
-from export.cli import generate
+from export.generate_cli import generate
+from export.onnx.build import FILES
 from tests.export.conftest import Exported
 
 
@@ -96,7 +96,7 @@ def test_any_number_of_tokens_may_be_asked_for(
         if len(said) > 20:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("export.cli._printer", lambda: until_interrupted)
+    monkeypatch.setattr("export.generate_cli._printer", lambda: until_interrupted)
     result = ramnet("generate", "--onnx", mixed.onnx, "text", "--max-new-tokens", 10**30)
     assert (result.code, result.err.strip()) == (130, "ramnet: interrupted")
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from export.folder import DESCRIPTION
-from export.session import OnnxSession
-from export.sidecar import DIGESTED
+from export.onnx.session import OnnxSession
+from export.onnx.sidecar import DIGESTED
 from tests.export.conftest import Exported
 
 IDS = torch.tensor([[3, 36, 0, 7]])

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import lowering
-from export import graphs, verify
-from export.build import VerificationError, export_onnx
 from export.description import sha256
-from export.runtime import OnnxGraph
-from export.session import OnnxSession, run_copying
-from export.sidecar import Sidecar
-from export.state import OnnxState
+from export.onnx import graphs, verify
+from export.onnx.build import VerificationError, export_onnx
+from export.onnx.runtime import OnnxGraph
+from export.onnx.session import OnnxSession, run_copying
+from export.onnx.sidecar import Sidecar
+from export.onnx.state import OnnxState
 from ramnet import RamNetForCausalLM
 from tests.export.conftest import Exported
 

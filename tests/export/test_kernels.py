@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import export
-from export import apart, graphs
-from export.build import export_onnx
 from export.description import sha256
-from export.session import OnnxSession, run_copying
-from export.sidecar import DIGESTED, LIBRARY, ORT_FILES, Sidecar
-from export.state import OnnxState
+from export.onnx import apart, graphs
+from export.onnx.build import export_onnx
+from export.onnx.session import OnnxSession, run_copying
+from export.onnx.sidecar import DIGESTED, LIBRARY, ORT_FILES, Sidecar
+from export.onnx.state import OnnxState
 from lowering.aot import build
 from ramnet import RamNetForCausalLM
 from tests.export.conftest import make_model
@@ -165,7 +165,7 @@ def test_the_declared_interface_is_onnxruntimes(tmp_path: Path) -> None:
     real = header()
     if real is None:
         pytest.skip("needs onnxruntime_c_api.h; name its folder in ONNXRUNTIME_INCLUDE")
-    ours = Path(export.__file__).parent / "onnxruntime" / "ort.h"
+    ours = Path(export.__file__).parent / "onnx" / "ort.h"
     text = ours.read_text()
     renamed = re.sub(r"\bOrt(\w+)|\bORT_(\w+)", lambda found: f"Ours{found.group(0)}", text)
     api, ops = text.split("} OrtApi;")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.session import OnnxSession, run_copying
-from export.state import OnnxState
+from export.onnx.session import OnnxSession, run_copying
+from export.onnx.state import OnnxState
 from ramnet import RamState
 from tests import brute_force
 from tests.export.conftest import Exported

@@ -14,8 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.session import OnnxSession
-from export.state import OnnxState, OnnxTensors
+from export.onnx.session import OnnxSession
+from export.onnx.state import OnnxState, OnnxTensors
 from tests.export.conftest import Exported
 
 TOLERANCE = 2e-5  # float32 sums in another order

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import autotune.call
-import export.build
+import export.onnx.build
 import lowering
 import ramnet
 
@@ -30,7 +30,7 @@ def test_they_are_the_functions_of_the_packages_that_do_the_work() -> None:
     assert ramnet.compile is lowering.compile
     assert ramnet.use is lowering.use
     assert ramnet.tune is autotune.call.tune
-    assert ramnet.export_onnx is export.build.export_onnx
+    assert ramnet.export_onnx is export.onnx.build.export_onnx
 
 
 def test_a_program_imports_one_name(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class Prompts(Case):
         return [text, "--max-new-tokens", "2", *(part for option in chosen for part in option)]
 
     def use(self, folder: Path, changed: Any) -> None:
-        from export.cli import generate
+        from export.generate_cli import generate
 
         words = ["a"] if changed is None else changed
         result = CliRunner().invoke(generate, [*words, "--checkpoint", str(folder / "model")], standalone_mode=False)

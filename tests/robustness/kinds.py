@@ -141,13 +141,13 @@ class Export(Case):
     """An export to ONNX."""
 
     def make(self, folder: Path) -> None:
-        from export.build import export_onnx
+        from export.onnx.build import export_onnx
 
         export_onnx(small_model(), folder / "onnx")
 
     @torch.no_grad()
     def use(self, folder: Path, changed: Any) -> None:
-        from export.session import OnnxSession
+        from export.onnx.session import OnnxSession
 
         found = OnnxSession(folder / "onnx", threads=1)(PROMPT).logits
         assert relative_rmse(found, small_model()(PROMPT).logits) < 1e-4

@@ -99,9 +99,9 @@ def _others(run: Run, model: RamNetForCausalLM, folder: Path, threads: int) -> d
 
     found = {COMPILED: Decoding(lowering.compile(model, target=run.target), RamState.zeros(model.config, 1))}
     try:
-        from export.build import export_onnx
-        from export.session import OnnxSession
-        from export.state import OnnxState
+        from export.onnx.build import export_onnx
+        from export.onnx.session import OnnxSession
+        from export.onnx.state import OnnxState
 
         run.on_step("exporting to ONNX")
         export_onnx(model, folder / "onnx")

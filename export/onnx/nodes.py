@@ -1,5 +1,5 @@
 """A RAM-Net layer between its projections as one ONNX node of the domain "ramnet", which runs in
-``export/onnxruntime/nodes.c``.
+``export/onnx/nodes.c``.
 
 The memory and the mass go from the graph's input to the node and from there to the output, so that a session that binds
 a buffer to both gives the node that buffer as input and as output.

@@ -12,7 +12,7 @@ from lowering.cpu import runtime
 from lowering.targets import cpu_features
 from ramnet.config import RamNetConfig
 
-_SOURCES = Path(__file__).parent / "onnxruntime"
+_SOURCES = Path(__file__).parent
 _FLAGS = ("-std=c11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
 
 # What LLVM may use of an x86 processor: C compilers' names, with the system's where they differ.
@@ -50,7 +50,8 @@ def build(config: RamNetConfig, library: Path, target: str = "cpu") -> None:
         folder = Path(temporary)
         (folder / KERNELS).write_bytes(compiled(ops.module(), ops.machine))
         (folder / SIZES).write_text(_sizes(config, target, ops.lanes, ops.scratch), encoding="utf-8")
-        sources = (*_SOURCES.iterdir(), RUNTIME / "kernels.c", RUNTIME / "kernels.h", RUNTIME / "ramnet.h")
+        sources = [_SOURCES / name for name in ("nodes.c", "ort.h")]
+        sources += [RUNTIME / name for name in ("kernels.c", "kernels.h", "ramnet.h")]
         for path in sources:
             shutil.copy(path, folder / path.name)
         parts = ("nodes.c", "kernels.c", KERNELS)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from export import verify
+from export.onnx import verify
 from ramnet import RamNetForCausalLM
 
-_COMMAND = ("-m", "export.apart")
+_COMMAND = ("-m", "export.onnx.apart")
 
 
 def compare(model: RamNetForCausalLM, directory: Path) -> Iterator[verify.Check]:
@@ -43,7 +43,7 @@ def compare(model: RamNetForCausalLM, directory: Path) -> Iterator[verify.Check]
 
 def main(checkpoint: str, directory: str) -> None:
     """Print the checks as lines of JSON."""
-    from export.session import OnnxSession
+    from export.onnx.session import OnnxSession
 
     model = RamNetForCausalLM.from_pretrained(checkpoint).eval()
     for check in verify.compare(model, OnnxSession(directory)):

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.graphs import GRAPHS
-from export.replay import Replay
-from export.session import OnnxOutput, OnnxSession, run_copying
-from export.state import OnnxState
+from export.onnx.graphs import GRAPHS
+from export.onnx.replay import Replay
+from export.onnx.session import OnnxOutput, OnnxSession, run_copying
+from export.onnx.state import OnnxState
 from ramnet import RamNetForCausalLM, RamNetOutput, RamState
 from ramnet.ops import register_backend, using
 

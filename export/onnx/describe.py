@@ -9,9 +9,9 @@ from torch import Tensor
 
 from export.card import Card
 from export.folder import DESCRIPTION
-from export.session import OnnxSession
-from export.sidecar import CARD, LIBRARY, ORT_FILES, SAMPLES, Sidecar
-from export.verify import Check
+from export.onnx.session import OnnxSession
+from export.onnx.sidecar import CARD, LIBRARY, ORT_FILES, SAMPLES, Sidecar
+from export.onnx.verify import Check
 from ramnet.state import write_safetensors
 
 _TEXT = b"RAM-Net reads and writes a memory."
@@ -27,7 +27,7 @@ _FILES = {
 }
 _PYTHON = """
 import torch
-from export.session import OnnxSession  # pip install 'ramnet[export]'
+from export.onnx.session import OnnxSession  # pip install 'ramnet[export]'
 
 session = OnnxSession(".")
 out = session(torch.tensor([list(b"Hello")]))  # logits [1, 5, V], and the state after the last token

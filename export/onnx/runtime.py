@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.graphs import PAST, PRESENT
-from export.ports import Port
-from export.state import POSITION, OnnxState
+from export.onnx.graphs import PAST, PRESENT
+from export.onnx.ports import Port
+from export.onnx.state import POSITION, OnnxState
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, NodeArg

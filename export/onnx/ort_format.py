@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from export.graphs import GRAPHS
-from export.runtime import OnnxGraph
-from export.session import OnnxSession, run_copying
-from export.state import OnnxState
+from export.onnx.graphs import GRAPHS
+from export.onnx.runtime import OnnxGraph
+from export.onnx.session import OnnxSession, run_copying
+from export.onnx.state import OnnxState
 
 
 def save(session: OnnxSession, ids: Tensor, directory: Path, library: Path | None) -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from export.folder import DESCRIPTION
-from export.graphs import GRAPHS, PAST, PRESENT, SLOTS, WEIGHTS
 from export.libraries import need
-from export.ports import difference, inputs
-from export.runtime import BoundStep, OnnxGraph
-from export.sidecar import LIBRARY, Sidecar
-from export.state import POSITION, OnnxState
+from export.onnx.graphs import GRAPHS, PAST, PRESENT, SLOTS, WEIGHTS
+from export.onnx.ports import difference, inputs
+from export.onnx.runtime import BoundStep, OnnxGraph
+from export.onnx.sidecar import LIBRARY, Sidecar
+from export.onnx.state import POSITION, OnnxState
 from ramnet.generation import generate
 from ramnet.ids import check_prompt
 

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from pydantic import BaseModel, ConfigDict
 
-from export.graphs import PAST, PRESENT, SLOTS
+from export.onnx.graphs import PAST, PRESENT, SLOTS
 from ramnet import RamNetConfig
 
 

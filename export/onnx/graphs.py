@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from export.libraries import quiet
+from export.model import evaluating
 from ramnet import RamNetForCausalLM, RamState
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def build(model: RamNetForCausalLM, kind: str, kernels: bool = False) -> onnx_ir
     cost nothing if they are not requested.
 
     Args:
-        kernels: make each layer between its projections a node of ``export.nodes``. Otherwise all operators are
+        kernels: make each layer between its projections a node of ``export.onnx.nodes``. Otherwise all operators are
             standard.
     """
     from onnx_ir.passes.common import (
@@ -46,7 +46,7 @@ def build(model: RamNetForCausalLM, kind: str, kernels: bool = False) -> onnx_ir
     )
     from onnx_ir.serde import deserialize_function
 
-    from export import nodes, translations
+    from export.onnx import nodes, translations
 
     state = RamState.zeros(model.config, batch_size=2)  # torch.export treats a size of 1 as constant
     ids = torch.zeros(2, 1 if kind == "decode" else 3, dtype=torch.int64)
@@ -124,18 +124,6 @@ def save(models: dict[str, onnx_ir.Model], directory: Path) -> None:
         onnx_ir.save(model, directory / f"{name}.onnx")
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode within the block; each module is then in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 class _Stateful(nn.Module):
     """The model with its state as a list of tensors, in the order of ``RamState.tensors``."""
 
@@ -149,15 +137,3 @@ class _Stateful(nn.Module):
         state = RamState(tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :], position)
         logits, state, _ = self.model(input_ids, state)
         return logits, *state.tensors().values()
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Suppress a logger's warnings, which are about ops that the translation table replaces."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from export import description
 from export.description import text_of
-from export.graphs import GRAPHS, WEIGHTS
-from export.ports import Port, difference, inputs, outputs
+from export.onnx.graphs import GRAPHS, WEIGHTS
+from export.onnx.ports import Port, difference, inputs, outputs
 from ramnet import RamNetConfig
 
 # ramnet-onnx-1 had one position for all rows, ramnet-onnx-2 no digests of samples and of a model card.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from export import apart, describe, graphs, ort_format, verify
 from export.description import digests, text_of, versions
 from export.folder import DESCRIPTION, replaced
 from export.libraries import need
-from export.precision import convert
-from export.session import OnnxSession
-from export.sidecar import (
+from export.model import float32
+from export.onnx import apart, describe, graphs, ort_format, verify
+from export.onnx.precision import convert
+from export.onnx.session import OnnxSession
+from export.onnx.sidecar import (
     CARD,
     DIGESTED,
     FORMAT,
@@ -27,7 +25,6 @@ from export.sidecar import (
     Sidecar,
     initial_state,
 )
-from lowering import plain
 from ramnet import RamNetForCausalLM
 
 FILES = (*DIGESTED, DESCRIPTION)  # of every export
@@ -90,8 +87,8 @@ def export_onnx(
     need("onnx", "onnxscript", "onnxruntime")
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    from export.kernels import build as build_library
-    from export.translations import OPSET
+    from export.onnx.kernels import build as build_library
+    from export.onnx.translations import OPSET
 
     model = float32(model)
     with replaced(Path(directory), (*FILES, *_OPTIONAL)) as aside:
@@ -141,11 +138,3 @@ def export_onnx(
         describe.save_card(described, checks, aside)
         described.model_copy(update={"files": digests(aside)}).save(aside)
     return checks
-
-
-def float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
-    """Return the model in float32 on the CPU, uncompiled: the model itself if it is that."""
-    model = plain(getattr(model, "_orig_mod", model))  # torch.compile's wrapper has the model
-    if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
-        return model
-    return copy.deepcopy(model).to("cpu", torch.float32)

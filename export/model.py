@@ -1,0 +1,33 @@
+"""The model that is exported, in the form that every format starts from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from lowering import plain
+from ramnet import RamNetForCausalLM
+
+
+def float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
+    """Return the model in float32 on the CPU, uncompiled: the model itself if it is that."""
+    model = plain(getattr(model, "_orig_mod", model))  # torch.compile's wrapper has the model
+    if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
+        return model
+    return copy.deepcopy(model).to("cpu", torch.float32)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode within the block; each module is then in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
