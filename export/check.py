@@ -1,5 +1,5 @@
-"""Repeats the verification of an exported model: ``ramnet verify``. It does not need the model, nor PyTorch unless the
-export does."""
+"""Repeats the verification of an exported model: ``ramnet verify``. It needs neither the model nor PyTorch, except for
+ExecuTorch, whose Python runtime needs PyTorch's libraries."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from export.folder import DESCRIPTION
 from export.manifest import C_FORMAT, EXECUTORCH_FORMAT, WEB_FORMAT, Manifest
+from export.onnx.model import OnnxModel
 from export.samples import TOLERANCE, Samples
 
 
@@ -36,10 +37,14 @@ def check(directory: Path) -> Result:
         OSError: if the library cannot be loaded here.
     """
     if _is_onnx(directory):
-        samples, found, precision = _onnx_logits(directory)
+        model = OnnxModel(directory)
+        precision: str = model.sidecar.precision
+        samples = Samples.load(directory)
+        found = _onnx_logits(model, samples.ids)
     else:
         manifest = Manifest.load(directory)
-        samples, precision = Samples.load(directory), manifest.precision
+        precision = manifest.precision
+        samples = Samples.load(directory)
         found = _RUN[manifest.format](directory, samples.ids)
     tolerance = TOLERANCE[precision]
     error = samples.error(found)
@@ -55,19 +60,11 @@ def _is_onnx(directory: Path) -> bool:
     return False
 
 
-def _onnx_logits(directory: Path) -> tuple[Samples, NDArray[np.float32], str]:
-    """Run an ONNX export, which checks its digests when it is loaded."""
-    import torch
-
-    from export.onnx.session import OnnxSession
-    from export.onnx.sidecar import SAMPLES
-    from ramnet.state import read_safetensors
-
-    session = OnnxSession(directory)
-    tensors = read_safetensors(directory / SAMPLES)
-    ids, logits = tensors["input_ids"], tensors["logits"]
-    found = session.prefill(ids).logits[0].numpy()
-    return Samples(ids[0].to(torch.int32).numpy(), logits[0].numpy()), found, session.sidecar.precision
+def _onnx_logits(model: OnnxModel, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Read half of the tokens as a block, and the others one by one, with the state updated in place."""
+    rows, half = ids.astype(np.int64)[None], len(ids) // 2
+    first, state = model.prefill(rows[:, :half])
+    return np.concatenate([first, *(model.step(rows[:, t : t + 1], state) for t in range(half, len(ids)))], 1)[0]
 
 
 def _web_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from export import samples
 from export.description import digests, text_of, versions
 from export.folder import DESCRIPTION, replaced
 from export.libraries import need
 from export.model import float32
 from export.onnx import apart, describe, graphs, ort_format, verify
+from export.onnx.model import OnnxModel
+from export.onnx.ports import GRAPHS
 from export.onnx.precision import convert
 from export.onnx.session import OnnxSession
 from export.onnx.sidecar import (
@@ -20,7 +25,6 @@ from export.onnx.sidecar import (
     LIBRARY,
     ORT_FILES,
     PRECISIONS,
-    SAMPLES,
     Graph,
     Sidecar,
     initial_state,
@@ -95,14 +99,14 @@ def export_onnx(
         if kernels:
             build_library(model.config, aside / LIBRARY, target)
         models = {}
-        for name in graphs.GRAPHS:
+        for name in GRAPHS:
             models[name] = graphs.build(model, name, kernels)
             convert(models[name], precision)
             on_progress(f"{name}.onnx built")
         graphs.save(models, aside)
         verify.check_graphs(aside, {"ramnet", "com.microsoft"} if kernels else {"com.microsoft"})
         on_progress("graphs checked")
-        for later in (SAMPLES, CARD):
+        for later in (samples.FILENAME, CARD):
             (aside / later).touch()
         sidecar = Sidecar(
             format=FORMAT,
@@ -112,7 +116,7 @@ def export_onnx(
             kernels=target if kernels else None,
             text=text_of(model.config),
             initial_state=initial_state(model.config),
-            graphs={kind: Graph.of(model.config, kind) for kind in graphs.GRAPHS},
+            graphs={kind: Graph.of(model.config, kind) for kind in GRAPHS},
             versions=versions(("ramnet", "torch", "onnx", "onnxruntime", "onnxscript")),
             files=digests(aside),
             largest_errors={},
@@ -130,10 +134,12 @@ def export_onnx(
             "largest_errors": {f"{check.name}, batch {check.batch}": check.error for check in checks},
             "agreement": sum(check.agreement for check in checks) / len(checks),
         }
-        session = OnnxSession(aside)
-        ids = describe.save_samples(session, aside)
+        run = OnnxModel(aside)
+        ids = samples.Samples.of(model).ids
+        row = ids.astype(np.int64)[None]
+        samples.Samples(ids, run.prefill(row)[0][0]).save(aside)
         if ort:
-            ort_format.save(session, ids, aside, aside / LIBRARY if kernels else None)
+            ort_format.save(run, row, aside, aside / LIBRARY if kernels else None)
         described = sidecar.model_copy(update=found)
         describe.save_card(described, checks, aside)
         described.model_copy(update={"files": digests(aside)}).save(aside)

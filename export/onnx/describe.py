@@ -1,37 +1,32 @@
-"""What lies beside the graphs of an ONNX export: samples, and the model card."""
+"""The model card of an ONNX export."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from export import samples
 from export.card import Card
 from export.folder import DESCRIPTION
-from export.onnx.session import OnnxSession
-from export.onnx.sidecar import CARD, LIBRARY, ORT_FILES, SAMPLES, Sidecar
+from export.onnx.sidecar import CARD, LIBRARY, ORT_FILES, Sidecar
 from export.onnx.verify import Check
-from ramnet.state import write_safetensors
 
-_TEXT = b"RAM-Net reads and writes a memory."
 _FILES = {
     "decode.onnx": "one token: `input_ids` [batch, 1]",
     "prefill.onnx": "any number of tokens: `input_ids` [batch, tokens]",
     "weights.bin": "the weights of both graphs",
-    SAMPLES: "`input_ids` [1, T] and the `logits` [1, T, V] that they give from the first state",
+    samples.FILENAME: "`ids` [T] and the `logits` [T, V] that they give from the first state",
     LIBRARY: "custom operators of the domain `ramnet`, in machine code for {kernels}",
     ORT_FILES[0]: "decode.onnx with its weights, in onnxruntime's own format",
     ORT_FILES[1]: "prefill.onnx with its weights, in onnxruntime's own format",
     DESCRIPTION: "configuration, inputs and outputs, first state, digests of all files",
 }
 _PYTHON = """
-import torch
-from export.onnx.session import OnnxSession  # pip install 'ramnet[export]'
+import numpy as np
+from export.onnx.model import OnnxModel  # pip install 'ramnet[export]'; OnnxSession takes PyTorch's tensors
 
-session = OnnxSession(".")
-out = session(torch.tensor([list(b"Hello")]))  # logits [1, 5, V], and the state after the last token
-out = session(torch.tensor([[32]]), out.state, in_place=True)  # one token; the state is bound, and not copied
+model = OnnxModel(".")
+logits, state = model.prefill(np.array([list(b"Hello")]))  # [1, 5, V], and the state after the last token
+logits = model.step(np.array([[32]]), state)  # one token, [1, 1, V]; the state is updated in place
 """
 _CPP = """
 Ort::SessionOptions options;{register}
@@ -46,16 +41,6 @@ binding.BindOutput("present_recurrent.mass.0", mass0);
 // … the other tensors, input_ids and logits alike; ramnet.json lists names, types and sizes.
 decode.Run(Ort::RunOptions(), binding);
 """
-
-
-def save_samples(session: OnnxSession, directory: Path) -> Tensor:
-    """Write ids and the logits that ``session`` gives for them, and return the ids."""
-    if session.sidecar.text == "bytes":
-        ids = torch.tensor([list(_TEXT)])
-    else:
-        ids = torch.randint(session.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(0))
-    write_safetensors(directory / SAMPLES, {"input_ids": ids, "logits": session.prefill(ids).logits})
-    return ids
 
 
 def save_card(sidecar: Sidecar, checks: list[Check], directory: Path) -> None:

@@ -13,16 +13,12 @@ from torch import Tensor, nn
 
 from export.libraries import quiet
 from export.model import evaluating
+from export.onnx.ports import PAST, PRESENT, SLOTS, WEIGHTS
 from ramnet import RamNetForCausalLM, RamState
 
 if TYPE_CHECKING:
     import onnx_ir
 
-# Prefixes of the state's names as inputs and outputs; transformers.js recognises them.
-PAST, PRESENT = "past_recurrent.", "present_recurrent."
-SLOTS = "slots."
-GRAPHS = ("decode", "prefill")
-WEIGHTS = "weights.bin"
 _INLINE_BYTES = 1024  # smaller constants are stored in the graphs
 
 

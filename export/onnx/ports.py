@@ -7,8 +7,13 @@ from itertools import zip_longest
 
 from pydantic import BaseModel, ConfigDict
 
-from export.onnx.graphs import PAST, PRESENT, SLOTS
-from ramnet import RamNetConfig
+from ramnet.config import RamNetConfig
+
+# Prefixes of the state's names as inputs and outputs; transformers.js recognises them.
+PAST, PRESENT = "past_recurrent.", "present_recurrent."
+SLOTS = "slots."
+GRAPHS = ("decode", "prefill")
+WEIGHTS = "weights.bin"
 
 
 class Port(BaseModel):
@@ -27,13 +32,13 @@ class Port(BaseModel):
 def inputs(config: RamNetConfig, kind: str) -> Iterator[Port]:
     """Yield the inputs of the graph ``kind`` of a model, in order."""
     yield Port(name="input_ids", shape=["batch", _tokens(kind)], dtype="int64")
-    yield from _state(config, PAST)
+    yield from state(config, PAST)
 
 
 def outputs(config: RamNetConfig, kind: str) -> Iterator[Port]:
     """Yield the outputs of the graph ``kind`` of a model, in order."""
     yield Port(name="logits", shape=["batch", _tokens(kind), config.vocab_size], dtype="float32")
-    yield from _state(config, PRESENT)
+    yield from state(config, PRESENT)
     slots: list[int | str] = ["batch", _tokens(kind), 2, config.num_heads, config.top_k]
     for layer in range(config.num_layers):
         yield Port(name=f"{SLOTS}{layer}", shape=slots, dtype="int32")
@@ -51,7 +56,7 @@ def difference(config: RamNetConfig, kind: str, found_inputs: Iterable[Port], fo
     return ""
 
 
-def _state(config: RamNetConfig, prefix: str) -> Iterator[Port]:
+def state(config: RamNetConfig, prefix: str = "") -> Iterator[Port]:
     """Yield the ports of ``RamState.tensors`` lazily, as a damaged config may have more layers than fit in memory."""
     heads: list[int | str] = ["batch", config.num_heads, config.slots]
     recent: list[int | str] = ["batch", config.conv_kernel - 1, config.hidden_size]

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from export.onnx.graphs import PAST, PRESENT
-from export.onnx.ports import Port
+from export.onnx.ports import PAST, PRESENT, Port
 from export.onnx.state import POSITION, OnnxState
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ class OnnxGraph:
 
     Args:
         path: the .onnx or .ort file; the weights of an .onnx file must be in the same folder.
-        threads: the number of onnxruntime's threads, at least 1; None uses ``torch.get_num_threads()``.
+        threads: the number of onnxruntime's threads, at least 1; None leaves it to onnxruntime.
         library: custom operators, whose code is run.
 
     Raises:
@@ -49,7 +47,7 @@ class OnnxGraph:
             raise ValueError(f"{path} has a name that is not UTF-8, which onnxruntime cannot open; rename it") from None
         self.path = path
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = threads or 0
         options.log_severity_level = 4  # errors are raised, too, and need not be logged
         if library is not None:
             with _one_sentence(ValueError, f"{library} cannot be loaded by onnxruntime"):

@@ -7,17 +7,16 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from export import description
+from export import description, samples
 from export.description import text_of
-from export.onnx.graphs import GRAPHS, WEIGHTS
-from export.onnx.ports import Port, difference, inputs, outputs
-from ramnet import RamNetConfig
+from export.onnx.ports import GRAPHS, WEIGHTS, Port, difference, inputs, outputs
+from ramnet.config import RamNetConfig
 
 # ramnet-onnx-1 had one position for all rows, ramnet-onnx-2 no digests of samples and of a model card.
 FORMAT: Literal["ramnet-onnx-3"] = "ramnet-onnx-3"
-SAMPLES, CARD, LIBRARY = "samples.safetensors", "README.md", "libramnet_onnxruntime.so"
+CARD, LIBRARY = "README.md", "libramnet_onnxruntime.so"
 # The files of every export but ramnet.json, and those of some.
-DIGESTED = (*(f"{kind}.onnx" for kind in GRAPHS), WEIGHTS, SAMPLES, CARD)
+DIGESTED = (*(f"{kind}.onnx" for kind in GRAPHS), WEIGHTS, samples.FILENAME, CARD)
 ORT_FILES = tuple(f"{kind}.ort" for kind in GRAPHS)
 PRECISIONS = ("float32", "float16", "int8")
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from ramnet import RamNetConfig, RamState
+from export.onnx import ports
+from export.onnx.sidecar import initial_state
+from ramnet.config import RamNetConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ramnet import RamState
 
 POSITION = "position"
 
@@ -35,7 +41,15 @@ class OnnxState:
     @classmethod
     def zeros(cls, config: RamNetConfig, batch_size: int) -> Self:
         """Return the state before the first token."""
-        return cls.of(RamState.zeros(config, batch_size))
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        first = initial_state(config)
+        return cls(
+            {
+                port.name: np.full([batch_size, *port.shape[1:]], first[port.name.split(".")[0]], _dtype(port.name))
+                for port in ports.state(config)
+            }
+        )
 
     @classmethod
     def of(cls, state: RamState) -> Self:

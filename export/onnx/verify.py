@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.onnx.graphs import GRAPHS
+from export.onnx.ports import GRAPHS
 from export.onnx.replay import Replay
 from export.onnx.session import OnnxOutput, OnnxSession, run_copying
 from export.onnx.state import OnnxState

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,14 @@ def make_model(name: str, seed: int = 0, **changes: Any) -> RamNetForCausalLM:
         for block in model.blocks:
             block.mixer.log_scale.uniform_(0.5, 1.5)
     return model
+
+
+def assert_verified_without_torch(folder: Path) -> None:
+    """Run ``ramnet verify`` in a process that cannot import PyTorch."""
+    without = "import sys; sys.modules['torch'] = None; from export.cli import verify; verify()"
+    done = subprocess.run([sys.executable, "-c", without, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder} is as it was exported" in done.stdout
 
 
 @pytest.fixture(scope="session")

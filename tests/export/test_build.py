@@ -14,11 +14,12 @@ import onnx
 import pytest
 import torch
 
-from export.onnx import describe, graphs, verify
+from export.onnx import describe, graphs, ports, verify
 from export.onnx.build import FILES, VerificationError, export_onnx
 from export.onnx.session import OnnxSession
 from export.onnx.sidecar import Sidecar
-from tests.export.conftest import Exported, make_model
+from export.samples import Samples
+from tests.export.conftest import Exported, assert_verified_without_torch, make_model
 from tests.samples import full_disk
 
 
@@ -28,7 +29,7 @@ def entries(directory: Path) -> dict[str, bytes]:
 
 
 def test_graphs_hold_standard_operators_alone(exported: Exported) -> None:
-    for name in graphs.GRAPHS:
+    for name in ports.GRAPHS:
         model = onnx.load(exported.onnx / f"{name}.onnx", load_external_data=False)
         assert [(domain.domain, domain.version) for domain in model.opset_import] == [("", 18)]
         assert not model.functions
@@ -36,7 +37,7 @@ def test_graphs_hold_standard_operators_alone(exported: Exported) -> None:
 
 
 def test_graphs_contain_no_paths_of_the_exporting_machine(exported: Exported) -> None:
-    for name in graphs.GRAPHS:
+    for name in ports.GRAPHS:
         assert str(Path(graphs.__file__).parents[2]).encode() not in (exported.onnx / f"{name}.onnx").read_bytes()
 
 
@@ -64,6 +65,10 @@ def test_an_export_of_the_format_with_one_position_for_all_rows_is_refused(mixed
     path.write_text(path.read_text().replace("ramnet-onnx-3", "ramnet-onnx-1"))
     with pytest.raises(ValueError, match=re.escape(f"{path} has the format 'ramnet-onnx-1'; it must be ramnet-onnx-3")):
         OnnxSession(tmp_path / "old")
+
+
+def test_verify_needs_no_torch(mixed: Exported) -> None:
+    assert_verified_without_torch(mixed.onnx)
 
 
 def test_weights_are_stored_once(mixed: Exported) -> None:
@@ -125,17 +130,17 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_export(
     assert entries(tmp_path) == before
 
 
-@pytest.mark.parametrize("step", ["save_samples", "save_card"])
+@pytest.mark.parametrize("step", [(Samples, "save"), (describe, "save_card")], ids=["samples", "card"])
 def test_a_full_disk_at_the_last_files_leaves_what_was_there(
-    mixed: Exported, tmp_path: Path, quick_build: None, monkeypatch: pytest.MonkeyPatch, step: str
+    mixed: Exported, tmp_path: Path, quick_build: None, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str]
 ) -> None:
-    save = getattr(describe, step)
+    save = getattr(*step)
 
     def full(*arguments: Any) -> None:
         with full_disk(after=100):
             save(*arguments)
 
-    monkeypatch.setattr(describe, step, full)
+    monkeypatch.setattr(*step, full)
     monkeypatch.setattr(verify, "compare", lambda model, session: [verify.Check("none", 1, 0.0, 0.0, 0.0, 1.0, 0.0)])
     with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'onnx'} cannot be written: ")):
         export_onnx(mixed.model, tmp_path / "onnx")
@@ -185,7 +190,7 @@ def test_weights_that_all_lie_in_the_graphs_have_their_file_and_digest_too(
 ) -> None:
     import onnx_ir
 
-    whole = {kind: onnx_ir.load(mixed.onnx / f"{kind}.onnx") for kind in graphs.GRAPHS}
+    whole = {kind: onnx_ir.load(mixed.onnx / f"{kind}.onnx") for kind in ports.GRAPHS}
     monkeypatch.setattr(graphs, "build", lambda model, kind, kernels: onnx_ir.external_data.load_to_model(whole[kind]))
     monkeypatch.setattr(graphs, "_INLINE_BYTES", 10**9)
     export_onnx(mixed.model, tmp_path / "onnx")

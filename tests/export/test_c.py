@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from export.manifest import Manifest
 from export.samples import Samples
 from lowering.aot import build
 from ramnet import RamNetForCausalLM
+from tests.export.conftest import assert_verified_without_torch
 from tests.export.test_build import entries
 from tests.lowering.aot.c_library import TINY, model_of
 
@@ -57,10 +57,7 @@ def test_a_bundle_is_complete(bundle: Path) -> None:
 
 
 def test_verify_needs_no_torch(bundle: Path) -> None:
-    without = "import sys; sys.modules['torch'] = None; from export.cli import verify; verify()"
-    done = subprocess.run([sys.executable, "-c", without, str(bundle)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"{bundle} is as it was exported" in done.stdout
+    assert_verified_without_torch(bundle)
 
 
 def test_the_samples_are_pytorchs_logits_with_the_weights_as_stored(checkpoint: Path, bundle: Path) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import lowering
 from export.description import sha256
@@ -22,6 +22,7 @@ from export.onnx.runtime import OnnxGraph
 from export.onnx.session import OnnxSession, run_copying
 from export.onnx.sidecar import Sidecar
 from export.onnx.state import OnnxState
+from export.samples import Samples
 from ramnet import RamNetForCausalLM
 from tests.export.conftest import Exported
 
@@ -99,8 +100,8 @@ def test_a_model_of_another_type_is_exported_in_float32(
 
 @torch.no_grad()
 def test_samples_are_repeated_by_pytorch_and_by_decoding(exported: Exported) -> None:
-    samples, session = load_file(exported.onnx / "samples.safetensors"), OnnxSession(exported.onnx, threads=1)
-    ids, logits = samples["input_ids"], samples["logits"]
+    samples, session = Samples.load(exported.onnx), OnnxSession(exported.onnx, threads=1)
+    ids, logits = torch.from_numpy(samples.ids.astype(np.int64))[None], torch.from_numpy(samples.logits)[None]
     assert float((exported.model(ids).logits - logits).abs().max()) < TOLERANCE
     state = OnnxState.zeros(session.config, 1)
     steps = torch.cat([session.step(token, state) for token in ids.split(1, dim=1)], 1)

@@ -17,14 +17,14 @@ import torch
 
 import export
 from export.description import sha256
-from export.onnx import apart, graphs
+from export.onnx import apart, ports
 from export.onnx.build import export_onnx
 from export.onnx.session import OnnxSession, run_copying
 from export.onnx.sidecar import DIGESTED, LIBRARY, ORT_FILES, Sidecar
 from export.onnx.state import OnnxState
 from lowering.aot import build
 from ramnet import RamNetForCausalLM
-from tests.export.conftest import make_model
+from tests.export.conftest import assert_verified_without_torch, make_model
 
 pytest.importorskip("onnxruntime", reason="the export needs onnxruntime: pip install 'ramnet[export]'")
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
@@ -52,7 +52,7 @@ def session(exported: Path) -> OnnxSession:
 
 
 def test_a_layer_is_one_node_and_the_library_lies_beside_it(exported: Path, model: RamNetForCausalLM) -> None:
-    for kind in graphs.GRAPHS:
+    for kind in ports.GRAPHS:
         nodes = onnx.load(exported / f"{kind}.onnx", load_external_data=False).graph.node
         assert [node.op_type for node in nodes if node.domain] == ["memory"] * model.config.num_layers
         assert {node.domain for node in nodes} == {"", "ramnet"}
@@ -97,6 +97,10 @@ def test_the_example_writes_what_pytorch_generates(exported: Path, model: RamNet
     done = subprocess.run([sys.executable, program, exported, "A text", "12"], capture_output=True, check=True)
     ids = torch.tensor([list(b"A text")])
     assert done.stdout == b"A text" + bytes(model.generate(ids, 12, temperature=0)[0].tolist())[-12:]
+
+
+def test_verify_needs_no_torch(exported: Path) -> None:
+    assert_verified_without_torch(exported)
 
 
 def test_an_altered_library_is_refused_before_its_code_runs(exported: Path, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_state_that_is_dropped_is_freed_and_its_arrays_live_as_long_as_a_view(
     dropped = weakref.ref(state)
     del state
     assert dropped() is None
-    assert len(session._steps) == 0
+    assert len(session.model._steps) == 0
     np.testing.assert_array_equal(view, before)
 
 
