@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision", show_default="float32",
-    help="Type of the weight matrices: float32, bfloat16 (c, wasm), float16 (onnx), int8 (all but executorch) or int4"
-    " (c, wasm).",
+    help="Type of the weight matrices: float32, bfloat16, int8 or int4; in onnx float32, float16 or int8; in executorch"
+    " other than float32 needs --kernels.",
 )  # fmt: skip
 @click.option("--kernels", is_flag=True, help="Run the memory ops on tuned kernels, in onnx and executorch.")
 @click.option(
@@ -82,7 +82,7 @@ _OPTIONS = {
     "onnx": ("--precision", "--kernels", "--target", "--ort"),
     "c": ("--precision", "--target", "--tuned"),
     "wasm": ("--precision",),
-    "executorch": ("--kernels",),
+    "executorch": ("--precision", "--kernels"),
 }
 
 
@@ -112,7 +112,7 @@ def _other(model: RamNetForCausalLM, output: Path, kind: str, precision: str, ke
         from export.executorch import build
 
         with _progress(build.STAGES) as advance:
-            made = build.export_executorch(model, output, kernels=kernels, on_progress=advance)
+            made = build.export_executorch(model, output, kernels=kernels, precision=precision, on_progress=advance)
     _verified(made, output)
     return sorted(path.name for path in output.iterdir())
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lowering import plain
+from lowering.aot import weights
 from ramnet import RamNetForCausalLM
 
 
@@ -19,6 +20,13 @@ def float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
     if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
         return model
     return copy.deepcopy(model).to("cpu", torch.float32)
+
+
+def as_stored(model: RamNetForCausalLM, stored: dict[str, torch.Tensor], precision: str) -> RamNetForCausalLM:
+    """Return a float32 model with the weights rounded as ``weights.stored`` gave them."""
+    made = RamNetForCausalLM(model.config).eval()
+    made.load_state_dict(weights.restored(stored, model.config, precision), strict=not model.config.tie_embeddings)
+    return made
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from export.c.session import LIBRARY, WEIGHTS, CModel
 from export.folder import replaced
 from export.libraries import need
 from export.manifest import C_FORMAT, Manifest
+from export.model import as_stored
 from export.samples import Samples
 from lowering import plain
 from lowering.aot import build, weights
@@ -119,15 +120,8 @@ def write_weights(model: RamNetForCausalLM, precision: str, directory: Path) -> 
     """Write the weights and the samples of a precision to ``directory``. Returns the tensors of the weights' file."""
     stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, precision)
     write_safetensors(directory / WEIGHTS, stored)
-    Samples.of(_as_stored(model, stored, precision)).save(directory)
+    Samples.of(as_stored(model, stored, precision)).save(directory)
     return stored
-
-
-def _as_stored(model: RamNetForCausalLM, stored: dict[str, torch.Tensor], precision: str) -> RamNetForCausalLM:
-    """Return a float32 model with the weights rounded as they are stored."""
-    made = RamNetForCausalLM(model.config).eval()
-    made.load_state_dict(weights.restored(stored, model.config, precision), strict=not model.config.tie_embeddings)
-    return made
 
 
 def _logits(library: CModel) -> Callable[[np.ndarray], np.ndarray]:

@@ -13,7 +13,7 @@ from export.executorch.session import LIBRARY, PROGRAM, ExecutorchModel
 from export.folder import replaced
 from export.libraries import need
 from export.manifest import EXECUTORCH_FORMAT, Manifest
-from export.model import float32
+from export.model import as_stored, float32
 from export.samples import Samples
 from lowering.aot import build, weights
 from lowering.targets import cpu_name
@@ -28,6 +28,7 @@ def export_executorch(
     directory: str | Path,
     *,
     kernels: bool = False,
+    precision: str = "float32",
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Export ``model`` to model.pte, an ExecuTorch program of one token, with samples and ramnet.json.
@@ -44,11 +45,13 @@ def export_executorch(
         kernels: if False, the program has ExecuTorch's standard operators, with the products in XNNPACK, and runs on
             any processor. If True, it has one operator, a token that is compiled ahead of time for this processor, and
             libramnet_executorch.so has its kernel.
+        precision: the type of the weight matrices, which is float32 without kernels. With them it is a key of
+            ``lowering.aot.weights.FILE_TYPES``, and the token reads the weights as they are stored.
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
     Raises:
-        ValueError: if ExecuTorch differs from PyTorch, ``directory`` holds files other than an export, or, with
-            ``kernels``, the model was changed after it was built.
+        ValueError: if ExecuTorch differs from PyTorch, the precision is refused, ``directory`` holds files other than
+            an export, or, with ``kernels``, the model was changed after it was built.
         OSError: if ``directory`` cannot be written. With any error, ``directory`` is not changed.
         ImportError: if executorch or, with ``kernels``, TVM is not installed.
         RuntimeError: if ``kernels`` are wanted and there is no C or C++ compiler, or it fails.
@@ -56,10 +59,14 @@ def export_executorch(
     need("executorch", extra="executorch")
     model = float32(model)
     if kernels:
-        _check_kernels_fit(model)
+        _check_kernels_fit(model, precision)
+    elif precision != "float32":
+        raise ValueError(f"precision is {precision!r}; without kernels, ExecuTorch's program is float32")
     with replaced(Path(directory)) as aside:
-        Samples.of(model).save(aside)
-        _write(model, aside, kernels)
+        if kernels:
+            _write_with_kernels(model, aside, precision)
+        else:
+            _write(model, aside)
         on_progress("program written")
         shutil.copy(Path(__file__).parents[1] / "examples" / "executorch" / EXAMPLE, aside / EXAMPLE)
         licence.copy(aside)
@@ -68,7 +75,7 @@ def export_executorch(
             aside,
             ("ramnet", "torch", "executorch", *(["apache-tvm"] if kernels else [])),
             format=EXECUTORCH_FORMAT,
-            precision="float32",
+            precision=precision,
             target=cpu_name() if kernels else "any",
         )
         found.save(aside)
@@ -82,23 +89,29 @@ def export_executorch(
     return found
 
 
-def _check_kernels_fit(model: RamNetForCausalLM) -> None:
+def _check_kernels_fit(model: RamNetForCausalLM, precision: str) -> None:
     """Raise the errors of ``export_executorch`` for a model that the kernels cannot compute."""
     need("tvm", extra="tvm")
     from export.executorch.kernels import compiler
 
-    weights.check(model.config, "float32")
+    weights.check(model.config, precision)
     check_as_built(model)
     build.compiler()
     compiler()
 
 
-def _write(model: RamNetForCausalLM, directory: Path, kernels: bool) -> None:
-    if not kernels:
-        program.write(program.Token(model), directory / PROGRAM)
-        return
+def _write(model: RamNetForCausalLM, directory: Path) -> None:
+    """Write the program of standard operators, and its samples."""
+    Samples.of(model).save(directory)
+    program.write(program.Token(model), directory / PROGRAM)
+
+
+def _write_with_kernels(model: RamNetForCausalLM, directory: Path, precision: str) -> None:
+    """Write the program of one operator, its library, and samples of the weights as they are stored."""
     from export.executorch.kernels import KernelToken, write
 
-    token = KernelToken(model)
+    stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, precision)
+    Samples.of(as_stored(model, stored, precision)).save(directory)
+    token = KernelToken(stored, model.config, precision)
     program.write(token, directory / PROGRAM)
     write(token, directory / LIBRARY)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from export.executorch.program import StateBuffers
 from lowering.aot import build, weights
-from ramnet import RamNetForCausalLM
+from ramnet import RamNetConfig
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _ARGUMENTS = "Tensor ids, Tensor[] weights, Tensor(a!)[] state, Tensor(b!) position"
@@ -28,18 +28,20 @@ class KernelToken(StateBuffers):
     """Reads one token with a single operator, ``ramnet::token_DIGEST``, of the library that ``write`` builds.
 
     Args:
-        model: a float32 model on the CPU, as ``RamNetForCausalLM`` builds it.
+        stored: the weights of a model as ``weights.stored`` gives them.
+        config: the model's.
+        precision: the type of the weight matrices, a key of ``weights.FILE_TYPES``.
     """
 
-    def __init__(self, model: RamNetForCausalLM) -> None:
-        super().__init__(model.config)
-        stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, "float32")
+    def __init__(self, stored: dict[str, Tensor], config: RamNetConfig, precision: str) -> None:
+        super().__init__(config)
+        self.precision = precision
         nothing = torch.empty(0)
-        names = [(name, dtype) for name, dtype, _ in weights.table(model.config, "float32")]
+        names = [(name, dtype) for name, dtype, _ in weights.table(config, precision)]
         self.weights = torch.nn.ParameterList(
             torch.nn.Parameter(stored[name] if dtype else nothing, requires_grad=False) for name, dtype in names
         )
-        self._operator = _define(_name(self), model.config.vocab_size)
+        self._operator = _define(_name(self), config.vocab_size)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return logits [1, 1, V] of ids [1, 1]."""
@@ -57,7 +59,7 @@ def write(token: KernelToken, library: Path) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="ramnet-") as place:
         folder = Path(place)
-        build.write_sources(token.config, folder)
+        build.write_sources(token.config, folder, token.precision)
         build.archive(folder, folder / "libramnet.a", None)
         found = wheel()
         command = [
@@ -95,8 +97,8 @@ def compiler() -> str:
     return path
 
 
-def _name(token: StateBuffers) -> str:
-    return f"token_{hashlib.sha256(token.config.to_json().encode()).hexdigest()[:16]}"
+def _name(token: KernelToken) -> str:
+    return f"token_{hashlib.sha256(f'{token.config.to_json()} {token.precision}'.encode()).hexdigest()[:16]}"
 
 
 _LIBRARY = torch.library.Library("ramnet", "FRAGMENT")

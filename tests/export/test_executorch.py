@@ -7,13 +7,15 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lowering
 from export import check
-from export.executorch import build
+from export.c.session import CModel
+from export.executorch import build, program
 from export.executorch.session import ExecutorchModel
 from export.manifest import Manifest
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState
@@ -184,8 +186,8 @@ def test_a_program_that_differs_is_not_written(
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.head.weight[3] += 0.01
-    program = (folder / "model.pte").read_bytes()
-    monkeypatch.setattr(build, "_write", lambda model, aside, kernels: (aside / "model.pte").write_bytes(program))
+    data = (folder / "model.pte").read_bytes()
+    monkeypatch.setattr(program, "write", lambda token, path: path.write_bytes(data))
     with pytest.raises(ValueError, match=r"the logits of .* are off by"):
         build.export_executorch(other, tmp_path / "parent" / "out")
     assert list(tmp_path.iterdir()) == []
@@ -197,6 +199,31 @@ def test_a_damaged_program_is_named(export_once: Export, tmp_path: Path) -> None
     (tmp_path / "model.pte").write_bytes((export_once(False)[1] / "model.pte").read_bytes()[:4000])
     with pytest.raises(ValueError, match=r"model\.pte cannot be loaded by ExecuTorch: "):
         ExecutorchModel(tmp_path)
+
+
+def test_kernels_read_weights_as_they_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel gives what the C library of the same weights gives. Int4 has matrices of 4 and 8 bits and scales of 16
+    and 32."""
+    from export.c.build import write_weights
+    from export.executorch import kernels
+    from lowering.aot.build import shared_library
+
+    pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+    precision = "int4"
+    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-O0"))  # which compiles faster
+    model = model_of(KERNELS.model_copy(update={"hidden_size": 32, "intermediate_size": 32, "value_dim": 16}))
+    made = build.export_executorch(model, tmp_path / "out", kernels=True, precision=precision)
+    assert (made.precision, made.error is not None and made.error < 0.1) == (precision, True)
+    write_weights(model, precision, tmp_path)
+    library = CModel(shared_library(model.config, precision), tmp_path / "weights.safetensors")
+    state, found = library.state(), ExecutorchModel(tmp_path / "out")
+    for token in (3, 200, 7):
+        np.testing.assert_array_equal(found.token(token).numpy(), library.token(state, token))
+
+
+def test_without_kernels_the_precision_is_float32(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="precision is 'int8'; without kernels, ExecuTorch's program is float32"):
+        build.export_executorch(standard_model(), tmp_path / "out", precision="int8")
 
 
 def test_kernels_refuse_a_changed_model(tmp_path: Path) -> None:
