@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,7 @@ from click.testing import CliRunner
 pytest.importorskip("tvm", reason="the library needs tvm: pip install 'ramnet[tvm]'")
 pytest.importorskip("optuna", reason="the tuner needs optuna: pip install 'ramnet[tune]'")
 
-from autotune.deployment import search, trial
-from autotune.deployment.cli import tune_model
+from autotune.deployment import cli, search, trial
 from autotune.deployment.search import MOST_LOSS, Search, TrialError
 from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request
 from export.c.build import export_c
@@ -44,14 +44,19 @@ def answer(request: Request) -> Answer:
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Search]:
-    """Makes searches on one journal, whose trials are ``answer``."""
+def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials are ``answer``, and each reading of the clock advances it by a second."""
+    clock = itertools.count()
+    for module in (cli, search):
+        monkeypatch.setattr(module, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(search, "_in_a_process", lambda request, limit: answer(request))
-    # A clock by which each trial takes a second.
-    clock = iter(range(10**6))
-    monkeypatch.setattr(search, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(search, "ROWS", (1, 2, 4))
     monkeypatch.setattr(search, "LANES", (16, 32))
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, simulated: None) -> Callable[[], Search]:
+    """Makes searches on one journal."""
     monkeypatch.setattr(search, "SPINS", (20000,))
     model, count = model_of(TINY), iter(range(100))
 
@@ -176,16 +181,15 @@ def test_points_that_another_beats_in_both_are_not_in_the_front() -> None:
     assert [(each.seconds, each.loss) for each in front(points)] == [(1.0, 0.2), (2.0, 0.1), (3.0, 0.0)]
 
 
-def test_the_command_records_draws_and_the_export_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_records_draws_and_the_export_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, simulated: None
+) -> None:
     monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "records"))
-    monkeypatch.setattr(search, "_in_a_process", lambda request, limit: answer(request))
     monkeypatch.setattr("autotune.measure.bandwidth.bandwidth", lambda level, threads: 1e10)
-    monkeypatch.setattr(search, "ROWS", (1, 2, 4))
-    monkeypatch.setattr(search, "LANES", (16, 32))
     checkpoint = tmp_path / "checkpoint"
     model_of(TINY).save_pretrained(checkpoint)
-    options = [str(checkpoint), "--output", str(tmp_path / "out"), "--budget", "20", "--threads", "1"]
-    done = CliRunner().invoke(tune_model, options, catch_exceptions=False)
+    options = [str(checkpoint), "--output", str(tmp_path / "out"), "--budget", "100", "--threads", "1"]
+    done = CliRunner().invoke(cli.tune_model, options, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "the tokens/s of lowering.compile" in done.output
     assert (tmp_path / "out" / "front.png").read_bytes().startswith(b"\x89PNG")

@@ -9,13 +9,20 @@ import { extname, join } from "node:path";
 const [folder, packages, prompt, count] = process.argv.slice(2);
 const { chromium } = createRequire(join(packages, "x"))("playwright-core");
 const TYPES = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".wasm": "application/wasm" };
+const PATIENCE = 600_000; // milliseconds; the default of 30 s can be too little on a busy machine
 const FLAGS = [
   "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync",
 ];
 
-/** Serves the folder; below /damaged/, only the weights lack a byte: the page reads all files at once. */
+let isReachable = true;
+
+/**
+ * Serves the folder while it is reachable. Below /damaged/, only the weights lack a byte: the page reads all files at
+ * once.
+ */
 const server = createServer((request, response) => {
+  if (!isReachable) return request.socket.destroy();
   const parts = new URL(request.url, "http://localhost").pathname.split("/");
   const path = join(folder, parts.at(-1) || "index.html");
   if (!existsSync(path)) return response.writeHead(404).end();
@@ -28,8 +35,9 @@ const address = `http://localhost:${server.address().port}/`;
 
 const profile = await mkdtemp(join(tmpdir(), "ramnet-chromium-"));
 const context = await chromium.launchPersistentContext(profile, {
-  executablePath: process.env.CHROMIUM, headless: true, args: FLAGS, colorScheme: "dark",
+  executablePath: process.env.CHROMIUM, headless: true, args: FLAGS, colorScheme: "dark", timeout: PATIENCE,
 });
+context.setDefaultTimeout(PATIENCE);
 const page = await context.newPage();
 const errors = [];
 page.on("pageerror", (error) => errors.push(error.message));
@@ -99,13 +107,12 @@ try {
 
   await page.evaluate(() => navigator.serviceWorker.ready);
   await context.setOffline(true);
-  server.close();
-  server.closeAllConnections();
+  isReachable = false; // and keeps its port, which another process could take
   await open("");
   await page.fill("#text", prompt);
   found.offline = await written(count);
   await context.setOffline(false);
-  await new Promise((resolve) => server.listen(Number(new URL(address).port), "localhost", resolve));
+  isReachable = true;
 
   await page.goto(`${address}damaged/`);
   await page.waitForFunction(() => document.getElementById("status").textContent !== "Loading the model");

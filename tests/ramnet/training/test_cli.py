@@ -190,7 +190,7 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint_that_resumes(ramnet: Command, 
         assert run.stdout is not None
         assert next(line for line in run.stdout if line.startswith("step     3"))
         run.send_signal(signal.SIGINT)
-        _, errors = run.communicate(timeout=50)
+        _, errors = run.communicate(timeout=600)
     assert (run.returncode, errors.strip()) == (130, "ramnet: interrupted")
     assert sorted(path.name for path in output.iterdir()) == [
         "config.json",

@@ -1,9 +1,11 @@
 """A resumed run equals one that was never stopped, and can be extended."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,11 +72,14 @@ def test_an_extended_run_resumes_exactly(tmp_path: Path) -> None:
     assert all(torch.equal(x, second[name]) for name, x in first.items())
 
 
-def test_steps_may_be_followed_by_seconds(tmp_path: Path) -> None:
+def test_steps_may_be_followed_by_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()  # each reading of the clock advances it by a second
+    monkeypatch.setattr("ramnet.training.loop.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     elapsed = train(fresh(), TASK, RECIPE, output=tmp_path).elapsed
-    by_seconds = RECIPE.model_copy(update={"steps": None, "seconds": elapsed + 0.01})
+    by_seconds = RECIPE.model_copy(update={"steps": None, "seconds": elapsed + 6})
     more = train(fresh(), TASK, by_seconds, output=tmp_path, resume=True)
-    assert more.step > 7 and more.elapsed >= by_seconds.seconds
+    # It is read twice before the first step, and twice in each step.
+    assert (more.step, more.elapsed) == (7 + 3, elapsed + 6)
 
 
 @pytest.mark.parametrize(
