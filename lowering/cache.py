@@ -7,6 +7,7 @@ match its digest is compiled again. If the cache cannot be used, kernels are com
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import warnings
@@ -15,6 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from ramnet.files import clear_asides, write_text_atomic, written_aside
+
+COMPILERS = "compilers.json"
 
 
 def find(name: str) -> Path | None:
@@ -46,6 +49,17 @@ def keep(name: str, write: Callable[[Path], object]) -> Path | None:
         notice(f"a compiled kernel cannot be kept in {folder}: {error}")
         return None
     return folder / name
+
+
+def compilers() -> dict[str, str]:
+    """Return the versions of the compilers of TIR's binaries in the cache, by package, if it was copied from another
+    machine and says so in ``COMPILERS``; else an empty dict."""
+    folder = _folder(_place())
+    try:
+        found = {} if folder is None else json.loads((folder / COMPILERS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @cache

@@ -15,12 +15,12 @@ import importlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache as remembered
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from lowering import nvcc
+from lowering import cache, nvcc
 from lowering.targets import TARGETS
 from ramnet.plugins import plugins
 from schedules.base import Schedule
@@ -149,7 +149,7 @@ def _sources(op: str, target: str, schedule: Schedule | None, how: How) -> tuple
     return _digests(frozenset(roots), frozenset(others))
 
 
-@cache
+@remembered
 def _time_models() -> frozenset[str]:
     """The modules that model a kernel's time."""
     return frozenset(entry.module for entry in plugins("ramnet.time_models").values())
@@ -163,19 +163,25 @@ def _templates(op: str, target: str, schedule: Schedule | None) -> set[str]:
     return {forms[getattr(schedule, "form", "")] for forms in tables}
 
 
-@cache
+@remembered
 def package_versions(compiler: str) -> dict[str, str]:
-    """Return the versions of the packages of a compiler: llvm, triton or tir."""
+    """Return the versions of the packages of a compiler: llvm, triton or tir.
+
+    Without TVM, they are the versions that compiled the binaries in the cache (``lowering.cache.compilers``).
+    """
     found = {}
     for name in _PACKAGES[compiler]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-    if compiler == "tir" and (version := nvcc.version()) is not None:
-        found["nvcc"] = version
+    if compiler == "tir":
+        if not found:  # only binaries that another machine compiled can be run
+            return cache.compilers()
+        if (version := nvcc.version()) is not None:
+            found["nvcc"] = version
     return found
 
 
-@cache
+@remembered
 def _digests(roots: frozenset[str], others: frozenset[str]) -> tuple[str, ...]:
     return tuple(code(name) for name in closure(roots) | others)
 
@@ -186,7 +192,7 @@ def _compilers(target: str, schedule: Any) -> tuple[str, ...]:
     return ("triton", "tir") if schedule is None else (schedule.compiler,)
 
 
-@cache
+@remembered
 def _read(module: str) -> tuple[str, frozenset[str]]:
     """Return a module's digest and the modules of ``lowering`` and ``schedules`` that it imports, at any level.
 
@@ -223,7 +229,7 @@ def _parse(module: str) -> ast.Module:
     return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
 
 
-@cache
+@remembered
 def _find(module: str) -> ModuleSpec | None:
     """Find a module, importing only its top-level package."""
     parent, _, _ = module.rpartition(".")

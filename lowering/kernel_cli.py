@@ -30,7 +30,7 @@ def kernel(
     SIZES name the op's sizes by the paper's symbols, as in: ramnet kernel memory_scan N=16 T=1024. The kernel is not
     run, and no GPU is needed. The schedule and its source are printed on stderr.
     """
-    from lowering.gpu.compilers import why_unsupported
+    from lowering.gpu.offline import why_unsupported
     from lowering.listing import listing
     from lowering.targets import cpu_name, find
     from ramnet.config import RamNetConfig
@@ -44,7 +44,9 @@ def kernel(
     text = " ".join((op, *sizes, *(f"{name}={few[name]}" for name in _missing(op) if name not in given)))
     workload = parse(text, config, "bfloat16" if is_gpu else "float32")
     device = target if is_gpu else cpu_name()
-    choice = records.choose(workload, target, device, lambda s: why_unsupported(s, target) if is_gpu else None)
+    choice = records.choose(
+        workload, target, device, lambda s: why_unsupported(s, target, workload) if is_gpu else None
+    )
     click.echo(f"{workload.name} on {target}: {choice.schedule} ({choice.source})", err=True)
     click.echo(listing(workload, target, choice.schedule, emit))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from autotune.study.journal import open_journal
 from autotune.study.space import Space
 from autotune.study.trials import NOT_MEASURED, refuse_damaged
-from lowering.gpu.compilers import why_unsupported
+from lowering.gpu.offline import why_unsupported
 from lowering.targets import find
 from ramnet.files import locked
 from schedules.base import Schedule
@@ -212,7 +212,7 @@ def refused(schedule: Schedule, workload: Workload, target: str) -> str | None:
     """Return why a schedule cannot be built: it is not valid, or its compiler does not support the GPU; else None."""
     if find(target).gpu is None:
         return schedule.refusal(workload)
-    return schedule.refusal(workload) or why_unsupported(schedule, target)
+    return schedule.refusal(workload) or why_unsupported(schedule, target, workload)
 
 
 class Summary(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowering.gpu.compilers import why_unsupported
 from lowering.gpu.decode_heads.options import MixerOptions
 from lowering.gpu.kernels import plan
+from lowering.gpu.offline import why_unsupported
 from lowering.targets import gpu_of, here
 from ramnet.ops import checks
 from ramnet.ops.accesses import Accesses
@@ -51,7 +51,9 @@ class GpuKernels:
             workload = Workload.of(op, sizes, dtype, constants)
             if self.tuned:
                 # Skip a record whose compiler is not installed here.
-                choice = records.choose(workload, self.target, self.target, lambda s: why_unsupported(s, self.target))
+                choice = records.choose(
+                    workload, self.target, self.target, lambda s: why_unsupported(s, self.target, workload)
+                )
                 self._schedules[key] = choice.schedule
             else:
                 self._schedules[key] = default_schedule(workload, self.target)

@@ -1,16 +1,18 @@
-"""Compiles workloads for a GPU that this machine need not have."""
+"""Compiles workloads for a GPU that this machine need not have, if it has their compilers."""
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowering.gpu.compilers import interpreted, why_unsupported
+from lowering import cache, nvcc
+from lowering.gpu.compilers import interpreted
 from lowering.gpu.kernels import plan
 from lowering.gpu.resources import Compiled
-from lowering.targets import gpu_of
+from lowering.targets import find, gpu_of
 from schedules.workload import Workload, heads_of
 
 
@@ -30,12 +32,40 @@ def compile_for(workload: Workload, target: str, schedule: Any) -> list[Compiled
     """
     gpu = gpu_of(target)
     schedule.require(workload)
-    missing = why_unsupported(schedule, target)
+    missing = why_unsupported(schedule, target, workload)
     if missing is not None:
         raise NoCompilerError(missing)
     if schedule.compiler == "triton" and interpreted():
         raise RuntimeError("TRITON_INTERPRET is set in this process; compile kernels in a process without it")
     return plan(workload.op, schedule, *arguments(workload)).compile(gpu)
+
+
+def why_unsupported(schedule: Any, target: str, workload: Workload) -> str | None:
+    """Return why this machine cannot compile a schedule for ``target``, or None if it can.
+
+    The schedule is valid for ``workload``, which matters without TIR's compilers: its binaries may be in the cache.
+    """
+    wanted, served = schedule.compiler, find(target).compilers
+    if wanted not in served:
+        return f"{wanted} does not compile for {target}; use {' or '.join(served)}"
+    missing = _missing_for_tir() if wanted == "tir" else None
+    if missing is not None and not _in_cache(schedule, target, workload):
+        return missing
+    warp = gpu_of(target).warp
+    if schedule.threads % warp:
+        return f"threads is {schedule.threads}; it must be a multiple of {target}'s warp of {warp} threads"
+    return None
+
+
+def _missing_for_tir() -> str | None:
+    if importlib.util.find_spec("tvm") is None:
+        return "TIR's kernels need TVM, which is not installed: pip install 'ramnet[tvm]'"
+    return nvcc.MISSING if nvcc.nvcc() is None else None
+
+
+def _in_cache(schedule: Any, target: str, workload: Workload) -> bool:
+    launch: Any = plan(workload.op, schedule, *arguments(workload)).launches[0]
+    return cache.find(launch.kernels.file(gpu_of(target))) is not None
 
 
 def arguments(workload: Workload) -> tuple[Any, ...]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lowering.gpu.cuda.generate import Source
     from lowering.targets import Gpu
 
+# What a file of binaries holds besides them.
+_FORMAT = "with resources"
 # Loaded kernels, by everything that they are compiled from.
 _cubins: dict[tuple[Any, ...], Cubin] = {}
 _loops: dict[tuple[Any, ...], Callable[..., None]] = {}
@@ -50,7 +52,6 @@ class Kernels:
     state: torch.dtype
     schedule: Any
     constants: Mapping[str, float] = field(default_factory=dict)
-    _compiled: dict[Gpu, tuple[bytes, dict[str, Resources]]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def workload(self) -> Workload:
@@ -86,17 +87,6 @@ class Kernels:
         require_shared(self.op, self._gpu_module, gpu)
         return self._source
 
-    def compiled(self, gpu: Gpu) -> tuple[bytes, dict[str, Resources]]:
-        """Return the cubin and each kernel's resources. Raises as ``source`` and ``lowering.nvcc.compile_cuda`` do."""
-        if gpu not in self._compiled:
-            from lowering.gpu.cuda.ptxas import resources
-            from lowering.nvcc import compile_cuda
-
-            source = self.source(gpu)
-            cubin, printed = compile_cuda(source.text, gpu.arch)
-            self._compiled[gpu] = cubin, resources(printed, source.shared)
-        return self._compiled[gpu]
-
     def cubin(self, gpu: Gpu) -> Cubin:
         """Return the binaries of ``from_disk``, which are loaded once per process."""
         key = (gpu.arch, *self._compiled_from())
@@ -107,27 +97,35 @@ class Kernels:
     def from_disk(self, gpu: Gpu) -> tuple[Cubin, bool]:
         """Load the binaries from disk, or compile them; also return whether they were compiled.
 
-        Raises ValueError if the GPU is not NVIDIA's and, if the binaries are not on disk, as ``compiled`` does.
+        Raises ValueError if the GPU is not NVIDIA's and, if the binaries are not on disk, as ``source`` and
+        ``lowering.nvcc.compile_cuda`` do.
         """
+        name = self.file(gpu)
+        path = cache.find(name)
+        if path is not None:
+            return Cubin.read(path), False
+        from lowering.gpu.cuda.ptxas import resources
+
+        source = self.source(gpu)
+        cubin, printed = _compile_cuda(source.text, gpu.arch)
+        used = resources(printed, source.shared)
+        functions = {
+            kernel: {"arguments": tensors, "parameters": source.parameters(kernel), "shared": source.shared[kernel],
+                     "resources": asdict(used[kernel])}
+            for kernel, tensors in source.arguments.items()
+        }  # fmt: skip
+        made = Cubin(cubin, functions)
+        cache.keep(name, made.write)
+        return made, True
+
+    def file(self, gpu: Gpu) -> str:
+        """Return the name of the binaries in the cache. Raises ValueError if the GPU is not NVIDIA's."""
         if gpu.backend != "cuda":
             raise ValueError(f"TIR does not compile for {gpu.arch}; use Triton")
         made_from = fingerprint(self.op, gpu.arch, self.schedule)
         parts = (self.workload.kernel_name, gpu.arch, _name(self.state), self.schedule.model_dump_json(), made_from)
-        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-        name = f"{self.op}-{gpu.arch}-{key}.cubin"
-        path = cache.find(name)
-        if path is not None:
-            return Cubin.read(path), False
-        from lowering.nvcc import compile_cuda
-
-        source = self.source(gpu)
-        functions = {
-            kernel: {"arguments": tensors, "parameters": source.parameters(kernel), "shared": source.shared[kernel]}
-            for kernel, tensors in source.arguments.items()
-        }
-        made = Cubin(compile_cuda(source.text, gpu.arch)[0], functions)
-        cache.keep(name, made.write)
-        return made, True
+        key = hashlib.sha256("\n".join((*parts, _FORMAT)).encode()).hexdigest()[:24]
+        return f"{self.op}-{gpu.arch}-{key}.cubin"
 
     def loops(self) -> Callable[..., None]:
         """Return the function of ``on_cpu``, which is compiled once per process."""
@@ -177,9 +175,18 @@ class TirLaunch(Launch):
             self.kernels.loops()(self.function, *self.tensors)
 
     def compile(self, gpu: Gpu) -> Compiled:
-        cubin, resources = self.kernels.compiled(gpu)
-        code = of_cubin(cubin)[f"{self.function}_kernel"]
-        return Compiled(self.name, self.work, resources[self.function], issued(code, self.work.nest))
+        found = self.kernels.cubin(gpu)
+        code = of_cubin(found.cubin)[f"{self.function}_kernel"]
+        resources = Resources(**found.functions[self.function]["resources"])
+        return Compiled(self.name, self.work, resources, issued(code, self.work.nest))
+
+
+@lru_cache(maxsize=8)
+def _compile_cuda(text: str, arch: str) -> tuple[bytes, str]:
+    """Compile as ``lowering.nvcc.compile_cuda`` does, once where schedules differ only in how they launch."""
+    from lowering.nvcc import compile_cuda
+
+    return compile_cuda(text, arch)
 
 
 def types(values: Tensor, memory: Tensor, *others: Tensor) -> tuple[torch.dtype, torch.dtype, torch.dtype]:

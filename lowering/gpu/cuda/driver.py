@@ -25,7 +25,8 @@ class Cubin:
     Args:
         cubin: the binary from nvcc.
         functions: for each function by name: ``arguments``, the tensors as (name, shape with dynamic sizes by name);
-            ``parameters``, the names of the kernel's parameters; and ``shared``, the bytes of dynamic shared memory.
+            ``parameters``, the names of the kernel's parameters; ``shared``, the bytes of dynamic shared memory; and
+            ``resources``, the fields of ``lowering.gpu.resources.Resources``.
     """
 
     def __init__(self, cubin: bytes, functions: dict[str, dict[str, Any]]) -> None:

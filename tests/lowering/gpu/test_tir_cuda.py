@@ -6,6 +6,9 @@ out races within a phase.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import json
 import re
 from functools import cache
 from typing import Any
@@ -23,12 +26,16 @@ from tests.lowering.gpu.of_340m import workload
 pytest.importorskip("tvm", reason="TIR's kernels need tvm: pip install 'ramnet[tvm]'")
 
 from lowering import nvcc
+from lowering.cache import COMPILERS
+from lowering.fingerprint import package_versions, versions
 from lowering.gpu import threads as threads_module
+from lowering.gpu import tir
 from lowering.gpu.cuda import generate as cuda
 from lowering.gpu.cuda import ptxas
 from lowering.gpu.cuda.driver import Cubin
 from lowering.gpu.kernels import plan
-from lowering.gpu.offline import arguments, compile_for
+from lowering.gpu.offline import arguments, compile_for, why_unsupported
+from lowering.gpu.resources import Resources
 from lowering.gpu.tir import Kernels
 from lowering.targets import gpu_of
 
@@ -231,6 +238,36 @@ def test_a_binary_is_cached_with_what_a_launch_needs(tmp_path: Any, monkeypatch:
     assert {x for x, is_address in values if is_address} == {x.data_ptr() for x in tensors}
     with pytest.raises(ValueError, match=r"memory_step: O is \[2, 64\]; it must be"):
         again.bind("memory_step", [*tensors[:-1], torch.empty(2, 64)])
+
+
+def test_binaries_of_another_machine_are_used_without_the_compilers(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAMNET_CACHE", str(tmp_path))
+    printed = "Compiling entry function 'memory_step_kernel' for 'sm_90'\nUsed 32 registers, 16 bytes smem"
+    monkeypatch.setattr(tir, "_compile_cuda", lambda text, arch: (b"cubin", printed))
+    work, there, not_there = workload("memory_step"), MemoryStep(compiler="tir"), MemoryStep(compiler="tir", threads=32)
+    made, _ = kernels(work, there).from_disk(gpu_of("h100"))
+    used = versions("h100", there)
+    (tmp_path / "kernels" / COMPILERS).write_text(json.dumps(used))
+
+    def no_version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    package_versions.cache_clear()
+    monkeypatch.setattr(importlib.metadata, "version", no_version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(nvcc, "nvcc", lambda: None)
+    try:
+        assert "apache-tvm" in used and versions("h100", there) == used
+        assert why_unsupported(there, "h200", work) is None
+        assert "TIR's kernels need TVM" in str(why_unsupported(not_there, "h200", work))
+        found, compiled_now = kernels(work, there).from_disk(gpu_of("h200"))
+    finally:
+        package_versions.cache_clear()
+    assert (found.cubin, compiled_now) == (b"cubin", False)
+    assert found.functions == made.functions
+    assert Resources(**found.functions["memory_step"]["resources"]).registers == 32
 
 
 def test_compiling_needs_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
