@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--kernels", is_flag=True, help="Run the memory ops on tuned kernels, in onnx and executorch.")
 @click.option(
     "--target", show_default="cpu",
-    help="Processor of compiled code, such as x86-64-v3 or rpi5, in c and in onnx with --kernels; cpu is this one.",
+    help="Processor of compiled code, such as x86-64 (several) or rpi5, in c and in onnx with --kernels; cpu is this.",
 )  # fmt: skip
 @click.option("--ort", is_flag=True, help="Also write the graphs in onnxruntime's own format, with --format onnx.")
 @click.option("--tuned", is_flag=True, help="Take what `ramnet tune-model` found on this CPU, with --format c.")

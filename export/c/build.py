@@ -52,7 +52,7 @@ def export_c(
         directory: a missing or empty folder, or an earlier export, which is replaced.
         precision: the type of the weight matrices, a key of ``lowering.aot.weights.FILE_TYPES``.
         deployment: what ``ramnet tune-model`` found for this CPU, whose precision is used.
-        target: "cpu" for this processor, or a key of ``lowering.aot.machines.MACHINES``.
+        target: "cpu" for this processor, or a key of ``lowering.aot.machines.TARGETS``.
         text: on which bits per byte are measured, if any.
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
@@ -64,12 +64,12 @@ def export_c(
         RuntimeError: if there is no C compiler, or it fails.
     """
     need("tvm", extra="tvm")
-    from lowering.aot.machines import MACHINES
+    from lowering.aot.machines import TARGETS
     from lowering.aot.matrix import Tiling
 
-    if target != THIS_CPU and target not in MACHINES:
-        raise ValueError(f"target is {target!r}; it must be {THIS_CPU} or one of {', '.join(MACHINES)}")
-    machine = None if target == THIS_CPU else MACHINES[target]
+    if target != THIS_CPU and target not in TARGETS:
+        raise ValueError(f"target is {target!r}; it must be {THIS_CPU} or one of {', '.join(TARGETS)}")
+    machines = TARGETS.get(target, ())
     model = plain(model)
     loops = build.LOOPS
     if deployment is not None:
@@ -77,11 +77,11 @@ def export_c(
         loops = build.Loops(Tiling(deployment.rows, deployment.tokens, deployment.lanes), deployment.spins)
     weights.check(model.config, precision)
     check_as_built(model)
-    build.compiler(machine)
+    build.compiler(machines)
     with replaced(Path(directory)) as aside:
         write_weights(model, precision, aside)
         on_progress("weights written")
-        build.write_libraries(model.config, precision, machine, aside, loops)
+        build.write_libraries(model.config, precision, machines, aside, loops)
         shutil.copy(Path(__file__).parents[1] / "examples" / "c" / PROGRAM, aside / PROGRAM)
         licence.copy(aside)
         on_progress("library built")
@@ -92,10 +92,10 @@ def export_c(
             format=C_FORMAT,
             precision=precision,
             deployment=deployment,
-            target=cpu_name() if machine is None else target,
+            target=cpu_name() if target == THIS_CPU else target,
         )
         found.save(aside)
-        if build.runs_here(machine):
+        if build.runs_here(machines):
             found = found.model_copy(update={"error": process.check(aside)})
             on_progress("verified")
             library = CModel(aside / LIBRARY, aside / WEIGHTS)

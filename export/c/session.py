@@ -21,7 +21,7 @@ class CModel:
         threads: the number of threads of the library.
 
     Raises:
-        OSError: if the system cannot load the library.
+        OSError: if the system cannot load the library, or the CPU lacks instructions that it is compiled to.
         ValueError: if the weights are missing, damaged or of another model, or ``threads`` is below 1.
     """
 
@@ -63,11 +63,11 @@ class CModel:
         return logits
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Call ``ramnet_<name>``. Raises ValueError or, for a failure that is not the caller's, RuntimeError."""
+        """Call ``ramnet_<name>``, which raises what its status stands for in ramnet.h."""
         status = getattr(self._c, f"ramnet_{name}")(*arguments)
         if status:
             message = self._c.ramnet_message().decode(errors="replace")
-            raise ValueError(message) if status in (-1, -2) else RuntimeError(message)
+            raise {-1: ValueError, -2: ValueError, -5: OSError}.get(status, RuntimeError)(message)
 
 
 class CState:

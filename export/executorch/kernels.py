@@ -60,7 +60,7 @@ def write(token: KernelToken, library: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ramnet-") as place:
         folder = Path(place)
         build.write_sources(token.config, folder, token.precision)
-        build.archive(folder, folder / "libramnet.a", None)
+        build.archive(folder, folder / "libramnet.a")
         found = wheel()
         command = [
             compiler(), *FLAGS, f'-DRAMNET_OPERATOR="{_name(token)}.out"', "-I", folder, *found.includes, "-shared",

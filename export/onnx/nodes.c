@@ -16,9 +16,6 @@
 #include "kernels.h"
 #include "ort.h"
 
-kernel __tvm_ffi_ramnet_address_decode, __tvm_ffi_ramnet_address_decode_many, __tvm_ffi_ramnet_memory_scan,
-    __tvm_ffi_ramnet_memory_step;
-
 enum {
   ADDRESS = ORDER * SUB_DIM,
   ROWS = 2 * HEADS, /* the addresses of a token: of its reads, then of its writes */
@@ -262,9 +259,7 @@ RAMNET_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApi
 OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   api = base->GetApi(ORT_VERSION);
   if (api == NULL) return base->GetApi(1)->CreateStatus(ORT_FAIL, "ramnet's nodes need ONNX Runtime 1.17 or later");
-#define X(feature) \
-  if (!__builtin_cpu_supports(#feature)) return refuse("this library needs a processor with " #feature);
-  REQUIRED_FEATURES
+  if (choose_kernels()) return refuse("%s", ramnet_message());
   OrtDomain* domain; /* is never released, as sessions refer to it */
   TRY(api->CreateCustomOpDomain("ramnet", &domain));
   TRY(api->CustomOpDomain_Add(domain, &memory_node));

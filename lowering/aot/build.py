@@ -8,14 +8,14 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache as once
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lowering import cache
 from lowering.aot import weights
-from lowering.aot.machines import WASM, Machine, host
+from lowering.aot.machines import WASM, Machine, condition, host
 from lowering.cpu import runtime
 from lowering.cpu.build import object_in_memory
 from lowering.fingerprint import closure, code, package_versions
@@ -23,7 +23,7 @@ from lowering.targets import cpu_digest
 from ramnet.config import RamNetConfig
 
 RUNTIME = Path(__file__).parent / "runtime"
-KERNELS, SIZES = "kernels.o", "config.h"
+SIZES = "config.h"
 # WebAssembly has neither files nor threads.
 _SYSTEM, _NO_SYSTEM = {"disk.c", "pool.c"}, {"wasm.c"}
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden")
@@ -82,10 +82,13 @@ def _build(config: RamNetConfig, precision: str, loops: Loops, library: Path) ->
 
 
 def write_sources(
-    config: RamNetConfig, folder: Path, precision: str = "float32", machine: Machine | None = None,
+    config: RamNetConfig, folder: Path, precision: str = "float32", machines: Sequence[Machine] = (),
     loops: Loops = LOOPS,
 ) -> None:  # fmt: skip
-    """Write what a library is made of to ``folder``: the kernels' object, their sizes, and the C files.
+    """Write what a library is made of to ``folder``: the kernels' objects, their sizes, and the C files.
+
+    Args:
+        machines: for which the kernels are compiled, the best first; none is this machine.
 
     Raises:
         ValueError: if ``weights.check`` refuses the config or the precision.
@@ -96,12 +99,26 @@ def write_sources(
     from lowering.aot import token
 
     weights.check(config, precision)
-    machine = machine or host()
-    (folder / KERNELS).write_bytes(compiled(token.module(config, precision, machine, loops.tiling), machine))
-    (folder / SIZES).write_text(_sizes(config, precision, loops.spins), encoding="utf-8")
+    modules = {each: token.module(config, precision, each, loops.tiling) for each in machines or [host()]}
+    names = write_kernels(folder, modules)
+    (folder / SIZES).write_text(_sizes(config, precision, loops.spins) + names, encoding="utf-8")
     for path in RUNTIME.iterdir():
-        if path.name not in (_SYSTEM if machine is WASM else _NO_SYSTEM):
+        if path.name not in (_SYSTEM if WASM in modules else _NO_SYSTEM):
             shutil.copy(path, folder / path.name)
+
+
+def write_kernels(folder: Path, modules: Mapping[Machine, Any]) -> str:
+    """Write an object of the functions of each machine, and return the macros by which ``cpu.c`` knows them."""
+    from lowering.aot.function import prefix
+
+    sets = []
+    for machine, module in modules.items():
+        (folder / f"{machine.symbol}.o").write_bytes(compiled(module, machine))
+        needs = " ".join(f'NEEDS("{feature}", {condition(feature)})' for feature in machine.needs)
+        sets.append(f"SET({machine.symbol}, {needs})")
+        names = [each.name_hint.removeprefix(prefix(machine)) for each in module.get_global_vars()]
+    kernels = " ".join(f"KERNEL(set, {name})" for name in names)
+    return f"#define KERNELS(KERNEL, set) {kernels}\n#define SETS {' '.join(sets)}\n"
 
 
 def compiled(module: Any, machine: Machine) -> bytes:
@@ -119,30 +136,32 @@ def compiled(module: Any, machine: Machine) -> bytes:
 
 
 def write_libraries(
-    config: RamNetConfig, precision: str, machine: Machine | None, directory: Path, loops: Loops = LOOPS
+    config: RamNetConfig, precision: str, machines: Sequence[Machine], directory: Path, loops: Loops = LOOPS
 ) -> None:
     """Write libramnet.so, libramnet.a and ramnet.h to ``directory``. Raises what ``write_sources`` and ``link`` do."""
     with tempfile.TemporaryDirectory(prefix="ramnet-") as place:
         folder = Path(place)
-        write_sources(config, folder, precision, machine, loops)
-        link(folder, directory / "libramnet.so", machine)
-        archive(folder, directory / "libramnet.a", machine)
+        write_sources(config, folder, precision, machines, loops)
+        link(folder, directory / "libramnet.so", machines)
+        archive(folder, directory / "libramnet.a", machines)
         shutil.copy(folder / "ramnet.h", directory / "ramnet.h")
 
 
-def link(folder: Path, library: Path, machine: Machine | None = None) -> None:
+def parts(folder: Path) -> list[Path]:
+    """Return the C files and the kernels that ``write_sources`` wrote."""
+    return sorted([*folder.glob("*.c"), *folder.glob("*.o")])
+
+
+def link(folder: Path, library: Path, machines: Sequence[Machine] = ()) -> None:
     """Compile the C files in ``folder`` and link them with the kernels. Raises RuntimeError if that fails."""
-    sources = [*sorted(folder.glob("*.c")), folder / KERNELS]
-    _run(compiler(machine), *_FLAGS, "-shared", "-o", library, *sources, "-lm", "-pthread")
+    _run(compiler(machines), *_FLAGS, "-shared", "-o", library, *parts(folder), "-lm", "-pthread")
 
 
-def archive(folder: Path, archive: Path, machine: Machine | None) -> None:
+def archive(folder: Path, archive: Path, machines: Sequence[Machine] = ()) -> None:
     """Compile the C files in ``folder`` and pack them with the kernels. Raises RuntimeError if that fails."""
-    objects = [folder / KERNELS]
     for source in sorted(folder.glob("*.c")):
-        objects.append(folder / f"{source.name}.o")
-        _run(compiler(machine), *_FLAGS, "-c", "-o", objects[-1], source)
-    _run(_tool("ar", machine), "rcsD", archive, *objects)
+        _run(compiler(machines), *_FLAGS, "-c", "-o", folder / f"{source.name}.o", source)
+    _run(_tool("ar", machines), "rcsD", archive, *sorted(folder.glob("*.o")))
 
 
 def _run(*command: str | Path) -> None:
@@ -151,14 +170,14 @@ def _run(*command: str | Path) -> None:
         raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
 
 
-def compiler(machine: Machine | None = None) -> str:
-    """Return the C compiler for a processor, by default this one.
+def compiler(machines: Sequence[Machine] = ()) -> str:
+    """Return the C compiler for processors of one kind, by default this one.
 
     It is ``$CC``, or the first of cc, gcc and clang; for another kind of processor, the cross compiler of its triple,
     such as aarch64-linux-gnu-gcc. Raises RuntimeError if there is none.
     """
-    if not runs_here(machine):
-        return _tool("gcc", machine)
+    if not runs_here(machines):
+        return _tool("gcc", machines)
     found = map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))
     path = next(filter(None, found), None)
     if path is None:
@@ -166,19 +185,21 @@ def compiler(machine: Machine | None = None) -> str:
     return path
 
 
-def _tool(name: str, machine: Machine | None) -> str:
+def _tool(name: str, machines: Sequence[Machine]) -> str:
     """Return the path of a tool of binutils or gcc. Raises RuntimeError if it is not installed."""
-    if machine is not None and not runs_here(machine):
-        name = f"{machine.llvm['mtriple']}-{name}"
+    if not runs_here(machines):
+        name = f"{machines[0].llvm['mtriple']}-{name}"
     path = shutil.which(name)
     if path is None:
-        raise RuntimeError(f"{name} is not installed; the library of {machine.name if machine else 'a model'} needs it")
+        raise RuntimeError(
+            f"{name} is not installed; the library of {machines[0].name if machines else 'a model'} needs it"
+        )
     return path
 
 
-def runs_here(machine: Machine | None) -> bool:
-    """Return whether a processor's libraries are of this system's kind, such as x86-64."""
-    return machine is None or machine.llvm.get("mtriple", platform.machine()).startswith(platform.machine())
+def runs_here(machines: Sequence[Machine]) -> bool:
+    """Return whether the libraries of processors are of this system's kind, such as x86-64."""
+    return not machines or machines[0].llvm.get("mtriple", platform.machine()).startswith(platform.machine())
 
 
 def _key(config: RamNetConfig, precision: str, loops: Loops) -> str:

@@ -48,17 +48,22 @@ def rows(width: int) -> Buffer:
     return Buffer((BLOCK, width))
 
 
+def prefix(machine: Machine) -> str:
+    """Return what the names of a machine's functions begin with."""
+    return f"ramnet_{machine.symbol}_"
+
+
 def function(
     name: str, parameters: Parameters, made_for: tuple[Machine, Tiling | None], body: Callable[[Any], None]
 ) -> Any:
-    """Return the function ``ramnet_<name>``, whose code ``body`` emits.
+    """Return the function ``ramnet_<symbol of the machine>_<name>``, whose code ``body`` emits.
 
     Args:
         made_for: the processor, and the loops of products, or None for those of the precision.
         body: takes a namespace with the parameters by their names: numbers, buffers and matrices. If there are
             matrices, the last two parameters are ``rounded`` and ``steps``, the scratch memory of ``Matrix.prepare``.
     """
-    symbol = f"ramnet_{name}"
+    symbol = f"{prefix(made_for[0])}{name}"
     with IRBuilder() as made, builder.prim_func(s_tir=True):
         builder.func_name(symbol)
         builder.func_attr({"global_symbol": symbol, "tir.noalias": True})

@@ -38,13 +38,12 @@ def write_wasm(config: RamNetConfig, precision: str, path: str | Path) -> None:
     clang = _clang()
     with tempfile.TemporaryDirectory(prefix="ramnet-") as name, written_aside(path) as aside:
         folder = Path(name)
-        build.write_sources(config, folder, precision, WASM)
+        build.write_sources(config, folder, precision, [WASM])
         interface = (folder / "ramnet.h").read_text(encoding="utf-8")
         names = ["malloc", "free", *re.findall(r"RAMNET_API [^(;]*?(ramnet_\w+)\(", interface)]
         exports = [f"-Wl,--export-if-defined={each}" for each in names]
-        parts = [*sorted(folder.glob("*.c")), folder / build.KERNELS]
         linked = folder / "ramnet.wasm"
-        command = [clang, *_COMPILE, *exports, "-o", str(linked), *map(str, parts), *_LINK]
+        command = [clang, *_COMPILE, *exports, "-o", str(linked), *map(str, build.parts(folder)), *_LINK]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{clang} failed: {done.stderr.strip() or done.returncode}")

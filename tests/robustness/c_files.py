@@ -29,7 +29,7 @@ def fuzz(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     build.write_sources(_SMALL, folder)
     program = folder / "fuzz"
     flags = ("-std=c11", "-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-pthread")
-    parts = [_SOURCE, *sorted(folder.glob("*.c")), folder / build.KERNELS]
+    parts = [_SOURCE, *build.parts(folder)]
     subprocess.run(["clang", *flags, f"-I{folder}", "-o", program, *parts, "-lm"], check=True)
     largest = max(path.stat().st_size for path in seeds.iterdir())
     command = [program, f"-max_len={2 * largest}", *options, seeds]

@@ -31,7 +31,8 @@ static void unmap(void* bytes, size_t size) { munmap(bytes, size); }
 int ramnet_open(const char* path, int threads, ramnet_model** model) {
   void* bytes;
   size_t size;
-  int status = map(path, &bytes, &size);
+  int status = choose_kernels();
+  if (status == 0) status = map(path, &bytes, &size);
   if (status) return status;
   status = open_named(path, bytes, size, threads, model);
   if (status) {

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "config.h"
 #include "ramnet.h"
 
 /* An argument in TVM's calling convention. */
@@ -24,8 +25,21 @@ enum { INTEGER = 1, POINTER = 4 };
 
 typedef int kernel(void* self, const argument* arguments, int32_t count, argument* result);
 
+/* The kernels of a library, compiled for one kind of CPU. */
+typedef struct {
+#define KERNEL(set, name) kernel* name;
+  KERNELS(KERNEL, )
+#undef KERNEL
+} kernel_set;
+
+/* Those for this CPU, once choose_kernels() has returned 0. */
+extern _Atomic(const kernel_set*) kernels;
+
+/* Return 0, or RAMNET_BAD_CPU if the CPU can run none of the library's sets. */
+int choose_kernels(void);
+
 /* Call a kernel with arguments in braces. Evaluates to 0 or RAMNET_FAILED. */
-#define CALL(name, ...) call(__tvm_ffi_ramnet_##name, (const argument[]){__VA_ARGS__}, \
+#define CALL(name, ...) call(kernels->name, (const argument[]){__VA_ARGS__}, \
                              (int32_t)(sizeof((const argument[]){__VA_ARGS__}) / sizeof(argument)))
 
 int call(kernel* function, const argument* arguments, int32_t count);

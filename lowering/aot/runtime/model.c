@@ -54,13 +54,16 @@ int ramnet_open_bytes(const void* weights_file, size_t size, int threads, ramnet
   if ((uintptr_t)weights_file % sizeof(int64_t) != 0)
     return fail(RAMNET_BAD_ARGUMENT, "the weights file is at address %zu; it must be a multiple of %zu",
                 (size_t)(uintptr_t)weights_file, sizeof(int64_t));
-  return open_named("the weights file", weights_file, size, threads, model);
+  const int status = choose_kernels();
+  return status ? status : open_named("the weights file", weights_file, size, threads, model);
 }
 
 int ramnet_wrap(const void* const* given, int threads, ramnet_model** made) {
+  int status = choose_kernels();
+  if (status) return status;
   ramnet_model* model = calloc(1, sizeof *model);
   if (model == NULL) return fail(RAMNET_NO_MEMORY, "there is no memory for a model");
-  const int status = with_threads(model, threads);
+  status = with_threads(model, threads);
   if (status) {
     free(model);
     return status;

@@ -26,7 +26,8 @@ enum ramnet_status {
   RAMNET_BAD_ARGUMENT = -1, /* a value outside its range */
   RAMNET_BAD_FILE = -2,     /* a file that is missing, damaged, or of another model */
   RAMNET_NO_MEMORY = -3,
-  RAMNET_FAILED = -4 /* a kernel reported an error */
+  RAMNET_FAILED = -4, /* a kernel reported an error */
+  RAMNET_BAD_CPU = -5 /* the CPU lacks instructions that the library is compiled to */
 };
 
 /* Run task(context, i) for each i < tasks, in any order and on any threads, and return when all have ended. */
@@ -42,7 +43,8 @@ RAMNET_API int ramnet_heads(void);
 RAMNET_API int ramnet_slots(void);
 RAMNET_API int ramnet_top_k(void);
 
-/* Map the weights in a safetensors file into memory. The file must not be changed while the model is open. */
+/* Map the weights in a safetensors file into memory. The file must not be changed while the model is open.
+ * A library for several kinds of CPU takes the kernels for the one that it runs on. */
 RAMNET_API int ramnet_open(const char* weights, int threads, ramnet_model** model);
 
 /* Use a safetensors file that is in memory, aligned to 8 bytes. It is not copied. */

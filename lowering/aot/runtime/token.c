@@ -3,9 +3,6 @@
 
 #include "model.h"
 
-kernel __tvm_ffi_ramnet_embed, __tvm_ffi_ramnet_gate, __tvm_ffi_ramnet_convolve, __tvm_ffi_ramnet_address,
-    __tvm_ffi_ramnet_memory, __tvm_ffi_ramnet_mix, __tvm_ffi_ramnet_feed_forward, __tvm_ffi_ramnet_head;
-
 static const int cape_heads[LAYERS] = CAPE_HEADS;
 
 /* Consecutive tokens of one sequence. */

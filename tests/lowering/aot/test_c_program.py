@@ -31,7 +31,7 @@ def compiled(source: Path, folder: Path) -> Path:
     """Compile a program with the library and sanitizers; warnings are errors."""
     program = folder / source.stem
     strict = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread", *SANITIZERS)
-    parts = [source, *sorted(folder.glob("*.c")), folder / build.KERNELS]
+    parts = [source, *build.parts(folder)]
     subprocess.run([build.compiler(), *strict, f"-I{folder}", "-o", program, *parts, "-lm"], check=True)
     return program
 
