@@ -23,7 +23,6 @@ from lowering.model.as_built import is_as_built
 from lowering.model.untouched import is_hooked
 from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
-from ramnet.state import write_safetensors
 from schedules.deployment import Deployment
 
 HEADER, ARCHIVE, PROGRAM = "ramnet.h", "libramnet.a", "generate.c"
@@ -119,7 +118,7 @@ def check_as_built(model: RamNetForCausalLM) -> None:
 def write_weights(model: RamNetForCausalLM, precision: str, directory: Path) -> dict[str, torch.Tensor]:
     """Write the weights and the samples of a precision to ``directory``. Returns the tensors of the weights' file."""
     stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, precision)
-    write_safetensors(directory / WEIGHTS, stored)
+    weights.save(directory / WEIGHTS, stored, model.config)
     Samples.of(as_stored(model, stored, precision)).save(directory)
     return stored
 

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from export.folder import DESCRIPTION
+from export.manifest import Manifest
+
 LIBRARY, WEIGHTS = "libramnet.so", "weights.safetensors"
 
 
@@ -16,18 +19,22 @@ class CModel:
     """The C library of one model and the weights in a file.
 
     Args:
-        library: the shared library.
+        library: the shared library. If ramnet.json lies beside it, the digests of all files that it names are checked
+            before the library is loaded, which runs its code: load it only if you trust where it comes from.
         weights: the file that was exported with it.
         threads: the number of threads of the library.
 
     Raises:
         OSError: if the system cannot load the library, or the CPU lacks instructions that it is compiled to.
-        ValueError: if the weights are missing, damaged or of another model, or ``threads`` is below 1.
+        ValueError: if a file is missing or damaged, the weights are of another model, or ``threads`` is below 1.
     """
 
     def __init__(self, library: str | Path, weights: str | Path, threads: int = 1) -> None:
         self._model = ctypes.c_void_p()
-        self._c = ctypes.CDLL(str(Path(library).resolve()))
+        library = Path(library)
+        if library.with_name(DESCRIPTION).is_file():
+            Manifest.load(library.parent)
+        self._c = ctypes.CDLL(str(library.resolve()))
         self._c.ramnet_message.restype = ctypes.c_char_p
         self._c.ramnet_state_position.restype = ctypes.c_int64
         self.vocabulary = int(self._c.ramnet_vocabulary())

@@ -227,7 +227,7 @@ def _sizes(config: RamNetConfig, precision: str, spins: int) -> str:
         "VALUE_DIM": c.value_dim, "ORDER": c.order, "SUB_DIM": c.sub_dim, "TOP_K": c.top_k, "SLOTS": c.slots,
         "INNER": c.intermediate_size, "CONVS": c.conv_layers, "TAPS": c.conv_kernel, "WEIGHTS": len(pointers),
         "CONV_WEIGHTS": of_one("convs"), "BLOCK_WEIGHTS": of_one("blocks"), "BLOCK": weights.BLOCK,
-        "SPINS": spins, "ADDRESS_BIAS": int(c.address_bias is not None),
+        "SPINS": spins, "ADDRESS_BIAS": int(c.address_bias is not None), "CONFIG": f'"{weights.digest(c)}"',
     }  # fmt: skip
     defines = "".join(f"#define {name} {size}\n" for name, size in sizes.items())
     heads = ", ".join(str(c.cape_heads(i)) for i in range(c.num_layers))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lowering.aot import rounding
 from ramnet.config import RamNetConfig
+from ramnet.state import write_safetensors
 
 # The most tokens that the library reads at once, for which it has scratch memory.
 BLOCK = 32
@@ -113,6 +117,39 @@ def stored(parameters: dict[str, Tensor], config: RamNetConfig, precision: str) 
         else:
             tensors[weight.name] = value.to(getattr(torch, kind)).contiguous()
     return tensors
+
+
+def save(path: Path, tensors: dict[str, Tensor], config: RamNetConfig) -> None:
+    """Write the weights' file. The library checks the digest of the config and the sums of the data in its metadata.
+
+    Raises OSError if it cannot be written.
+    """
+    metadata = {"ramnet.config": digest(config), "ramnet.sums": "0" * 64}
+    write_safetensors(path, tensors, metadata)
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        at = 8 + file.read(size).index(metadata["ramnet.sums"].encode())
+        found = _sums(file)
+        file.seek(at)
+        file.write(found.encode())
+
+
+def digest(config: RamNetConfig) -> str:
+    return hashlib.sha256(config.to_json().encode()).hexdigest()[:16]
+
+
+def _sums(file: BinaryIO) -> str:
+    """Return Fletcher's sums of the rest of a file: of its even and its odd words of 32 bits, then those of these sums.
+
+    They are modulo 2^64. Sums of the words themselves do not overflow, so no altered word goes unnoticed.
+    """
+    totals, of_totals = np.zeros(2, np.uint64), np.zeros(2, np.uint64)
+    while data := file.read(1 << 24):
+        words = np.frombuffer(data + bytes(-len(data) % 8), "<u4").reshape(-1, 2).astype(np.uint64)
+        following = np.arange(len(words), 0, -1, dtype=np.uint64)[:, None]
+        of_totals += totals * np.uint64(len(words)) + (words * following).sum(0)
+        totals += words.sum(0)
+    return "".join(f"{value:016x}" for value in (*totals.tolist(), *of_totals.tolist()))
 
 
 def bytes_of_token(stored: dict[str, Tensor]) -> int:

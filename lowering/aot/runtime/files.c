@@ -13,11 +13,6 @@ typedef struct {
 } cursor;
 
 typedef struct {
-  const char* text;
-  size_t length;
-} string;
-
-typedef struct {
   string name, dtype;
   tensor_shape shape;
   int64_t begin, end;
@@ -94,21 +89,23 @@ static int read_fields(cursor* c, entry* e) {
 }
 
 /* Read {"name": "text", ...}. */
-static int read_metadata(cursor* c) {
-  string unused;
+static int read_metadata(cursor* c, tensor_file* file) {
+  string name, text;
   if (!next_is(c, '{')) return 0;
   if (next_is(c, '}')) return 1;
   do {
-    if (!read_string(c, &unused) || !next_is(c, ':') || !read_string(c, &unused)) return 0;
+    if (!read_string(c, &name) || !next_is(c, ':') || !read_string(c, &text)) return 0;
+    if (equals(name, "ramnet.config")) file->config = text;
+    if (equals(name, "ramnet.sums")) file->sums = text;
   } while (next_is(c, ','));
   return next_is(c, '}');
 }
 
 /* Read the next tensor after "{" or ","; *more says whether another follows. */
-static int read_entry(cursor* c, entry* e, int* is_tensor, int* more) {
+static int read_entry(cursor* c, tensor_file* file, entry* e, int* is_tensor, int* more) {
   if (!read_string(c, &e->name) || !next_is(c, ':')) return 0;
   *is_tensor = !equals(e->name, "__metadata__");
-  if (!(*is_tensor ? read_fields(c, e) : read_metadata(c))) return 0;
+  if (!(*is_tensor ? read_fields(c, e) : read_metadata(c, file))) return 0;
   *more = next_is(c, ',');
   return *more || next_is(c, '}');
 }
@@ -119,7 +116,7 @@ static cursor header_of(const tensor_file* file) {
 
 int read_tensors(tensor_file* file, const char* name, const void* bytes, size_t size) {
   uint64_t header = 0;
-  *file = (tensor_file){name, bytes, size, 0, 0};
+  *file = (tensor_file){.name = name, .bytes = bytes, .size = size};
   if (file->size < PREFIX) return fail(RAMNET_BAD_FILE, "%s is not a safetensors file: it is too short", file->name);
   for (int i = PREFIX - 1; i >= 0; i--) header = header << 8 | (unsigned char)file->bytes[i];
   if (header > file->size - PREFIX)
@@ -132,7 +129,7 @@ int read_tensors(tensor_file* file, const char* name, const void* bytes, size_t 
   while (more) {
     entry e;
     int is_tensor;
-    if (!read_entry(&c, &e, &is_tensor, &more)) return fail(RAMNET_BAD_FILE, "%s has a damaged header", file->name);
+    if (!read_entry(&c, file, &e, &is_tensor, &more)) return fail(RAMNET_BAD_FILE, "%s has a damaged header", file->name);
     if (!is_tensor) continue;
     if (e.begin > e.end || e.end > data)
       return fail(RAMNET_BAD_FILE, "%s was cut: %.*s lies outside of it", file->name,
@@ -149,10 +146,11 @@ static int size_of(const char* dtype) {
 
 int find_tensor(const tensor_file* file, const char* name, const char* dtype, tensor_shape shape, const void** data) {
   cursor c = header_of(file);
+  tensor_file unused;
   int more = next_is(&c, '{'), is_tensor;
   entry e = {{NULL, 0}, {NULL, 0}, {0, {0}}, 0, 0};
   while (more) {
-    if (!read_entry(&c, &e, &is_tensor, &more)) break;
+    if (!read_entry(&c, &unused, &e, &is_tensor, &more)) break;
     if (is_tensor && equals(e.name, name)) goto found;
   }
   return fail(RAMNET_BAD_FILE, "%s has no tensor %s; it is of another model", file->name, name);
@@ -170,6 +168,28 @@ found:;
   if (e.end - e.begin != bytes || at % (size_t)size_of(dtype) != 0)
     return fail(RAMNET_BAD_FILE, "%s: the data of %s is not where its shape says", file->name, name);
   *data = file->bytes + at;
+  return RAMNET_OK;
+}
+
+int check_sums(const tensor_file* file, const char* config) {
+  if (file->config.text != NULL && !equals(file->config, config))
+    return fail(RAMNET_BAD_FILE, "%s is of another model", file->name);
+  if (file->sums.text == NULL) return RAMNET_OK;
+  const char *at = file->bytes + PREFIX + file->header, *end = file->bytes + file->size;
+  uint64_t sum[2] = {0, 0}, of_sums[2] = {0, 0};
+  while (at < end) {
+    unsigned char last[8] = {0}; /* zeros follow the data */
+    uint32_t words[2];
+    const size_t left = (size_t)(end - at);
+    if (left < sizeof words) memcpy(last, at, left);
+    memcpy(words, left < sizeof words ? (const char*)last : at, sizeof words);
+    for (int i = 0; i < 2; i++) of_sums[i] += sum[i] += words[i];
+    at += left < sizeof words ? left : sizeof words;
+  }
+  char found[65];
+  snprintf(found, sizeof found, "%016llx%016llx%016llx%016llx", (unsigned long long)sum[0], (unsigned long long)sum[1],
+           (unsigned long long)of_sums[0], (unsigned long long)of_sums[1]);
+  if (!equals(file->sums, found)) return fail(RAMNET_BAD_FILE, "%s is damaged: its data was altered", file->name);
   return RAMNET_OK;
 }
 

@@ -41,6 +41,7 @@ int open_named(const char* name, const void* bytes, size_t size, int threads, ra
   for (int i = 0; status == 0 && i < WEIGHTS; i++)
     if (weights[i].dtype != NULL) /* a matrix of floating numbers has no scales */
       status = find_tensor(&file, weights[i].name, weights[i].dtype, weights[i].shape, &model->weights[i]);
+  if (status == 0) status = check_sums(&file, CONFIG);
   if (status == 0) status = with_threads(model, threads);
   if (status) {
     ramnet_close(model);

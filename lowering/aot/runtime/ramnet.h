@@ -44,7 +44,8 @@ RAMNET_API int ramnet_slots(void);
 RAMNET_API int ramnet_top_k(void);
 
 /* Map the weights in a safetensors file into memory. The file must not be changed while the model is open.
- * A library for several kinds of CPU takes the kernels for the one that it runs on. */
+ * Weights are refused if their data was altered or they are of another configuration. A library for several kinds of CPU
+ * takes the kernels for the one that it runs on. */
 RAMNET_API int ramnet_open(const char* weights, int threads, ramnet_model** model);
 
 /* Use a safetensors file that is in memory, aligned to 8 bytes. It is not copied. */

@@ -142,6 +142,33 @@ def test_weights_of_another_model_are_refused(library: CLibrary, tmp_path: Path)
         library.call("open", str(library.weights).encode(), 0, ctypes.byref(model))
 
 
+def test_weights_with_an_altered_byte_or_of_another_configuration_are_refused(
+    library: CLibrary, tmp_path: Path
+) -> None:
+    path, stored = tmp_path / "weights", weights.stored(model_of(TINY).state_dict(), TINY, "float32")
+    weights.save(path, stored, TINY)
+    whole = path.read_bytes()
+    data = 8 + int.from_bytes(whole[:8], "little")
+
+    def opened(content: bytes) -> None:
+        path.write_bytes(content)
+        model = ctypes.c_void_p()
+        library.call("open", str(path).encode(), 1, ctypes.byref(model))
+        library.c.ramnet_close(model)
+
+    opened(whole)
+    for at in (data, data + 5, (data + len(whole)) // 2, len(whole) - 1):
+        altered = bytearray(whole)
+        altered[at] ^= 0x80
+        with pytest.raises(RuntimeError, match="weights is damaged: its data was altered"):
+            opened(altered)
+    with pytest.raises(RuntimeError, match="its data was altered"):  # words in another order
+        opened(whole[:data] + whole[data + 8 : data + 16] + whole[data : data + 8] + whole[data + 16 :])
+    weights.save(path, stored, TINY.model_copy(update={"decay_power": 2.0}))
+    with pytest.raises(RuntimeError, match="weights is of another model"):
+        opened(path.read_bytes())
+
+
 def test_a_state_that_cannot_be_written_is_reported(library: CLibrary, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cannot be written: No such file"):
         library.call("state_save", library.state(), str(tmp_path / "no folder" / "state").encode())
