@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -59,6 +60,21 @@ class OnnxState:
     def clone(self) -> Self:
         """Return a copy that shares no memory with this state."""
         return type(self)(self._arrays)
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a file that every runtime reads, as ``RamState.save`` does, which says what it raises."""
+        from torch import from_numpy
+
+        from ramnet.state import write_safetensors
+
+        write_safetensors(path, {name: from_numpy(x) for name, x in self._arrays.items()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a state file of any runtime. Raises what ``RamState.load`` does."""
+        from ramnet.state import RamState
+
+        return cls.of(RamState.load(path))
 
     def reorder(self, index: Tensor) -> Self:
         """Return a state whose row i is row ``index[i]`` of this one, as beam search needs; ``index`` is int64."""

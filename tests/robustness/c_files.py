@@ -1,4 +1,7 @@
-"""Fuzzes the C library with damaged files under sanitizers: ``python -m tests.robustness.c_files SECONDS``."""
+"""Fuzzes the C library with damaged files under sanitizers: ``python -m tests.robustness.c_files SECONDS``.
+
+It reads two kinds of files, weights and states; ``ramnet.json`` is read by Python and JavaScript only.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lowering.aot import build
+from lowering.aot import build, weights
 from tests.lowering.aot.c_library import TINY, CLibrary, model_of
 
 _SOURCE = Path(__file__).with_name("c_files.c")
@@ -20,11 +23,14 @@ _SMALL = TINY.model_copy(
 
 def fuzz(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Build the fuzzer in ``folder`` and run it with these options of libFuzzer."""
-    library = CLibrary(model_of(_SMALL), folder)
-    library.call("state_save", library.state(), str(folder / "state").encode())
+    model, checked, state = model_of(_SMALL), folder / "checked", folder / "state"
+    library = CLibrary(model, folder)
+    library.call("state_save", library.state(), str(state).encode())
+    weights.save(checked, weights.stored(model.state_dict(), _SMALL, "float32"), _SMALL)
     seeds = folder / "seeds"
     seeds.mkdir()
-    for kind, path in ((b"\0", library.weights), (b"\1", folder / "state")):
+    # Weights without a checksum, too, so that altered ones are read.
+    for kind, path in ((b"\0", library.weights), (b"\0", checked), (b"\1", state)):
         (seeds / path.name).write_bytes(kind + path.read_bytes())
     build.write_sources(_SMALL, folder)
     program = folder / "fuzz"

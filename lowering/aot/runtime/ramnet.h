@@ -68,7 +68,8 @@ RAMNET_API void ramnet_state_reset(ramnet_state* state);
 RAMNET_API int64_t ramnet_state_position(const ramnet_state* state);
 RAMNET_API void ramnet_state_free(ramnet_state* state);
 
-/* A state file is a safetensors file of memory.i, mass.i, conv.i and position, which every runtime reads. */
+/* A state file is a safetensors file of memory.i, mass.i, conv.i (float32; bfloat16 is read too) and position, which
+ * every runtime reads. */
 RAMNET_API int ramnet_state_save(const ramnet_state* state, const char* path);
 RAMNET_API int ramnet_state_load(ramnet_state* state, const char* path);
 

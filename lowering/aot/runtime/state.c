@@ -189,19 +189,35 @@ int ramnet_state_read(ramnet_state* state, const void* bytes, size_t size) {
   return state_read(state, "the state file", bytes, size);
 }
 
+/* Find a tensor of the state. Its numbers are float32, or bfloat16 as those of a bfloat16 model in PyTorch are. */
+static int find(const tensor_file* file, int tensor, const void** data, int* narrow) {
+  char name[32];
+  state_name(tensor, name);
+  *narrow = find_tensor(file, name, "BF16", shape_of(tensor), data) == RAMNET_OK;
+  return *narrow ? RAMNET_OK : find_tensor(file, name, "F32", shape_of(tensor), data);
+}
+
+static void copy_numbers(float* to, const void* from, size_t count, int narrow) {
+  if (!narrow) {
+    memcpy(to, from, sizeof *to * count);
+    return;
+  }
+  for (size_t i = 0; i < count; i++) {
+    const uint32_t bits = (uint32_t)((const uint16_t*)from)[i] << 16;
+    memcpy(to + i, &bits, sizeof bits);
+  }
+}
+
 int state_read(ramnet_state* state, const char* file_name, const void* bytes, size_t size) {
   const void* found[STATE_TENSORS];
+  int narrow[STATE_TENSORS];
   const void* position;
   tensor_file file;
-  char name[32];
   int64_t at = 0;
   int status = read_tensors(&file, file_name, bytes, size);
   if (status) return status;
   status = find_tensor(&file, "position", "I64", (tensor_shape){1, {1}}, &position);
-  for (int i = 0; status == 0 && i < STATE_TENSORS; i++) {
-    state_name(i, name);
-    status = find_tensor(&file, name, "F32", shape_of(i), &found[i]);
-  }
+  for (int i = 0; status == 0 && i < STATE_TENSORS; i++) status = find(&file, i, &found[i], &narrow[i]);
   if (status == 0 && file.tensors != STATE_TENSORS + 1)
     status = fail(RAMNET_BAD_FILE, "%s holds %d tensors; a state of this model has %d", file_name, file.tensors,
                   STATE_TENSORS + 1);
@@ -210,7 +226,7 @@ int state_read(ramnet_state* state, const char* file_name, const void* bytes, si
     if (at < 0) status = fail(RAMNET_BAD_FILE, "%s is at position %lld; it must be at least 0", file_name, (long long)at);
   }
   if (status == 0) { /* nothing is changed before the whole file is known to fit */
-    for (int i = 0; i < STATE_TENSORS; i++) memcpy(state->tensors[i], found[i], sizeof(float) * state_size(i));
+    for (int i = 0; i < STATE_TENSORS; i++) copy_numbers(state->tensors[i], found[i], state_size(i), narrow[i]);
     state->position = at;
     state->last_read = -1;
   }
