@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import Tensor
 
     from export.manifest import Manifest
     from export.onnx.verify import Check
@@ -48,9 +49,13 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--ort", is_flag=True, help="Also write the graphs in onnxruntime's own format, with --format onnx.")
 @click.option("--tuned", is_flag=True, help="Take what `ramnet tune-model` found on this CPU, with --format c.")
+@click.option(
+    "--calibrate", type=click.Path(path_type=Path), show_default="the text that CHECKPOINT was trained on",
+    help="Text that --precision int4 is calibrated on, read as bytes.",
+)  # fmt: skip
 def export(
     checkpoint: Path, output: Path, kind: str, precision: str | None, kernels: bool, target: str | None, ort: bool,
-    tuned: bool,
+    tuned: bool, calibrate: Path | None,
 ) -> None:  # fmt: skip
     """Export CHECKPOINT, with all that is needed to run it, to ONNX, C, WebAssembly or ExecuTorch.
 
@@ -58,7 +63,14 @@ def export(
     """
     from ramnet import RamNetForCausalLM
 
-    given = {"--precision": precision, "--kernels": kernels, "--target": target, "--ort": ort, "--tuned": tuned}
+    given = {
+        "--precision": precision,
+        "--kernels": kernels,
+        "--target": target,
+        "--ort": ort,
+        "--tuned": tuned,
+        "--calibrate": calibrate,
+    }
     for name, value in given.items():
         if value and name not in _OPTIONS[kind]:
             raise click.UsageError(f"{name} has no meaning for --format {kind}; omit it")
@@ -70,18 +82,22 @@ def export(
     precision, target = precision or "float32", target or "cpu"
     if kind == "onnx":
         written = _onnx(model, output, precision=precision, kernels=kernels, target=target, ort=ort)
-    elif kind == "c":
-        written = _c(model, checkpoint, output, precision, target, tuned)
     else:
-        written = _other(model, output, kind, precision, kernels)
+        deployment = _tuned(model.config, checkpoint) if tuned else None
+        precision = deployment.precision if deployment else precision
+        windows = _calibration(checkpoint, precision, calibrate)
+        if kind == "c":
+            written = _c(model, checkpoint, output, target, deployment, precision=precision, calibration=windows)
+        else:
+            written = _other(model, output, kind, precision, kernels, windows)
     size = sum((output / file).stat().st_size for file in written)
     click.echo(f"wrote {click.format_filename(output)}: {', '.join(written)} ({size / 1e6:.1f} MB)")
 
 
 _OPTIONS = {
     "onnx": ("--precision", "--kernels", "--target", "--ort"),
-    "c": ("--precision", "--target", "--tuned"),
-    "wasm": ("--precision",),
+    "c": ("--precision", "--target", "--tuned", "--calibrate"),
+    "wasm": ("--precision", "--calibrate"),
     "executorch": ("--precision", "--kernels"),
 }
 
@@ -101,13 +117,17 @@ def _onnx(model: RamNetForCausalLM, output: Path, **options: Any) -> Iterable[st
     return sorted(path.name for path in output.iterdir())
 
 
-def _other(model: RamNetForCausalLM, output: Path, kind: str, precision: str, kernels: bool) -> Iterable[str]:
+def _other(
+    model: RamNetForCausalLM, output: Path, kind: str, precision: str, kernels: bool, calibration: list[Tensor] | None
+) -> Iterable[str]:
     """Export to WebAssembly or ExecuTorch. Returns the names of the files."""
     if kind == "wasm":
         from export import web
 
         with _progress(web.STAGES) as advance:
-            made = web.export_web(model, output, precision=precision, on_progress=advance)
+            made = web.export_web(
+                model, output, precision=precision, calibration=calibration, on_progress=advance
+            )  # fmt: skip
     else:
         from export.executorch import build
 
@@ -127,14 +147,13 @@ def _verified(made: Manifest, output: Path) -> None:
 
 
 def _c(
-    model: RamNetForCausalLM, checkpoint: Path, output: Path, precision: str, target: str, tuned: bool
+    model: RamNetForCausalLM, checkpoint: Path, output: Path, target: str, deployment: Deployment | None, **options: Any
 ) -> Iterable[str]:
     """Export to C and print what was measured. Returns the names of the files."""
     from export.c.build import STAGES, export_c
     from export.folder import DESCRIPTION
     from export.quality import held_out
 
-    deployment = _tuned(model.config, checkpoint) if tuned else None
     try:
         text = held_out(checkpoint)
     except ValueError as error:
@@ -142,8 +161,8 @@ def _c(
         text = None
     with _progress(STAGES) as advance:
         made = export_c(
-            model, output, precision=precision, target=target, deployment=deployment, text=text, on_progress=advance
-        )
+            model, output, target=target, deployment=deployment, text=text, on_progress=advance, **options
+        )  # fmt: skip
     _verified(made, output)
     if made.quality is not None:
         loss = made.quality.bits_per_byte / made.quality.float32 - 1
@@ -151,6 +170,23 @@ def _c(
             f"{made.quality.bits_per_byte:.4f} bits per byte on text {made.quality.text} ({loss:+.2%} against float32)"
         )
     return [*made.files, DESCRIPTION]
+
+
+def _calibration(checkpoint: Path, precision: str, file: Path | None) -> list[Tensor] | None:
+    """Return the windows that a precision is calibrated on. Raises ValueError if ``file`` cannot be used."""
+    from export.quality import calibration
+
+    if precision != "int4":
+        if file is not None:
+            raise click.UsageError("--calibrate needs --precision int4, the only one that is calibrated")
+        return None
+    try:
+        return calibration(checkpoint, file)
+    except ValueError as error:
+        if file is not None:
+            raise
+        click.echo(f"int4 is not calibrated: {error}; --calibrate names a text", err=True)
+        return None
 
 
 def _tuned(config: RamNetConfig, checkpoint: Path) -> Deployment:

@@ -19,8 +19,9 @@ from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
 from ramnet.loss import IGNORED
 from ramnet.ops import using
+from ramnet.training.text import Text, Windows
 
-_WINDOWS = 64
+_WINDOWS, _LENGTH = 64, 256
 _PARAMETERS = 1 << 28  # of all windows together, so that a model of 340 million is measured on one window
 
 
@@ -37,8 +38,30 @@ def held_out(checkpoint: Path) -> HeldOut:
 
     Raises ValueError if the checkpoint was not trained on text, or its files cannot be read or have changed.
     """
+    text = _text(checkpoint)
+    ids, labels = _some(text.held_out)
+    where = f"{len(text.files)} files" if text.files else "the sources of Python's standard library"
+    return HeldOut(f"held out from {where}", ids.numpy(), labels.numpy())
+
+
+def calibration(checkpoint: Path, file: Path | None = None) -> list[torch.Tensor]:
+    """Return windows, int64 [length] each, of a file's bytes or of the text that ``checkpoint`` was trained on.
+
+    Raises ValueError as ``held_out`` does, or if the file cannot be read or has no text.
+    """
+    if file is None:
+        return _whole(_text(checkpoint).training)
+    try:
+        windows = Windows([file.read_bytes()], _LENGTH)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    if not len(windows):
+        raise ValueError(f"{file} has no text to calibrate on")
+    return _whole(windows)
+
+
+def _text(checkpoint: Path) -> Text:
     from ramnet.training.checkpoint import Progress
-    from ramnet.training.text import Text
 
     task = Progress.load(checkpoint).task
     if task.get("task") != "text":
@@ -46,11 +69,22 @@ def held_out(checkpoint: Path) -> HeldOut:
     text = Text(task["files"], task["length"])
     if text.describe() != task:
         raise ValueError(f"the text that {checkpoint} was trained on has changed")
-    count = len(text.held_out)
-    numbers = torch.linspace(0, count - 1, min(count, _WINDOWS), dtype=torch.float64).long()
-    ids, labels = text.held_out.take(numbers)
-    where = f"{len(task['files'])} files" if task["files"] else "the sources of Python's standard library"
-    return HeldOut(f"held out from {where}", ids.numpy(), labels.numpy())
+    return text
+
+
+def _whole(windows: Windows) -> list[torch.Tensor]:
+    """Return windows without what is beyond the ends of documents."""
+    return [ids[labels != IGNORED] for ids, labels in zip(*_some(windows), strict=True)]
+
+
+def _some(windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
+    count = len(windows)
+    return windows.take(torch.linspace(0, count - 1, min(count, _WINDOWS), dtype=torch.float64).long())
+
+
+def windows(model: RamNetForCausalLM) -> int:
+    """Return on how many windows a model of this size is measured."""
+    return max(1, _PARAMETERS // sum(p.numel() for p in model.parameters()))
 
 
 @torch.no_grad()
@@ -65,10 +99,9 @@ def measure(
     """
     reference = RamNetForCausalLM(model.config).eval()
     reference.load_state_dict(model.state_dict())
-    windows = max(1, _PARAMETERS // sum(p.numel() for p in model.parameters()))
     nats, same, count = np.zeros(2), 0, 0
     with using(kernels):
-        for ids, labels in zip(text.ids[:windows], text.labels[:windows], strict=True):
+        for ids, labels in zip(text.ids[: windows(model)], text.labels[: windows(model)], strict=True):
             mine = logits(ids.astype(np.int32)).astype(np.float64)
             theirs = reference(torch.from_numpy(ids)[None]).logits[0].numpy().astype(np.float64)
             counted = labels != IGNORED

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from export import licence, process
 from export.c.build import check_as_built, write_weights
@@ -24,6 +26,7 @@ def export_web(
     directory: str | Path,
     *,
     precision: str = "float32",
+    calibration: Sequence[Tensor] | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Export ``model`` to a folder that a web server can serve and that Node can load.
@@ -35,6 +38,7 @@ def export_web(
         model: a model as ``RamNetForCausalLM`` builds it, or what ``lowering.compile`` returned for one.
         directory: a missing or empty folder, or an earlier export, which is replaced.
         precision: the type of the weight matrices.
+        calibration: windows of text, int64 [length] each, that int4 is calibrated on, if any.
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
     Raises:
@@ -46,7 +50,7 @@ def export_web(
     model = plain(model)
     check_as_built(model)
     with replaced(Path(directory)) as aside:
-        write_weights(model, precision, aside)
+        write_weights(model, precision, aside, calibration)
         wasm.write_wasm(model.config, precision, aside / WASM)
         (aside / WASM).chmod(0o644)  # it is linked as a program
         for path in PAGE.iterdir():

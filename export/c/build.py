@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from export.model import as_stored
 from export.samples import Samples
 from lowering import plain
 from lowering.aot import build, weights
+from lowering.aot import calibration as calibrate
 from lowering.model.as_built import is_as_built
 from lowering.model.untouched import is_hooked
 from lowering.targets import cpu_name
@@ -38,6 +39,7 @@ def export_c(
     target: str = THIS_CPU,
     deployment: Deployment | None = None,
     text: quality.HeldOut | None = None,
+    calibration: Sequence[torch.Tensor] | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Export ``model`` to a folder with a C library, its header, the weights, samples and ramnet.json.
@@ -53,6 +55,7 @@ def export_c(
         deployment: what ``ramnet tune-model`` found for this CPU, whose precision is used.
         target: "cpu" for this processor, or a key of ``lowering.aot.machines.TARGETS``.
         text: on which bits per byte are measured, if any.
+        calibration: windows of text, int64 [length] each, that int4 is calibrated on, if any.
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
     Raises:
@@ -78,7 +81,7 @@ def export_c(
     check_as_built(model)
     build.compiler(machines)
     with replaced(Path(directory)) as aside:
-        write_weights(model, precision, aside)
+        write_weights(model, precision, aside, calibration)
         on_progress("weights written")
         build.write_libraries(model.config, precision, machines, aside, loops)
         shutil.copy(Path(__file__).parents[1] / "examples" / "c" / PROGRAM, aside / PROGRAM)
@@ -115,9 +118,19 @@ def check_as_built(model: RamNetForCausalLM) -> None:
         )
 
 
-def write_weights(model: RamNetForCausalLM, precision: str, directory: Path) -> dict[str, torch.Tensor]:
-    """Write the weights and the samples of a precision to ``directory``. Returns the tensors of the weights' file."""
-    stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, precision)
+def write_weights(
+    model: RamNetForCausalLM, precision: str, directory: Path, calibration: Sequence[torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Write the weights and the samples of a precision to ``directory``. Returns the tensors of the weights' file.
+
+    ``calibration`` are windows of text, int64 [length] each, that int4 is calibrated on.
+    """
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    moments = None
+    if precision == "int4" and calibration is not None:
+        wide = as_stored(model, weights.stored(parameters, model.config, "float32"), "float32")
+        moments = calibrate.moments(wide, calibration)
+    stored = weights.stored(parameters, model.config, precision, moments)
     weights.save(directory / WEIGHTS, stored, model.config)
     Samples.of(as_stored(model, stored, precision)).save(directory)
     return stored

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -21,7 +22,7 @@ BLOCK = 32
 MOST_SLOTS = 128
 # The type of the elements of a matrix in a safetensors file, by precision.
 FILE_TYPES = {"float32": "F32", "bfloat16": "BF16", "int8": "I8", "int4": "U8"}
-SCALED = {"int8": rounding.int8, "int4": rounding.int4}
+SCALED = ("int8", "int4")
 
 
 class Weight(NamedTuple):
@@ -106,14 +107,22 @@ def storage(precision: str, outputs: int, inputs: int) -> tuple[Storage, Storage
     return Storage(FILE_TYPES[precision], (outputs, inputs)), scale
 
 
-def stored(parameters: dict[str, Tensor], config: RamNetConfig, precision: str) -> dict[str, Tensor]:
-    """Return the tensors of the weights' file: matrices as ``precision``, all others as float32."""
+def stored(
+    parameters: dict[str, Tensor], config: RamNetConfig, precision: str, moments: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the tensors of the weights' file: matrices as ``precision``, all others as float32.
+
+    Int4 is calibrated if there are ``moments`` of a matrix's inputs, by the matrix's name.
+    """
     tensors = {}
     for weight in of_model(config):
         value = parameters[weight.name].detach().to("cpu", torch.float32)
         kind = precision_of(weight, precision) if weight.is_matrix else "float32"
-        if kind in SCALED:
-            tensors[weight.name], tensors[scale_name(weight.name)] = SCALED[kind](value)
+        if kind == "int8":
+            tensors[weight.name], tensors[scale_name(weight.name)] = rounding.int8(value)
+        elif kind == "int4":
+            found = rounding.int4(value, (moments or {}).get(weight.name))
+            tensors[weight.name], tensors[scale_name(weight.name)] = found
         else:
             tensors[weight.name] = value.to(getattr(torch, kind)).contiguous()
     return tensors
@@ -155,6 +164,13 @@ def _sums(file: BinaryIO) -> str:
 def bytes_of_token(stored: dict[str, Tensor]) -> int:
     """Return the bytes of the weights that a token reads: all but the embedding, of which it reads one row."""
     return sum(x.nbytes for name, x in stored.items() if not name.startswith("embedding."))
+
+
+def read_by_token(config: RamNetConfig, precision: str) -> int:
+    """Return the bytes of the weights that a token reads in a model of this configuration."""
+    sizes = {"F32": 4, "BF16": 2, "I8": 1, "U8": 1}
+    rows = list(table(config, precision))[2:]  # all but the embedding, of which it reads one row
+    return sum(sizes[dtype] * math.prod(shape) for _, dtype, shape in rows if dtype is not None)
 
 
 def restored(stored: dict[str, Tensor], config: RamNetConfig, precision: str) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowering.aot import rounding, weights
-from ramnet import RamNetConfig
+from lowering.aot import calibration, rounding, weights
+from ramnet import RamNetConfig, RamNetForCausalLM
 
 
 def unpacked(packed: Tensor, scale: Tensor) -> Tensor:
@@ -27,6 +27,38 @@ def test_int4_is_better_than_the_largest_magnitude_at_7() -> None:
 def test_what_int4_represents_is_kept_exactly() -> None:
     weight = torch.arange(-8, 8).repeat(2, 4).float() * torch.tensor([[0.5], [-3.0]])
     assert torch.equal(unpacked(*rounding.int4(weight)).flatten(1), weight)
+
+
+def test_calibrated_int4_changes_products_less_than_the_nearest_on_correlated_inputs() -> None:
+    made = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 96, generator=made)
+    inputs = torch.randn(500, 24, generator=made) @ torch.randn(24, 96, generator=made)
+    moments = inputs.T @ inputs
+
+    def error(packed: Tensor, scale: Tensor) -> float:
+        return float((inputs @ (unpacked(packed, scale).flatten(1) - weight).T).square().mean())
+
+    assert error(*rounding.int4(weight, moments)) < 0.3 * error(*rounding.int4(weight))
+
+
+def test_calibration_keeps_what_int4_represents_and_inputs_that_are_never_used() -> None:
+    exact = torch.arange(-8, 8).repeat(2, 4).float() * torch.tensor([[0.5], [-3.0]])
+    assert torch.equal(unpacked(*rounding.int4(exact, torch.ones(64, 64))).flatten(1), exact)
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    nearest = rounding.int4(weight)
+    for moments in (torch.zeros(64, 64), torch.full((64, 64), torch.nan)):
+        assert all(map(torch.equal, rounding.int4(weight, moments), nearest))
+
+
+def test_moments_are_those_of_each_products_inputs() -> None:
+    model = RamNetForCausalLM(RamNetConfig.preset("tiny")).eval()
+    ids = torch.arange(40).view(2, 20)  # two windows
+    found = calibration.moments(model, list(ids))
+    matrices = {each.name for each in weights.of_model(model.config) if each.is_matrix}
+    assert found.keys() == matrices - {"embedding.weight"}
+    with torch.no_grad():
+        x = model.hidden_states(ids)[0]
+    assert torch.allclose(found["head.weight"], torch.einsum("btc,btd->cd", x, x), rtol=1e-3, atol=1e-3)
 
 
 def test_zeros_stay_zero_and_nan_stays_nan_in_its_group() -> None:
