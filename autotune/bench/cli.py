@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,16 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--part", "parts", multiple=True, show_default="all",
-    help="On a GPU, measure only this part (an unknown one lists them); may be repeated.",
+    help="On a GPU or with --peers, measure only this part (an unknown one lists them); may be repeated.",
 )  # fmt: skip
-def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tuple[str, ...]) -> None:
+@click.option(
+    "--peers", is_flag=False, flag_value=sys.executable, default=None, metavar="[PYTHON]",
+    help="Compare a CPU's tokens and prompts with llama.cpp and a Transformer in onnxruntime instead. PYTHON is the "
+    "interpreter, or its environment, that has llama-cpp-python and gguf; by default this one.",
+)  # fmt: skip
+def bench(
+    target: str, quick: bool, output: Path, threads: int | None, parts: tuple[str, ...], peers: str | None
+) -> None:
     """Measure every op and the model: eager PyTorch, torch.compile, plain C++, kernels, and the bandwidth bound.
 
     All figures are medians, with interquartile ranges, of ratios within interleaved rounds. Each form is checked
@@ -51,13 +59,21 @@ def bench(target: str, quick: bool, output: Path, threads: int | None, parts: tu
     screen = console()
     on_gpu = targets.find(target).gpu is not None
     measure: Measure = partial(_on_gpu, parts=parts) if on_gpu else partial(_on_cpu, threads=threads)
-    if on_gpu:
+    if peers is not None:
+        from autotune.bench.peers import everything as with_peers
+
+        if on_gpu:
+            raise ValueError(f"--peers is for CPUs; the target is {target}")
+        python = with_peers.interpreter(peers)
+        with_peers.check(parts, output)
+        measure = partial(_with_peers, python=python, folder=output, threads=threads, parts=parts)
+    elif on_gpu:
         from autotune.bench.gpu import everything
 
         everything.check_target(target)
         everything.check_parts(parts)
     elif parts:
-        raise ValueError(f"--part {parts[0]} is for GPUs; on the CPU, all parts are measured")
+        raise ValueError(f"--part {parts[0]} is for GPUs and --peers; else all parts are measured on the CPU")
     require_writable(*(output / name for name in report.NAMES))
     known(target)
     # Progress is printed on stderr, so that stdout has only the tables.
@@ -89,3 +105,14 @@ def _on_gpu(run: Run, on_group: Callable[[int, int], None], parts: tuple[str, ..
     for done, found in enumerate(everything.measure(run, parts=parts), start=1):
         on_group(done, len(parts or part_process.PARTS))
         yield found
+
+
+def _with_peers(
+    run: Run, on_group: Callable[[int, int], None], python: str, folder: Path, threads: int | None,
+    parts: tuple[str, ...],
+) -> Iterator[Report]:  # fmt: skip
+    """Yield the report after each part, so that it is saved even if the run is interrupted."""
+    from autotune.bench.peers import everything
+    from autotune.bench.peers.parts import Place
+
+    yield from everything.measure(run, Place(python, folder, threads or os.cpu_count() or 1), parts, on_group)

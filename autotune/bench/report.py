@@ -137,6 +137,10 @@ _OTHERS = (
     "FlashAttention",
     "cuDNN",
     "onnxruntime",
+    "ExecuTorch",
+    "llama.cpp",
+    "Mamba-2",
+    "RWKV-7",
 )
 
 

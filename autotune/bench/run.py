@@ -126,23 +126,24 @@ class Run:
 
     def compare(
         self, name: str, what: str, fast: dict[str, Candidate], slow: dict[str, Candidate] | None = None,
-        *, base: str, calls: int = 1, threads: int | None = None,
+        *, base: str, calls: int = 1, threads: int | None = None, seconds: float = 12.0,
     ) -> Table:  # fmt: skip
         """Time the forms relative to ``base`` (the last of ``fast`` if ``base`` was left out).
 
         Slow forms are timed separately in few rounds, together with the base. A call of a form is ``calls`` of the op.
+        After ``seconds``, a quarter in a quick run, no round begins, except the first three.
         """
         if base not in fast:
             base = [form for form in fast if form != FLOOR][-1]
         rows: list[Row] = []
-        groups = [(fast, "", 7 if self.quick else 25, 3.0 if self.quick else 12.0)]
+        groups = [(fast, "", 7 if self.quick else 25, seconds / 4 if self.quick else seconds)]
         if slow:
             groups.append(({**slow, base: fast[base]}, base, 3, 0.0))
         used = threads or self.threads
         with torch_threads(used):
-            for forms, listed, rounds, seconds in groups:
+            for forms, listed, rounds, limit in groups:
                 self.on_step(f"{name}: {len(forms)} forms in turn")
-                timings = interleaved(forms, rounds, seconds, clock=self.clock)
+                timings = interleaved(forms, rounds, limit, clock=self.clock)
                 for form, timing in timings.items():
                     if form == listed:
                         continue

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 
 from autotune.bench import correlation
-from autotune.bench.cpu import decode_process, language_model, ops, peak_memory, token
+from autotune.bench.cpu import decode_process, language_model, onnx, ops, peak_memory, token
 from autotune.bench.cpu.goals import goals
 from autotune.bench.report import Report
 from autotune.bench.run import Run, Table
@@ -19,7 +20,7 @@ CORRELATION_SECONDS = 180.0
 
 def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) -> Report:
     """Run every group; ``on_group(done, total)`` is called for progress."""
-    groups: list[Callable[[Run], Table | None]] = [
+    groups: list[Callable[[Run], Table | list[Table] | None]] = [
         ops.memory_scan,
         ops.memory_scan_training,
         ops.address_decode,
@@ -32,13 +33,17 @@ def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) 
         partial(decode_process.decode, preset="340m", threads=model_threads),
         partial(token.token, preset="tiny", threads=1, tokens=16, others=True, floors=False),
         partial(token.token, preset="340m", threads=model_threads, tokens=4, others=False, floors=True),
+        partial(onnx.tables, threads=1),
     ]
     tables: dict[str, Table] = {}
     for done, group in enumerate(groups):
         on_group(done, len(groups) + 2)
-        table = group(run)
-        if table is not None:
-            tables[table.name] = table
+        begin = perf_counter()
+        found = group(run) or []
+        new = [found] if isinstance(found, Table) else found
+        tables |= {table.name: table for table in new}
+        if new:
+            run.facts[f"seconds that {new[0].name} took"] = perf_counter() - begin
     on_group(len(groups), len(groups) + 2)
     run.on_step("peak memory")
     peaked = _peak(run)

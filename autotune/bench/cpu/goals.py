@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autotune.bench.cpu import token
+from autotune.bench.cpu import onnx, token
 from autotune.bench.cpu.language_model import COMPILED, FEW, MANY
 from autotune.bench.cpu.ops import LARGE, OPERANDS, SMALL
 from autotune.bench.cpu.peak_memory import Peak
@@ -39,6 +39,7 @@ def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:
         ("decode of 340m over reading its weights", 1.25, False, ("decode 340m", quickest, FLOOR), quickest),
         ("decode after 100 000 tokens over after 10", 1.05, False, ("decode tiny by position", MANY, FEW), ""),
         ("token of tiny in the library over onnxruntime", 6, True, ("token tiny", token.ONNX, token.BASE), ""),
+        ("token of tiny in the library over ExecuTorch", 6, True, ("token tiny", token.EXECUTORCH, token.BASE), ""),
         *(
             (
                 f"token of 340m in {precision} over reading its weights", bound, False,
@@ -47,6 +48,12 @@ def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:
             for precision, bound in _OVER_READING.items()
         ),
         ("token of 340m in int8 over float32", 3, True, ("token 340m", token.BASE, token.library("int8")), ""),
+        ("ONNX prompt, kernels over standard", 5, True, (onnx.PREFILL, onnx.STANDARD, onnx.KERNELS), ""),
+        ("ONNX token, kernels over standard", 1.5, True, (onnx.DECODE, onnx.STANDARD, onnx.KERNELS), ""),
+        (
+            "ONNX token, kernels, at M = 4^8 over M = 4^5", 1.15, False,
+            (onnx.SLOTS, onnx.slots(onnx.MANY), onnx.slots(onnx.FEW)), "",
+        ),
     ]  # fmt: skip
     found = [
         Goal(name, bound, at_least, *_ratio(tables.get(table), of, over), note)

@@ -16,7 +16,7 @@ from autotune.bench.run import FLOOR, Candidate, Run, Table, check, torch_thread
 from export.c.session import CModel
 from ramnet import RamNetForCausalLM, RamState
 
-ONNX = "onnxruntime, bound state"
+ONNX, EXECUTORCH = "onnxruntime, bound state", "ExecuTorch"
 BASE = "library float32"
 # An integer's rounding changes which addresses are chosen, in a model of random weights more than in a trained one.
 _ROUNDING = {"float32": TOLERANCE, "bfloat16": 0.05, "int8": 0.5, "int4": 1.0}
@@ -52,7 +52,7 @@ def token(run: Run, preset: str, threads: int, *, tokens: int, others: bool, flo
         read = run.dram(threads).read if floors else None  # has a buffer of gigabytes
         for precision in _ROUNDING:
             run.on_step(f"{name}: building {library(precision)}")
-            made, size = _library(model, precision, Path(folder), threads)
+            made, size = deployed(model, precision, Path(folder), threads)
             found = torch.from_numpy(made.token(made.state(), 1)).reshape(expected.shape)
             check(library(precision), [found], [expected], _ROUNDING[precision])
             forms[library(precision)] = _tokens(made, tokens)
@@ -66,7 +66,7 @@ def token(run: Run, preset: str, threads: int, *, tokens: int, others: bool, flo
         return run.compare(name, "batch 1, in place, as deployed", forms, base=BASE, calls=tokens, threads=threads)
 
 
-def _library(model: RamNetForCausalLM, precision: str, folder: Path, threads: int) -> tuple[CModel, int]:
+def deployed(model: RamNetForCausalLM, precision: str, folder: Path, threads: int) -> tuple[CModel, int]:
     """Return the library with weights in a file, and the bytes of the weights that a token reads."""
     from lowering.aot import build, weights
     from ramnet.state import write_safetensors
@@ -93,11 +93,13 @@ def _repeat(call: Callable[[], Any], count: int) -> None:
         call()
 
 
-def _others(run: Run, model: RamNetForCausalLM, folder: Path, threads: int) -> dict[str, Decoding]:
+def _others(run: Run, model: RamNetForCausalLM, folder: Path, threads: int) -> dict[str, Candidate]:
     """Return the other runtimes that are installed."""
     import lowering
 
-    found = {COMPILED: Decoding(lowering.compile(model, target=run.target), RamState.zeros(model.config, 1))}
+    found: dict[str, Candidate] = {
+        COMPILED: Decoding(lowering.compile(model, target=run.target), RamState.zeros(model.config, 1))
+    }
     try:
         from export.onnx.build import export_onnx
         from export.onnx.session import OnnxSession
@@ -109,4 +111,23 @@ def _others(run: Run, model: RamNetForCausalLM, folder: Path, threads: int) -> d
         found[ONNX] = Decoding(session, OnnxState.zeros(model.config, 1))
     except ImportError as error:
         run.notice(f"{ONNX} left out: {error}")
+    try:
+        from export.executorch.build import export_executorch
+
+        run.on_step("exporting to ExecuTorch")
+        export_executorch(model, folder / "executorch")
+        found[EXECUTORCH] = _executorch(folder / "executorch", threads)
+    except ImportError as error:
+        run.notice(f"{EXECUTORCH} left out: {error}")
     return found
+
+
+def _executorch(directory: Path, threads: int) -> Candidate:
+    """Return a function that reads a token; its threads are of the whole process. Raises ImportError without it."""
+    from executorch.extension.pybindings import _C
+
+    from export.executorch.session import ExecutorchModel
+
+    _C._unsafe_reset_threadpool(threads)  # before anything runs on it
+    model = ExecutorchModel(directory)
+    return lambda: model.token(1).view(1, 1, -1)

@@ -210,7 +210,7 @@ def test_durations_have_digits():
 
 def test_every_option_is_explained():
     text = CliRunner().invoke(bench, ["--help"]).output
-    for option in ("--target", "--quick", "--output", "--threads"):
+    for option in ("--target", "--quick", "--output", "--threads", "--part", "--peers"):
         line = next(line for line in text.splitlines() if option in line)
         assert len(line.split()) > 3
 

@@ -1,0 +1,1 @@
+"""Other models and runtimes, which ``ramnet bench --peers`` compares with ours."""
