@@ -12,8 +12,8 @@ from torch import Tensor
 from autotune.bench.cpu.language_model import TOLERANCE, Decoding
 from autotune.bench.run import Candidate, Run, Table, check
 from export.libraries import need
-from export.session import OnnxSession
-from export.state import OnnxState
+from export.onnx.session import OnnxSession
+from export.onnx.state import OnnxState
 from ramnet import RamNetConfig, RamNetForCausalLM
 
 STANDARD, KERNELS = "onnxruntime, standard operators", "onnxruntime, kernels"
@@ -55,7 +55,7 @@ def tables(run: Run, threads: int) -> list[Table]:
 
 
 def _export(run: Run, folder: Path, threads: int, kernels: bool = False, **settings: int) -> OnnxSession:
-    from export.build import export_onnx
+    from export.onnx.build import export_onnx
 
     name = f"{KERNELS if kernels else STANDARD} {settings}"
     run.on_step(f"exporting {name}")
