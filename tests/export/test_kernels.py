@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from export.onnx.sidecar import DIGESTED, LIBRARY, ORT_FILES, Sidecar
 from export.onnx.state import OnnxState
 from lowering.aot import build
 from ramnet import RamNetForCausalLM
-from tests.export.conftest import assert_verified_without_torch, make_model
+from tests.export.conftest import Exported, assert_verified_without_torch, make_model
 
 pytest.importorskip("onnxruntime", reason="the export needs onnxruntime: pip install 'ramnet[export]'")
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
@@ -97,6 +98,29 @@ def test_the_example_writes_what_pytorch_generates(exported: Path, model: RamNet
     done = subprocess.run([sys.executable, program, exported, "A text", "12"], capture_output=True, check=True)
     ids = torch.tensor([list(b"A text")])
     assert done.stdout == b"A text" + bytes(model.generate(ids, 12, temperature=0)[0].tolist())[-12:]
+
+
+def test_the_program_in_c_writes_what_pytorch_generates(
+    exported: Path, model: RamNetForCausalLM, export_named: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    """It is linked with the library of the onnxruntime package, without its headers."""
+    import onnxruntime
+
+    (found,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    library = tmp_path / "libonnxruntime.so.1"
+    library.symlink_to(found)
+    folder = Path(export.__file__).parent
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{folder / 'onnx'}", "-Wl,-rpath,$ORIGIN"]
+    program = tmp_path / "generate"
+    command = [build.compiler(), *flags, folder / "examples" / "onnxruntime" / "generate.c", library, "-o", program]
+    subprocess.run(command, check=True)
+    standard, ids = export_named("mixed"), torch.tensor([list(b"A text")])
+    for directory, reference in ((exported, model), (standard.onnx, standard.model)):
+        done = subprocess.run([program, directory, "A text", "12"], capture_output=True, check=True)
+        assert done.stdout == bytes(reference.generate(ids, 12, temperature=0)[0].tolist()) + b"\n"
+    done = subprocess.run([program, tmp_path, "A text", "12"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"{tmp_path}/decode.onnx" in done.stderr
 
 
 def test_verify_needs_no_torch(exported: Path) -> None:
