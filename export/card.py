@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from export.description import sha256
+from export.folder import DESCRIPTION
+from export.manifest import Quality, Speed
 from ramnet.config import RamNetConfig
+
+FILENAME = "README.md"
+_LICENCE = (
+    "The code in this folder is under the Apache License 2.0 (`LICENSE`). The weights are under the terms of whoever"
+    " trained them."
+)
 
 
 class Card(NamedTuple):
@@ -15,8 +24,11 @@ class Card(NamedTuple):
     Attributes:
         library: what runs the export, as hubs name it, such as "onnxruntime"; it is also a tag.
         summary: what was exported and how, in a sentence or two.
-        files: the purpose of each file by its name; sizes are those of the files in the folder.
-        numbers: what was measured, by its name: errors, agreement, speeds.
+        files: the purpose of each file by its name; sizes and digests are those of the files in the folder.
+        numbers: what was measured, by its name, such as the largest error.
+        precision: the type of the weight matrices.
+        speed: None if it was not measured.
+        quality: None if it was not measured.
         calls: code by language, such as "python" or "cpp".
         notes: paragraphs on what a user must know.
     """
@@ -25,13 +37,18 @@ class Card(NamedTuple):
     summary: str
     files: Mapping[str, str]
     numbers: Mapping[str, str]
+    precision: str
+    speed: Speed | None
+    quality: Quality | None
     calls: Mapping[str, str]
     notes: Sequence[str] = ()
 
     def text(self, config: RamNetConfig, folder: Path) -> str:
         """Return the card of a model whose files are in ``folder``."""
         tags = f"library_name: {self.library}\npipeline_tag: text-generation\ntags:\n- ram-net\n- {self.library}"
-        sizes = [(name, purpose, _size(folder / name)) for name, purpose in self.files.items()]
+        files = [
+            (name, purpose, _size(folder / name), f"`{sha256(folder / name)}`") for name, purpose in self.files.items()
+        ]
         code = [f"```{language}\n{lines.strip()}\n```" for language, lines in self.calls.items()]
         parts = [
             f"---\n{tags}\n---",
@@ -43,13 +60,21 @@ class Card(NamedTuple):
             state(config),
             *self.notes,
             "## Files",
-            _table(("file", "what it is", "size"), sizes),
+            _table(("file", "what it is", "size", "SHA-256"), files),
+            f"`{DESCRIPTION}` has the configuration and the digests of all files; `ramnet verify` checks them and"
+            " repeats the comparison with PyTorch.",
             "## Measured",
-            _table(("what", ""), list(self.numbers.items())),
+            _table(("what", ""), [*self.numbers.items(), ("time of a token", _time(self.speed))]),
+            *_bits(self.quality, self.precision),
             "## Use",
             *code,
+            "## Licence",
+            _LICENCE,
         ]
         return "\n\n".join(parts) + "\n"
+
+    def save(self, config: RamNetConfig, folder: Path) -> None:
+        (folder / FILENAME).write_text(self.text(config, folder), encoding="utf-8")
 
 
 def ids(config: RamNetConfig) -> str:
@@ -77,6 +102,27 @@ def _architecture(config: RamNetConfig) -> str:
         f"{c.num_layers} layers of width {c.hidden_size}, {c.num_heads} heads with {c.slots} slots of {c.value_dim}"
         f" numbers each, of which a token writes {c.top_k} and reads {c.top_k}; a vocabulary of {c.vocab_size}."
     )
+
+
+def _time(speed: Speed | None) -> str:
+    if speed is None:
+        return "not measured"
+    threads = f"{speed.threads} thread{'s' if speed.threads > 1 else ''}"
+    return f"{speed.token_seconds * 1e6:.0f} µs, {threads}, on {speed.processor}"
+
+
+def _bits(quality: Quality | None, precision: str) -> list[str]:
+    """Say what the precision costs."""
+    if quality is None:
+        return ["Bits per byte were not measured."]
+    rows = [
+        ("float32, PyTorch", f"{quality.float32:.4f}", "100 %"),
+        (f"{precision}, this export", f"{quality.bits_per_byte:.4f}", f"{100 * quality.agreement:.1f} %"),
+    ]
+    return [
+        f"On {quality.tokens} bytes of text {quality.text}:",
+        _table(("precision", "bits per byte", "most probable byte is float32's"), rows),
+    ]
 
 
 def _size(path: Path) -> str:

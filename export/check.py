@@ -4,8 +4,6 @@ ExecuTorch, whose Python runtime needs PyTorch's libraries."""
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
 from contextlib import suppress
@@ -15,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from export import node
 from export.folder import DESCRIPTION
 from export.manifest import C_FORMAT, EXECUTORCH_FORMAT, WEB_FORMAT, Manifest
 from export.onnx.model import OnnxModel
@@ -67,27 +66,6 @@ def _onnx_logits(model: OnnxModel, ids: NDArray[np.int32]) -> NDArray[np.float32
     return np.concatenate([first, *(model.step(rows[:, t : t + 1], state) for t in range(half, len(ids)))], 1)[0]
 
 
-def _web_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Read half of the tokens one by one, and the others as a block, in Node."""
-    node = shutil.which("node")
-    if node is None:
-        raise OSError("node is not installed; it runs the WebAssembly module")
-    module = (directory / "ramnet.js").resolve().as_uri()
-    script = f"""
-        import {{ load }} from {json.dumps(module)};
-        const model = await load({json.dumps(str(directory.resolve()))}), state = model.state();
-        const ids = {json.dumps(ids.tolist())}, half = ids.length >> 1;
-        const parts = ids.slice(0, half).map((id) => model.token(state, id).slice());
-        parts.push(model.tokens(state, ids.slice(half), ids.length - half));
-        for (const x of parts) process.stdout.write(Buffer.from(x.buffer, x.byteOffset, x.byteLength));
-    """
-    done = subprocess.run([node, "--input-type=module", "-e", script], capture_output=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if "Error" in line]
-        raise ValueError(f"the model does not run in Node: {lines[0] if lines else done.returncode}")
-    return np.frombuffer(done.stdout, np.float32).reshape(len(ids), -1)
-
-
 def _c_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]:
     """Read half of the tokens one by one, and the others as a block with the state from a file."""
     from export.c.session import LIBRARY, WEIGHTS, CModel
@@ -115,7 +93,7 @@ def _executorch_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.fl
     return np.stack([*first, *(other.token(int(token)).numpy() for token in ids[half:])])
 
 
-_RUN = {C_FORMAT: _c_logits, EXECUTORCH_FORMAT: _executorch_logits, WEB_FORMAT: _web_logits}
+_RUN = {C_FORMAT: _c_logits, EXECUTORCH_FORMAT: _executorch_logits, WEB_FORMAT: node.logits}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from export.manifest import Manifest
     from export.onnx.verify import Check
+    from export.quality import HeldOut
     from ramnet import RamNetForCausalLM
     from ramnet.config import RamNetConfig
     from schedules.deployment import Deployment
@@ -81,7 +82,11 @@ def export(
     model = RamNetForCausalLM.from_pretrained(checkpoint)
     precision, target = precision or "float32", target or "cpu"
     if kind == "onnx":
-        written = _onnx(model, output, precision=precision, kernels=kernels, target=target, ort=ort)
+        written = _onnx(
+            model, output, text=_text(checkpoint), precision=precision, kernels=kernels, target=target, ort=ort
+        )
+    elif kind == "executorch":
+        written = _executorch(model, output, text=_text(checkpoint), kernels=kernels, precision=precision)
     else:
         deployment = _tuned(model.config, checkpoint) if tuned else None
         precision = deployment.precision if deployment else precision
@@ -89,7 +94,7 @@ def export(
         if kind == "c":
             written = _c(model, checkpoint, output, target, deployment, precision=precision, calibration=windows)
         else:
-            written = _other(model, output, kind, precision, kernels, windows)
+            written = _web(model, output, precision, windows)
     size = sum((output / file).stat().st_size for file in written)
     click.echo(f"wrote {click.format_filename(output)}: {', '.join(written)} ({size / 1e6:.1f} MB)")
 
@@ -117,22 +122,22 @@ def _onnx(model: RamNetForCausalLM, output: Path, **options: Any) -> Iterable[st
     return sorted(path.name for path in output.iterdir())
 
 
-def _other(
-    model: RamNetForCausalLM, output: Path, kind: str, precision: str, kernels: bool, calibration: list[Tensor] | None
-) -> Iterable[str]:
-    """Export to WebAssembly or ExecuTorch. Returns the names of the files."""
-    if kind == "wasm":
-        from export import web
+def _web(model: RamNetForCausalLM, output: Path, precision: str, calibration: list[Tensor] | None) -> Iterable[str]:
+    """Export to WebAssembly. Returns the names of the files."""
+    from export import web
 
-        with _progress(web.STAGES) as advance:
-            made = web.export_web(
-                model, output, precision=precision, calibration=calibration, on_progress=advance
-            )  # fmt: skip
-    else:
-        from export.executorch import build
+    with _progress(web.STAGES) as advance:
+        made = web.export_web(model, output, precision=precision, calibration=calibration, on_progress=advance)
+    _verified(made, output)
+    return sorted(path.name for path in output.iterdir())
 
-        with _progress(build.STAGES) as advance:
-            made = build.export_executorch(model, output, kernels=kernels, precision=precision, on_progress=advance)
+
+def _executorch(model: RamNetForCausalLM, output: Path, **options: Any) -> Iterable[str]:
+    """Export to ExecuTorch. Returns the names of the files."""
+    from export.executorch import build
+
+    with _progress(build.STAGES) as advance:
+        made = build.export_executorch(model, output, on_progress=advance, **options)
     _verified(made, output)
     return sorted(path.name for path in output.iterdir())
 
@@ -144,6 +149,11 @@ def _verified(made: Manifest, output: Path) -> None:
         click.echo(f"verified: the logits are off by {made.error:.1e} (relative)")
     if made.speed is not None:
         click.echo(f"a token takes {made.speed.token_seconds * 1e6:.0f} µs")
+    if made.quality is not None:
+        loss = made.quality.bits_per_byte / made.quality.float32 - 1
+        click.echo(
+            f"{made.quality.bits_per_byte:.4f} bits per byte on text {made.quality.text} ({loss:+.2%} against float32)"
+        )
 
 
 def _c(
@@ -152,23 +162,13 @@ def _c(
     """Export to C and print what was measured. Returns the names of the files."""
     from export.c.build import STAGES, export_c
     from export.folder import DESCRIPTION
-    from export.quality import held_out
 
-    try:
-        text = held_out(checkpoint)
-    except ValueError as error:
-        click.echo(f"bits per byte are not measured: {error}", err=True)
-        text = None
+    text = _text(checkpoint)
     with _progress(STAGES) as advance:
         made = export_c(
             model, output, target=target, deployment=deployment, text=text, on_progress=advance, **options
         )  # fmt: skip
     _verified(made, output)
-    if made.quality is not None:
-        loss = made.quality.bits_per_byte / made.quality.float32 - 1
-        click.echo(
-            f"{made.quality.bits_per_byte:.4f} bits per byte on text {made.quality.text} ({loss:+.2%} against float32)"
-        )
     return [*made.files, DESCRIPTION]
 
 
@@ -186,6 +186,17 @@ def _calibration(checkpoint: Path, precision: str, file: Path | None) -> list[Te
         if file is not None:
             raise
         click.echo(f"int4 is not calibrated: {error}; --calibrate names a text", err=True)
+        return None
+
+
+def _text(checkpoint: Path) -> HeldOut | None:
+    """Return the text that the training held out. Prints why if there is none."""
+    from export.quality import held_out
+
+    try:
+        return held_out(checkpoint)
+    except ValueError as error:
+        click.echo(f"bits per byte are not measured: {error}", err=True)
         return None
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from export import licence, process
+from export import cards, licence, node, process
 from export.c.build import check_as_built, write_weights
 from export.folder import replaced
 from export.manifest import WEB_FORMAT, Manifest
 from lowering import plain
-from lowering.aot import wasm
+from lowering.aot import wasm, weights
 from ramnet import RamNetForCausalLM
 
 STAGES = 2
@@ -48,7 +48,9 @@ def export_web(
         RuntimeError: if clang, wasm-ld or wasi-libc is missing, or fails.
     """
     model = plain(model)
+    weights.check(model.config, precision)
     check_as_built(model)
+    wasm.compiler()
     with replaced(Path(directory)) as aside:
         write_weights(model, precision, aside, calibration)
         wasm.write_wasm(model.config, precision, aside / WASM)
@@ -68,7 +70,8 @@ def export_web(
         )
         found.save(aside)
         if shutil.which("node"):
-            found = found.model_copy(update={"error": process.check(aside)})
-            found.save(aside)
+            found = found.model_copy(update={"error": process.check(aside), "speed": node.speed(aside)})
+        found = cards.add(found, aside)
+        found.save(aside)
     on_progress("verified")
     return found

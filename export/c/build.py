@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export import licence, process, quality
+from export import cards, licence, process, quality
 from export.c.session import LIBRARY, WEIGHTS, CModel
 from export.folder import replaced
 from export.libraries import need
@@ -83,7 +84,11 @@ def export_c(
     with replaced(Path(directory)) as aside:
         write_weights(model, precision, aside, calibration)
         on_progress("weights written")
-        build.write_libraries(model.config, precision, machines, aside, loops)
+        # A linker on a full disk says so in many lines, so the libraries are copied to where they belong.
+        with tempfile.TemporaryDirectory(prefix="ramnet-") as place:
+            build.write_libraries(model.config, precision, machines, Path(place), loops)
+            for path in Path(place).iterdir():
+                shutil.copy(path, aside)
         shutil.copy(Path(__file__).parents[1] / "examples" / "c" / PROGRAM, aside / PROGRAM)
         licence.copy(aside)
         on_progress("library built")
@@ -102,9 +107,10 @@ def export_c(
             on_progress("verified")
             library = CModel(aside / LIBRARY, aside / WEIGHTS)
             speed = quality.speed(partial(library.token, library.state()), library.vocabulary, threads=1)
-            measured = None if text is None else quality.measure(model, text, _logits(library), "cpu")
+            measured = None if text is None else quality.measure(model, text, _logits(library))
             found = found.model_copy(update={"speed": speed, "quality": measured})
-            found.save(aside)
+        found = cards.add(found, aside)
+        found.save(aside)
     on_progress("measured")
     return found
 

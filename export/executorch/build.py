@@ -6,7 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from export import licence, process, quality
+import numpy as np
+from numpy.typing import NDArray
+
+from export import cards, licence, process, quality
 from export.c.build import check_as_built
 from export.executorch import program
 from export.executorch.session import LIBRARY, PROGRAM, ExecutorchModel
@@ -29,6 +32,7 @@ def export_executorch(
     *,
     kernels: bool = False,
     precision: str = "float32",
+    text: quality.HeldOut | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Export ``model`` to model.pte, an ExecuTorch program of one token, with samples and ramnet.json.
@@ -47,6 +51,7 @@ def export_executorch(
             libramnet_executorch.so has its kernel.
         precision: the type of the weight matrices, which is float32 without kernels. With them it is a key of
             ``lowering.aot.weights.FILE_TYPES``, and the token reads the weights as they are stored.
+        text: on which bits per byte are measured, if any.
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
     Raises:
@@ -83,7 +88,8 @@ def export_executorch(
         on_progress("verified")
         run = ExecutorchModel(aside)
         speed = quality.speed(run.token, model.config.vocab_size, run.threads)
-        found = found.model_copy(update={"speed": speed})
+        measured = None if text is None else quality.measure(model, text, _logits(run))
+        found = cards.add(found.model_copy(update={"speed": speed, "quality": measured}), aside)
         found.save(aside)
     on_progress("measured")
     return found
@@ -115,3 +121,11 @@ def _write_with_kernels(model: RamNetForCausalLM, directory: Path, precision: st
     token = KernelToken(stored, model.config, precision)
     program.write(token, directory / PROGRAM)
     write(token, directory / LIBRARY)
+
+
+def _logits(runtime: ExecutorchModel) -> Callable[[NDArray[np.int32]], NDArray[np.float32]]:
+    def run(ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        runtime.reset()
+        return np.stack([runtime.token(int(token)).numpy() for token in ids])
+
+    return run

@@ -64,12 +64,15 @@ def write(token: KernelToken, library: Path) -> None:
         found = wheel()
         command = [
             compiler(), *FLAGS, f'-DRAMNET_OPERATOR="{_name(token)}.out"', "-I", folder, *found.includes, "-shared",
-            "-fPIC", "-fvisibility=hidden", "-o", library, _SOURCE, folder / "libramnet.a", "-Wl,--exclude-libs,ALL",
-            "-L", found.libraries, "-lexecutorch", "-lexecutorch_threadpool", "-lm", "-pthread",
+            "-fPIC", "-fvisibility=hidden", "-o", folder / "library.so", _SOURCE, folder / "libramnet.a",
+            "-Wl,--exclude-libs,ALL", "-L", found.libraries, "-lexecutorch", "-lexecutorch_threadpool", "-lm",
+            "-pthread",
         ]  # fmt: skip
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
+        # A linker on a full disk says so in many lines, so the library is copied to where it belongs.
+        shutil.copy(folder / "library.so", library)
 
 
 class Wheel(NamedTuple):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from export.libraries import need
+from export.manifest import EXECUTORCH_FORMAT, Manifest
 from ramnet import RamNetConfig, RamState
 
 PROGRAM, LIBRARY = "model.pte", "libramnet_executorch.so"
@@ -23,7 +24,7 @@ class ExecutorchModel:
         directory: the folder that ``export_executorch`` wrote.
 
     Raises:
-        ValueError: if ``directory`` has no program, or ExecuTorch cannot load it.
+        ValueError: if ``directory`` is not an ExecuTorch export, a file is damaged, or ExecuTorch cannot load it.
         OSError: if the system cannot load the library with the kernels.
         ImportError: if executorch is not installed.
     """
@@ -34,10 +35,11 @@ class ExecutorchModel:
         from executorch.extension.pybindings import _C
 
         path = Path(directory) / PROGRAM
-        if not path.is_file():
-            raise ValueError(f"{directory} is not an ExecuTorch export: it has no {PROGRAM}")
+        manifest = Manifest.load(Path(directory))  # raises before the library's code runs
+        if manifest.format != EXECUTORCH_FORMAT:
+            raise ValueError(f"{directory} has the format {manifest.format}; it must be {EXECUTORCH_FORMAT}")
         library = path.with_name(LIBRARY)
-        if library.is_file():
+        if LIBRARY in manifest.files:
             ctypes.CDLL(str(library.resolve()))  # registers its kernel
         try:
             self._program = _C._load_program(str(path))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from export import samples
+from export import card, licence, quality, samples
 from export.description import digests, text_of, versions
 from export.folder import DESCRIPTION, replaced
 from export.libraries import need
@@ -19,7 +19,6 @@ from export.onnx.ports import GRAPHS
 from export.onnx.precision import convert
 from export.onnx.session import OnnxSession
 from export.onnx.sidecar import (
-    CARD,
     DIGESTED,
     FORMAT,
     LIBRARY,
@@ -59,6 +58,7 @@ def export_onnx(
     target: str = "cpu",
     ort: bool = False,
     schedules: dict[str, Any] | None = None,
+    text: quality.HeldOut | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> list[verify.Check]:
     """Export ``model`` to decode.onnx, prefill.onnx, weights.bin, samples.safetensors, a model card README.md, and
@@ -76,6 +76,7 @@ def export_onnx(
         target: "cpu" for this machine's processor, "x86-64-v3" or "x86-64-v4".
         ort: also write decode.ort and prefill.ort, in onnxruntime's own format.
         schedules: records of the tuned kernels, to be stored in ramnet.json.
+        text: on which bits per byte are measured, if any.
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
     Returns:
@@ -106,7 +107,8 @@ def export_onnx(
         graphs.save(models, aside)
         verify.check_graphs(aside, {"ramnet", "com.microsoft"} if kernels else {"com.microsoft"})
         on_progress("graphs checked")
-        for later in (samples.FILENAME, CARD):
+        licence.copy(aside)
+        for later in (samples.FILENAME, card.FILENAME):
             (aside / later).touch()
         sidecar = Sidecar(
             format=FORMAT,
@@ -130,16 +132,20 @@ def export_onnx(
             on_progress(check.name)
         if not all(check.passed for check in checks):
             raise VerificationError(checks)
-        found = {
+        found: dict[str, Any] = {
             "largest_errors": {f"{check.name}, batch {check.batch}": check.error for check in checks},
             "agreement": sum(check.agreement for check in checks) / len(checks),
         }
-        run = OnnxModel(aside)
+        run = OnnxModel(aside, threads=1)
         ids = samples.Samples.of(model).ids
         row = ids.astype(np.int64)[None]
         samples.Samples(ids, run.prefill(row)[0][0]).save(aside)
         if ort:
             ort_format.save(run, row, aside, aside / LIBRARY if kernels else None)
+        state = run.state()
+        found["speed"] = quality.speed(lambda token: run.step(np.array([[token]]), state), run.config.vocab_size, 1)
+        if text is not None:
+            found["quality"] = quality.measure(model, text, lambda ids: run.prefill(ids.astype(np.int64)[None])[0][0])
         described = sidecar.model_copy(update=found)
         describe.save_card(described, checks, aside)
         described.model_copy(update={"files": digests(aside)}).save(aside)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export import samples
+from export import licence, samples
 from export.card import Card
-from export.folder import DESCRIPTION
-from export.onnx.sidecar import CARD, LIBRARY, ORT_FILES, Sidecar
+from export.onnx.sidecar import LIBRARY, ORT_FILES, Sidecar
 from export.onnx.verify import Check
 
 _FILES = {
@@ -18,7 +17,7 @@ _FILES = {
     LIBRARY: "custom operators of the domain `ramnet`, in machine code for {kernels}",
     ORT_FILES[0]: "decode.onnx with its weights, in onnxruntime's own format",
     ORT_FILES[1]: "prefill.onnx with its weights, in onnxruntime's own format",
-    DESCRIPTION: "configuration, inputs and outputs, first state, digests of all files",
+    licence.FILENAME: "the licence of the code",
 }
 _PYTHON = """
 import numpy as np
@@ -60,6 +59,9 @@ def save_card(sidecar: Sidecar, checks: list[Check], directory: Path) -> None:
             "largest error of the state": f"{max(check.state for check in checks):.1e}",
             "tokens whose most probable next token is PyTorch's": f"{sidecar.agreement:.2%}",
         },
+        precision=sidecar.precision,
+        speed=sidecar.speed,
+        quality=sidecar.quality,
         calls={"python": _PYTHON, "cpp": _CPP.replace("{register}", register).replace("{slots}", slots)},
         notes=[
             "`past_recurrent.NAME` is the state before the tokens and `present_recurrent.NAME` the state after them;"
@@ -67,4 +69,4 @@ def save_card(sidecar: Sidecar, checks: list[Check], directory: Path) -> None:
             " reads and writes; they cost nothing if they are not requested.",
         ],
     )
-    (directory / CARD).write_text(card.text(sidecar.config, directory), encoding="utf-8")
+    card.save(sidecar.config, directory)

@@ -43,13 +43,17 @@ class OnnxModel:
                 raise ValueError(f"{graph.path} is not the graph of {DESCRIPTION} beside it: it {wrong}")
         self._steps: WeakKeyDictionary[OnnxState, BoundStep] = WeakKeyDictionary()
 
+    def state(self, batch_size: int = 1) -> OnnxState:
+        """Return the state before the first token."""
+        return OnnxState.zeros(self.config, batch_size)
+
     def prefill(
         self, input_ids: NDArray[np.int64], state: OnnxState | None = None
     ) -> tuple[NDArray[np.float32], OnnxState]:
         """Return logits [B, T, V] of ids [B, T], T ≥ 1, after ``state``, and a new state."""
         if self.check(input_ids) < 1:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; prefill needs [B, T] with T >= 1")
-        state = OnnxState.zeros(self.config, len(input_ids)) if state is None else state
+        state = self.state(len(input_ids)) if state is None else state
         self._check_state(state, len(input_ids))
         logits, after, _ = run(self.graphs["prefill"], input_ids, state)
         return logits, after

@@ -7,16 +7,17 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from export import description, samples
+from export import card, description, licence, samples
 from export.description import text_of
+from export.manifest import Quality, Speed
 from export.onnx.ports import GRAPHS, WEIGHTS, Port, difference, inputs, outputs
 from ramnet.config import RamNetConfig
 
 # ramnet-onnx-1 had one position for all rows, ramnet-onnx-2 no digests of samples and of a model card.
 FORMAT: Literal["ramnet-onnx-3"] = "ramnet-onnx-3"
-CARD, LIBRARY = "README.md", "libramnet_onnxruntime.so"
+LIBRARY = "libramnet_onnxruntime.so"
 # The files of every export but ramnet.json, and those of some.
-DIGESTED = (*(f"{kind}.onnx" for kind in GRAPHS), WEIGHTS, samples.FILENAME, CARD)
+DIGESTED = (*(f"{kind}.onnx" for kind in GRAPHS), WEIGHTS, samples.FILENAME, licence.FILENAME, card.FILENAME)
 ORT_FILES = tuple(f"{kind}.ort" for kind in GRAPHS)
 PRECISIONS = ("float32", "float16", "int8")
 
@@ -50,6 +51,8 @@ class Sidecar(BaseModel):
         largest_errors: the error of each check of the verification, by its name.
         agreement: the fraction of tokens whose most probable next token was PyTorch's.
         schedules: the record of each op, or the default's knobs.
+        speed: of the decode graph; None if it was not measured.
+        quality: what the precision costs; None if it was not measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -67,6 +70,8 @@ class Sidecar(BaseModel):
     largest_errors: dict[str, float]
     agreement: float
     schedules: dict[str, Any] | None
+    speed: Speed | None = None
+    quality: Quality | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -35,7 +35,7 @@ def write_wasm(config: RamNetConfig, precision: str, path: str | Path) -> None:
         RuntimeError: if clang, wasm-ld or wasi-libc is missing, or fails.
         OSError: if the file cannot be written.
     """
-    clang = _clang()
+    clang = compiler()
     with tempfile.TemporaryDirectory(prefix="ramnet-") as name, written_aside(path) as aside:
         folder = Path(name)
         build.write_sources(config, folder, precision, [WASM])
@@ -50,7 +50,7 @@ def write_wasm(config: RamNetConfig, precision: str, path: str | Path) -> None:
         aside.write_bytes(linked.read_bytes())  # a linker makes programs, which are executable
 
 
-def _clang() -> str:
+def compiler() -> str:
     """Return clang. Raises RuntimeError if it, its linker or its C library for WebAssembly is missing."""
     for program in ("clang", "wasm-ld"):
         if shutil.which(program) is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +70,19 @@ def assert_verified_without_torch(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", without, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{folder} is as it was exported" in done.stdout
+
+
+def checked_card(folder: Path) -> dict[str, str]:
+    """Check the model card of an export. Returns its code by language."""
+    text = (folder / "README.md").read_text()
+    files = json.loads((folder / "ramnet.json").read_text())["files"]
+    rows = dict(re.findall(r"^\| (\S+) \| .* \| [0-9.]+ [KM]B \| `([0-9a-f]{64})` \|$", text, re.MULTILINE))
+    assert rows and rows.items() <= files.items()
+    assert {"LICENSE", "samples.safetensors"} <= rows.keys()
+    assert "The state before the first token is not all zeros" in text
+    assert re.search(r"^\| time of a token \| \d+ µs, \d+ threads?, on .+ \|$", text, re.MULTILINE)
+    assert re.search(r"^\| .*error of the logits against PyTorch.* \| \d\.\de-\d+ \|$", text, re.MULTILINE)
+    return dict(re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
 
 
 @pytest.fixture(scope="session")

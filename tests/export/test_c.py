@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from export.manifest import Manifest
 from export.samples import Samples
 from lowering.aot import build
 from ramnet import RamNetForCausalLM
-from tests.export.conftest import assert_verified_without_torch
+from tests.export.conftest import assert_verified_without_torch, checked_card
 from tests.export.test_build import entries
 from tests.lowering.aot.c_library import TINY, model_of
 
@@ -87,6 +88,21 @@ def test_the_bundles_program_links_with_either_library(bundle: Path, tmp_path: P
         done = subprocess.run([program, bundle / WEIGHTS, "def f", "20"], capture_output=True, check=True)
         texts.append(done.stdout)
     assert texts[0] == texts[1] and len(texts[0]) == len("def f") + 20 + 1
+
+
+def test_the_cards_code_runs(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = checked_card(bundle)
+    (tmp_path / "program.c").write_text(code["c"])
+    flags = ["-Wall", "-Wextra", "-Werror", f"-I{bundle}", "-o", "program"]
+    libraries = [bundle / ARCHIVE, "-lm", "-pthread"]
+    subprocess.run([build.compiler(), *flags, "program.c", *libraries], cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "program"], cwd=bundle, check=True)
+    for name in (LIBRARY, WEIGHTS):
+        (tmp_path / name).symlink_to(bundle / name)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(code["python"], scope)
+    assert scope["logits"].shape == (256,)
 
 
 @pytest.mark.parametrize("name", [LIBRARY, ARCHIVE, HEADER, WEIGHTS, PROGRAM, "samples.safetensors", "LICENSE"])

@@ -48,7 +48,7 @@ def test_export_verifies_and_writes(
     assert result.code == 0, result.err
     assert "64 decode steps" in result.out
     assert "FAILED" not in result.out
-    assert result.out.splitlines()[-1].startswith(f"wrote {tmp_path}/onnx: README.md, decode.onnx")
+    assert result.out.splitlines()[-1].startswith(f"wrote {tmp_path}/onnx: LICENSE, README.md, decode.onnx")
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == sorted(FILES)
 
 

@@ -24,7 +24,7 @@ from export.onnx.sidecar import Sidecar
 from export.onnx.state import OnnxState
 from export.samples import Samples
 from ramnet import RamNetForCausalLM
-from tests.export.conftest import Exported
+from tests.export.conftest import Exported, checked_card
 
 TOLERANCE = 2e-5  # float32 sums in another order
 
@@ -120,6 +120,14 @@ def test_the_card_and_the_description_say_the_first_state_and_how_text_becomes_i
     assert ("Each byte of the UTF-8 text is one id" in text) == (config.vocab_size == 256)
     for name in sidecar.files.keys() - {"README.md"}:
         assert re.search(rf"\| {re.escape(name)} \| .* \| [0-9.]+ [KM]B \|", text)
+
+
+def test_the_cards_code_runs(mixed: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = checked_card(mixed.onnx)
+    monkeypatch.chdir(mixed.onnx)
+    scope: dict[str, Any] = {}
+    exec(code["python"], scope)
+    assert scope["logits"].shape == (1, 1, 256)
 
 
 def test_every_file_of_the_folder_has_its_digest(exported: Exported) -> None:

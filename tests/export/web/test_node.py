@@ -15,6 +15,7 @@ import torch
 
 from lowering.aot import wasm
 from ramnet import RamState
+from tests.export.conftest import checked_card
 from tests.lowering.aot.c_library import TINY, CLibrary, eager_logits, error, ids_of, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
@@ -38,6 +39,14 @@ def test_float32_writes_what_pytorch_generates(bundle: Callable[[str], Path]) ->
     want = eager_logits(model, ids)
     for way in ("alone", "blocks"):
         assert error(np.array(found[way], np.float32).reshape(want.shape), want) < 1e-5
+
+
+def test_the_cards_code_runs(bundle: Callable[[str], Path]) -> None:
+    script = checked_card(bundle("float32"))["js"] + "console.log(logits.length, file.length > 1000);"
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", script], cwd=bundle("float32"), capture_output=True, text=True
+    )
+    assert done.stdout == "256 true\n", done.stderr
 
 
 def test_int8_writes_what_the_c_library_does(bundle: Callable[[str], Path], tmp_path: Path) -> None:
