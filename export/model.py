@@ -14,9 +14,14 @@ from lowering.aot import weights
 from ramnet import RamNetForCausalLM
 
 
+def uncompiled(model: RamNetForCausalLM) -> RamNetForCausalLM:
+    """Return the model that ``lowering.compile`` or ``torch.compile`` was given."""
+    return plain(getattr(model, "_orig_mod", model))  # torch.compile's wrapper has the model
+
+
 def float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
     """Return the model in float32 on the CPU, uncompiled: the model itself if it is that."""
-    model = plain(getattr(model, "_orig_mod", model))  # torch.compile's wrapper has the model
+    model = uncompiled(model)
     if all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()):
         return model
     return copy.deepcopy(model).to("cpu", torch.float32)

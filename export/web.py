@@ -12,7 +12,7 @@ from export import cards, licence, node, process
 from export.c.build import check_as_built, write_weights
 from export.folder import replaced
 from export.manifest import WEB_FORMAT, Manifest
-from lowering import plain
+from export.model import uncompiled
 from lowering.aot import wasm, weights
 from ramnet import RamNetForCausalLM
 
@@ -47,7 +47,7 @@ def export_web(
         ImportError: if TVM is not installed.
         RuntimeError: if clang, wasm-ld or wasi-libc is missing, or fails.
     """
-    model = plain(model)
+    model = uncompiled(model)
     weights.check(model.config, precision)
     check_as_built(model)
     wasm.compiler()

@@ -16,9 +16,8 @@ from export.c.session import LIBRARY, WEIGHTS, CModel
 from export.folder import replaced
 from export.libraries import need
 from export.manifest import C_FORMAT, Manifest
-from export.model import as_stored
+from export.model import as_stored, uncompiled
 from export.samples import Samples
-from lowering import plain
 from lowering.aot import build, weights
 from lowering.aot import calibration as calibrate
 from lowering.model.as_built import is_as_built
@@ -73,7 +72,7 @@ def export_c(
     if target != THIS_CPU and target not in TARGETS:
         raise ValueError(f"target is {target!r}; it must be {THIS_CPU} or one of {', '.join(TARGETS)}")
     machines = TARGETS.get(target, ())
-    model = plain(model)
+    model = uncompiled(model)
     loops = build.LOOPS
     if deployment is not None:
         precision = deployment.precision

@@ -1,4 +1,5 @@
-"""What is wrong with an export of any format is one sentence, before anything of it runs or is written."""
+"""What is wrong with an export of any format is one sentence, before anything of it runs or is written, and what was
+compiled is exported as what it is."""
 
 from __future__ import annotations
 
@@ -10,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import export.web
+import lowering
 from export import check, node, process
 from export.c import build as c
 from export.executorch import build as executorch
@@ -177,6 +181,21 @@ def test_a_full_disk_at_any_file_leaves_what_was_there(tmp_path: Path, quick: No
         assert entries(tmp_path) == before
     with full_disk(after=sizes[-1] + 1000):
         EXPORTS[kind](model, folder)
+
+
+@pytest.mark.parametrize("compiled", [torch.compile, lowering.compile])
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_a_compiled_model_in_another_type_is_exported_as_what_it_is(
+    tmp_path: Path, quick: None, kind: str, compiled: Callable[[Any], Any]
+) -> None:
+    config = CONFIG.model_copy(update={"tie_embeddings": True, "conv_layers": 1})
+    model = model_of(config).to(torch.bfloat16)
+    EXPORTS[kind](compiled(model), tmp_path / "out")
+    assert Manifest.load(tmp_path / "out").config == config
+    if kind in ("c", "wasm"):
+        stored = load_file(tmp_path / "out" / "weights.safetensors")
+        for name, weight in model.named_parameters():
+            assert torch.equal(stored[name], weight.float())
 
 
 @pytest.mark.parametrize("kind", ["c", "executorch with kernels", "wasm"])
