@@ -48,6 +48,8 @@ class Int8(Matrix):
     def dots(self, rows: list[Any], prepared: Any, tokens: list[Any]) -> list[list[Expression]]:
         rounded, steps = prepared
         dot = self.machine.dot
+        if dot.matrix and self.inputs % 16 == len(rows) % 2 == len(tokens) % 2 == 0:
+            return self.tiles(rows, prepared, tokens)
         width = dot.width(self.inputs)
         lanes = dot.lanes(width)
         sums = [[T.sblock_alloc_buffer((lanes,), "int32") for _ in tokens] for _ in rows]
@@ -79,6 +81,43 @@ class Int8(Matrix):
                 of_row.append(exact.astype("float32") * (self.scale[row] * steps[token]))
             results.append(of_row)
         return results
+
+    def tiles(self, rows: list[Any], prepared: Any, tokens: list[Any]) -> list[list[Expression]]:
+        """Return ``dots``, computed for pairs of rows and pairs of tokens at a time.
+
+        With smmla, a token of a block of "tiny" takes 123 000 instructions, with sdot 134 000.
+        """
+        rounded, steps = prepared
+        sums = [[T.sblock_alloc_buffer((4,), "int32") for _ in tokens[::2]] for _ in rows[::2]]
+        every = tir.Ramp(0, 1, 4)
+        for total in flat(sums):
+            builder.buffer_store(total, tir.Broadcast(emit.constant(0, "int32"), 4), [every])
+
+        def pairs(vectors: list[Any]) -> list[list[Any]]:
+            """Return the first, and the last, 8 numbers of each two vectors."""
+            halves = ([*range(at, at + 8), *range(16 + at, 24 + at)] for at in (0, 8))
+            first, last = ([tir.Shuffle([*two], half) for two in zip(vectors[::2], vectors[1::2], strict=True)]
+                           for half in halves)  # fmt: skip
+            return [list(both) for both in zip(first, last, strict=True)]
+
+        with builder.serial(0, self.inputs // 16) as i:
+            for row in rows:
+                self.fetch(row, i * 16, 16)
+            weights = pairs([self.weight[row, tir.Ramp(i * 16, 1, 16)] for row in rows])
+            activations = pairs([rounded[tir.Ramp(token * self.inputs + i * 16, 1, 16)] for token in tokens])
+            for of_rows, w in zip(sums, weights, strict=True):
+                for total, a in zip(of_rows, activations, strict=True):
+                    value = total[every]
+                    for half in range(2):
+                        value = tir.call_llvm_pure_intrin("int32x4", self.machine.dot.matrix, value, w[half], a[half])
+                    builder.buffer_store(total, value, [every])
+        return [
+            [
+                sums[r // 2][t // 2][r % 2 * 2 + t % 2].astype("float32") * (self.scale[row] * steps[token])
+                for t, token in enumerate(tokens)
+            ]
+            for r, row in enumerate(rows)
+        ]
 
 
 class Int4(Matrix):

@@ -16,10 +16,12 @@ class Dot:
     Attributes:
         intrinsic: LLVM's name by the number of products in one instruction; empty to widen and multiply.
         offset: what is added to activations, which the instruction takes as unsigned numbers.
+        matrix: LLVM's name of an instruction that adds the products of two rows of 8 with two others to 2 × 2 sums.
     """
 
     intrinsic: dict[int, str] = field(default_factory=dict)
     offset: int = 0
+    matrix: str = ""
 
     def width(self, inputs: int) -> int:
         """Return how many products of a row are added at a time."""
@@ -101,6 +103,7 @@ class _WasmDot(Dot):
 _VNNI = Dot({width: f"llvm.x86.avx512.vpdpbusd.{width * 8}" for width in (64, 32, 16)}, offset=128)
 _AVX2 = _Avx2Dot()
 _SDOT = Dot({16: "llvm.aarch64.neon.sdot.v4i32.v16i8"})
+_I8MM = Dot(_SDOT.intrinsic, matrix="llvm.aarch64.neon.smmla.v4i32.v16i8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +138,10 @@ def _machine(name: str, triple: str, llvm: dict[str, Any], dot: Dot, needs: tupl
 _V3 = ("avx2", "bmi2", "fma")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _V8_2 = ("atomics", "asimdrdm", "asimdhp", "asimddp")
+_V1 = (*_V8_2, "i8mm", "bf16", "sve")
 
 # Each is what a program can be shipped for. x86-64-v3 and v4 are levels of the x86-64 psABI: AVX2, and AVX-512 without
-# VNNI. The Cortex-A72 has no dot product; the A76 and the Neoverse N1 do.
+# VNNI. The Cortex-A72 has no dot product; the A76 and the Neoverse N1 do, and the V1 of Graviton 3 has i8mm too.
 MACHINES = {
     machine.name: machine
     for machine in (
@@ -146,6 +150,7 @@ MACHINES = {
         _machine("rpi4", "aarch64", {"mcpu": "cortex-a72"}, Dot(), ()),
         _machine("rpi5", "aarch64", {"mcpu": "cortex-a76"}, _SDOT, _V8_2),
         _machine("graviton", "aarch64", {"mcpu": "neoverse-n1"}, _SDOT, _V8_2),
+        _machine("graviton3", "aarch64", {"mcpu": "neoverse-v1"}, _I8MM, _V1),
     )
 }
 
@@ -172,7 +177,7 @@ def host() -> Machine:
     from lowering.targets import cpu_features
 
     features = cpu_features()
-    known = {"avx512_vnni": _VNNI, "avx2": _AVX2, "asimddp": _SDOT}
+    known = {"avx512_vnni": _VNNI, "avx2": _AVX2, "i8mm": _I8MM, "asimddp": _SDOT}
     dot = next((dot for feature, dot in known.items() if feature in features), Dot())
     needs = tuple(feature for feature in _USED.get(platform.machine(), ()) if feature in features)
     return Machine("cpu", {"kind": "llvm", "mcpu": processor()}, dot, needs=needs)
@@ -184,7 +189,7 @@ _USED = {
         *_V4, "avx512vbmi", "avx512ifma", "avx512_vbmi2", "avx512_bitalg", "avx512_vpopcntdq", "avx512_vnni",
         "avx_vnni", "gfni",
     ),
-    "aarch64": (*_V8_2, "i8mm", "bf16", "sve", "sve2"),
+    "aarch64": (*_V1, "sve2"),
 }  # fmt: skip
 
 

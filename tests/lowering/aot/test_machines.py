@@ -23,12 +23,14 @@ pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet
 
 PROMPT = b"A text of more than thirty-two bytes, "
 SMALL = TINY.model_copy(update={"intermediate_size": 0, "conv_layers": 0})  # compiles in half the time
-# Each of these is compiled for once. The integer products of x86-64, of rpi4, and of rpi5 and graviton differ.
-PRECISIONS = {"x86-64-v3": "int8", "x86-64": "int4", "rpi4": "int4", "rpi5": "int8", "graviton": "float32"}
+# Each of these is compiled for once. The integer products of x86-64, rpi4, rpi5 and graviton3 differ.
+PRECISIONS = {
+    "x86-64-v3": "int8", "x86-64": "int4", "rpi4": "int4", "rpi5": "int8", "graviton": "float32", "graviton3": "int8",
+}  # fmt: skip
 # The numbers of instruction sets in an ELF header.
 ELF = {"x86_64": 62, "aarch64": 183}
 # What qemu imitates, without instructions that the machine does not have.
-QEMU = {"rpi4": "cortex-a72", "rpi5": "cortex-a76", "graviton": "neoverse-n1"}
+QEMU = {"rpi4": "cortex-a72", "rpi5": "cortex-a76", "graviton": "neoverse-n1", "graviton3": "max"}
 CROSS, EMULATOR = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
 X86_EMULATOR = shutil.which("qemu-x86_64")
 PROGRAM = Path(export.__file__).parent / "examples" / "c" / "generate.c"
@@ -56,6 +58,14 @@ def test_an_object_is_for_its_machine(name: str, sources: Sources) -> None:
         kernels = (sources.of(name) / f"{machine.symbol}.o").read_bytes()
         assert kernels[:4] == b"\x7fELF"
         assert int.from_bytes(kernels[18:20], "little") == ELF[machine.llvm["mtriple"].partition("-")[0]]
+
+
+def test_products_of_several_tokens_use_i8mm(sources: Sources) -> None:
+    def has_smmla(name: str) -> bool:
+        words = np.frombuffer((sources.of(name) / f"{name}.o").read_bytes(), "<u4", offset=64)
+        return bool((words & 0xFFE0FC00 == 0x4E80A400).any())
+
+    assert has_smmla("graviton3") and not has_smmla("rpi5")
 
 
 @pytest.mark.skipif("avx2" not in cpu_features(), reason="it runs code of x86-64-v3")
