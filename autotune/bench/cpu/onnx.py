@@ -16,7 +16,7 @@ from export.onnx.session import OnnxSession
 from export.onnx.state import OnnxState
 from ramnet import RamNetConfig, RamNetForCausalLM
 
-STANDARD, KERNELS = "onnxruntime, standard operators", "onnxruntime, kernels"
+STANDARD, KERNELS = "onnxruntime, standard operators", "kernels in onnxruntime"
 # The orders whose memories are compared: 4^5 and 4^8 slots.
 FEW, MANY = 5, 8
 PREFILL, DECODE, SLOTS = "onnx prefill tiny", "onnx decode tiny", "onnx decode by slots"

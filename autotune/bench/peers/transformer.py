@@ -152,13 +152,16 @@ class Session:
         for port in self._session.get_inputs():
             if port.name.startswith("past."):
                 name = port.name.removeprefix("past.")
-                # Random, since pages that were never written share one page of zeros, which stays in the CPU's cache.
-                self.cache[name] = self._random.standard_normal(port.shape, np.float32)
+                # Pages that were never written share one page of zeros, which stays in the CPU's cache.
+                self.cache[name] = next(iter(self.cache.values())).copy() if self.cache else self._keys(port.shape)
                 held = OrtValue.ortvalue_from_numpy(self.cache[name])
                 self._binding.bind_ortvalue_input(port.name, held)
                 self._binding.bind_ortvalue_output(f"present.{name}", held)
         self._logits = np.zeros(self._session.get_outputs()[0].shape, np.float32)
         self._binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(self._logits))
+
+    def _keys(self, shape: list[int]) -> np.ndarray:
+        return self._random.standard_normal(shape, np.float32)
 
     def token(self, token: int, tokens: int) -> np.ndarray:
         """Read a token after ``tokens`` others. Returns the logits [V], which the next call overwrites."""
