@@ -68,6 +68,7 @@ class DeploymentRecord(BaseModel):
         model: ``digest`` of the configuration.
         gain: the time of ``lowering.compile`` divided by the chosen one's, the median of paired rounds.
         front: the points that no other one beats in both time and loss.
+        prompt_seconds: the time of a token of a prompt of 256; None in a record from before it was measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -83,6 +84,7 @@ class DeploymentRecord(BaseModel):
     trials: int
     fingerprint: str
     date: str
+    prompt_seconds: float | None = None
 
 
 def digest(config: RamNetConfig) -> str:

@@ -35,9 +35,9 @@ def tune_model(
 ) -> None:  # fmt: skip
     """Find how a model is best deployed on this CPU: precision, loops, threads.
 
-    Each trial builds a C library of the whole model, checks it against PyTorch, and times a token, in a process that is
-    killed if it hangs. The fastest deployment that predicts at most 0.5 % worse than float32 is recorded, and `ramnet
-    export --format c --tuned` uses it.
+    The precisions of the fewest bytes are tried first. Each trial builds a C library of the whole model, checks it
+    against PyTorch, and times a token, in a process that is killed if it hangs. The fastest deployment that predicts at
+    most 0.5 % worse than float32 is recorded, and `ramnet export --format c --tuned` uses it.
     """
     begin = perf_counter()
     if (checkpoint is None) == (preset is None):
@@ -46,10 +46,11 @@ def tune_model(
 
     from autotune.deployment import report
     from autotune.deployment.search import Progress, Search
-    from autotune.measure.bandwidth import bandwidth
-    from export.quality import held_out
+    from autotune.deployment.stored import Stored
+    from autotune.measure.bandwidth import bandwidth, cache_sizes
+    from export.quality import calibration, held_out
     from ramnet import RamNetConfig, RamNetForCausalLM
-    from ramnet.console import console
+    from ramnet.console import console, duration
     from ramnet.files import require_writable
     from schedules import deployment
 
@@ -57,43 +58,47 @@ def tune_model(
     journal, picture = output / "journal.log", output / "front.png"
     require_writable(journal, picture, records_file)
     screen, beside = console(), console(stderr=True)
-    text = None
+    text = windows = None
     if checkpoint is None:
         assert preset is not None
         torch.manual_seed(0)
         model = RamNetForCausalLM(RamNetConfig.preset(preset))
     else:
-        model = RamNetForCausalLM.from_pretrained(checkpoint)
+        model = RamNetForCausalLM.from_pretrained(checkpoint).float()
         try:
-            text = held_out(checkpoint)
+            text, windows = held_out(checkpoint), calibration(checkpoint)
         except ValueError as error:
             beside.print(f"precisions are judged by the model's own predictions: {error}", soft_wrap=True)
     most = threads or os.cpu_count() or 1
-    # The final comparisons take a quarter.
-    end = begin + budget * 0.75
-    with beside.status("writing the weights") as status, tempfile.TemporaryDirectory(prefix="ramnet-") as folder:
+    # The final comparisons take a third.
+    end = begin + budget * 0.66
+    with beside.status("reading the weights") as status, tempfile.TemporaryDirectory(prefix="ramnet-") as folder:
 
         def show(progress: Progress) -> None:
+            best = "" if progress.best is None else f"best {duration(progress.best)} a token, "
             status.update(
-                f"{progress.trials} trials, {progress.failures} failed, best {progress.gain:.2f}× the default in"
-                f" float32, {progress.seconds_left:.0f} s left: {progress.doing}"
+                f"{progress.trials} trials, {progress.failures} failed, {best}{progress.seconds_left:.0f} s left:"
+                f" {progress.doing}"
             )
 
-        search = Search(
-            model, text, Path(folder), journal, threads=most, seed=seed, limit=max(60.0, budget), on_progress=show
-        )
-        del model
-        search.run(end)
-        record = search.finish()
+        stored = Stored(model.eval(), text, Path(folder), windows)
+        in_cache = min(stored.sizes.values()) <= most * cache_sizes()[2] // 2
+        read = bandwidth("L2" if in_cache else "DRAM", most)
+        with Search(
+            stored, journal, threads=most, seed=seed, bandwidth=read, limit=max(60.0, budget), on_progress=show
+        ) as search:  # fmt: skip
+            search.run(end)
+            record = search.finish()
+            points = [*search.tried_points(), record.chosen]
         deployment.merge(records_file, record)
-        read = bandwidth("DRAM", record.chosen.deployment.threads)
-        points = [*search.tried_points(), record.chosen]
-    report.save(record, points, read, picture)
+    report.save(record, points, stored.sizes, read, picture)
     screen.print(report.table(record, read))
     screen.print(
         f"{record.chosen.deployment}: {record.gain:.2f}× the tokens/s of lowering.compile (spread"
         f" {record.gain_spread:.0%}), {record.chosen.loss:+.3%} bits a token, judged by {record.judged_by}",
         soft_wrap=True,
     )
+    assert record.prompt_seconds is not None
+    screen.print(f"a token of a prompt takes {duration(record.prompt_seconds)}")
     screen.print(f"record: {records_file}", soft_wrap=True)
     screen.print(f"picture: {picture}", soft_wrap=True)

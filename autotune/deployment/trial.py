@@ -1,19 +1,18 @@
-"""One trial, in a process of its own that can be killed: ``python -m autotune.deployment.trial REQUEST``.
+"""Trials of deployments, in a process of their own that can be killed.
 
-It builds deployments, checks each against PyTorch's logits, times them in turn, and prints an ``Answer``.
+Each builds deployments, checks them against PyTorch's logits, and times them in turn.
 """
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from autotune.deployment import judge
 from autotune.measure.timing import interleaved, ratio
 from export.c.session import WEIGHTS, CModel
 from export.samples import TOLERANCE, Samples
@@ -21,7 +20,6 @@ from ramnet.config import RamNetConfig
 from schedules.deployment import Deployment
 
 BASE, COMPILED = "base", "lowering.compile"
-TEXT = "text.npz"
 BLOCK = 256  # tokens of a prompt
 
 
@@ -29,12 +27,12 @@ class Request(BaseModel):
     """What to measure.
 
     Attributes:
-        folder: has a folder of weights and samples for each precision, and maybe held-out text.
+        folder: of ``Stored``, with the precisions of these deployments and, to time ``lowering.compile``, float32.
         base: the deployment that the ratios are relative to.
         others: deployments to time, by name.
         compiled: also time ``lowering.compile``.
         prompts: time prompts of ``BLOCK`` tokens instead of single tokens.
-        judge: measure the loss of this precision, in bits per token.
+        judge: measure how well the base predicts.
     """
 
     config: RamNetConfig
@@ -43,7 +41,7 @@ class Request(BaseModel):
     others: dict[str, Deployment]
     compiled: bool = False
     prompts: bool = False
-    judge: str | None = None
+    judge: bool = False
     rounds: int
     seconds: float
 
@@ -57,32 +55,40 @@ class Measured(BaseModel):
 
 
 class Answer(BaseModel):
-    """What was measured; ``bits`` a token of the judged precision and of float32."""
+    """What was measured; ``bits`` a token of the base, if it was judged, and of float32."""
 
     times: dict[str, Measured]
     bits: tuple[float, float] | None = None
 
 
-def run(request: Request) -> Answer:
-    """Raises ValueError if a deployment's logits are wrong."""
-    candidates: dict[str, Any] = {}
-    kept: dict[Deployment, CModel] = {}
-    for name, deployment in {BASE: request.base, **request.others}.items():
-        model = kept.get(deployment) or kept.setdefault(deployment, _open(request, deployment))
-        candidates[name] = partial(_read, model, model.state(), request.prompts)
-    count = BLOCK if request.prompts else _IN_A_ROW
-    if request.compiled:
-        candidates[COMPILED] = _compiled(request)
-    timings = interleaved(candidates, request.rounds, request.seconds)
-    times = {}
-    for name, timing in timings.items():
-        over = ratio(timings, of=name, over=BASE)
-        times[name] = Measured(seconds=timing.median / count, ratio=over.median, spread=over.spread)
-    bits = None
-    if request.judge is not None:
-        chosen = next(model for deployment, model in kept.items() if deployment.precision == request.judge)
-        bits = _bits(request, kept[request.base], chosen)
-    return Answer(times=times, bits=bits)
+class Trials:
+    """Runs requests. Models stay open until a request is without them."""
+
+    def __init__(self) -> None:
+        self.open: dict[Deployment, CModel] = {}
+
+    def run(self, request: Request) -> Answer:
+        """Raises ValueError if a deployment's logits are wrong."""
+        candidates: dict[str, Any] = {}
+        kept: dict[Deployment, CModel] = {}
+        for name, deployment in {BASE: request.base, **request.others}.items():
+            known = kept.get(deployment) or self.open.get(deployment)
+            model = kept[deployment] = known or _open(request, deployment)
+            candidates[name] = partial(_read, model, model.state(), request.prompts)
+        self.open = kept
+        count = BLOCK if request.prompts else _IN_A_ROW
+        if request.compiled:
+            candidates[COMPILED] = _compiled(request)
+        timings = interleaved(candidates, request.rounds, request.seconds)
+        times = {}
+        for name, timing in timings.items():
+            over = ratio(timings, of=name, over=BASE)
+            times[name] = Measured(seconds=timing.median / count, ratio=over.median, spread=over.spread)
+        base = kept[request.base]
+        bits = None
+        if request.judge:
+            bits = judge.bits(request.folder / judge.FILENAME, lambda ids: base.tokens(base.state(), ids, len(ids)))
+        return Answer(times=times, bits=bits)
 
 
 _IN_A_ROW = 8
@@ -125,9 +131,13 @@ def _compiled(request: Request) -> Any:
     from ramnet.state import read_safetensors
 
     torch.set_num_threads(request.base.threads)
-    model = RamNetForCausalLM(request.config).eval()
+    with torch.device("meta"):
+        model = RamNetForCausalLM(request.config).eval()
     tied = request.config.tie_embeddings
-    model.load_state_dict(read_safetensors(request.folder / "float32" / WEIGHTS), strict=not tied)
+    tensors = read_safetensors(request.folder / "float32" / WEIGHTS)
+    model.load_state_dict(tensors, strict=not tied, assign=True)
+    if tied:
+        model.head.weight = model.embedding.weight
     compiled, state = lowering.compile(model), RamState.zeros(request.config, 1)
     ids = [torch.tensor([[i * 37 % request.config.vocab_size]]) for i in range(_IN_A_ROW)]
 
@@ -137,40 +147,3 @@ def _compiled(request: Request) -> Any:
             compiled(token, state, in_place=True)
 
     return read
-
-
-def _bits(request: Request, reference: CModel, model: CModel) -> tuple[float, float]:
-    """Return the bits a token of a model and of the float32 model, which is ``reference``.
-
-    Without text, the float32 model's own predictions after random tokens are what is to be predicted.
-    """
-    text = request.folder / TEXT
-    if text.exists():
-        with np.load(text) as file:
-            windows = list(zip(file["ids"], file["labels"], strict=True))
-    else:
-        windows = [(Samples.load(request.folder / "float32").ids, None)]
-    bits, count = np.zeros(2), 0
-    for ids, labels in windows:
-        mine, theirs = (_log_probabilities(each, ids) for each in (model, reference))
-        if labels is None:
-            bits -= [float((np.exp(theirs) * x).sum()) for x in (mine, theirs)]
-            count += len(ids)
-        else:
-            kept = labels >= 0
-            bits -= [float(np.take_along_axis(x[kept], labels[kept, None], 1).sum()) for x in (mine, theirs)]
-            count += int(kept.sum())
-    found = bits / count / np.log(2)
-    return float(found[0]), float(found[1])
-
-
-def _log_probabilities(model: CModel, ids: NDArray[Any]) -> NDArray[np.float64]:
-    logits = model.tokens(model.state(), ids, len(ids)).astype(np.float64)
-    logits -= logits.max(1, keepdims=True)
-    found: NDArray[np.float64] = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    return found
-
-
-if __name__ == "__main__":
-    answer = run(Request.model_validate_json(Path(sys.argv[1]).read_bytes()))
-    sys.stdout.write(answer.model_dump_json() + "\n")

@@ -1,4 +1,4 @@
-"""A process that builds, checks and times kernels for the tuner, and that can be killed if one hangs."""
+"""A process that builds, checks and times candidates for the tuner, and that can be killed if one hangs."""
 
 from __future__ import annotations
 
@@ -52,30 +52,18 @@ class OutOfTimeError(FailedError):
         super().__init__("out_of_time", f"there was no more time for it in {doing}")
 
 
-class Worker:
-    """The tuner's side of the worker process, which is started on demand and replaced after it was killed.
+class Process:
+    """The tuner's side of a process that serves calls. It is started on demand and replaced after it was killed.
 
     Args:
-        threads: of the kernels.
-        build_limit: the most seconds for building a candidate.
-        run_limit: the most seconds for checking a candidate, and for timing in excess of the requested seconds.
-        makes: creates the runner or predictor in the process. It must be a module's function, which both sides import.
-
-    Raises:
-        ValueError: if a limit is not above 0, or longer than a week.
+        makes: creates the object whose methods are called in the process. It must be a module's function or class,
+            which both sides import.
     """
 
-    def __init__(
-        self, threads: int, build_limit: float = 60.0, run_limit: float = 30.0, makes: Callable[[], Any] = cpu_runner
-    ) -> None:
-        for name, limit in (("build_limit", build_limit), ("run_limit", run_limit)):
-            if not 0 < limit <= LONGEST_LIMIT:
-                raise ValueError(f"{name} is {limit}; it must be above 0 and at most {LONGEST_LIMIT:g} seconds")
-        self.threads, self.build_limit, self.run_limit = threads, build_limit, run_limit
+    def __init__(self, makes: Callable[[], Any]) -> None:
         self.makes = makes
         self.deadline: float | None = None  # by perf_counter; operations beyond it are killed and raise OutOfTimeError
         self.process: Any = None
-        self.workload: tuple[Workload, str] | None = None
         self.log: Any = None
 
     def __enter__(self) -> Self:
@@ -83,38 +71,6 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-
-    def open(self, workload: Workload, target: str) -> None:
-        """Set the workload. Raises FailedError if its inputs cannot be created."""
-        self.workload = workload, target
-        if self.process is None:
-            self._start()
-        else:
-            self._call("open", START_SECONDS, "start", workload, target, self.threads)
-
-    def try_out(self, schedule: Schedule) -> None:
-        """Build and check a schedule. Raises FailedError: build_error, build_timeout, wrong_result, run_error,
-        run_timeout or crash."""
-        self._call("build", self.build_limit, "build", schedule)
-        self._call("check", self.run_limit, "run", schedule)
-
-    def measure(
-        self, candidates: Mapping[str, Schedule | None], rounds: int, seconds: float
-    ) -> dict[str, Timing]:  # fmt: skip
-        """Time candidates in turn; None is the reference. Raises FailedError: run_error, run_timeout or crash."""
-        for schedule in candidates.values():
-            if schedule is not None:  # a new process has built nothing yet
-                self._call("build", self.build_limit, "build", schedule)
-        timings: dict[str, Timing] = self._call(
-            "measure", self.run_limit + seconds, "run", dict(candidates), rounds, seconds
-        )
-        return timings
-
-    def predict(self, schedule: Schedule) -> Prediction:
-        """Compile for the target and model the time. Raises FailedError: compile_error, compile_timeout, crash, or why
-        the binary cannot be used on the target."""
-        found: Prediction = self._call("predict", self.build_limit, "compile", schedule)
-        return found
 
     def kill(self) -> None:
         """Kill the process and the compilers that it started."""
@@ -131,8 +87,8 @@ class Worker:
             self.process = None
             self.log.close()
 
-    def _start(self) -> None:
-        assert self.workload is not None
+    def start(self) -> None:
+        """Start the process."""
         context = multiprocessing.get_context("spawn")
         # What a crash leaves to say. It has no name, so that nothing stays behind, however either process ends; a
         # connection is what carries its descriptor across.
@@ -144,11 +100,12 @@ class Worker:
         self.process = process
         log.close()
         theirs.close()
-        self._call("open", START_SECONDS, "start", *self.workload, self.threads)
 
-    def _call(self, method: str, limit: float, phase: str, *arguments: Any) -> Any:
+    def call(self, method: str, limit: float, phase: str, *arguments: Any) -> Any:
+        """Call a method. Raises FailedError if it raises, takes more than ``limit`` seconds or crashes, and
+        OutOfTimeError at ``deadline``."""
         if self.process is None:
-            self._start()
+            self.start()
         left = limit if self.deadline is None else self.deadline - perf_counter()
         try:
             self.connection.send((method, arguments))
@@ -177,6 +134,67 @@ class Worker:
         lines = self.log.read().decode(errors="replace").strip().splitlines()
         self.kill()
         return f"the process ended in {method} with {how}" + "".join(f"; {line}" for line in lines[:1])
+
+
+class Worker(Process):
+    """A process that runs kernels of a workload.
+
+    Args:
+        threads: of the kernels.
+        build_limit: the most seconds for building a candidate.
+        run_limit: the most seconds for checking a candidate, and for timing in excess of the requested seconds.
+        makes: creates the runner or predictor in the process.
+
+    Raises:
+        ValueError: if a limit is not above 0, or longer than a week.
+    """
+
+    def __init__(
+        self, threads: int, build_limit: float = 60.0, run_limit: float = 30.0, makes: Callable[[], Any] = cpu_runner
+    ) -> None:
+        super().__init__(makes)
+        for name, limit in (("build_limit", build_limit), ("run_limit", run_limit)):
+            if not 0 < limit <= LONGEST_LIMIT:
+                raise ValueError(f"{name} is {limit}; it must be above 0 and at most {LONGEST_LIMIT:g} seconds")
+        self.threads, self.build_limit, self.run_limit = threads, build_limit, run_limit
+        self.workload: tuple[Workload, str] | None = None
+
+    def start(self) -> None:
+        assert self.workload is not None
+        super().start()
+        self.call("open", START_SECONDS, "start", *self.workload, self.threads)
+
+    def open(self, workload: Workload, target: str) -> None:
+        """Set the workload. Raises FailedError if its inputs cannot be created."""
+        self.workload = workload, target
+        if self.process is None:
+            self.start()
+        else:
+            self.call("open", START_SECONDS, "start", workload, target, self.threads)
+
+    def try_out(self, schedule: Schedule) -> None:
+        """Build and check a schedule. Raises FailedError: build_error, build_timeout, wrong_result, run_error,
+        run_timeout or crash."""
+        self.call("build", self.build_limit, "build", schedule)
+        self.call("check", self.run_limit, "run", schedule)
+
+    def measure(
+        self, candidates: Mapping[str, Schedule | None], rounds: int, seconds: float
+    ) -> dict[str, Timing]:  # fmt: skip
+        """Time candidates in turn; None is the reference. Raises FailedError: run_error, run_timeout or crash."""
+        for schedule in candidates.values():
+            if schedule is not None:  # a new process has built nothing yet
+                self.call("build", self.build_limit, "build", schedule)
+        timings: dict[str, Timing] = self.call(
+            "measure", self.run_limit + seconds, "run", dict(candidates), rounds, seconds
+        )
+        return timings
+
+    def predict(self, schedule: Schedule) -> Prediction:
+        """Compile for the target and model the time. Raises FailedError: compile_error, compile_timeout, crash, or why
+        the binary cannot be used on the target."""
+        found: Prediction = self.call("predict", self.build_limit, "compile", schedule)
+        return found
 
 
 def _serve(connection: Connection, makes: Callable[[], Any], log: Connection) -> None:

@@ -69,9 +69,9 @@ class Impatient(Worker):
         super().__init__(1, **options)
         self.hangs = hangs
 
-    def _call(self, method: str, limit: float, phase: str, *arguments: Any) -> Any:
+    def call(self, method: str, limit: float, phase: str, *arguments: Any) -> Any:
         hangs = isinstance(arguments[0], Schedule) and self.hangs(arguments[0], phase)
-        return super()._call(method, 0.5 if hangs else 600, phase, *arguments)
+        return super().call(method, 0.5 if hangs else 600, phase, *arguments)
 
 
 class Synthetic:

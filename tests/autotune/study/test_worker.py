@@ -97,9 +97,9 @@ def test_a_worker_is_gone_after_use_and_leaves_no_file_at_any_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Watched(Worker):
-        def _call(self, method: str, *arguments: Any) -> Any:
+        def call(self, method: str, *arguments: Any) -> Any:
             files.append(list(tmp_path.iterdir()))
-            return super()._call(method, *arguments)
+            return super().call(method, *arguments)
 
     files: list[list[Path]] = []
     others = {*multiprocessing.active_children()}  # of other tests
