@@ -15,7 +15,7 @@ endif
 RAMNET := $(RUN) -m ramnet.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune bench test fuzz test-gpu gpu lint train export demo clean
+.PHONY: help setup tune bench test fuzz test-gpu gpu gpu-kit lint train export demo clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -64,6 +64,9 @@ gpu: test-gpu  ## On the GPU TARGET: test, bench, tune for BUDGET seconds, bench
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/before
 	$(RAMNET) tune --target $(TARGET) --budget $(BUDGET) --output runs/gpu/tune
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/after
+
+gpu-kit: setup  ## Fill build/gpu-kit with what a machine with a GPU and without a network lacks
+	$(RUN) -m autotune.bench.gpu.kit
 
 lint: setup  ## Run ruff, mypy and import-linter
 	$(RUN) -m ruff check .

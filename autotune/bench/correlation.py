@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from time import perf_counter
 from typing import NamedTuple
 
@@ -62,24 +62,29 @@ class Correlation(NamedTuple):
         return f"{self.rho:.2f} ({len(self.pairs)} schedules; two halves of the rounds agree to {self.agreement:.2f})"
 
 
-def rank_correlation(target: str, workload: Workload, seconds: float, threads: int | None = None) -> Correlation:
-    """Model and measure schedules of ``workload``, as many as ``seconds`` allow, in a fixed random order.
+def rank_correlation(
+    target: str, workload: Workload, seconds: float, threads: int | None = None, *,
+    known: Mapping[Schedule, float] | None = None, most: int | None = None, runner: Worker | None = None,
+) -> Correlation:  # fmt: skip
+    """Model and measure schedules of ``workload``, as many as ``seconds`` allow, in the order of ``drawn``.
 
     Args:
         target: "cpu", or the target of this machine's GPU.
         threads: of a CPU's kernels; None for torch's number of threads.
+        known: modelled seconds; schedules that it does not have are modelled here.
+        most: the most schedules besides the default.
+        runner: runs the schedules; None starts a process for that.
 
     Raises:
         ValueError: if the target is not this machine.
         RuntimeError: if the default schedule fails.
     """
     default = default_schedule(workload, target)
-    others = [schedule for schedule in every_schedule(workload, target) if schedule != default]
-    random.Random(0).shuffle(others)
+    others = drawn(workload, target)[:most]
     pairs: list[Pair] = []
     begin = perf_counter()
     with ExitStack() as stack:
-        model, runner = _prepared(target, workload, threads, stack)
+        model, runner = _prepared(target, workload, threads, stack, known or {}, runner)
         runner.open(workload, target)
         try:
             runner.try_out(default)
@@ -100,13 +105,24 @@ def rank_correlation(target: str, workload: Workload, seconds: float, threads: i
     return correlate(pairs)
 
 
-def add_facts(run: Run, workloads: Sequence[Workload], seconds: float) -> None:
+def drawn(workload: Workload, target: str) -> list[Schedule]:
+    """Return the schedules of a workload except the default in a random order, which is always the same."""
+    default = default_schedule(workload, target)
+    others = [schedule for schedule in every_schedule(workload, target) if schedule != default]
+    random.Random(0).shuffle(others)
+    return others
+
+
+def add_facts(
+    run: Run, workloads: Sequence[Workload], seconds: float,
+    correlated: Callable[[str, Workload, float], Correlation] = lambda *of: rank_correlation(*of),
+) -> None:  # fmt: skip
     """Add a fact for each workload whose schedules have a clear order, and a notice for each workload."""
     for i, workload in enumerate(workloads):
         run.on_step(f"rank correlation, {workload.op}")
         share = seconds / len(workloads)
         try:
-            found = rank_correlation(run.target, workload, share)
+            found = correlated(run.target, workload, share)
         except (RuntimeError, ImportError) as problem:
             run.notice(f"{FACT}, {workload.name}: {problem}")
             continue
@@ -175,7 +191,10 @@ def _measured(runner: Worker, default: Schedule, modelled: float, batch: dict[Sc
     ]  # fmt: skip
 
 
-def _prepared(target: str, workload: Workload, threads: int | None, stack: ExitStack) -> tuple[Model, Worker]:
+def _prepared(
+    target: str, workload: Workload, threads: int | None, stack: ExitStack, known: Mapping[Schedule, float],
+    runner: Worker | None,
+) -> tuple[Model, Worker]:  # fmt: skip
     """Return the function from a schedule to modelled seconds, and the worker that runs schedules."""
     if target == "cpu":
         import torch
@@ -189,12 +208,22 @@ def _prepared(target: str, workload: Workload, threads: int | None, stack: ExitS
     from autotune.model.prediction import Predictor
     from lowering.targets import here
 
-    found = here()
-    if found is None or found.name != target:
-        raise ValueError(f"{target} is not here; {'there is no GPU' if found is None else f'{found.name} is'}")
+    if runner is None:
+        found = here()
+        if found is None or found.name != target:
+            raise ValueError(f"{target} is not here; {'there is no GPU' if found is None else f'{found.name} is'}")
     predictor = stack.enter_context(Worker(1, makes=Predictor))
-    predictor.open(workload, target)
-    return lambda schedule: predictor.predict(schedule).seconds, stack.enter_context(Worker(1, makes=GpuRunner))
+    runner = runner or stack.enter_context(Worker(1, makes=GpuRunner))
+
+    @cache
+    def opened() -> Worker:
+        predictor.open(workload, target)
+        return predictor
+
+    def model_gpu(schedule: Schedule) -> float:
+        return known[schedule] if schedule in known else opened().predict(schedule).seconds
+
+    return model_gpu, runner
 
 
 @click.command()

@@ -56,7 +56,7 @@ class Problem:
     @cached_property
     def expected(self) -> tuple[Tensor, ...]:
         """The reference's results, computed on the CPU in float64 from the same numbers."""
-        return self._answer(EAGER, tree_map(_double, self.arguments))
+        return self.answer(EAGER, tree_map(_double, self.arguments))
 
     def call(self, backend: Any) -> Callable[[], Any]:
         """Return a function to be timed, which runs the op on ``backend`` (None is the reference).
@@ -67,8 +67,8 @@ class Problem:
 
     def error(self, backend: Any) -> float:
         """Return the largest relative RMSE of the op's results on ``backend``; infinity for NaN."""
-        found = self._answer(backend, self.arguments)
-        return max(map(_relative_rmse, found, self.expected))
+        found = self.answer(backend, self.arguments)
+        return max(map(relative_rmse, found, self.expected))
 
     def check(self, backend: Any) -> None:
         """Raise WrongResultError, with the error and the tolerance, if the results differ from the reference."""
@@ -76,7 +76,7 @@ class Problem:
         if not error <= allowed:
             raise WrongResultError(f"the relative RMSE is {error:.1e}; {allowed:.0e} is allowed")
 
-    def _answer(self, backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    def answer(self, backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Return what is compared: the results, and the arguments that were updated in place."""
         arguments = _clone_state(self.workload, arguments)
         result = getattr(backend, self.workload.op)(*arguments)
@@ -198,7 +198,7 @@ def _distinct(slots: Tensor) -> Tensor:
     return 1 + (ordered[..., 1:] != ordered[..., :-1]).double().sum(-1)
 
 
-def _relative_rmse(found: Tensor, expected: Tensor) -> float:
+def relative_rmse(found: Tensor, expected: Tensor) -> float:
     if found.shape != expected.shape:
         return float("inf")
     found, expected = _double(found), _double(expected)

@@ -41,6 +41,7 @@ def tune(  # noqa: PLR0913 - the settings of a run, each a keyword, as ``call.pr
     on_progress: Callable[[Progress], None] = lambda progress: None,
     calls: Mapping[str, int] | None = None,
     begin: float | None = None,
+    first: Mapping[str, Sequence[Schedule]] | None = None,
 ) -> list[Result]:
     """Search each workload, and merge its record as soon as it is found.
 
@@ -53,6 +54,7 @@ def tune(  # noqa: PLR0913 - the settings of a run, each a keyword, as ``call.pr
     Args:
         worker: builds, checks and times candidates or, if ``modelled``, compiles them and predicts their times.
         calls: how often the model calls each workload; see ``autotune.study.shares``.
+        first: schedules to try before those that the sampler draws, by the workload's name.
         begin: when the budget's seconds began, by ``perf_counter``; None for now.
         device: the name of the device; None for this machine's CPU or, if modelled, the target's name.
 
@@ -100,7 +102,7 @@ def tune(  # noqa: PLR0913 - the settings of a run, each a keyword, as ``call.pr
             share = left * parts[i] / sum(parts[j] for j in order[place:])
         displaced = displaced_by(study.workload, known, name, device)
         search = kind(study, name, worker, share, budget.trials, in_all, displaced, end)
-        study.begin(*displaced)
+        study.begin(*displaced, *(first or {}).get(study.workload.name, ()))
         try:
             result = search.run(device)
         except OutOfTimeError:

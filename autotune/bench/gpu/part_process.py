@@ -1,5 +1,5 @@
-"""Runs a part of the benchmark in a separate process, which is
-``python -m autotune.bench.gpu.part_process PART TARGET QUICK SECONDS``.
+"""Runs a part of the benchmark, or of a visit, in a separate process, which is
+``python -m autotune.bench.gpu.part_process PART TARGET QUICK SECONDS [DEVICE]``.
 
 A kernel that hangs or faults ends only its part, and parts do not share fragmented memory.
 """
@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 
-from autotune.bench.gpu import decode_step, facts, scan, training, warm
+from autotune.bench.gpu import decode_step, dry_run, facts, scan, training, warm
 from autotune.bench.gpu.run import GpuRun, reason
+from autotune.bench.gpu.stages import STAGES
 from autotune.bench.run import Row, Run, Table
 from autotune.measure.cuda_clock import CudaClock
 
@@ -52,8 +53,8 @@ def measured(run: Run, part: str, seconds: float) -> list[Table]:
         done = subprocess.run(command, capture_output=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired as late:
         why = f"took longer than {seconds:.0f} s; at last: {_last_line(late.stderr)}"
-        raise PartError(why, _read(run, late.stdout)) from None
-    tables = _read(run, done.stdout)
+        raise PartError(why, read(run, late.stdout)) from None
+    tables = read(run, done.stdout)
     if done.returncode:
         raise PartError(_last_line(done.stderr) or f"exit status {done.returncode}", tables)
     return tables
@@ -65,7 +66,7 @@ def tell(run: GpuRun) -> str:
     return MARK + json.dumps({"tables": tables, "facts": run.facts, "notices": run.notices})
 
 
-def _read(run: Run, output: bytes | None) -> list[Table]:
+def read(run: Run, output: bytes | None) -> list[Table]:
     """Read the last line that ``tell`` made, ignoring what libraries print."""
     lines = [line for line in (output or b"").decode(errors="replace").splitlines() if line.startswith(MARK)]
     if not lines:
@@ -82,7 +83,7 @@ def _last_line(output: bytes | None) -> str:
     return lines[-1] if lines else ""
 
 
-def _main(part: str, target: str, quick: str, seconds: str) -> None:
+def _main(part: str, target: str, quick: str, seconds: str, device: str = "cuda") -> None:
     def say(run: GpuRun) -> None:
         sys.stdout.write(tell(run) + "\n")
         sys.stdout.flush()
@@ -92,8 +93,14 @@ def _main(part: str, target: str, quick: str, seconds: str) -> None:
         sys.stderr.flush()
 
     try:
-        run = GpuRun(target, quick == "1", on_step=step, clock=CudaClock(), seconds=float(seconds), on_table=say)
-        PARTS[part][0](run)
+        known = {name: measure for name, (measure, _) in PARTS.items()} | STAGES
+        if device == "cpu":
+            known |= dry_run.parts()
+        clock = CudaClock() if device == "cuda" else None
+        run = GpuRun(
+            target, quick == "1", on_step=step, clock=clock, seconds=float(seconds), on_table=say, device=device
+        )
+        known[part](run)
     except Exception as problem:  # noqa: BLE001 the parent reads one line
         sys.exit(reason(problem))
     say(run)

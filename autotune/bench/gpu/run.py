@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from autotune.bench.run import DEFAULT, TUNED, Candidate, Run, Table
 
 # For results in bfloat16, compared with float32 sums that are rounded to bfloat16.
 TOLERANCE = 6e-3
+# The share of a part's time after which a table's further forms are left out.
+LATEST = 0.7
 NO_FLA = "flash-linear-attention is not installed: pip install flash-linear-attention"
 
 # Builds and checks a form; the table shows what it raises.
@@ -30,6 +33,7 @@ class GpuRun(Run):
 
     device: str = "cuda"
     seconds: float = 150.0
+    begin: float = field(default_factory=perf_counter)
     tables: list[Table] = field(default_factory=list)
     on_table: Callable[[GpuRun], None] = lambda run: None
 
@@ -48,11 +52,16 @@ class GpuRun(Run):
     ) -> Table:  # fmt: skip
         """Build each form and time those that succeed; those in ``slow`` are timed separately in few rounds.
 
-        Each is called once beforehand, so that forms that run out of memory are omitted, too.
+        Each is called once beforehand, so that forms that run out of memory are omitted, too. When ``LATEST`` of the
+        part's time has passed, further forms are omitted, so that those that are ready are timed.
         """
         ready: dict[str, Candidate] = {}
         failed: dict[str, str] = {}
         for form, make in forms.items():
+            late = perf_counter() - self.begin
+            if ready and late > LATEST * self.seconds:
+                failed[form] = f"left out: {late:.0f} of the part's {self.seconds:.0f} s had passed"
+                continue
             self.on_step(f"{name}: checking {form}")
             try:
                 ready[form] = make()

@@ -43,15 +43,15 @@ def memory_scan(run: GpuRun, sizes: Sizes = Sizes()) -> list[Table]:  # noqa: B0
     for form in FORMS:
         forms[f"untuned, {form}"] = partial(_one_form, run.target, form, inputs, grads, expected)
     forms |= {
+        FLOOR: lambda: run.copying(nbytes),
+        FLASH: partial(attention, run, sizes, "FLASH_ATTENTION"),
+        CUDNN: partial(attention, run, sizes, "CUDNN_ATTENTION"),
         CHUNKED: partial(
             _checked, CHUNKED, inputs, grads, expected, partial(_as_state, eager_scan_gradients.ScanChunked.apply)
         ),
         SORTED: partial(
             _checked, SORTED, inputs, grads, expected, partial(_as_state, eager_scan_gradients.scan_sorted)
         ),
-        FLASH: partial(attention, run, sizes, "FLASH_ATTENTION"),
-        CUDNN: partial(attention, run, sizes, "CUDNN_ATTENTION"),
-        FLOOR: lambda: run.copying(nbytes),
     }
     what = f"{sizes}, bfloat16 with a state in float32; the floor copies {nbytes / 1e9:.2f} GB"
     table = run.table(NAME, what, forms, base=TUNED, slow=(CHUNKED, SORTED))

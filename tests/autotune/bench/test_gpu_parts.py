@@ -66,6 +66,13 @@ def test_a_part_reports_each_finished_table(run: GpuRun) -> None:
     assert told == [["one"], ["one", "two"]]
 
 
+def test_forms_that_would_be_built_too_late_are_left_out(run: GpuRun) -> None:
+    run.begin -= run.seconds
+    table = run.table("name", "what", {"first": lambda: list, "late": lambda: list}, base="first")
+    assert [row.form for row in table.rows] == ["first"], "one form is timed in any case"
+    assert table.failed["late"] == "left out: 150 of the part's 150 s had passed"
+
+
 def test_the_last_line_of_a_part_that_fails_is_its_reason(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 1, said_by(run), b"step\nout of memory\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)

@@ -16,6 +16,7 @@ from autotune.study.worker import FailedError
 from lowering import targets
 from schedules import records
 from schedules.base import Schedule
+from schedules.cpu import AddressDecodeBackward
 from schedules.workload import Workload
 from tests.autotune.faulty import WORKLOAD, Synthetic
 from tests.autotune.study.tuning import BEST, DEFAULT, run
@@ -167,3 +168,10 @@ def test_the_report_shows_history_and_importances(tmp_path: Path) -> None:
     assert page.count("data:image/png;base64") == 2
     assert "5.00× ± 0.00" not in page  # the gain is over the default, of 3
     assert "1.67× ± 0.00" in page and "lanes=32" in page
+
+
+def test_given_schedules_are_tried_first_and_in_their_order(tmp_path: Path) -> None:
+    worker = Synthetic(lambda schedule: 1.0)
+    first = [AddressDecodeBackward(lanes=16, parallel=False), AddressDecodeBackward(lanes=8, parallel=True)]
+    run(tmp_path, worker, trials=3, first={WORKLOAD.name: first})
+    assert [*dict.fromkeys(worker.tried)][:3] == [DEFAULT, *first]
