@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from autotune.bench.gpu.kit_kernels import TESTED, TESTED_CONSTANTS
 from autotune.bench.gpu.scan import untuned
 from lowering.gpu.backend import GpuKernels
 from ramnet.ops import reference
@@ -17,9 +18,8 @@ from schedules.workload import Workload
 from tests.gpu.conftest import DEVICE
 from tests.samples import TOLERANCE, as_backends_take, cotangents, relative_rmse, scan_inputs
 
-# B, H, T, K, M, D, and γ, ε, ε'.
-SIZES, CONSTANTS = (1, 3, 4096, 8, 1024, 64), (1.0, 1e-6, 0.01)
-ODD = (1, 2, 4095, 7, 1000, 48)
+# B, H, T, K, M, D, and γ, ε, ε': those for which the kit has binaries of form "shared".
+(SIZES, ODD), CONSTANTS = TESTED, tuple(TESTED_CONSTANTS.values())
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 FORMS = ["serial", "slots", "chosen"]
 
