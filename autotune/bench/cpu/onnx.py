@@ -67,7 +67,7 @@ def _export(run: Run, folder: Path, threads: int, kernels: bool = False) -> Onnx
 
 def _step(run: Run, folder: Path, threads: int, order: int) -> Candidate:
     """Return a function that reads tokens with 4^order slots. The export is not verified: with 4^8 it takes minutes."""
-    from export import graphs, kernels
+    from export.onnx import graphs, kernels
 
     run.on_step(f"building {slots(order)}")
     torch.manual_seed(0)
