@@ -15,7 +15,7 @@ endif
 RAMNET := $(RUN) -m ramnet.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune bench test fuzz test-gpu gpu gpu-kit lint train export demo clean
+.PHONY: help setup tune bench test fuzz test-gpu gpu gpu-kit lint train mqar export demo clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -78,6 +78,11 @@ CHECKPOINT ?= runs/text
 
 train: setup  ## Train a small byte-level language model for a few minutes and write it to CHECKPOINT
 	$(RAMNET) train text --output $(CHECKPOINT)
+
+SCALE ?= quick
+
+mqar: setup  ## Compare recall with other mixers at SCALE (quick, day, paper); what is done in runs/recall is not repeated
+	$(RAMNET) recall --scale $(SCALE)
 
 export: setup  ## Export CHECKPOINT to ONNX and verify it
 	$(RAMNET) export $(CHECKPOINT) --output $(CHECKPOINT)/onnx

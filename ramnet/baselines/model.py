@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from ramnet.baselines import mixers
 from ramnet.blocks import GatedConvBlock, SwiGLU
+from ramnet.files import write_text_atomic
+from ramnet.state import write_safetensors
 
 Name = Literal["attention", "window", "linear", "gla", "deltanet", "gated_deltanet", "mamba2", "rwkv7"]
 MIXERS = {
@@ -95,6 +98,14 @@ class BaselineForCausalLM(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return logits [B, T, V] of ids [B, T]."""
         return self.head(self.hidden_states(input_ids)[0])
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to ``directory``, each atomically."""
+        write_text_atomic(Path(directory) / "config.json", self.config.model_dump_json(indent=2) + "\n")
+        tensors = self.state_dict()
+        if self.config.tie_embeddings:
+            del tensors["head.weight"]
+        write_safetensors(Path(directory) / "model.safetensors", tensors)
 
     def state_size(self, tokens: int) -> int:
         """Return how many numbers the model keeps of ``tokens`` tokens, convolutions included."""

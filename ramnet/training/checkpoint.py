@@ -15,9 +15,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ramnet.config import RamNetConfig, one_line
-from ramnet.model import WEIGHT_TYPES, RamNetForCausalLM, not_finite
+from ramnet.config import one_line
+from ramnet.model import WEIGHT_TYPES, not_finite
 from ramnet.state import read_safetensors, write_safetensors
+from ramnet.training.model import Config, Model
 from ramnet.training.recipe import Recipe
 
 FILE = "training.safetensors"
@@ -30,7 +31,7 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    config: RamNetConfig
+    config: Config
     task: dict[str, Any] = Field(description="the task's describe()")
     recipe: Recipe
     step: int = Field(ge=0, description="steps, including skipped ones")
@@ -57,7 +58,7 @@ class Progress(BaseModel):
 def save(
     directory: Path,
     progress: Progress,
-    model: RamNetForCausalLM,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
@@ -72,7 +73,7 @@ def save(
         write_safetensors(directory / FILE, saved, {"progress": json.dumps(progress.model_dump())})
 
 
-def tensors(model: RamNetForCausalLM, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return weights and moments, without copying, by their names in ``training.safetensors``."""
     named = {}
     for name, parameter in model.named_parameters():
@@ -85,9 +86,7 @@ def tensors(model: RamNetForCausalLM, optimizer: torch.optim.Optimizer) -> dict[
     return named
 
 
-def load(
-    directory: Path, model: RamNetForCausalLM, optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> None:
+def load(directory: Path, model: Model, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
     """Restore what ``save`` wrote, in the dtypes of the file rather than those of ``model``.
 
     Raises ValueError, naming the file, if it does not fit the model or is not finite. Nothing is changed then.

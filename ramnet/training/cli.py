@@ -12,8 +12,8 @@ from click.core import ParameterSource
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ramnet.config import RamNetConfig
     from ramnet.training.loop import TrainingTask
+    from ramnet.training.model import Config
 
 
 @click.group()
@@ -67,7 +67,7 @@ def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
 
     from ramnet.training.mqar import Mqar
 
-    def task(config: RamNetConfig, saved: dict[str, Any]) -> TrainingTask:
+    def task(config: Config, saved: dict[str, Any]) -> TrainingTask:
         setting = {"pairs": pairs, "length": length, "vocab_size": config.vocab_size}
         return Mqar(**(setting | _saved(ctx, saved, "pairs", "length")))
 
@@ -87,7 +87,7 @@ def text(ctx: click.Context, data: tuple[Path, ...], files: tuple[Path, ...], le
     if files and not data:
         raise click.UsageError(f"{files[0]} is given without an option; give files with --data")
 
-    def task(config: RamNetConfig, saved: dict[str, Any]) -> TrainingTask:
+    def task(config: Config, saved: dict[str, Any]) -> TrainingTask:
         if config.vocab_size < 256:
             raise ValueError(f"vocab_size is {config.vocab_size}; bytes need at least 256")
         setting: dict[str, Any] = {"files": [*data, *files], "length": length}
@@ -99,7 +99,7 @@ def text(ctx: click.Context, data: tuple[Path, ...], files: tuple[Path, ...], le
 def _run(
     ctx: click.Context,
     options: dict[str, Any],
-    make_task: Callable[[RamNetConfig, dict[str, Any]], TrainingTask],
+    make_task: Callable[[Config, dict[str, Any]], TrainingTask],
     seconds: float,
 ) -> None:
     import torch
@@ -110,6 +110,7 @@ def _run(
     from ramnet.model import RamNetForCausalLM
     from ramnet.training import checkpoint
     from ramnet.training.loop import train as run_training
+    from ramnet.training.model import Model, make
     from ramnet.training.recipe import BUDGET, Recipe
 
     output, source, resume, screen = options["output"], options["source"], options["resume"], console()
@@ -131,12 +132,12 @@ def _run(
         checkpoint.check_writable(output)
     torch.manual_seed(checked.seed)
     if source is not None:
-        model = RamNetForCausalLM.from_pretrained(source)
+        model: Model = RamNetForCausalLM.from_pretrained(source)
         for kind in {p.dtype for p in model.parameters() if p.dtype.itemsize < 4}:
             # Measured for bfloat16 weights of standard deviation 0.05: AdamW's step of 1e-4 leaves 54% as they were.
             screen.print(f"{source} holds weights in {kind}, where small updates are lost; convert it to float32 first")
     elif resume and not _given(ctx, "preset"):
-        model = RamNetForCausalLM(progress.config)
+        model = make(progress.config)
     else:
         model = RamNetForCausalLM(RamNetConfig.preset(options["preset"]))
     task = make_task(model.config, saved)

@@ -16,13 +16,18 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from ramnet.loss import IGNORED, summed_cross_entropy
-from ramnet.model import RamNetForCausalLM, not_finite
+from ramnet.model import not_finite
 from ramnet.training import checkpoint
+from ramnet.training.model import Model
 from ramnet.training.recipe import BUDGET, Recipe
 
 # The run ends after this many skipped steps in a row. Weights do not change while steps are skipped, so if they are
 # sound and one batch in ten overflows, ten in a row occur once in 10^10 steps.
 MOST_SKIPPED = 10
+
+
+class Diverged(RuntimeError):  # noqa: N818 - it is what training did
+    """Training cannot go on, as its values are not finite."""
 
 
 class TrainingTask(Protocol):
@@ -34,7 +39,7 @@ class TrainingTask(Protocol):
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...  # inputs, labels int64 [B, T]
 
-    def evaluate(self, model: RamNetForCausalLM) -> float: ...  # on held-out data
+    def evaluate(self, model: Model) -> float: ...  # on held-out data
 
 
 @dataclass
@@ -57,7 +62,7 @@ class Result:
 
 
 def train(
-    model: RamNetForCausalLM,
+    model: Model,
     task: TrainingTask,
     recipe: Recipe,
     *,
@@ -84,7 +89,7 @@ def train(
     Raises:
         ValueError: if ``output`` cannot be written, the checkpoint is damaged or of another run, or the model raises
             it.
-        RuntimeError: after ``MOST_SKIPPED`` skipped steps in a row, or if the weights, moments or metric are not finite
+        Diverged: after ``MOST_SKIPPED`` skipped steps in a row, or if the weights, moments or metric are not finite
             at a checkpoint. The previous checkpoint stays.
     """
     if output is not None:
@@ -120,7 +125,7 @@ def train(
         if math.isfinite(metric):
             return metric
         problem = f"the {task.metric} is {metric}" if wrong is None else f"{wrong} holds NaN or infinity"
-        raise RuntimeError(f"{problem} after {result.step} steps; try a lower learning rate{stays}")
+        raise Diverged(f"{problem} after {result.step} steps; try a lower learning rate{stays}")
 
     def save() -> None:
         if output is not None:
@@ -158,7 +163,7 @@ def train(
             result.step += 1
             result.elapsed = time.monotonic() - began
             if in_a_row == MOST_SKIPPED:
-                raise RuntimeError(
+                raise Diverged(
                     f"{MOST_SKIPPED} steps in a row were not finite, at step {result.step} with a loss of {nats} and a"
                     f" gradient of norm {length}; try a lower learning rate{stays}"
                 )
@@ -190,9 +195,7 @@ def _progress(console: Console | None) -> Progress:
     )
 
 
-def _same_run(
-    progress: checkpoint.Progress, model: RamNetForCausalLM, task: TrainingTask, recipe: Recipe, path: Path
-) -> None:
+def _same_run(progress: checkpoint.Progress, model: Model, task: TrainingTask, recipe: Recipe, path: Path) -> None:
     """Raise ValueError if the checkpoint is of another run, or if the budget was changed and is not larger."""
     ours = {**recipe.model_dump(exclude=set(BUDGET)), **task.describe(), **model.config.model_dump()}
     saved = {**progress.recipe.model_dump(), **progress.task, **progress.config.model_dump()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ramnet.loss import IGNORED
-from ramnet.model import RamNetForCausalLM
+from ramnet.training.model import Model
 
 GAP_POWER = 0.01  # a query is at gap i, counted from 1, with probability p_i ∝ i^(GAP_POWER − 1)
 HELD_OUT_EXAMPLES = 1000
@@ -71,7 +71,7 @@ class Mqar:
         noise = torch.randint(self.vocab_size, inputs.shape, generator=generator)
         return torch.where(inputs == 0, noise, inputs), labels
 
-    def evaluate(self, model: RamNetForCausalLM) -> float:
+    def evaluate(self, model: Model) -> float:
         """Return the accuracy on 1000 fixed examples, or NaN if the model's logits are not finite."""
         generator = torch.Generator().manual_seed(HELD_OUT_SEED)
         inputs, labels = self.batch(HELD_OUT_EXAMPLES, generator)
@@ -81,8 +81,37 @@ class Mqar:
         return sum(right) / (HELD_OUT_EXAMPLES * self.pairs)
 
 
+@dataclass(frozen=True)
+class Mix:
+    """Recall at several settings: each batch is of one of them, drawn uniformly.
+
+    Attributes:
+        trained: the settings of batches. A batch holds as many tokens as one of the shortest.
+        tested: the settings of ``evaluate``.
+    """
+
+    trained: tuple[Mqar, ...]
+    tested: tuple[Mqar, ...]
+    metric = "accuracy"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what defines the task, for a checkpoint."""
+        sides = {name: [asdict(each) for each in getattr(self, name)] for name in ("trained", "tested")}
+        return {"task": "mqar mix", **sides}
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw ``size`` examples of the shortest length, or so many fewer longer ones; see ``Mqar.batch``."""
+        setting = self.trained[int(torch.randint(len(self.trained), (), generator=generator))]
+        shortest = min(each.length for each in self.trained)
+        return setting.batch(max(1, size * shortest // setting.length), generator)
+
+    def evaluate(self, model: Model) -> float:
+        """Return the mean of the accuracies at the tested settings."""
+        return sum(each.evaluate(model) for each in self.tested) / len(self.tested)
+
+
 @torch.no_grad()
-def count_right(model: RamNetForCausalLM, inputs: Tensor, labels: Tensor) -> float:
+def count_right(model: Model, inputs: Tensor, labels: Tensor) -> float:
     """Count labels [B, T] other than IGNORED that are the most probable token; NaN if logits are not finite."""
     asked = labels != IGNORED
     hidden, _ = model.hidden_states(inputs)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ramnet.loss import IGNORED, summed_cross_entropy
-from ramnet.model import RamNetForCausalLM
+from ramnet.training.model import Model
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 HELD_OUT_SHARE = 20  # one file in 20 is held out
@@ -102,7 +102,7 @@ class Text:
         return self.training.take(torch.randint(len(self.training), (size,), generator=generator))
 
     @torch.no_grad()
-    def evaluate(self, model: RamNetForCausalLM) -> float:
+    def evaluate(self, model: Model) -> float:
         """Return the mean bits per byte over evenly spaced windows of the held-out text, each from a fresh state."""
         windows = len(self.held_out)
         numbers = torch.linspace(0, windows - 1, min(windows, HELD_OUT_WINDOWS), dtype=torch.float64).long()

@@ -1,0 +1,97 @@
+"""What the recall experiment trains at each scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ramnet.baselines import BaselineConfig, BaselineForCausalLM
+from ramnet.config import RamNetConfig
+from ramnet.state import RamState
+from ramnet.training.model import Config
+
+RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2)  # the paper's learning rates
+
+# Pairs and lengths that the paper tests.
+PAPERS_SETTINGS = ((4, 64), (8, 64), (16, 64), (32, 128), (64, 256), (128, 512), (256, 1024))
+
+# Every model has two mixers of width 64, tied embeddings and no FFN. With embeddings of standard deviation 1 and this
+# gain, logits begin near 0; with 0.02 and 1, RAM-Net with "offsets" stays at guessing (0.23 of 4 pairs, against 0.99).
+_SKELETON: dict[str, Any] = {
+    "vocab_size": 8192, "hidden_size": 64, "num_layers": 2, "tie_embeddings": True, "embedding_std": 1.0,
+    "final_gain": 0.03,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained.
+
+    Attributes:
+        trained: the settings (pairs, length) that training draws from, each batch from the next.
+        tested: the settings whose accuracy is measured.
+        search_steps: steps of each of the four learning rates.
+        steps: steps of the run with the best of them.
+        batch_size: examples of the shortest length in a step.
+        seeds: seeds of that run.
+        slots: M of the RAM-Nets whose state size varies.
+        key_dims: widths of the keys and values of the baselines' single head.
+    """
+
+    trained: tuple[tuple[int, int], ...]
+    tested: tuple[tuple[int, int], ...]
+    search_steps: int
+    steps: int
+    batch_size: int
+    seeds: tuple[int, ...]
+    slots: tuple[int, ...]
+    key_dims: tuple[int, ...]
+
+
+_MIX = ((4, 64), (8, 128), (16, 256), (32, 256), (64, 256))  # the paper's training mix
+SCALES = {
+    "quick": Scale(PAPERS_SETTINGS[:4], PAPERS_SETTINGS[:4], 300, 1200, 64, (0,), (64,), (64,)),
+    "day": Scale(_MIX, PAPERS_SETTINGS, 400, 4000, 128, (0,), (16, 64, 256, 1024), (32, 64)),
+    "paper": Scale(_MIX, PAPERS_SETTINGS, 4000, 40000, 256, (0, 1, 2), (16, 64, 256, 1024, 4096), (32, 64, 128)),
+}
+
+
+def ram_net(slots: int, order: int) -> RamNetConfig:
+    """Return the RAM-Net of M = ``slots`` and U = ``order``; its first layer moves addresses, its second does not."""
+    sub_dim = round(slots ** (1 / order))
+    return RamNetConfig(
+        **_SKELETON, num_heads=4, value_dim=16, order=order, sub_dim=sub_dim, top_k=min(16, slots), cape_full_layers=1,
+        address_bias="offsets",
+    )  # fmt: skip
+
+
+def baseline(name: Any, key_dim: int, window: int | None = None) -> BaselineConfig:
+    """Return a baseline whose layers have one head of this width, after one short convolution."""
+    return BaselineConfig(**_SKELETON, mixer=name, num_heads=1, key_dim=key_dim, value_dim=64, window=window,
+                          conv_layers=1)  # fmt: skip
+
+
+def orders(slots: int) -> list[int]:
+    """Return every U for which P = M^(1/U) is a whole number of at least 2."""
+    return [u for u in range(1, slots.bit_length()) if round(slots ** (1 / u)) ** u == slots]
+
+
+def configurations(scale: Scale) -> Iterator[tuple[str, Config]]:
+    """Yield a name, unique within the scale, and the configuration of everything that is trained."""
+    for slots in scale.slots:
+        for order in orders(slots):
+            yield f"RAM-Net M={slots} U={order}", ram_net(slots, order)
+    for key_dim in scale.key_dims:
+        for name in ("linear", "gla", "deltanet", "gated_deltanet", "mamba2", "rwkv7"):
+            yield f"{name} {key_dim}", baseline(name, key_dim)
+        yield f"window {key_dim}", baseline("window", 64, window=key_dim // 2)
+    yield "attention", baseline("attention", 64)
+
+
+def state_size(config: Config, tokens: int) -> int:
+    """Return the numbers that a model keeps of ``tokens`` tokens: memories, masses and last inputs of convolutions."""
+    if isinstance(config, BaselineConfig):
+        return BaselineForCausalLM(config).state_size(tokens)
+    state = RamState.zeros(config, 1, device="meta")
+    return sum(x.numel() for x in (*state.memory, *state.mass, *state.conv))

@@ -1,0 +1,128 @@
+"""The results of the recall experiment as JSON, as a Markdown table and as two pictures."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+
+from ramnet.files import write_text_atomic, written_aside
+from ramnet.recall.plan import Config, Scale, state_size
+from ramnet.recall.sweep import Outcome
+
+TABLE, DATA, BY_STATE, BY_ORDER = "recall.md", "recall.json", "state.png", "order.png"
+FAMILIES = {
+    "RAM-Net": "RAM-Net", "linear": "linear attention", "gla": "GLA", "deltanet": "DeltaNet",
+    "gated_deltanet": "Gated DeltaNet", "mamba2": "Mamba-2", "rwkv7": "RWKV-7", "window": "sliding window",
+    "attention": "attention",
+}  # fmt: skip
+
+
+class Line:
+    """A model's accuracies, means over its seeds.
+
+    Attributes:
+        name: as in ``plan.configurations``.
+        family: a value of ``FAMILIES``.
+        state: numbers that the model keeps of the longest example tested.
+        accuracies: at each tested setting.
+        spread: the largest distance of a seed's mean accuracy from that of all seeds.
+        rate: the learning rate.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome], config: Config, tokens: int) -> None:
+        self.name = outcomes[0].name
+        self.family = FAMILIES[self.name.split()[0]]
+        self.config, self.state = config, state_size(config, tokens)
+        self.accuracies = [mean(each) for each in zip(*(o.accuracies for o in outcomes), strict=True)]
+        self.mean = mean(self.accuracies)
+        self.spread = max(abs(o.mean - self.mean) for o in outcomes)
+        self.rate, self.seconds = outcomes[0].learning_rate, sum(o.seconds for o in outcomes)
+
+
+def lines(outcomes: Sequence[Outcome], configs: Mapping[str, Config], scale: Scale) -> list[Line]:
+    """Return a line for each model, the smallest state of each family first."""
+    by_name = defaultdict(list)
+    for outcome in outcomes:
+        by_name[outcome.name].append(outcome)
+    tokens = max(length for _, length in scale.tested)
+    found = [Line(each, configs[name], tokens) for name, each in by_name.items()]
+    return sorted(found, key=lambda line: (list(FAMILIES.values()).index(line.family), line.state, line.name))
+
+
+def save(found: Sequence[Line], scale: Scale, folder: Path) -> list[Path]:
+    """Write the four files, each atomically, and return their paths."""
+    write_text_atomic(folder / DATA, json.dumps([_facts(line) for line in found], indent=1) + "\n")
+    write_text_atomic(folder / TABLE, markdown(found, scale))
+    _draw_states(found, folder / BY_STATE)
+    _draw_orders(found, folder / BY_ORDER)
+    return [folder / name for name in (DATA, TABLE, BY_STATE, BY_ORDER)]
+
+
+def _facts(line: Line) -> dict[str, object]:
+    return {name: getattr(line, name) for name in ("name", "family", "state", "accuracies", "mean", "spread", "rate",
+                                                   "seconds")} | {"config": line.config.model_dump()}  # fmt: skip
+
+
+def markdown(found: Sequence[Line], scale: Scale) -> str:
+    """Return the table: accuracy at each setting, the best of four learning rates."""
+    head = ["model", "state", *(f"{pairs} pairs, {length}" for pairs, length in scale.tested), "mean", "±", "rate"]
+    rows = [
+        [line.name, str(line.state), *(f"{x:.3f}" for x in line.accuracies), f"{line.mean:.3f}", f"{line.spread:.3f}",
+         f"{line.rate:g}"]
+        for line in found
+    ]  # fmt: skip
+    table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
+
+
+def _draw_states(found: Sequence[Line], picture: Path) -> None:
+    """Draw mean accuracy against state size, the best order of each RAM-Net state (the paper's Figure 3)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for i, family in enumerate(FAMILIES.values()):
+        best: dict[int, float] = {}
+        for line in found:
+            if line.family == family:
+                best[line.state] = max(line.mean, best.get(line.state, 0))
+        style = {"linewidth": 2.5, "markersize": 8} if family == "RAM-Net" else {"linewidth": 1, "markersize": 5}
+        if best:
+            axes.plot(
+                *zip(*sorted(best.items()), strict=True), marker="os^vDPX<>"[i], label=family, color=f"C{i}", **style
+            )
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("state: numbers kept of the longest example")
+    axes.set_ylabel("mean accuracy")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    _write(figure, picture)
+
+
+def _draw_orders(found: Sequence[Line], picture: Path) -> None:
+    """Draw mean accuracy against the order U for each number of slots M (the paper's Figure 4)."""
+    from matplotlib.figure import Figure
+
+    points: dict[int, dict[int, float]] = defaultdict(dict)
+    for line in found:
+        if line.family == "RAM-Net":
+            points[line.config.slots][line.config.order] = line.mean  # type: ignore[union-attr]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for slots, by_order in sorted(points.items()):
+        axes.plot(*zip(*sorted(by_order.items()), strict=True), marker="o", label=f"M = {slots}")
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("order U of the address, at the same number of slots")
+    axes.set_ylabel("mean accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    _write(figure, picture)
+
+
+def _write(figure: object, picture: Path) -> None:
+    with written_aside(picture) as aside:
+        figure.savefig(aside, dpi=120, format="png")  # type: ignore[attr-defined]
