@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from export import cards, licence, node, process
+from export import licence, manifest_card, node, process
 from export.c.build import check_as_built, write_weights
 from export.folder import replaced
 from export.manifest import WEB_FORMAT, Manifest
@@ -71,7 +71,7 @@ def export_web(
         found.save(aside)
         if shutil.which("node"):
             found = found.model_copy(update={"error": process.check(aside), "speed": node.speed(aside)})
-        found = cards.add(found, aside)
+        found = manifest_card.add(found, aside)
         found.save(aside)
     on_progress("verified")
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export import cards, licence, process, quality
+from export import licence, manifest_card, process, quality
 from export.c.session import LIBRARY, WEIGHTS, CModel
 from export.folder import replaced
 from export.libraries import need
@@ -108,7 +108,7 @@ def export_c(
             speed = quality.speed(partial(library.token, library.state()), library.vocabulary, threads=1)
             measured = None if text is None else quality.measure(model, text, _logits(library))
             found = found.model_copy(update={"speed": speed, "quality": measured})
-        found = cards.add(found, aside)
+        found = manifest_card.add(found, aside)
         found.save(aside)
     on_progress("measured")
     return found

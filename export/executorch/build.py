@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export import cards, licence, process, quality
+from export import licence, manifest_card, process, quality
 from export.c.build import check_as_built
 from export.executorch import program
 from export.executorch.session import LIBRARY, PROGRAM, ExecutorchModel
@@ -89,7 +89,7 @@ def export_executorch(
         run = ExecutorchModel(aside)
         speed = quality.speed(run.token, model.config.vocab_size, run.threads)
         measured = None if text is None else quality.measure(model, text, _logits(run))
-        found = cards.add(found.model_copy(update={"speed": speed, "quality": measured}), aside)
+        found = manifest_card.add(found.model_copy(update={"speed": speed, "quality": measured}), aside)
         found.save(aside)
     on_progress("measured")
     return found
