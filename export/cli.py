@@ -81,20 +81,26 @@ def export(
         raise click.UsageError("--target needs --kernels; graphs of standard operators run on any processor")
     model = RamNetForCausalLM.from_pretrained(checkpoint)
     precision, target = precision or "float32", target or "cpu"
+    notices: list[str] = []
     if kind == "onnx":
         written = _onnx(
-            model, output, text=_text(checkpoint), precision=precision, kernels=kernels, target=target, ort=ort
+            model, output, text=_text(checkpoint, notices), precision=precision, kernels=kernels, target=target, ort=ort
         )
     elif kind == "executorch":
-        written = _executorch(model, output, text=_text(checkpoint), kernels=kernels, precision=precision)
+        written = _executorch(model, output, text=_text(checkpoint, notices), kernels=kernels, precision=precision)
     else:
         deployment = _tuned(model.config, checkpoint) if tuned else None
         precision = deployment.precision if deployment else precision
-        windows = _calibration(checkpoint, precision, calibrate)
+        windows = _calibration(checkpoint, precision, calibrate, notices)
         if kind == "c":
-            written = _c(model, checkpoint, output, target, deployment, precision=precision, calibration=windows)
+            written = _c(
+                model, output, text=_text(checkpoint, notices), target=target, deployment=deployment,
+                precision=precision, calibration=windows,
+            )  # fmt: skip
         else:
             written = _web(model, output, precision, windows)
+    for notice in notices:  # at the end, so that an error is all that a command that fails prints
+        click.echo(notice, err=True)
     size = sum((output / file).stat().st_size for file in written)
     click.echo(f"wrote {click.format_filename(output)}: {', '.join(written)} ({size / 1e6:.1f} MB)")
 
@@ -156,23 +162,18 @@ def _verified(made: Manifest, output: Path) -> None:
         )
 
 
-def _c(
-    model: RamNetForCausalLM, checkpoint: Path, output: Path, target: str, deployment: Deployment | None, **options: Any
-) -> Iterable[str]:
-    """Export to C and print what was measured. Returns the names of the files."""
+def _c(model: RamNetForCausalLM, output: Path, **options: Any) -> Iterable[str]:
+    """Export to C. Returns the names of the files."""
     from export.c.build import STAGES, export_c
     from export.folder import DESCRIPTION
 
-    text = _text(checkpoint)
     with _progress(STAGES) as advance:
-        made = export_c(
-            model, output, target=target, deployment=deployment, text=text, on_progress=advance, **options
-        )  # fmt: skip
+        made = export_c(model, output, on_progress=advance, **options)
     _verified(made, output)
     return [*made.files, DESCRIPTION]
 
 
-def _calibration(checkpoint: Path, precision: str, file: Path | None) -> list[Tensor] | None:
+def _calibration(checkpoint: Path, precision: str, file: Path | None, notices: list[str]) -> list[Tensor] | None:
     """Return the windows that a precision is calibrated on. Raises ValueError if ``file`` cannot be used."""
     from export.quality import calibration
 
@@ -185,18 +186,18 @@ def _calibration(checkpoint: Path, precision: str, file: Path | None) -> list[Te
     except ValueError as error:
         if file is not None:
             raise
-        click.echo(f"int4 is not calibrated: {error}; --calibrate names a text", err=True)
+        notices.append(f"int4 is not calibrated: {error}; --calibrate names a text")
         return None
 
 
-def _text(checkpoint: Path) -> HeldOut | None:
-    """Return the text that the training held out. Prints why if there is none."""
+def _text(checkpoint: Path, notices: list[str]) -> HeldOut | None:
+    """Return the text that the training held out, or None and a notice that says why there is none."""
     from export.quality import held_out
 
     try:
         return held_out(checkpoint)
     except ValueError as error:
-        click.echo(f"bits per byte are not measured: {error}", err=True)
+        notices.append(f"bits per byte are not measured: {error}")
         return None
 
 

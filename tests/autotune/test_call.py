@@ -52,7 +52,7 @@ def test_invalid_arguments_are_refused_before_the_start(
         raise AssertionError("a process was started")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Worker, "_start", never)
+    monkeypatch.setattr(Worker, "start", never)
     with pytest.raises(ValueError, match=message):
         ramnet.tune(CONFIG, **options)
     assert not list(tmp_path.iterdir())

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export.session import OnnxSession
-from export.state import OnnxState
 
+from export.onnx.session import OnnxSession
+from export.onnx.state import OnnxState
 from ramnet import RamNetForCausalLM, RamState
 from tests.export.conftest import Exported
 from tests.export.web.test_node import node

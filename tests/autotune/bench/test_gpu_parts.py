@@ -169,7 +169,7 @@ def test_single_parts_can_be_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     unknown = CliRunner().invoke(bench, [*words, "scna"]).exception
     assert str(unknown).startswith("part 'scna' is unknown; there are scan, attention")
     on_the_cpu = CliRunner().invoke(bench, ["--part", "scan", "--output", str(tmp_path)]).exception
-    assert str(on_the_cpu) == "--part scan is for GPUs; on the CPU, all parts are measured"
+    assert str(on_the_cpu) == "--part scan is for GPUs and --peers; else all parts are measured on the CPU"
 
 
 def test_each_process_compiles_its_share_of_the_schedules(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,9 +146,12 @@ def test_each_failure_in_a_worker_costs_one_trial_and_says_why(tmp_path: Path, m
     assert found["tir", 64] == ("compile_error", "ValueError: no such instruction")
 
 
-def test_without_a_compiler_its_candidates_fail_and_the_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_its_candidates_fail_and_the_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lowering.gpu.offline import NoCompilerError, compile_for
 
+    monkeypatch.setenv("RAMNET_CACHE", str(tmp_path / "no binaries"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(NoCompilerError, match=r"TVM, which is not installed: pip install 'ramnet\[tvm\]'") as found:
         compile_for(WORKLOAD, "a100", MemoryStep(compiler="tir"))
@@ -194,6 +197,7 @@ def test_candidates_of_a_compiler_that_does_not_serve_the_target_are_refused(tmp
 def test_without_tvm_candidates_of_tir_are_refused_and_the_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RAMNET_CACHE", str(tmp_path / "no binaries"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     worker = Synthetic(lambda schedule: 1e-5)
     (result,) = run(tmp_path, worker)
