@@ -29,9 +29,7 @@ def float32(model: RamNetForCausalLM) -> RamNetForCausalLM:
 
 def as_stored(model: RamNetForCausalLM, stored: dict[str, torch.Tensor], precision: str) -> RamNetForCausalLM:
     """Return a float32 model with the weights rounded as ``weights.stored`` gave them."""
-    made = RamNetForCausalLM(model.config).eval()
-    made.load_state_dict(weights.restored(stored, model.config, precision), strict=not model.config.tie_embeddings)
-    return made
+    return RamNetForCausalLM.of(model.config, weights.restored(stored, model.config, precision)).eval()
 
 
 @contextmanager

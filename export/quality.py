@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.manifest import Quality, Speed
+from export.model import float32
 from export.samples import TOKENS
 from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
@@ -97,8 +98,7 @@ def measure(
     Args:
         logits: returns the logits, [T, V], of the exported model after each of T ids from a fresh state.
     """
-    reference = RamNetForCausalLM(model.config).eval()
-    reference.load_state_dict(model.state_dict())
+    reference = float32(model)
     nats, same, count = np.zeros(2), 0, 0
     with using("cpu" if find_spec("tvm") else ""):  # the reference takes a minute for 64 windows of "tiny"
         for ids, labels in zip(text.ids[: windows(model)], text.labels[: windows(model)], strict=True):

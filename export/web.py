@@ -18,7 +18,7 @@ from ramnet import RamNetForCausalLM
 
 STAGES = 2
 PAGE = Path(__file__).parent / "web"
-WASM, WEIGHTS = "ramnet.wasm", "weights.safetensors"
+WASM = "ramnet.wasm"
 
 
 def export_web(

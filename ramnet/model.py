@@ -222,7 +222,15 @@ class RamNetForCausalLM(nn.Module):
                 f"{path} does not fit its config.json: {name} is {given.get(name, 'missing')};"
                 f" it must be {needed.get(name, 'absent')}{others}"
             )
-        model.load_state_dict(tensors, assign=True)
+        return cls.of(config, tensors)
+
+    @classmethod
+    def of(cls, config: RamNetConfig, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the model whose parameters are ``tensors``, without copying them or drawing random weights."""
+        with torch.device("meta"):
+            model = cls(config)
+        tied = {"head.weight": tensors["embedding.weight"]} if config.tie_embeddings else {}
+        model.load_state_dict({**tensors, **tied}, assign=True)
         if config.tie_embeddings:
             model.head.weight = model.embedding.weight
         return model

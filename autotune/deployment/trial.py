@@ -131,13 +131,7 @@ def _compiled(request: Request) -> Any:
     from ramnet.state import read_safetensors
 
     torch.set_num_threads(request.base.threads)
-    with torch.device("meta"):
-        model = RamNetForCausalLM(request.config).eval()
-    tied = request.config.tie_embeddings
-    tensors = read_safetensors(request.folder / "float32" / WEIGHTS)
-    model.load_state_dict(tensors, strict=not tied, assign=True)
-    if tied:
-        model.head.weight = model.embedding.weight
+    model = RamNetForCausalLM.of(request.config, read_safetensors(request.folder / "float32" / WEIGHTS)).eval()
     compiled, state = lowering.compile(model), RamState.zeros(request.config, 1)
     ids = [torch.tensor([[i * 37 % request.config.vocab_size]]) for i in range(_IN_A_ROW)]
 

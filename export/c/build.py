@@ -16,7 +16,7 @@ from export.c.session import LIBRARY, WEIGHTS, CModel
 from export.folder import replaced
 from export.libraries import need
 from export.manifest import C_FORMAT, Manifest
-from export.model import as_stored, uncompiled
+from export.model import as_stored, float32, uncompiled
 from export.samples import Samples
 from lowering.aot import build, weights
 from lowering.aot import calibration as calibrate
@@ -133,8 +133,7 @@ def write_weights(
     parameters: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     moments = None
     if precision == "int4" and calibration is not None:
-        wide = as_stored(model, weights.stored(parameters, model.config, "float32"), "float32")
-        moments = calibrate.moments(wide, calibration)
+        moments = calibrate.moments(float32(model), calibration)
     stored = weights.stored(parameters, model.config, precision, moments)
     weights.save(directory / WEIGHTS, stored, model.config)
     Samples.of(as_stored(model, stored, precision)).save(directory)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ramnet.baselines import BaselineConfig, BaselineForCausalLM
 from ramnet.config import RamNetConfig
 from ramnet.state import RamState
@@ -92,6 +94,7 @@ def configurations(scale: Scale) -> Iterator[tuple[str, Config]]:
 def state_size(config: Config, tokens: int) -> int:
     """Return the numbers that a model keeps of ``tokens`` tokens: memories, masses and last inputs of convolutions."""
     if isinstance(config, BaselineConfig):
-        return BaselineForCausalLM(config).state_size(tokens)
+        with torch.device("meta"):  # no weights
+            return BaselineForCausalLM(config).state_size(tokens)
     state = RamState.zeros(config, 1, device="meta")
     return sum(x.numel() for x in (*state.memory, *state.mass, *state.conv))

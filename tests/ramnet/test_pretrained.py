@@ -164,3 +164,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match=re.escape(f"{tmp_path / 'plain'} is not a folder")):
         small_model().save_pretrained(tmp_path / "plain" / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_of_tensors_holds_them_and_draws_no_random_numbers(tied: bool) -> None:
+    model = small_model(tie_embeddings=tied)
+    tensors = {name: x for name, x in model.state_dict().items() if not (tied and name == "head.weight")}
+    before = torch.get_rng_state()
+    made = RamNetForCausalLM.of(model.config, tensors)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(x.data_ptr() == tensors[name].data_ptr() for name, x in made.state_dict().items() if name in tensors)
+    assert (made.head.weight is made.embedding.weight) == tied
+    assert torch.equal(made(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
