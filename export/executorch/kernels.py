@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,15 +61,12 @@ def write(token: KernelToken, library: Path) -> None:
         build.write_sources(token.config, folder, token.precision)
         build.archive(folder, folder / "libramnet.a")
         found = wheel()
-        command = [
+        build.run(
             compiler(), *FLAGS, f'-DRAMNET_OPERATOR="{_name(token)}.out"', "-I", folder, *found.includes, "-shared",
             "-fPIC", "-fvisibility=hidden", "-o", folder / "library.so", _SOURCE, folder / "libramnet.a",
             "-Wl,--exclude-libs,ALL", "-L", found.libraries, "-lexecutorch", "-lexecutorch_threadpool", "-lm",
             "-pthread",
-        ]  # fmt: skip
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
+        )  # fmt: skip
         # A linker on a full disk says so in many lines, so the library is copied to where it belongs.
         shutil.copy(folder / "library.so", library)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ def build(config: RamNetConfig, library: Path, target: str = "cpu") -> None:
     """
     runtime.match_threads()  # raises the ImportError
     from lowering.aot import weights
-    from lowering.aot.build import RUNTIME, SIZES, compiler, parts, runs_here, write_kernels
+    from lowering.aot.build import RUNTIME, SIZES, compiler, parts, run, runs_here, write_kernels
     from lowering.aot.machines import TARGETS, host
     from lowering.aot.ops import Ops
 
@@ -51,10 +50,7 @@ def build(config: RamNetConfig, library: Path, target: str = "cpu") -> None:
         sources += [RUNTIME / name for name in ("cpu.c", "kernels.c", "kernels.h", "ramnet.h")]
         for path in sources:
             shutil.copy(path, folder / path.name)
-        line = [command, *_FLAGS, "-o", "library.so", *map(str, parts(folder))]
-        done = subprocess.run(line, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{command} failed: {done.stderr.strip() or done.returncode}")
+        run(command, *_FLAGS, "-o", folder / "library.so", *parts(folder))
         shutil.copyfile(folder / "library.so", library)
 
 

@@ -154,17 +154,18 @@ def parts(folder: Path) -> list[Path]:
 
 def link(folder: Path, library: Path, machines: Sequence[Machine] = ()) -> None:
     """Compile the C files in ``folder`` and link them with the kernels. Raises RuntimeError if that fails."""
-    _run(compiler(machines), *_FLAGS, "-shared", "-o", library, *parts(folder), "-lm", "-pthread")
+    run(compiler(machines), *_FLAGS, "-shared", "-o", library, *parts(folder), "-lm", "-pthread")
 
 
 def archive(folder: Path, archive: Path, machines: Sequence[Machine] = ()) -> None:
     """Compile the C files in ``folder`` and pack them with the kernels. Raises RuntimeError if that fails."""
     for source in sorted(folder.glob("*.c")):
-        _run(compiler(machines), *_FLAGS, "-c", "-o", folder / f"{source.name}.o", source)
-    _run(_tool("ar", machines), "rcsD", archive, *sorted(folder.glob("*.o")))
+        run(compiler(machines), *_FLAGS, "-c", "-o", folder / f"{source.name}.o", source)
+    run(_tool("ar", machines), "rcsD", archive, *sorted(folder.glob("*.o")))
 
 
-def _run(*command: str | Path) -> None:
+def run(*command: str | Path) -> None:
+    """Run a compiler or a linker. Raises RuntimeError, with what it printed, if it fails."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")

@@ -43,10 +43,7 @@ def write_wasm(config: RamNetConfig, precision: str, path: str | Path) -> None:
         names = ["malloc", "free", *re.findall(r"RAMNET_API [^(;]*?(ramnet_\w+)\(", interface)]
         exports = [f"-Wl,--export-if-defined={each}" for each in names]
         linked = folder / "ramnet.wasm"
-        command = [clang, *_COMPILE, *exports, "-o", str(linked), *map(str, build.parts(folder)), *_LINK]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{clang} failed: {done.stderr.strip() or done.returncode}")
+        build.run(clang, *_COMPILE, *exports, "-o", linked, *build.parts(folder), *_LINK)
         aside.write_bytes(linked.read_bytes())  # a linker makes programs, which are executable
 
 

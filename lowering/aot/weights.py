@@ -161,11 +161,6 @@ def _sums(file: BinaryIO) -> str:
     return "".join(f"{value:016x}" for value in (*totals.tolist(), *of_totals.tolist()))
 
 
-def bytes_of_token(stored: dict[str, Tensor]) -> int:
-    """Return the bytes of the weights that a token reads: all but the embedding, of which it reads one row."""
-    return sum(x.nbytes for name, x in stored.items() if not name.startswith("embedding."))
-
-
 def read_by_token(config: RamNetConfig, precision: str) -> int:
     """Return the bytes of the weights that a token reads in a model of this configuration."""
     sizes = {"F32": 4, "BF16": 2, "I8": 1, "U8": 1}

@@ -69,12 +69,12 @@ def token(run: Run, preset: str, threads: int, *, tokens: int, others: bool, flo
 def deployed(model: RamNetForCausalLM, precision: str, folder: Path, threads: int) -> tuple[CModel, int]:
     """Return the library with weights in a file, and the bytes of the weights that a token reads."""
     from lowering.aot import build, weights
-    from ramnet.state import write_safetensors
 
-    stored = weights.stored(dict(model.named_parameters(remove_duplicate=False)), model.config, precision)
+    config = model.config
     path = folder / f"{precision}.safetensors"
-    write_safetensors(path, stored)
-    return CModel(build.shared_library(model.config, precision), path, threads), weights.bytes_of_token(stored)
+    weights.save(path, weights.stored(dict(model.named_parameters(remove_duplicate=False)), config, precision), config)
+    library = CModel(build.shared_library(config, precision), path, threads)
+    return library, weights.read_by_token(config, precision)
 
 
 def _tokens(model: CModel, count: int) -> Candidate:
