@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,22 +83,29 @@ def export(
     precision, target = precision or "float32", target or "cpu"
     notices: list[str] = []
     if kind == "onnx":
-        written = _onnx(
-            model, output, text=_text(checkpoint, notices), precision=precision, kernels=kernels, target=target, ort=ort
-        )
+        text = _text(checkpoint, notices)
+        _onnx(model, output, text=text, precision=precision, kernels=kernels, target=target, ort=ort)
     elif kind == "executorch":
-        written = _executorch(model, output, text=_text(checkpoint, notices), kernels=kernels, precision=precision)
+        from export.executorch.build import STAGES, export_executorch
+
+        text = _text(checkpoint, notices)
+        _described(export_executorch, STAGES, model, output, text=text, kernels=kernels, precision=precision)
+    elif kind == "wasm":
+        from export.web import STAGES, export_web
+
+        windows = _calibration(checkpoint, precision, calibrate, notices)
+        _described(export_web, STAGES, model, output, precision=precision, calibration=windows)
     else:
+        from export.c.build import STAGES, export_c
+
         deployment = _tuned(model.config, checkpoint) if tuned else None
         precision = deployment.precision if deployment else precision
         windows = _calibration(checkpoint, precision, calibrate, notices)
-        if kind == "c":
-            written = _c(
-                model, output, text=_text(checkpoint, notices), target=target, deployment=deployment,
-                precision=precision, calibration=windows,
-            )  # fmt: skip
-        else:
-            written = _web(model, output, precision, windows)
+        _described(
+            export_c, STAGES, model, output, text=_text(checkpoint, notices), target=target, deployment=deployment,
+            precision=precision, calibration=windows,
+        )  # fmt: skip
+    written = sorted(path.name for path in output.iterdir())
     for notice in notices:  # at the end, so that an error is all that a command that fails prints
         click.echo(notice, err=True)
     size = sum((output / file).stat().st_size for file in written)
@@ -113,8 +120,8 @@ _OPTIONS = {
 }
 
 
-def _onnx(model: RamNetForCausalLM, output: Path, **options: Any) -> Iterable[str]:
-    """Export to ONNX and print the comparisons. Returns the names of the files."""
+def _onnx(model: RamNetForCausalLM, output: Path, **options: Any) -> None:
+    """Export to ONNX and print the comparisons."""
     from export.onnx.build import STAGES, VerificationError, export_onnx
     from ramnet.console import console
 
@@ -125,30 +132,14 @@ def _onnx(model: RamNetForCausalLM, output: Path, **options: Any) -> Iterable[st
         console().print(_table(error.checks))
         raise
     console().print(_table(checks))
-    return sorted(path.name for path in output.iterdir())
 
 
-def _web(model: RamNetForCausalLM, output: Path, precision: str, calibration: list[Tensor] | None) -> Iterable[str]:
-    """Export to WebAssembly. Returns the names of the files."""
-    from export import web
-
-    with _progress(web.STAGES) as advance:
-        made = web.export_web(model, output, precision=precision, calibration=calibration, on_progress=advance)
-    _verified(made, output)
-    return sorted(path.name for path in output.iterdir())
-
-
-def _executorch(model: RamNetForCausalLM, output: Path, **options: Any) -> Iterable[str]:
-    """Export to ExecuTorch. Returns the names of the files."""
-    from export.executorch import build
-
-    with _progress(build.STAGES) as advance:
-        made = build.export_executorch(model, output, on_progress=advance, **options)
-    _verified(made, output)
-    return sorted(path.name for path in output.iterdir())
-
-
-def _verified(made: Manifest, output: Path) -> None:
+def _described(
+    write: Callable[..., Manifest], stages: int, model: RamNetForCausalLM, output: Path, **options: Any
+) -> None:
+    """Export to a format whose description is a ``Manifest``, and print what was measured."""
+    with _progress(stages) as advance:
+        made = write(model, output, on_progress=advance, **options)
     if made.error is None:
         click.echo(f"not run here: verify it where it can be with: ramnet verify {click.format_filename(output)}")
     else:
@@ -160,17 +151,6 @@ def _verified(made: Manifest, output: Path) -> None:
         click.echo(
             f"{made.quality.bits_per_byte:.4f} bits per byte on text {made.quality.text} ({loss:+.2%} against float32)"
         )
-
-
-def _c(model: RamNetForCausalLM, output: Path, **options: Any) -> Iterable[str]:
-    """Export to C. Returns the names of the files."""
-    from export.c.build import STAGES, export_c
-    from export.folder import DESCRIPTION
-
-    with _progress(STAGES) as advance:
-        made = export_c(model, output, on_progress=advance, **options)
-    _verified(made, output)
-    return [*made.files, DESCRIPTION]
 
 
 def _calibration(checkpoint: Path, precision: str, file: Path | None, notices: list[str]) -> list[Tensor] | None:
