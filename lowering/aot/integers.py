@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
 from lowering.aot.machines import Machine
-from lowering.aot.matrix import Matrix, Tiling, flat, widened
+from lowering.aot.matrix import Matrix, Tiling, by_rows, flat, widened
 from lowering.aot.rounding import GROUP
 from schedules.base import largest_divisor
 
@@ -71,16 +71,15 @@ class Int8(Matrix):
                     offsets = tir.Broadcast(emit.constant(dot.offset - 256, "int8"), width)
                     value = dot.accumulate(excess[r][every], offsets, weights, width)
                     builder.buffer_store(excess[r], value, [every])
-        results = []
-        for r, row in enumerate(rows):
-            less = [emit.horizontal_sum(excess[r], lanes)] if excess else []
-            of_row = []
-            for token, total in zip(tokens, sums[r], strict=True):
-                whole = emit.horizontal_sum(total, lanes)
-                exact = whole - less[0] if less else whole
-                of_row.append(exact.astype("float32") * (self.scale[row] * steps[token]))
-            results.append(of_row)
-        return results
+        less = emit.horizontal_sums(excess, lanes)
+        whole = by_rows(emit.horizontal_sums(flat(sums), lanes), len(tokens))
+        return [
+            [
+                (total - less[r] if excess else total).astype("float32") * (self.scale[row] * steps[token])
+                for token, total in zip(tokens, whole[r], strict=True)
+            ]
+            for r, row in enumerate(rows)
+        ]
 
     def tiles(self, rows: list[Any], prepared: Any, tokens: list[Any]) -> list[list[Expression]]:
         """Return ``dots``, computed for pairs of rows and pairs of tokens at a time.
@@ -192,8 +191,8 @@ class Int4(Matrix):
                         whole = dot.accumulate_int4(whole, half, activations, width)
                     builder.buffer_store(total, total[every] + whole.astype(f"float32x{lanes}") * scales, [every])
         return [
-            [emit.horizontal_sum(total, lanes) * steps[token] for token, total in zip(tokens, of_row, strict=True)]
-            for of_row in sums
+            [whole * steps[token] for token, whole in zip(tokens, of_row, strict=True)]
+            for of_row in by_rows(emit.horizontal_sums(flat(sums), lanes), len(tokens))
         ]
 
     def scales(self, row: Any, i: Any, groups: int) -> Expression:

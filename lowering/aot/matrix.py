@@ -85,7 +85,7 @@ class Float32(Matrix):
                     with builder.vectorized(0, lanes) as lane:
                         at = i * lanes + lane
                         emit.store(total, [lane], total[lane] + self.value(row, at) * prepared[token, at])
-        return [[emit.horizontal_sum(total, lanes) for total in of_row] for of_row in sums]
+        return by_rows(emit.horizontal_sums(flat(sums), lanes), len(tokens))
 
 
 class Bfloat16(Float32):
@@ -108,3 +108,8 @@ def widened(value: Any, lanes: int = 1) -> Expression:
 
 def flat(lists: list[list[Any]]) -> list[Any]:
     return [each for inner in lists for each in inner]
+
+
+def by_rows(values: list[Any], tokens: int) -> list[list[Any]]:
+    """Return values of rows and tokens, in the order of ``flat``, as a list for each row."""
+    return [values[at : at + tokens] for at in range(0, len(values), tokens)]

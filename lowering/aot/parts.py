@@ -37,28 +37,23 @@ def norm(n: Any, X: Any, gain_and_bias: tuple[Any, Any], Y: Any, norm_eps: float
         emit.row(Y, [t], C, lambda i: (X[t, i] - mean[0]) * scale[0] * gain[i] + bias[i], 32)
 
 
-def product(
-    matrix: Matrix, X: Any, p: Any, put: Callable[[Any, Any, list[Any]], None],
-    rows_of: Callable[[Any], list[Any]] = lambda i: [i],
-) -> None:  # fmt: skip
-    """Emit ``put(t, i, dots)`` for every token t and output i, where dots are the products of X[t] and the rows
-    ``rows_of(i)`` of the matrix. ``p`` has the function's ``n``, ``rounded`` and ``steps``."""
-    per_output = len(rows_of(0))
-    outputs = matrix.outputs // per_output
+def product(matrix: Matrix, X: Any, p: Any, put: Callable[[Any, Any, Any], None]) -> None:
+    """Emit ``put(t, i, dot)`` for every token t and output i, where dot is the product of X[t] and row i of the matrix.
+
+    ``p`` has the function's ``n``, ``rounded`` and ``steps``. X may have more columns than the matrix has inputs.
+    """
     # A divisor, so that blocks do not overlap: ``put`` may add to its output in place.
-    block = largest_divisor(outputs, max(1, matrix.tiling.rows // per_output))
+    block = largest_divisor(matrix.outputs, matrix.tiling.rows)
     tokens = matrix.tiling.tokens
     prepared = matrix.prepare(X, p.n, (p.rounded, p.steps))
 
     def tile(b: Any, which: list[Any]) -> None:
-        each = [rows_of(b * block + j) for j in range(block)]
-        found = iter(matrix.dots([row for rows in each for row in rows], prepared, which))
-        for j, rows in enumerate(each):
-            dots = [next(found) for _ in rows]
-            for t, token in enumerate(which):
-                put(token, b * block + j, [dot[t] for dot in dots])
+        rows = [b * block + j for j in range(block)]
+        for row, dots in zip(rows, matrix.dots(rows, prepared, which), strict=True):
+            for token, dot in zip(which, dots, strict=True):
+                put(token, row, dot)
 
-    with builder.parallel(0, outputs // block) as b, T.sblock("product"):
+    with builder.parallel(0, matrix.outputs // block) as b, T.sblock("product"):
         with builder.serial(0, p.n // tokens) as g, T.sblock("tokens"):
             tile(b, [g * tokens + j for j in range(tokens)])
         with builder.serial(0, p.n % tokens) as j, T.sblock("token"):

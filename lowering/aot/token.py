@@ -87,8 +87,8 @@ class _Kernels:
         def body(p: Any) -> None:
             norm(p.n, p.x, (p.gain, p.bias), p.h, self.c.norm_eps)
 
-            def put(t: Any, i: Any, dot: list[Any]) -> None:
-                emit.store(p.g, [t, i], dot[0] + p.gate_bias[i])
+            def put(t: Any, i: Any, dot: Any) -> None:
+                emit.store(p.g, [t, i], dot + p.gate_bias[i])
 
             product(p.gate, p.h, p, put)
 
@@ -143,14 +143,14 @@ class _Kernels:
             with builder.serial(0, 2 * H) as r:
                 emit.store(p.factors, [r], tir.exp(p.alpha[r]) / emit.constant(c.temperature, _F32))
 
-            def put(t: Any, i: Any, dot: list[Any]) -> None:
+            def put(t: Any, i: Any, dot: Any) -> None:
                 with builder.If(i < self.addresses):
                     with builder.Then():
                         r = i // (U * P)
-                        logit = dot[0] + p.address_bias[i] if c.address_bias else dot[0]
+                        logit = dot + p.address_bias[i] if c.address_bias else dot
                         emit.store(p.logits, [t * (2 * H) + r, i // P % U, i % P], logit * p.factors[r])
                     with builder.Else():
-                        emit.store(p.values, [t, i - self.addresses], dot[0])
+                        emit.store(p.values, [t, i - self.addresses], dot)
 
             product(p.project, p.normed, p, put)
             count = p.n * (2 * H)
@@ -224,20 +224,20 @@ class _Kernels:
         C, inner = self.c.hidden_size, self.c.intermediate_size
 
         def body(p: Any) -> None:
-            def activate(t: Any, i: Any, dot: list[Any]) -> None:
-                gate, up = dot
+            def silu(gate: Any) -> Any:
                 small = emit.exp(-tir.abs(gate), _F32)  # e^-|gate|, which cannot overflow
                 one = emit.constant(1, _F32)
-                sigmoid = tir.Select(gate >= emit.constant(0, _F32), one, small) / (one + small)
-                emit.store(p.active, [t, i], gate * sigmoid * up)
+                return gate * (tir.Select(gate >= emit.constant(0, _F32), one, small) / (one + small))
 
             norm(p.n, p.x, (p.gain, p.bias), p.normed, self.c.norm_eps)
-            product(p.gate_up, p.normed, p, activate, lambda i: [i, inner + i])
+            product(p.gate_up, p.normed, p, lambda t, i, dot: emit.store(p.active, [t, i], dot))
+            with builder.serial(0, p.n) as t:  # in vectors, which is why it is not a part of the product
+                emit.row(p.active, [t], inner, lambda i: silu(p.active[t, i]) * p.active[t, inner + i], 16)
             product(p.down, p.active, p, _add_to(p.x))
 
         parameters: Parameters = {
             "n": "int32", "x": rows(C), **self.norm(), "gate_up": self.weight(2 * inner, C),
-            "down": self.weight(C, inner), "normed": rows(C), "active": rows(inner),
+            "down": self.weight(C, inner), "normed": rows(C), "active": rows(2 * inner),
         }  # fmt: skip
         return self.function("feed_forward", parameters, body)
 
@@ -247,11 +247,11 @@ class _Kernels:
 
         def body(p: Any) -> None:
             norm(p.n, p.x, (p.gain, p.bias), p.normed, self.c.norm_eps)
-            product(p.table, p.normed, p, lambda t, i, dot: emit.store(p.logits, [t, i], dot[0]))
+            product(p.table, p.normed, p, lambda t, i, dot: emit.store(p.logits, [t, i], dot))
 
         parameters: Parameters = {"n": "int32", "x": rows(C), **self.norm(), "table": self.table(-1), "logits": rows(V)}
         return self.function("head", {**parameters, "normed": rows(C)}, body)
 
 
 def _add_to(X: Any) -> Callable[[Any, Any, list[Any]], None]:
-    return lambda t, i, dot: emit.store(X, [t, i], X[t, i] + dot[0])
+    return lambda t, i, dot: emit.store(X, [t, i], X[t, i] + dot)

@@ -41,7 +41,7 @@ static size_t lay_out(scratch* s, char* memory) {
   s->address_weights = take(memory, &used, f * BLOCK * addresses);
   s->values = take(memory, &used, f * BLOCK * values);
   s->mixed = take(memory, &used, f * BLOCK * values);
-  s->active = take(memory, &used, f * BLOCK * inner);
+  s->active = take(memory, &used, 2 * f * BLOCK * inner);
   s->steps = take(memory, &used, f * BLOCK);
   s->ids = take(memory, &used, sizeof(int32_t) * BLOCK);
   s->slots = take(memory, &used, sizeof(int32_t) * BLOCK * addresses);
