@@ -17,6 +17,7 @@ from lowering import emit
 from lowering.aot.machines import Machine
 from lowering.aot.matrix import Matrix, Tiling, by_rows, flat, widened
 from lowering.aot.rounding import GROUP
+from lowering.aot.sums import horizontal_sums
 from schedules.base import largest_divisor
 
 HALF = GROUP // 2
@@ -71,8 +72,8 @@ class Int8(Matrix):
                     offsets = tir.Broadcast(emit.constant(dot.offset - 256, "int8"), width)
                     value = dot.accumulate(excess[r][every], offsets, weights, width)
                     builder.buffer_store(excess[r], value, [every])
-        less = emit.horizontal_sums(excess, lanes)
-        whole = by_rows(emit.horizontal_sums(flat(sums), lanes), len(tokens))
+        less = horizontal_sums(excess, lanes)
+        whole = by_rows(horizontal_sums(flat(sums), lanes), len(tokens))
         return [
             [
                 (total - less[r] if excess else total).astype("float32") * (self.scale[row] * steps[token])
@@ -192,7 +193,7 @@ class Int4(Matrix):
                     builder.buffer_store(total, total[every] + whole.astype(f"float32x{lanes}") * scales, [every])
         return [
             [whole * steps[token] for token, whole in zip(tokens, of_row, strict=True)]
-            for of_row in by_rows(emit.horizontal_sums(flat(sums), lanes), len(tokens))
+            for of_row in by_rows(horizontal_sums(flat(sums), lanes), len(tokens))
         ]
 
     def scales(self, row: Any, i: Any, groups: int) -> Expression:

@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
 from lowering.aot.machines import Machine
+from lowering.aot.sums import horizontal_sums
 from schedules.base import largest_divisor
 
 Expression = Any
@@ -85,7 +86,7 @@ class Float32(Matrix):
                     with builder.vectorized(0, lanes) as lane:
                         at = i * lanes + lane
                         emit.store(total, [lane], total[lane] + self.value(row, at) * prepared[token, at])
-        return by_rows(emit.horizontal_sums(flat(sums), lanes), len(tokens))
+        return by_rows(horizontal_sums(flat(sums), lanes), len(tokens))
 
 
 class Bfloat16(Float32):

@@ -18,6 +18,7 @@ from typing import Any
 from lowering import cache
 from lowering.cpu import runtime
 from lowering.fingerprint import fingerprint
+from lowering.parsing import on_a_short_stack
 from lowering.targets import cpu_digest, find
 from schedules.base import Schedule
 from schedules.workload import Workload
@@ -59,7 +60,7 @@ def _load_or_build(name: str, workload: Workload, schedule: Schedule) -> Kernel:
     path = cache.find(name)
     if path is not None:
         return Kernel(workload, schedule, runtime.load(path, workload.op), False)
-    executable = compile_now(workload, schedule)
+    executable = on_a_short_stack(compile_now, workload, schedule)
     if linker() is not None:
         path = cache.keep(name, lambda aside: _link(executable, aside))
     function = executable[workload.op] if path is None else runtime.load(path, workload.op)

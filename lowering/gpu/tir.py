@@ -20,6 +20,7 @@ from lowering.gpu.cuda.driver import Cubin
 from lowering.gpu.instructions import issued, of_cubin
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Compiled, Resources, Work
+from lowering.parsing import on_a_short_stack
 from schedules.workload import AXES, DYNAMIC_AXES, Op, Workload
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Kernels:
 
     @cached_property
     def _gpu_module(self) -> Any:
-        return self.module(cuda=True)
+        return on_a_short_stack(self.module, True)
 
     @cached_property
     def _source(self) -> Source:
@@ -140,7 +141,7 @@ class Kernels:
 
         from lowering.gpu.cuda.generate import build
 
-        module = self.module(cuda=False, reverse_threads=reverse_threads)
+        module = on_a_short_stack(self.module, False, reverse_threads)
         # These passes only make the code faster, and take half of the build time.
         fast = ("s_tir.HoistIfThenElse", "s_tir.InsertHoistIfThenElse", "tirx.RemoveNoOp")
         functions = build(module, tvm.target.Target({"kind": "llvm", "opt-level": 0}), fast)

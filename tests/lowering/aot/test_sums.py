@@ -12,6 +12,7 @@ from tvm.script.ir_builder import IRBuilder  # noqa: E402
 from tvm.script.ir_builder import tirx as builder  # noqa: E402
 
 from lowering import emit  # noqa: E402
+from lowering.aot.sums import horizontal_sums  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_each_sum_is_that_of_its_own_vector(count: int, width: int) -> None:
             vectors = [T.sblock_alloc_buffer((width,), "float32") for _ in range(count)]
             for row, vector in enumerate(vectors):
                 emit.row(vector, [], width, lambda lane, row=row: x[row, lane])
-            for row, total in enumerate(emit.horizontal_sums(vectors, width)):
+            for row, total in enumerate(horizontal_sums(vectors, width)):
                 emit.store(y, [row], total)
     executable = tvm.compile(made.get(), target="llvm")
     given = np.random.default_rng(0).integers(-1000, 1000, (count, width)).astype("float32")  # whose sums are exact
