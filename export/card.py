@@ -88,20 +88,30 @@ def ids(config: RamNetConfig) -> str:
 def state(config: RamNetConfig) -> str:
     """Say what the state before the first token is."""
     conv = " and the convolutions' inputs" if config.conv_layers else ""
-    size = config.num_layers * config.num_heads * config.slots * (config.value_dim + 1) * 4
+    size = sum(layer.num_heads * layer.slots * (layer.value_dim + 1) * 4 for layer in config.layers)
+    slots = [layer.slots for layer in config.layers]
+    if len(set(slots)) == 1:
+        each = f"1/{slots[0]} = {1 / slots[0]!r}"
+    else:
+        each = f"1/M, where the M of the layers are {', '.join(map(str, slots))}"
     return (
         f"**The state before the first token is not all zeros.** The memory{conv} and the position are 0, and every"
-        f" element of each mass is 1/{config.slots} = {1 / config.slots!r}. A mass of zeros gives wrong results without"
-        f" an error. A state has {size / 1e6:.1f} MB for each sequence, whatever its length."
+        f" element of each mass is {each}. A mass of zeros gives wrong results without an error. A state has"
+        f" {size / 1e6:.1f} MB for each sequence, whatever its length."
     )
 
 
 def _architecture(config: RamNetConfig) -> str:
     c = config
-    return (
-        f"{c.num_layers} layers of width {c.hidden_size}, {c.num_heads} heads with {c.slots} slots of {c.value_dim}"
-        f" numbers each, of which a token writes {c.top_k} and reads {c.top_k}; a vocabulary of {c.vocab_size}."
-    )
+    heads = [
+        f"{layer.num_heads} heads with {layer.slots} slots of {layer.value_dim} numbers each, of which a token writes"
+        f" {layer.top_k} and reads {layer.top_k}"
+        for layer in c.layers
+    ]
+    if len(c.kinds) == 1:
+        return f"{c.num_layers} layers of width {c.hidden_size}, {heads[0]}; a vocabulary of {c.vocab_size}."
+    each = "; ".join(f"layer {i} has {text}" for i, text in enumerate(heads))
+    return f"{c.num_layers} layers of width {c.hidden_size}: {each}. A vocabulary of {c.vocab_size}."
 
 
 def _time(speed: Speed | None) -> str:

@@ -39,7 +39,8 @@ def kernel(
 
     is_gpu = find(target).gpu is not None
     config = RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset)
-    few = {"T": 4096 if is_gpu else 1024, "R": 2 * config.num_heads, "O": config.hidden_size, "I": config.hidden_size}
+    rows, width = 2 * config.layers[0].num_heads, config.hidden_size
+    few = {"T": 4096 if is_gpu else 1024, "R": rows, "O": width, "I": width}
     given = {size.partition("=")[0] for size in sizes}
     text = " ".join((op, *sizes, *(f"{name}={few[name]}" for name in _missing(op) if name not in given)))
     workload = parse(text, config, "bfloat16" if is_gpu else "float32")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ramnet.config import RamLayerConfig, RamNetConfig
+from ramnet.config import RamNetConfig
 from ramnet.layer import ModelsState, RamLayer
 from ramnet.sequences import Sequences
 from ramnet.state import RamState
@@ -50,7 +50,7 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        fields = {name: getattr(config, name) for name in RamLayerConfig.model_fields}
+        fields = config.layers[layer].model_dump()
         self.mixer = RamLayer(**fields, cape_heads=config.cape_heads(layer))
         self.has_ffn = config.intermediate_size > 0
         if self.has_ffn:

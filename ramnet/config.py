@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 from ramnet.files import read_text, write_text_atomic
 
@@ -17,6 +19,11 @@ MOST_LAYERS = 1024
 MOST_NUMBERS = 2**48
 
 _Size = Annotated[int, Field(gt=0, lt=2**31)]
+# One number for all layers, or a list with one of each. ``RamLayerConfig`` checks the numbers.
+_SizeByLayer = Annotated[
+    int | tuple[int, ...], WrapValidator(lambda value, _: tuple(value) if isinstance(value, list) else value)
+]
+_T = TypeVar("_T")
 AddressBias = Literal["zeros", "offsets"]
 # float32 represents both 1e-30 and its reciprocal.
 _Epsilon = Annotated[float, Field(ge=1e-30, le=1)]
@@ -45,21 +52,17 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class RamLayerConfig(BaseModel):
-    """Hyper-parameters of one RAM-Net layer; immutable.
-
-    Raises:
-        ValueError: if a field is out of range or does not fit the others; the message names the value.
-    """
+class _Fields(BaseModel, Generic[_T]):
+    """The fields of one layer, whose sizes are of the type ``_T``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     hidden_size: _Size = Field(description="width of the residual stream")
-    num_heads: _Size = Field(description="H, heads of each layer")
-    value_dim: _Size = Field(description="D, value width of each head")
-    order: _Size = Field(description="U, sub-vectors in an address")
-    sub_dim: int = Field(gt=1, lt=2**31, description="P, digits of each sub-vector")
-    top_k: _Size = Field(description="K, slots touched by a write and by a read")
+    num_heads: _T = Field(description="H, heads of each layer")
+    value_dim: _T = Field(description="D, value width of each head")
+    order: _T = Field(description="U, sub-vectors in an address")
+    sub_dim: _T = Field(description="P, digits of each sub-vector")
+    top_k: _T = Field(description="K, slots touched by a write and by a read")
     decay_power: float = Field(1.0, ge=0, le=1e6, description="γ of PDMA")
     temperature: float = Field(1.0, ge=1e-6, le=1e6, description="τ of the product softmax")
     eps: _Epsilon = Field(1e-6, description="ε, added to the mass before a read divides by it")
@@ -71,6 +74,16 @@ class RamLayerConfig(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             raise ValueError(f"{type(self).__name__}: {one_line(error)}") from None
+
+
+class RamLayerConfig(_Fields[_Size]):
+    """Hyper-parameters of one RAM-Net layer; immutable.
+
+    Raises:
+        ValueError: if a field is out of range or does not fit the others; the message names the value.
+    """
+
+    sub_dim: int = Field(gt=1, lt=2**31, description="P, digits of each sub-vector")
 
     @model_validator(mode="after")
     def _addresses_fit(self) -> Self:
@@ -90,11 +103,15 @@ class RamLayerConfig(BaseModel):
         return int(self.sub_dim**self.order)
 
 
-class RamNetConfig(RamLayerConfig):
+class RamNetConfig(_Fields[_SizeByLayer]):
     """Hyper-parameters of a RAM-Net; immutable.
 
+    ``num_heads``, ``value_dim``, ``order``, ``sub_dim`` and ``top_k`` are each one integer for all layers, or a list
+    with one of each layer; ``layers`` has those of a layer.
+
     Raises:
-        ValueError: if a field is out of range or does not fit the others; the message names the value.
+        ValueError: if a field is out of range or does not fit the others; the message names the value, and the layer of
+            a value in a list.
     """
 
     vocab_size: _Size = Field(description="number of token ids")
@@ -113,6 +130,10 @@ class RamNetConfig(RamLayerConfig):
 
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:
+        for name, values in self._lists().items():
+            if len(values) != self.num_layers:
+                raise ValueError(f"{name} has {len(values)} numbers but there are {self.num_layers} layers")
+        _ = self.layers  # raises what is wrong with a layer
         if self.cape_full_layers + self.cape_half_layers > self.num_layers:
             raise ValueError(
                 f"cape_full_layers + cape_half_layers is {self.cape_full_layers + self.cape_half_layers}"
@@ -121,11 +142,39 @@ class RamNetConfig(RamLayerConfig):
         _check_numbers(self.hidden_size * max(self.vocab_size, 2 * self.intermediate_size))
         return self
 
+    def _lists(self) -> dict[str, tuple[int, ...]]:
+        """Return the fields that are lists."""
+        fields = ((name, getattr(self, name)) for name in RamLayerConfig.model_fields)
+        return {name: value for name, value in fields if isinstance(value, tuple)}
+
+    @cached_property
+    def layers(self) -> tuple[RamLayerConfig, ...]:
+        """The configuration of each layer."""
+        fields, lists = {name: getattr(self, name) for name in RamLayerConfig.model_fields}, self._lists()
+        found = []
+        for i in range(self.num_layers if lists else 1):
+            try:
+                found.append(RamLayerConfig(**{**fields, **{name: values[i] for name, values in lists.items()}}))
+            except ValueError as error:
+                where = f"layer {i}: " if lists else ""
+                raise ValueError(f"{where}{str(error).removeprefix('RamLayerConfig: ')}") from None
+        return tuple(found if lists else found * self.num_layers)
+
+    @property
+    def kinds(self) -> list[RamLayerConfig]:
+        """The configurations in ``layers``, each once."""
+        return list(dict.fromkeys(self.layers))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with the fields ``update`` replaced, which is checked as on construction."""
+        return type(self)(**{**self.model_dump(), **(update or {})})  # without the layers of this one
+
     def cape_heads(self, layer: int) -> int:
         """Return how many heads of layer ``layer``, counted from 0, use CAPE; these are the layer's first heads."""
+        heads = self.layers[layer].num_heads
         if layer < self.cape_full_layers:
-            return self.num_heads
-        return self.num_heads // 2 if layer < self.cape_full_layers + self.cape_half_layers else 0
+            return heads
+        return heads // 2 if layer < self.cape_full_layers + self.cape_half_layers else 0
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> RamNetConfig:

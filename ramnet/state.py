@@ -244,7 +244,7 @@ def _shapes(layers: RamNetConfig | Sequence[Layer], batch_size: int) -> dict[str
     convs: list[tuple[int, ...]] = []
     if isinstance(layers, RamNetConfig):
         convs = [(batch_size, layers.conv_kernel - 1, layers.hidden_size)] * layers.conv_layers
-        configs: list[RamLayerConfig] = [layers] * layers.num_layers
+        configs: Sequence[RamLayerConfig] = layers.layers
     else:
         configs = [layer.config for layer in layers]
     heads: list[tuple[int, ...]] = [(batch_size, c.num_heads, c.slots) for c in configs]

@@ -14,7 +14,7 @@ def parse(text: str, config: RamNetConfig, dtype: str = "float32") -> Workload:
     Args:
         text: the text to parse.
         config: gives sizes and constants that ``text`` does not; N is then that of one sequence. The sizes T, R, O and
-            I must be in ``text``.
+            I, and those that differ between layers, must be in ``text``.
         dtype: the dtype if ``text`` names none.
 
     Raises:
@@ -23,10 +23,14 @@ def parse(text: str, config: RamNetConfig, dtype: str = "float32") -> Workload:
     op, *settings = text.split() or [""]
     if op not in AXES:
         raise ValueError(f"shape {text!r} has the op {op!r}; there are {', '.join(sorted(AXES))}")
-    of_model = {
-        "U": config.order, "P": config.sub_dim, "K": config.top_k, "M": config.slots, "D": config.value_dim,
-        "N": config.num_heads, "H": config.num_heads, "C": config.hidden_size,
-    }  # fmt: skip
+    layers = [
+        {
+            "U": layer.order, "P": layer.sub_dim, "K": layer.top_k, "M": layer.slots, "D": layer.value_dim,
+            "N": layer.num_heads, "H": layer.num_heads, "C": layer.hidden_size,
+        }
+        for layer in config.layers
+    ]  # fmt: skip
+    of_model = {axis: size for axis, size in layers[0].items() if all(each[axis] == size for each in layers)}
     sizes = {axis: of_model[axis] for axis in AXES[op] if axis in of_model}
     constants = _constants(op, config)
     for setting in settings:

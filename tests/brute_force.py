@@ -133,9 +133,11 @@ def language_model(config: Any, parameters: Mapping[str, Tensor], input_ids: Ten
 
 def _mixer(config: Any, layer: int, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """One RAM-Net layer, head by head, [B, T, C]; the stacked projection holds W_q, W_k and W_v in this order."""
-    heads, width = config.num_heads, config.order * config.sub_dim
-    num_slots = config.sub_dim**config.order
-    sizes = [heads * width, heads * width, heads * config.value_dim]
+    names = ("num_heads", "value_dim", "order", "sub_dim", "top_k")
+    each = (getattr(config, name) for name in names)
+    heads, value_dim, order, sub_dim, top_k = (x if isinstance(x, int) else x[layer] for x in each)
+    width, num_slots = order * sub_dim, sub_dim**order
+    sizes = [heads * width, heads * width, heads * value_dim]
     w_q, w_k, w_v = (w.unflatten(0, (heads, -1)) for w in weights["query_key_value.weight"].split(sizes))
     alpha_q, alpha_k = weights["log_scale"]
     full, half = config.cape_full_layers, config.cape_half_layers
@@ -146,10 +148,10 @@ def _mixer(config: Any, layer: int, weights: Mapping[str, Tensor], x: Tensor) ->
         for side, (w, alpha) in enumerate(((w_q[h], alpha_q[h]), (w_k[h], alpha_k[h]))):
             bias = weights["address_bias"][side, h].flatten() if "address_bias" in weights else 0
             scaled = alpha.exp() * (x @ w.T + bias) / config.temperature  # [B, T, U·P]
-            kept = keep_largest(product_softmax(scaled.unflatten(-1, (config.order, config.sub_dim))), config.top_k)
+            kept = keep_largest(product_softmax(scaled.unflatten(-1, (order, sub_dim))), top_k)
             address.append((cape(kept) if h < with_cape else kept).unsqueeze(1))
         read, write = address  # [B, 1, T, M]
-        memory = torch.zeros(len(x), 1, num_slots, config.value_dim, dtype=torch.float64)
+        memory = torch.zeros(len(x), 1, num_slots, value_dim, dtype=torch.float64)
         mass = torch.full((len(x), 1, num_slots), 1 / num_slots, dtype=torch.float64)
         values = (x @ w_v[h].T).unsqueeze(1)
         output, _, _ = pdma(write, read, values, memory, mass, config.decay_power, config.eps, config.proxy_eps)

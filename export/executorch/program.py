@@ -55,11 +55,11 @@ class Token(StateBuffers):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return logits [1, 1, V] of ids [1, 1]."""
-        c, flat = self.config, {}
+        flat = {}
         state = RamState([], [], self.layers("conv"), self.position)
-        for kind, shape in (("memory", (1, c.num_heads, c.slots, c.value_dim)), ("mass", (1, c.num_heads, c.slots))):
-            for buffer in self.layers(kind):
-                view = buffer.view(shape)
+        for kind in ("memory", "mass"):
+            for c, buffer in zip(self.config.layers, self.layers(kind), strict=True):
+                view = buffer.view(1, c.num_heads, c.slots, *([c.value_dim] if kind == "memory" else []))
                 flat[id(view)] = buffer
                 getattr(state, kind).append(view)
         with PlainOperators(flat):
@@ -72,9 +72,10 @@ class Reset(StateBuffers):
 
     def forward(self) -> Tensor:
         """Return the position, 0 [1]; a method needs an output."""
-        for kind, value in (("memory", 0.0), ("mass", 1 / self.config.slots), ("conv", 0.0)):
-            for buffer in self.layers(kind):
-                buffer.fill_(value)
+        for buffer in (*self.layers("memory"), *self.layers("conv")):
+            buffer.zero_()
+        for layer, buffer in zip(self.config.layers, self.layers("mass"), strict=True):
+            buffer.fill_(1 / layer.slots)
         return self.position.zero_().clone()
 
 

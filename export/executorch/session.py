@@ -48,14 +48,13 @@ class ExecutorchModel:
         except RuntimeError as error:
             raise ValueError(f"{path} cannot be loaded by ExecuTorch: {' '.join(str(error).split())}") from None
         # Tensors that share the memory of the program's buffers.
-        own = {name: self._token.get_attribute(name) for name in RamState.zeros(self.config, 1).tensors()}
+        first = RamState.zeros(self.config, 1)
+        own = {name: self._token.get_attribute(name).view(like.shape) for name, like in first.tensors().items()}
         c = self.config
         self._state = RamState(
-            [own[f"memory.{i}"].view(1, c.num_heads, c.slots, c.value_dim) for i in range(c.num_layers)],
-            [own[f"mass.{i}"].view(1, c.num_heads, c.slots) for i in range(c.num_layers)],
-            [own[f"conv.{i}"] for i in range(c.conv_layers)],
-            own["position"],
-        )
+            [own[f"memory.{i}"] for i in range(c.num_layers)], [own[f"mass.{i}"] for i in range(c.num_layers)],
+            [own[f"conv.{i}"] for i in range(c.conv_layers)], own["position"],
+        )  # fmt: skip
 
     @property
     def state(self) -> RamState:

@@ -47,7 +47,7 @@ def save_card(sidecar: Sidecar, checks: list[Check], directory: Path) -> None:
     kernels = sidecar.kernels and ("this kind of processor" if sidecar.kernels == "cpu" else sidecar.kernels)
     operators = "standard operators" if not kernels else "the tuned kernels of its memory as custom operators"
     register = f'\noptions.RegisterCustomOpsLibrary("./{LIBRARY}");  // runs its code' if kernels else ""
-    slots = str(sidecar.config.slots)
+    slots = str(sidecar.config.layers[0].slots)
     found = {name: text.format(kernels=kernels) for name, text in _FILES.items() if (directory / name).exists()}
     card = Card(
         library="onnxruntime",

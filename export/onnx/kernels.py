@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,18 +34,19 @@ def build(config: RamNetConfig, library: Path, target: str = "cpu") -> None:
     from lowering.aot import weights
     from lowering.aot.build import RUNTIME, SIZES, compiler, parts, run, runs_here, write_kernels
     from lowering.aot.machines import TARGETS, host
-    from lowering.aot.ops import Ops
+    from lowering.aot.ops import Ops, module
 
     weights.check(config, "float32")
     command = compiler()  # raises the RuntimeError before kernels are compiled
     known = {name: machines for name, machines in TARGETS.items() if runs_here(machines)}
     if target != "cpu" and target not in known:
         raise ValueError(f"target is {target!r}; a library can be built here for {', '.join(['cpu', *known])}")
-    ops = {machine: Ops(config, machine) for machine in known.get(target) or [host()]}
+    machines = known.get(target) or [host()]
+    ops = {machine: [Ops(kind, machine, i) for i, kind in enumerate(config.kinds)] for machine in machines}
     # LLVM and compilers may crash on a full disk, so the library is copied to where it belongs.
     with tempfile.TemporaryDirectory(prefix="ramnet-") as temporary:
         folder = Path(temporary)
-        names = write_kernels(folder, {machine: each.module() for machine, each in ops.items()})
+        names = write_kernels(folder, {machine: module(of_kinds) for machine, of_kinds in ops.items()})
         (folder / SIZES).write_text(_sizes(config, next(iter(ops.values()))) + names, encoding="utf-8")
         sources = [_SOURCES / name for name in ("nodes.c", "ort.h")]
         sources += [RUNTIME / name for name in ("cpu.c", "kernels.c", "kernels.h", "ramnet.h")]
@@ -54,12 +56,19 @@ def build(config: RamNetConfig, library: Path, target: str = "cpu") -> None:
         shutil.copyfile(folder / "library.so", library)
 
 
-def _sizes(config: RamNetConfig, ops: Ops) -> str:
+def _sizes(config: RamNetConfig, ops: Sequence[Ops]) -> str:
     """Return config.h: what the C files are compiled with."""
-    c = config
+    from lowering.aot.build import kinds_macro, table_macro
+
+    table = []
+    for of_kind, c in zip(ops, config.kinds, strict=True):
+        address, rows, values = c.order * c.sub_dim, 2 * c.num_heads, c.num_heads * c.value_dim
+        table.append((
+            of_kind.index, c.num_heads, c.value_dim, c.order, c.sub_dim, c.top_k, c.slots, max(256, of_kind.lanes),
+            of_kind.scratch, address, rows, rows * c.top_k, rows * address + values,
+        ))  # fmt: skip
     sizes = {
-        "HEADS": c.num_heads, "ORDER": c.order, "SUB_DIM": c.sub_dim, "TOP_K": c.top_k, "SLOTS": c.slots,
-        "VALUE_DIM": c.value_dim, "MANY_ROWS": max(256, ops.lanes), "SCRATCH": ops.scratch,
-        "DECAY_POWER": f"{c.decay_power!r}f", "EPS": f"{c.eps!r}f",
+        "KIND_COUNT": len(table), "KIND_TABLE": table_macro(table), "DECAY_POWER": f"{config.decay_power!r}f",
+        "EPS": f"{config.eps!r}f",
     }  # fmt: skip
-    return "".join(f"#define {name} {size}\n" for name, size in sizes.items())
+    return kinds_macro(len(table)) + "".join(f"#define {name} {size}\n" for name, size in sizes.items())

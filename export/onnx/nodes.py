@@ -48,8 +48,8 @@ def _forward(layer: RamLayer, x: Tensor, state: RamState, **settings: Any) -> Ra
         f"{DOMAIN}::memory",
         [projected, scale, state.position, memory, mass],
         {
-            "order": c.order, "sub_dim": c.sub_dim, "top_k": c.top_k, "cape_heads": layer.cape_heads,
-            "decay_power": c.decay_power, "eps": c.eps,
+            "num_heads": c.num_heads, "value_dim": c.value_dim, "order": c.order, "sub_dim": c.sub_dim,
+            "top_k": c.top_k, "cape_heads": layer.cape_heads, "decay_power": c.decay_power, "eps": c.eps,
         },
         dtypes=[x.dtype, x.dtype, x.dtype, torch.int32],
         shapes=[

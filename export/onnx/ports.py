@@ -39,8 +39,8 @@ def outputs(config: RamNetConfig, kind: str) -> Iterator[Port]:
     """Yield the outputs of the graph ``kind`` of a model, in order."""
     yield Port(name="logits", shape=["batch", _tokens(kind), config.vocab_size], dtype="float32")
     yield from state(config, PRESENT)
-    slots: list[int | str] = ["batch", _tokens(kind), 2, config.num_heads, config.top_k]
-    for layer in range(config.num_layers):
+    for layer, c in enumerate(config.layers):
+        slots: list[int | str] = ["batch", _tokens(kind), 2, c.num_heads, c.top_k]
         yield Port(name=f"{SLOTS}{layer}", shape=slots, dtype="int32")
 
 
@@ -58,12 +58,12 @@ def difference(config: RamNetConfig, kind: str, found_inputs: Iterable[Port], fo
 
 def state(config: RamNetConfig, prefix: str = "") -> Iterator[Port]:
     """Yield the ports of ``RamState.tensors`` lazily, as a damaged config may have more layers than fit in memory."""
-    heads: list[int | str] = ["batch", config.num_heads, config.slots]
     recent: list[int | str] = ["batch", config.conv_kernel - 1, config.hidden_size]
-    for layer in range(config.num_layers):
-        yield Port(name=f"{prefix}memory.{layer}", shape=[*heads, config.value_dim], dtype="float32")
-    for layer in range(config.num_layers):
-        yield Port(name=f"{prefix}mass.{layer}", shape=heads, dtype="float32")
+    for layer, c in enumerate(config.layers):
+        memory: list[int | str] = ["batch", c.num_heads, c.slots, c.value_dim]
+        yield Port(name=f"{prefix}memory.{layer}", shape=memory, dtype="float32")
+    for layer, c in enumerate(config.layers):
+        yield Port(name=f"{prefix}mass.{layer}", shape=["batch", c.num_heads, c.slots], dtype="float32")
     for layer in range(config.conv_layers):
         yield Port(name=f"{prefix}conv.{layer}", shape=recent, dtype="float32")
     yield Port(name=f"{prefix}position", shape=["batch"], dtype="int64")

@@ -46,7 +46,8 @@ class Sidecar(BaseModel):
         precision: the type of the weights of embedding and projections.
         kernels: the processor that the library of custom operators is built for; None without custom operators.
         text: "bytes" if each byte of a text is an id; None if ids come from a tokenizer.
-        initial_state: the value of all elements of each tensor before the first token.
+        initial_state: the value of all elements of each tensor before the first token; a list if it differs between
+            layers.
         files: the SHA-256 digest of each file of the folder but ramnet.json.
         largest_errors: the error of each check of the verification, by its name.
         agreement: the fraction of tokens whose most probable next token was PyTorch's.
@@ -63,7 +64,7 @@ class Sidecar(BaseModel):
     precision: Literal["float32", "float16", "int8"]
     kernels: str | None
     text: Literal["bytes"] | None
-    initial_state: dict[str, float]
+    initial_state: dict[str, float | list[float]]
     graphs: dict[str, Graph]
     versions: dict[str, str]
     files: dict[str, str]
@@ -99,7 +100,8 @@ class Sidecar(BaseModel):
         description.save(self, directory)
 
 
-def initial_state(config: RamNetConfig) -> dict[str, float]:
+def initial_state(config: RamNetConfig) -> dict[str, float | list[float]]:
     """Return the state before the first token: z_0 = 1/M (paper, step 5), and zeros."""
-    conv = {"conv": 0.0} if config.conv_layers else {}
-    return {"memory": 0.0, "mass": 1 / config.slots, **conv, "position": 0.0}
+    conv: dict[str, float | list[float]] = {"conv": 0.0} if config.conv_layers else {}
+    mass = [1 / layer.slots for layer in config.layers]
+    return {"memory": 0.0, "mass": mass if len(set(mass)) > 1 else mass[0], **conv, "position": 0.0}

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from export.onnx import ports
-from export.onnx.sidecar import initial_state
 from ramnet.config import RamNetConfig
 
 if TYPE_CHECKING:
@@ -44,13 +43,12 @@ class OnnxState:
         """Return the state before the first token."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        first = initial_state(config)
-        return cls(
-            {
-                port.name: np.full([batch_size, *port.shape[1:]], first[port.name.split(".")[0]], _dtype(port.name))
-                for port in ports.state(config)
-            }
+        state = cls(
+            {port.name: np.zeros([batch_size, *port.shape[1:]], _dtype(port.name)) for port in ports.state(config)}
         )
+        for i, layer in enumerate(config.layers):
+            state.tensors[f"mass.{i}"][:] = 1 / layer.slots
+        return state
 
     @classmethod
     def of(cls, state: RamState) -> Self:

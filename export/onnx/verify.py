@@ -107,7 +107,7 @@ def compare(model: RamNetForCausalLM, session: OnnxSession) -> Iterator[Check]:
             tolerance=tolerance,
         )
 
-    for batch, position in zip(BATCHES, (None, session.config.slots - 3, 2**31 - 5), strict=True):
+    for batch, position in zip(BATCHES, (None, max(c.slots for c in session.config.kinds) - 3, 2**31 - 5), strict=True):
         for tokens in LENGTHS:
             pair = prefill(tokens, None, OnnxState.zeros(model.config, batch))
             yield check(f"prefill of {tokens}", [pair], tolerance)

@@ -31,12 +31,18 @@ function count() {
   return `${tokens} tokens` + (seconds > 0 ? `, ${number.format(tokens / seconds)} tokens/s` : "");
 }
 
+/** A size of the layers: one number if they agree. */
+function each(sizes) {
+  const shown = sizes.every((size) => size === sizes[0]) ? sizes.slice(0, 1) : sizes;
+  return shown.map((size) => number.format(size)).join("/");
+}
+
 const answers = {
   loaded({ config, layers, heads, slots, topK, canSave }) {
     if (config.vocab_size !== 256) return say(`The model has ${config.vocab_size} tokens; this page writes bytes.`);
     element("about").textContent =
-      `A language model of ${layers} layers, each with ${heads} memories of ${number.format(slots)} slots,` +
-      ` of which a token reads ${topK} and writes ${topK}. It runs in this page.`;
+      `A language model of ${layers} layers, each with ${each(heads)} memories of ${each(slots)} slots,` +
+      ` of which a token reads ${each(topK)} and writes ${each(topK)}. It runs in this page.`;
     picture = new Picture(element("heads"), config, { layers, heads, slots, topK });
     element("layer").replaceChildren(...Array.from({ length: layers }, (_, i) => new Option(i + 1, i)));
     element("save").hidden = element("restore").hidden = !canSave;

@@ -5,38 +5,47 @@ const ROWS = 256; // the most; a row then stands for several slots
 const DOT = 2; // pixels of a slot at a token, each way
 
 export class Picture {
+  #parent;
   #sizes;
+  #starts; // where each layer begins in a column, and the end of the last
   #rows;
-  #canvases;
-  #columns = []; // the last tokens, each [layers, 2, heads, topK]
+  #canvases; // of the layer's heads
+  #columns = []; // the last tokens, each [2, heads, topK] of every layer
   #layer = 0;
   #waits = false;
 
   constructor(parent, config, sizes) {
+    this.#parent = parent;
     this.#sizes = sizes;
-    this.#rows = Math.min(sizes.slots, ROWS);
+    this.#starts = [0];
+    sizes.heads.forEach((heads, i) => this.#starts.push(this.#starts[i] + 2 * heads * sizes.topK[i]));
     this.config = config;
-    this.#canvases = Array.from({ length: sizes.heads }, () => {
-      const canvas = Object.assign(document.createElement("canvas"), { width: TOKENS * DOT, height: this.#rows * DOT });
-      canvas.setAttribute("role", "img");
-      const figure = document.createElement("figure");
-      figure.append(canvas, document.createElement("figcaption"));
-      parent.append(figure);
-      return canvas;
-    });
     this.show(0);
   }
 
   add(accesses) {
-    const { layers, heads, topK } = this.#sizes;
-    const size = layers * 2 * heads * topK;
+    const size = this.#starts.at(-1);
     for (let at = 0; at < accesses.length; at += size) this.#columns.push(accesses.subarray(at, at + size));
     this.#columns.splice(0, Math.max(0, this.#columns.length - TOKENS));
     this.redraw();
   }
 
   show(layer) {
-    const { cape_full_layers: full, cape_half_layers: half, num_heads: heads } = this.config;
+    const { cape_full_layers: full, cape_half_layers: half } = this.config;
+    const heads = this.#sizes.heads[layer];
+    this.#rows = Math.min(this.#sizes.slots[layer], ROWS);
+    this.#canvases = Array.from({ length: heads }, () => {
+      const canvas = Object.assign(document.createElement("canvas"), { width: TOKENS * DOT, height: this.#rows * DOT });
+      canvas.setAttribute("role", "img");
+      return canvas;
+    });
+    this.#parent.replaceChildren(
+      ...this.#canvases.map((canvas) => {
+        const figure = document.createElement("figure");
+        figure.append(canvas, document.createElement("figcaption"));
+        return figure;
+      }),
+    );
     const moving = layer < full ? heads : layer < full + half ? Math.floor(heads / 2) : 0;
     this.#layer = layer;
     this.#canvases.forEach((canvas, head) => {
@@ -63,8 +72,8 @@ export class Picture {
   }
 
   #slots(column, side, head) {
-    const { heads, topK } = this.#sizes;
-    const at = ((this.#layer * 2 + side) * heads + head) * topK;
+    const topK = this.#sizes.topK[this.#layer];
+    const at = this.#starts[this.#layer] + (side * this.#canvases.length + head) * topK;
     return column.subarray(at, at + topK);
   }
 
@@ -85,7 +94,7 @@ export class Picture {
     this.#columns.forEach((column, t) => {
       for (const side of [0, 1]) {
         for (const slot of this.#slots(column, side, head)) {
-          marks[Math.floor((slot * rows) / this.#sizes.slots) * TOKENS + t] |= side + 1;
+          marks[Math.floor((slot * rows) / this.#sizes.slots[this.#layer]) * TOKENS + t] |= side + 1;
         }
       }
     });

@@ -13,17 +13,18 @@ export function load(source?: string | URL | Record<string, Uint8Array>): Promis
 
 /** One model serves any number of states. Ids are integers in 0 … vocabularySize − 1. */
 export interface Model {
-  readonly config: Readonly<Record<string, number | boolean>>;
+  readonly config: Readonly<Record<string, number | readonly number[] | boolean | string | null>>;
   readonly precision: "float32" | "bfloat16" | "int8" | "int4";
   /** How text becomes ids; null if the model does not say. */
   readonly text: "bytes" | null;
   readonly vocabularySize: number;
   readonly layers: number;
-  readonly heads: number;
-  /** Slots of a head's memory. */
-  readonly slots: number;
-  /** Slots that a head reads, and that it writes, for each token. */
-  readonly topK: number;
+  /** Heads of each layer. */
+  readonly heads: readonly number[];
+  /** Slots of a head's memory, by layer. */
+  readonly slots: readonly number[];
+  /** Slots that a head reads, and that it writes, for each token, by layer. */
+  readonly topK: readonly number[];
 
   /** A state before the first token. */
   state(): State;
@@ -74,7 +75,7 @@ export interface State {
   save(): Uint8Array;
   load(file: Uint8Array | ArrayBuffer): void;
 
-  /** The slots that the last token read and wrote in a layer, and their weights: [heads · topK] each. */
+  /** The slots that the last token read and wrote in a layer, and their weights: [heads · topK] of the layer each. */
   accesses(layer: number): { read: Accesses; written: Accesses };
 
   /** Free its memory now instead of when the state is collected. */

@@ -78,9 +78,10 @@ class Model {
     Object.assign(this, { config, precision, text });
     this.vocabularySize = c.ramnet_vocabulary();
     this.layers = c.ramnet_layers();
-    this.heads = c.ramnet_heads();
-    this.slots = c.ramnet_slots();
-    this.topK = c.ramnet_top_k();
+    const each = (size) => Array.from({ length: this.layers }, (_, layer) => size(layer));
+    this.heads = each(c.ramnet_heads);
+    this.slots = each(c.ramnet_slots);
+    this.topK = each(c.ramnet_top_k);
     this.#library = library;
     this.#logits = library.allocate(4 * this.vocabularySize);
     const file = library.allocate(weights.length);
@@ -191,8 +192,9 @@ class State {
   }
 
   accesses(layer) {
-    const library = this.#library, count = this.model.heads * this.model.topK;
     whole("layer", layer);
+    const { heads, topK } = this.model, library = this.#library;
+    const count = (heads[layer] ?? 0) * (topK[layer] ?? 0); // the call fails if there is no such layer
     return library.with(16 * count, (at) => {
       library.call("state_accesses", this._pointer, layer, at, at + 8 * count);
       const slots = library.integers(at, 2 * count).slice();

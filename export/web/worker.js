@@ -4,8 +4,9 @@
  *   write {ids, fresh, options, pace}   answers tokens {ids, accesses, seconds} as they come, then ended {position}
  *   stop                                ends write after the next token
  *   save, restore {file}                answer saved {file}, restored {position}
- * What fails is answered by failed {message}. `accesses` is [tokens, layers, 2, heads, topK], reads first; `seconds` is
- * the time in the model, and `pace` the most tokens a second, 0 for any number.
+ * What fails is answered by failed {message}. `accesses` are those of one token after another, and of
+ * one layer after another, each [2, heads, topK] of that layer, reads first; `seconds` is the time in the model, and
+ * `pace` the most tokens a second, 0 for any number.
  */
 
 import { generate } from "./generate.js";

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache as once
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,17 +223,36 @@ def _sizes(config: RamNetConfig, precision: str, spins: int) -> str:
     def of_one(part: str) -> int:
         return sum(name.startswith(f"{part}.0.") for name, *_ in pointers)
 
+    layers = [
+        (c.kinds.index(each), each.num_heads, c.cape_heads(i), each.order * each.sub_dim, each.top_k, each.slots,
+         each.value_dim)
+        for i, each in enumerate(c.layers)
+    ]  # fmt: skip
     sizes = {
-        "VOCABULARY": c.vocab_size, "HIDDEN": c.hidden_size, "LAYERS": c.num_layers, "HEADS": c.num_heads,
-        "VALUE_DIM": c.value_dim, "ORDER": c.order, "SUB_DIM": c.sub_dim, "TOP_K": c.top_k, "SLOTS": c.slots,
+        "VOCABULARY": c.vocab_size, "HIDDEN": c.hidden_size, "LAYERS": c.num_layers,
+        # The most of any layer for a token: addresses, and their logits, accesses and values.
+        "ROWS": max(2 * each.num_heads for each in c.kinds),
+        "LOGITS": max(2 * each.num_heads * each.order * each.sub_dim for each in c.kinds),
+        "ACCESSES": max(2 * each.num_heads * each.top_k for each in c.kinds),
+        "VALUES": max(each.num_heads * each.value_dim for each in c.kinds),
         "INNER": c.intermediate_size, "CONVS": c.conv_layers, "TAPS": c.conv_kernel, "WEIGHTS": len(pointers),
         "CONV_WEIGHTS": of_one("convs"), "BLOCK_WEIGHTS": of_one("blocks"), "BLOCK": weights.BLOCK,
         "SPINS": spins, "ADDRESS_BIAS": int(c.address_bias is not None), "CONFIG": f'"{weights.digest(c)}"',
     }  # fmt: skip
     defines = "".join(f"#define {name} {size}\n" for name, size in sizes.items())
-    heads = ", ".join(str(c.cape_heads(i)) for i in range(c.num_layers))
     rows = ", \\\n".join(_row(*each) for each in pointers)
-    return f"{defines}#define CAPE_HEADS {{{heads}}}\n#define WEIGHT_TABLE {{ \\\n{rows}}}\n"
+    tables = f"#define LAYER_TABLE {table_macro(layers)}\n#define WEIGHT_TABLE {{ \\\n{rows}}}\n"
+    return defines + kinds_macro(len(c.kinds)) + tables
+
+
+def kinds_macro(count: int) -> str:
+    """Return the macro that lists the kernels of a name, one of each kind of layer."""
+    return f"#define KINDS(name) {', '.join(f'name##_{i}' for i in range(count))}\n"
+
+
+def table_macro(rows: Iterable[Iterable[int]]) -> str:
+    """Return the initialiser of an array of structures of integers."""
+    return "{" + ", ".join("{" + ", ".join(map(str, row)) + "}" for row in rows) + "}"
 
 
 def _row(name: str, dtype: str | None, shape: Sequence[int]) -> str:

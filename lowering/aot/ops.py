@@ -6,7 +6,7 @@ Their schedules are those of the records, less the knobs that are about threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tvm.tirx as tir
@@ -19,11 +19,11 @@ from lowering.aot.machines import Machine
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.memory_scan import _Chunk
 from lowering.cpu.memory_step import Places, prefetch, token
-from ramnet.config import RamNetConfig
+from ramnet.config import RamLayerConfig
 from ramnet.ops.accesses import Accesses
 from schedules.cpu import AddressDecode, MemoryScan, MemoryStep
 from schedules.cpu.lanes import REGISTER_BYTES
-from schedules.of_model import of_model
+from schedules.of_model import of_layer
 from schedules.records import choose
 
 _F32 = "float32"
@@ -31,19 +31,22 @@ _ANY = 2**31 - 1  # the declared length of an axis whose length the caller knows
 
 
 class Ops:
-    """The ops of a model.
+    """The ops of one layer.
+
+    Args:
+        index: which kind of layer it is. The names of the functions end in it.
 
     Attributes:
-        lanes: the least number of rows that ``ramnet_address_decode_many`` takes.
+        lanes: the least number of rows that ``address_decode_many`` takes.
         scratch: the number of floats in each of the scan's two scratch arrays.
     """
 
-    def __init__(self, config: RamNetConfig, machine: Machine) -> None:
-        self.machine, self.rows = machine, 2 * config.num_heads
+    def __init__(self, config: RamLayerConfig, machine: Machine, index: int = 0) -> None:
+        self.machine, self.index, self.rows = machine, index, 2 * config.num_heads
         self.K, self.M, self.D = config.top_k, config.slots, config.value_dim
         self.U, self.P = config.order, config.sub_dim
-        workloads = {workload.op: workload for workload in of_model(config)}
-        few = next(workload for workload in of_model(config) if workload.op == "address_decode")
+        workloads = {workload.op: workload for workload in of_layer(config)}
+        few = next(workload for workload in of_layer(config) if workload.op == "address_decode")
         self.workloads = workloads
         self.few: AddressDecode = choose(few, "cpu", device="").schedule
         self.many: AddressDecode = choose(workloads["address_decode"], "cpu", device="").schedule
@@ -51,29 +54,29 @@ class Ops:
         self.scan: MemoryScan = choose(workloads["memory_scan"], "cpu", device="").schedule
         self.lanes, self.scratch = self._lanes(self.many), self.scan.chunk * self.K
 
-    def module(self) -> IRModule:
-        """Return functions of pointers to arrays, which are contiguous unless strides are given.
+    def functions(self) -> list[Any]:
+        """Return functions of pointers to arrays, which are contiguous unless strides are given. Without their prefix
+        and index, they are:
 
-        - ``ramnet_address_decode`` of rows int64, logits [rows, U, P], and the outputs slots int32 [rows, K] and
+        - ``address_decode`` of rows int64, logits [rows, U, P], and the outputs slots int32 [rows, K] and
           weights [rows, K]. There are at least 2·H rows, those of a token.
-        - ``ramnet_address_decode_many``, the same for at least ``lanes`` rows, unrolled.
-        - ``ramnet_memory_scan``, of one head: tokens int64, the number of elements from a token to the next in
+        - ``address_decode_many``, the same for at least ``lanes`` rows, unrolled.
+        - ``memory_scan``, of one head: tokens int64, the number of elements from a token to the next in
           accesses, values and output, int64 each, write_slots and write_weights, read_slots and read_weights
           [tokens, K], values [tokens, D], memory [M, D] and mass [M], which are updated in place, the output
           [tokens, D], and two arrays of ``scratch`` floats.
-        - ``ramnet_memory_step``, of one token: heads int64, accesses [heads, K], values [heads, D], memory
+        - ``memory_step``, of one token: heads int64, accesses [heads, K], values [heads, D], memory
           [heads, M, D] and mass [heads, M], which are updated in place, and the output [heads, D].
 
         Slots must be in 0..M-1; they are not checked.
         """
         few, many = min(self.rows, self._lanes(self.few)), self.lanes
-        made = (
+        return [
             self._decode("address_decode", few, self.few.unroll),
             self._decode("address_decode_many", many, self.many.unroll),
             self._scan(),
             self._step(),
-        )
-        return IRModule({str(each.attrs["global_symbol"]): each for each in made})
+        ]
 
     def _lanes(self, schedule: AddressDecode) -> int:
         """Return the rows in a vector: fewer than tuned where a list of scores would need a workspace."""
@@ -136,7 +139,12 @@ class Ops:
         return {"write_slots": slots, "write_weights": weights, "read_slots": slots, "read_weights": weights}
 
     def _function(self, name: str, body: Callable[[Any], None], parameters: Parameters) -> Any:
-        return function(name, parameters, (self.machine, None), body)
+        return function(f"{name}_{self.index}", parameters, (self.machine, None), body)
+
+
+def module(kinds: Iterable[Ops]) -> IRModule:
+    """Return the functions of all kinds of layers."""
+    return IRModule({str(each.attrs["global_symbol"]): each for kind in kinds for each in kind.functions()})
 
 
 def _strided(p: Any, name: str, stride: Any) -> Any:

@@ -22,7 +22,7 @@ from lowering.aot.parts import norm, product
 from lowering.aot.weights import BLOCK, of_model, precision_of
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.memory_step import Places, prefetch, token
-from ramnet.config import RamNetConfig
+from ramnet.config import RamLayerConfig, RamNetConfig
 from ramnet.ops.accesses import Accesses
 from schedules.base import largest_divisor
 from schedules.cpu import MemoryStep
@@ -38,7 +38,9 @@ def module(config: RamNetConfig, precision: str, machine: Machine, tiling: Tilin
     ``tiling`` None takes that of the precision.
     """
     kernels = _Kernels(config, precision, machine, tiling)
-    functions = [kernels.embed(), kernels.address(), kernels.memory(), kernels.mix(), kernels.head()]
+    functions = [kernels.embed(), kernels.head()]
+    for i, layer in enumerate(config.kinds):
+        functions += [kernels.address(layer, i), kernels.memory(layer, i), kernels.mix(layer, i)]
     if config.intermediate_size:
         functions.append(kernels.feed_forward())
     if config.conv_layers:
@@ -52,8 +54,6 @@ class _Kernels:
     def __init__(self, config: RamNetConfig, precision: str, machine: Machine, tiling: Tiling | None) -> None:
         self.c = config
         self.precision, self.machine, self.tiling = precision, machine, tiling
-        self.addresses = 2 * config.num_heads * config.order * config.sub_dim
-        self.values = config.num_heads * config.value_dim
 
     def function(self, name: str, parameters: Parameters, body: Callable[[Any], None]) -> Any:
         return function(name, parameters, (self.machine, self.tiling), body)
@@ -130,27 +130,27 @@ class _Kernels:
         parameters: Parameters = {"n": "int32", "h": rows(C), "g": rows(C), "taps": Buffer((taps, C))}
         return self.function("convolve", {**parameters, "recent": Buffer((max(kept, 1), C)), "x": rows(C)}, body)
 
-    def address(self) -> Any:
+    def address(self, c: RamLayerConfig, kind: int) -> Any:
         """Compute slots and weights of reads and writes, before CAPE, and the values (paper, steps 1 to 3)."""
-        c = self.c
         C, H, K, U, P = c.hidden_size, c.num_heads, c.top_k, c.order, c.sub_dim
+        addresses, values = 2 * H * U * P, H * c.value_dim
         workload = Workload.of("address_decode", (2 * H, U, P, K), _F32, {})
         # Fewer lanes where a list of scores would not stay on the stack.
         lanes = min(16, 2 * H, (REGISTER_BYTES - 1) // (4 * max(1 << (K - 1).bit_length(), P)))
 
         def body(p: Any) -> None:
-            norm(p.n, p.x, (p.gain, p.bias), p.normed, c.norm_eps)
+            norm(p.n, p.x, (p.gain, p.bias), p.normed, self.c.norm_eps)
             with builder.serial(0, 2 * H) as r:
                 emit.store(p.factors, [r], tir.exp(p.alpha[r]) / emit.constant(c.temperature, _F32))
 
             def put(t: Any, i: Any, dot: Any) -> None:
-                with builder.If(i < self.addresses):
+                with builder.If(i < addresses):
                     with builder.Then():
                         r = i // (U * P)
                         logit = dot + p.address_bias[i] if c.address_bias else dot
                         emit.store(p.logits, [t * (2 * H) + r, i // P % U, i % P], logit * p.factors[r])
                     with builder.Else():
-                        emit.store(p.values, [t, i - self.addresses], dot)
+                        emit.store(p.values, [t, i - addresses], dot)
 
             product(p.project, p.normed, p, put)
             count = p.n * (2 * H)
@@ -160,21 +160,20 @@ class _Kernels:
                 Decoder(workload, lanes, 0).emit(first, p.logits, p.slots, p.weights)
 
         every = BLOCK * 2 * H
-        bias: Parameters = {"address_bias": vector(self.addresses)} if c.address_bias else {}
+        bias: Parameters = {"address_bias": vector(addresses)} if c.address_bias else {}
         parameters: Parameters = {
             "n": "int32", "x": rows(C), **self.norm(), "alpha": vector(2 * H), **bias,
-            "project": self.weight(self.addresses + self.values, C), "slots": Buffer((every, K), "int32"),
-            "weights": Buffer((every, K)), "values": rows(self.values), "normed": rows(C),
+            "project": self.weight(addresses + values, C), "slots": Buffer((every, K), "int32"),
+            "weights": Buffer((every, K)), "values": rows(values), "normed": rows(C),
             "logits": Buffer((every, U, P)), "factors": vector(2 * H),
         }  # fmt: skip
-        return self.function("address", parameters, body)
+        return self.function(f"address_{kind}", parameters, body)
 
-    def memory(self) -> Any:
+    def memory(self, c: RamLayerConfig, kind: int) -> Any:
         """Write and read the memory (paper, steps 4 to 6) for tokens of one sequence, the first at ``position``.
 
         Heads are parallel. Each writes and reads its tokens in turn.
         """
-        c = self.c
         H, K, M, D = c.num_heads, c.top_k, c.slots, c.value_dim
         workload = Workload.of("memory_step", (1, K, M, D), _F32, {"decay_power": c.decay_power, "eps": c.eps})
         step = MemoryStep(tile=largest_divisor(D, 64), unroll=min(8, K), parallel=False, prefetch=0)
@@ -206,18 +205,18 @@ class _Kernels:
             "weights": Buffer((BLOCK, 2, H, K)), "values": Buffer((BLOCK, H, D)), "memory": Buffer((H, M, D)),
             "mass": Buffer((H, M)), "mixed": Buffer((BLOCK, H, D)),
         }  # fmt: skip
-        return self.function("memory", parameters, body)
+        return self.function(f"memory_{kind}", parameters, body)
 
-    def mix(self) -> Any:
+    def mix(self, c: RamLayerConfig, kind: int) -> Any:
         """Compute x += W_o · mixed (paper, step 8)."""
-        C = self.c.hidden_size
+        C, values = c.hidden_size, c.num_heads * c.value_dim
         parameters: Parameters = {
             "n": "int32",
-            "mixed": rows(self.values),
-            "output": self.weight(C, self.values),
+            "mixed": rows(values),
+            "output": self.weight(C, values),
             "x": rows(C),
         }
-        return self.function("mix", parameters, lambda p: product(p.output, p.mixed, p, _add_to(p.x)))
+        return self.function(f"mix_{kind}", parameters, lambda p: product(p.output, p.mixed, p, _add_to(p.x)))
 
     def feed_forward(self) -> Any:
         """Compute x += W_down(silu(gate) · up), where gate and up are projections of LayerNorm(x)."""

@@ -37,7 +37,6 @@ def of_model(config: RamNetConfig) -> list[Weight]:
     """Return the parameters in the library's order."""
     c, C, inner = config, config.hidden_size, config.intermediate_size
     embedding = Weight("embedding.weight", (c.vocab_size, C), True)
-    addresses, values = 2 * c.num_heads * c.order * c.sub_dim, c.num_heads * c.value_dim
 
     def norm(name: str) -> list[Weight]:
         return [Weight(f"{name}.weight", (C,)), Weight(f"{name}.bias", (C,))]
@@ -47,10 +46,11 @@ def of_model(config: RamNetConfig) -> list[Weight]:
         at = f"convs.{i}"
         found += [*norm(f"{at}.norm"), Weight(f"{at}.gate.weight", (C, C), True), Weight(f"{at}.gate.bias", (C,)),
                   Weight(f"{at}.taps", (c.conv_kernel, C))]  # fmt: skip
-    for i in range(c.num_layers):
-        at = f"blocks.{i}"
+    for i, layer in enumerate(c.layers):
+        at, bias = f"blocks.{i}", (2, layer.num_heads, layer.order, layer.sub_dim)
+        addresses, values = math.prod(bias), layer.num_heads * layer.value_dim
         found += [
-            *norm(f"{at}.mixer_norm"), Weight(f"{at}.mixer.log_scale", (2, c.num_heads)),
+            *norm(f"{at}.mixer_norm"), Weight(f"{at}.mixer.log_scale", (2, layer.num_heads)),
             Weight(f"{at}.mixer.query_key_value.weight", (addresses + values, C), True),
             Weight(f"{at}.mixer.output.weight", (C, values), True),
         ]  # fmt: skip
@@ -58,7 +58,7 @@ def of_model(config: RamNetConfig) -> list[Weight]:
             found += [*norm(f"{at}.ffn_norm"), Weight(f"{at}.ffn.gate_up.weight", (2 * inner, C), True),
                       Weight(f"{at}.ffn.down.weight", (C, inner), True)]  # fmt: skip
         if c.address_bias:  # last, so that the others have the same places without it
-            found.append(Weight(f"{at}.mixer.address_bias", (2, c.num_heads, c.order, c.sub_dim)))
+            found.append(Weight(f"{at}.mixer.address_bias", bias))
     return [*found, *norm("norm"), embedding if c.tie_embeddings else Weight("head.weight", (c.vocab_size, C), True)]
 
 
@@ -66,11 +66,12 @@ def check(config: RamNetConfig, precision: str) -> None:
     """Raise ValueError if the library cannot be built for a model with matrices of this precision."""
     if precision not in FILE_TYPES:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(FILE_TYPES)}")
-    if max(config.top_k, config.sub_dim) > MOST_SLOTS:
-        raise ValueError(
-            f"top_k is {config.top_k} and sub_dim {config.sub_dim}; a token that is compiled ahead of time has at most"
-            f" {MOST_SLOTS}"
-        )
+    for layer in config.layers:
+        if max(layer.top_k, layer.sub_dim) > MOST_SLOTS:
+            raise ValueError(
+                f"top_k is {layer.top_k} and sub_dim {layer.sub_dim}; a token that is compiled ahead of time has at"
+                f" most {MOST_SLOTS}"
+            )
     for weight in of_model(config) if precision in SCALED else ():
         if weight.is_matrix and weight.shape[1] % rounding.GROUP:
             raise ValueError(

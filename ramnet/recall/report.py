@@ -110,7 +110,8 @@ def _draw_orders(found: Sequence[Line], picture: Path) -> None:
     points: dict[int, dict[int, float]] = defaultdict(dict)
     for line in found:
         if line.family == "RAM-Net":
-            points[line.config.slots][line.config.order] = line.mean  # type: ignore[union-attr]
+            recall = line.config.layers[-1]  # type: ignore[union-attr]
+            points[recall.slots][recall.order] = line.mean
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for slots, by_order in sorted(points.items()):

@@ -21,11 +21,11 @@ from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.files import locked
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    # Odd sizes; CAPE on one of three heads, then on none; a byte-level vocabulary.
+    # Layers of odd and different sizes; CAPE on one of three heads, then on none; a byte-level vocabulary.
     "mixed": {
-        "vocab_size": 256, "hidden_size": 21, "num_layers": 2, "num_heads": 3, "value_dim": 5, "order": 3, "sub_dim": 3,
-        "top_k": 4, "decay_power": 0.5, "cape_half_layers": 1, "intermediate_size": 34, "conv_layers": 2,
-        "temperature": 0.7, "address_bias": "offsets",
+        "vocab_size": 256, "hidden_size": 21, "num_layers": 2, "num_heads": [3, 2], "value_dim": [5, 4],
+        "order": [3, 2], "sub_dim": [3, 6], "top_k": [4, 7], "decay_power": 0.5, "cape_half_layers": 1,
+        "intermediate_size": 34, "conv_layers": 2, "temperature": 0.7, "address_bias": "offsets",
     },
     # One sub-vector, one slot per token, one head, and neither FFN nor convolution.
     "bare": {

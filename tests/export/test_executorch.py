@@ -27,14 +27,14 @@ from tests.lowering.aot.c_library import model_of
 
 pytest.importorskip("executorch", reason="the export needs executorch: pip install 'ramnet[executorch]'")
 
-# CAPE on one of two heads, a convolution, tied embeddings, and a decay that is not 1 − w.
+# CAPE on one of two heads, then another layer, a convolution, tied embeddings, and a decay that is not 1 − w.
 STANDARD = RamNetConfig(
-    vocab_size=256, hidden_size=20, num_layers=1, num_heads=2, value_dim=5, order=3, sub_dim=3, top_k=4,
-    decay_power=0.5, cape_half_layers=1, conv_layers=1, tie_embeddings=True,
+    vocab_size=256, hidden_size=20, num_layers=2, num_heads=[2, 3], value_dim=[5, 4], order=[3, 1], sub_dim=[3, 16],
+    top_k=[4, 5], decay_power=0.5, cape_half_layers=1, conv_layers=1, tie_embeddings=True,
 )  # fmt: skip
 # Neither CAPE nor a convolution, and an FFN.
 KERNELS = RamNetConfig(
-    vocab_size=256, hidden_size=16, num_layers=1, num_heads=2, value_dim=4, order=2, sub_dim=4, top_k=3,
+    vocab_size=256, hidden_size=16, num_layers=2, num_heads=[2, 3], value_dim=4, order=2, sub_dim=[4, 3], top_k=3,
     intermediate_size=24,
 )  # fmt: skip
 
@@ -227,7 +227,13 @@ def test_kernels_read_weights_as_they_are_stored(tmp_path: Path, monkeypatch: py
     pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
     precision = "int4"
     monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-O0"))  # which compiles faster
-    model = model_of(KERNELS.model_copy(update={"hidden_size": 32, "intermediate_size": 32, "value_dim": 16}))
+    small = {
+        "num_layers": 1,
+        "num_heads": 2,
+        "value_dim": 16,
+        "sub_dim": 4,
+    }  # rounding chooses other slots in more layers
+    model = model_of(KERNELS.model_copy(update={"hidden_size": 32, "intermediate_size": 32, **small}))
     made = build.export_executorch(model, tmp_path / "out", kernels=True, precision=precision)
     assert (made.precision, made.error is not None and made.error < 0.1) == (precision, True)
     write_weights(model, precision, tmp_path)

@@ -113,8 +113,14 @@ def test_the_card_and_the_description_say_the_first_state_and_how_text_becomes_i
 ) -> None:
     sidecar, text = Sidecar.load(exported.onnx), (exported.onnx / "README.md").read_text()
     config = exported.model.config
-    assert sidecar.initial_state["mass"] == 1 / config.slots
-    assert f"every element of each mass is 1/{config.slots}" in text
+    slots = [layer.slots for layer in config.layers]
+    if len(set(slots)) == 1:
+        assert sidecar.initial_state["mass"] == 1 / slots[0]
+        assert f"every element of each mass is 1/{slots[0]}" in text
+    else:
+        assert sidecar.initial_state["mass"] == [1 / m for m in slots]
+        assert f"every element of each mass is 1/M, where the M of the layers are {', '.join(map(str, slots))}" in text
+        assert f"layer 0 has {config.num_heads[0]} heads with {slots[0]} slots" in text
     assert ("conv" in sidecar.initial_state) == (config.conv_layers > 0)
     assert sidecar.text == ("bytes" if config.vocab_size == 256 else None)
     assert ("Each byte of the UTF-8 text is one id" in text) == (config.vocab_size == 256)

@@ -31,7 +31,7 @@ pytest.importorskip("onnxruntime", reason="the export needs onnxruntime: pip ins
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
 TOLERANCE = 2e-5  # float32 sums in another order
-SMALL: dict[str, Any] = {"vocab_size": 256, "hidden_size": 21, "num_heads": 3, "intermediate_size": 0, "conv_layers": 0}
+SMALL: dict[str, Any] = {"vocab_size": 256, "hidden_size": 21, "intermediate_size": 0, "conv_layers": 0}
 
 
 @pytest.fixture(scope="module")
@@ -142,21 +142,27 @@ def test_an_altered_library_is_refused_before_its_code_runs(exported: Path, tmp_
         OnnxSession(tmp_path / "onnx")
 
 
-def test_a_library_of_another_model_is_refused_in_one_sentence(exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("decay_power", 2.0, r"a node has decay_power 2; this library is built for 0\.5"),
+        ("top_k", 5, "a node has num_heads 3, .* and top_k 5; this library is built for other layers"),
+    ],
+)
+def test_a_library_of_another_model_is_refused_in_one_sentence(
+    name: str, value: float, problem: str, exported: Path, tmp_path: Path
+) -> None:
     shutil.copytree(exported, tmp_path / "onnx")
     path = tmp_path / "onnx" / "decode.onnx"
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
-            if attribute.name == "decay_power":
-                attribute.f = 2.0
+            if attribute.name == name:
+                setattr(attribute, "f" if isinstance(value, float) else "i", value)
     path.write_bytes(model.SerializeToString())
     sidecar = Sidecar.load(exported)
     sidecar.model_copy(update={"files": {**sidecar.files, path.name: sha256(path)}}).save(path.parent)
-    problem = (
-        r"decode\.onnx cannot be loaded by onnxruntime: .*a node has decay_power 2; this library is built for 0\.5"
-    )
-    with pytest.raises(ValueError, match=problem):
+    with pytest.raises(ValueError, match=rf"decode\.onnx cannot be loaded by onnxruntime: .*{problem}"):
         OnnxSession(path.parent)
 
 

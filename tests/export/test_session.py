@@ -161,8 +161,8 @@ def test_slots_are_those_that_a_token_reads_and_writes(mixed: Exported) -> None:
     ids = torch.randint(256, (2, 7), generator=torch.Generator().manual_seed(4))
     session = OnnxSession(mixed.onnx, threads=1)
     _, slots = run_copying(session.graphs["prefill"], ids, OnnxState.zeros(session.config, 2), layers=2)
-    assert [list(x.shape) for x in slots] == [[2, 7, 2, 3, 4]] * 2  # [B, T, read and write, H, K]
-    assert all(int(x.min()) >= 0 and int(x.max()) < session.config.slots for x in slots)
+    assert [list(x.shape) for x in slots] == [[2, 7, 2, 3, 4], [2, 7, 2, 2, 7]]  # [B, T, read and write, H, K]
+    assert all(int(x.min()) >= 0 and int(x.max()) < c.slots for x, c in zip(slots, session.config.layers, strict=True))
 
 
 def test_bad_input_is_named(mixed: Exported) -> None:

@@ -72,7 +72,7 @@ def test_a_graph_of_a_step_goes_on_with_the_state(target: str, model: RamNetForC
 
 def test_decoding_does_not_depend_on_the_position(target: str, model: RamNetForCausalLM, ids: Tensor) -> None:
     early, late = zeros(), zeros()
-    late.position.fill_(CONFIG.slots * 1_000_000)  # a multiple of M, at which CAPE does not shift
+    late.position.fill_(CONFIG.layers[0].slots * 1_000_000)  # a multiple of M, at which CAPE does not shift
     compiled = lowering.compile(model, target=target, backend="eager")
     assert torch.equal(decoded(compiled, ids, early), decoded(compiled, ids, late))
 

@@ -24,7 +24,7 @@ from tests.samples import relative_rmse
 ops.register_backend("test heads", EAGER)
 
 
-def small_model(**changes: int) -> RamNetForCausalLM:
+def small_model(**changes: Any) -> RamNetForCausalLM:
     torch.manual_seed(0)
     config = RamNetConfig(
         vocab_size=61, hidden_size=16, num_layers=3, num_heads=2, value_dim=6, order=3, sub_dim=3, top_k=4,
@@ -74,15 +74,17 @@ def assert_states_match(actual: RamState, expected: RamState, tolerance: float =
 
 def test_opcheck_decode_heads(model: RamNetForCausalLM) -> None:
     state = RamState.zeros(model.config, 2)
-    c = model.config
+    c = model.config.layers[0]
     width = 2 * c.num_heads * c.order * c.sub_dim + c.num_heads * c.value_dim
     arguments = (torch.randn(2, width), torch.zeros(2, c.num_heads), state.position, state.memory[0], state.mass[0],
                  c.order, c.sub_dim, c.top_k, 1, c.temperature, c.decay_power, c.eps, "test heads")  # fmt: skip
     torch.library.opcheck(torch.ops.ramnet.decode_heads.default, arguments)
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_heads": [8, 2, 3], "order": [2, 3, 1], "sub_dim": [4, 3, 64]}])
 @torch.no_grad()
-def test_blocks_that_decode_by_heads_equal_those_of_the_model(model: RamNetForCausalLM) -> None:
+def test_blocks_that_decode_by_heads_equal_those_of_the_model(changes: dict[str, Any]) -> None:
+    model = small_model(**changes)
     step, state, right = WithHeads(model), RamState.zeros(model.config, 3), RamState.zeros(model.config, 3)
     for t in range(8):
         token = ids(3, 8)[:, t : t + 1]

@@ -7,7 +7,14 @@ import torch
 from ramnet import RamNetConfig, RamState
 
 CONFIG = RamNetConfig.preset(
-    "tiny", hidden_size=6, num_layers=2, conv_layers=1, num_heads=3, value_dim=5, order=3, sub_dim=3
+    "tiny",
+    hidden_size=6,
+    num_layers=2,
+    conv_layers=1,
+    num_heads=[3, 2],
+    value_dim=[5, 4],
+    order=[3, 2],
+    sub_dim=[3, 4],
 )
 
 

@@ -18,19 +18,96 @@ def test_a_preset_survives_its_file(name: str, tmp_path: Path) -> None:
     config = RamNetConfig.preset(name, decay_power=0.5)
     config.save(tmp_path / "deep" / "config.json")
     assert RamNetConfig.load(tmp_path / "deep" / "config.json") == config
-    assert config.decay_power == 0.5 and config.slots == config.sub_dim**config.order
+    assert config.decay_power == 0.5
 
 
 def test_the_language_model_of_the_paper() -> None:
     config = RamNetConfig.preset("340m")
     assert (config.hidden_size, config.num_layers, config.num_heads, config.value_dim) == (1024, 27, 16, 64)
-    assert (config.order, config.sub_dim, config.slots, config.top_k) == (5, 4, 1024, 8)
+    assert (config.order, config.sub_dim, config.layers[26].slots, config.top_k) == (5, 4, 1024, 8)
     assert [config.cape_heads(i) for i in range(27)] == 4 * [16] + 4 * [8] + 19 * [0]
 
 
 def test_is_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RamNetConfig.preset("tiny").top_k = 3
+
+
+BY_LAYER: dict[str, Any] = {
+    "num_layers": 3, "num_heads": [8, 4, 2], "value_dim": [16, 32, 8], "order": [2, 3, 1], "sub_dim": [4, 4, 64],
+    "top_k": [4, 8, 16],
+}  # fmt: skip
+
+
+def test_sizes_are_one_number_or_one_of_each_layer(tmp_path: Path) -> None:
+    config = RamNetConfig.preset("tiny", **BY_LAYER, decay_power=0.5)
+    assert [x.slots for x in config.layers] == [16, 64, 64]
+    assert [(x.num_heads, x.value_dim, x.top_k, x.decay_power) for x in config.layers] == [
+        (8, 16, 4, 0.5), (4, 32, 8, 0.5), (2, 8, 16, 0.5)
+    ]  # fmt: skip
+    assert [config.cape_heads(i) for i in range(3)] == [8, 2, 0]
+    config.save(tmp_path / "config.json")
+    loaded = RamNetConfig.load(tmp_path / "config.json")
+    assert loaded == config and hash(loaded) == hash(config) and loaded.layers == config.layers
+    one = RamNetConfig.preset("tiny", order=[4, 4])
+    assert one.layers == RamNetConfig.preset("tiny").layers and len(one.kinds) == 1
+
+
+def test_a_copy_with_other_sizes_has_other_layers() -> None:
+    config = RamNetConfig.preset("tiny").model_copy(update={"order": [4, 2]})
+    assert [x.slots for x in config.layers] == [256, 16]
+    with pytest.raises(ValueError, match=r"^RamNetConfig: order has 2 numbers but there are 3 layers$"):
+        config.model_copy(update={"num_layers": 3})
+
+
+def test_a_config_of_numbers_is_written_as_before_there_were_lists(tmp_path: Path) -> None:
+    """Checkpoints and exports hold digests of this text."""
+    text = """{
+  "hidden_size": 64,
+  "num_heads": 2,
+  "value_dim": 32,
+  "order": 6,
+  "sub_dim": 2,
+  "top_k": 16,
+  "decay_power": 1.0,
+  "temperature": 1.0,
+  "eps": 1e-6,
+  "proxy_eps": 0.01,
+  "address_bias": null,
+  "vocab_size": 8192,
+  "num_layers": 1,
+  "cape_full_layers": 0,
+  "cape_half_layers": 0,
+  "intermediate_size": 0,
+  "conv_layers": 1,
+  "conv_kernel": 3,
+  "tie_embeddings": true,
+  "embedding_std": 0.02,
+  "norm_eps": 0.00001,
+  "final_gain": 1.0
+}
+"""
+    (tmp_path / "config.json").write_text(text)
+    assert RamNetConfig.load(tmp_path / "config.json").to_json() == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"order": [2, 3]}, "order has 2 numbers but there are 3 layers"),
+        ({"top_k": []}, "top_k has 0 numbers but there are 3 layers"),
+        ({"order": [2, 3, 0]}, "layer 2: order = 0: Input should be greater than 0"),
+        ({"num_heads": [8, "4", 2]}, "layer 1: num_heads = '4': Input should be a valid integer"),
+        ({"num_heads": [[8], 4, 2]}, "layer 0: num_heads = [8]: Input should be a valid integer"),
+        ({"sub_dim": [4, 1, 64]}, "layer 1: sub_dim = 1: Input should be greater than 1"),
+        ({"top_k": [4, 8, 65]}, "layer 2: top_k is 65 but sub_dim**order has only 64 slots; use top_k <= 64"),
+        ({"order": [2, 30, 1]}, "layer 1: sub_dim**order is 4**30 slots; int32 numbers at most 2147483647"),
+        ({"hidden_size": [128, 128, 128]}, "hidden_size = [128, 128, 128]: Input should be a valid integer"),
+    ],
+)  # fmt: skip
+def test_a_bad_number_is_named_with_its_layer(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(f"RamNetConfig: {message}") + "$"):
+        RamNetConfig.preset("tiny", **{**BY_LAYER, **fields})
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -23,8 +23,8 @@ LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3
 def model() -> RamNetForCausalLM:
     torch.manual_seed(0)
     return RamNetForCausalLM(RamNetConfig(
-        vocab_size=V, hidden_size=12, num_layers=2, num_heads=2, value_dim=5, order=3, sub_dim=3, top_k=4,
-        cape_full_layers=1, conv_layers=1, embedding_std=1.0,
+        vocab_size=V, hidden_size=12, num_layers=2, num_heads=[2, 3], value_dim=[5, 4], order=[3, 2], sub_dim=[3, 4],
+        top_k=[4, 5], cape_full_layers=1, conv_layers=1, embedding_std=1.0,
     )).double().eval()  # fmt: skip
 
 

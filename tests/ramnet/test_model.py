@@ -66,6 +66,13 @@ def test_the_initial_embedding_has_the_configured_standard_deviation() -> None:
         {"decay_power": 0.5, "temperature": 0.7, "top_k": 27, "eps": 0.1},
         {"decay_power": 0.0, "intermediate_size": 0, "num_heads": 2, "top_k": 1},
         {"decay_power": 2.0, "order": 2, "sub_dim": 5, "tie_embeddings": True, "proxy_eps": 0.3},
+        {
+            "num_heads": [8, 4, 2],
+            "value_dim": [2, 3, 7],
+            "order": [2, 3, 1],
+            "sub_dim": [4, 4, 64],
+            "top_k": [4, 8, 16],
+        },
     ],
 )
 def test_logits_and_gradients_equal_the_papers_definition(changes: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ def test_a_mix_draws_as_many_tokens_at_each_setting() -> None:
 def test_orders_divide_the_same_number_of_slots() -> None:
     assert orders(64) == [1, 2, 3, 6] and orders(256) == [1, 2, 4, 8] and orders(2) == [1]
     for order in orders(256):
-        assert ram_net(256, order).slots == 256
+        assert [layer.slots for layer in ram_net(256, order).layers] == [256, 256]
 
 
 def test_states_are_memories_masses_and_last_inputs() -> None:

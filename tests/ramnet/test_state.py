@@ -15,11 +15,11 @@ from tests.ramnet.states import CONFIG, equal, random_state
 
 def test_zeros_is_the_papers_initial_state() -> None:
     state = RamState.zeros(CONFIG, 4, dtype=torch.float64)
-    assert [list(x.shape) for x in state.memory] == 2 * [[4, 3, 27, 5]]
-    assert [list(x.shape) for x in state.mass] == 2 * [[4, 3, 27]]
+    assert [list(x.shape) for x in state.memory] == [[4, 3, 27, 5], [4, 2, 16, 4]]
+    assert [list(x.shape) for x in state.mass] == [[4, 3, 27], [4, 2, 16]]
     assert [list(x.shape) for x in state.conv] == [[4, 2, 6]]
     assert all(bool((x == 0).all()) for x in (*state.memory, *state.conv))
-    assert all(x.unique().tolist() == [1 / 27] for x in state.mass)
+    assert [x.unique().tolist() for x in state.mass] == [[1 / 27], [1 / 16]]
     assert {x.dtype for x in (*state.memory, *state.mass, *state.conv)} == {torch.float64}
     assert state.position.dtype == torch.int64 and state.position.tolist() == [0, 0, 0, 0]
     assert state.batch_size == 4
@@ -71,7 +71,7 @@ def test_sizes_that_do_not_add_up_to_the_rows_are_refused(sizes: list[int]) -> N
     [
         (lambda s: s.conv.pop(), "states[1] and states[0] are not of the same layers: one has no conv.0"),
         (lambda s: s.mass.__setitem__(1, s.mass[1].double()),
-         "a row's mass.1 is torch.float64 [3, 27] on cpu in states[1] but torch.float32 [3, 27] on cpu in states[0]"),
+         "a row's mass.1 is torch.float64 [2, 16] on cpu in states[1] but torch.float32 [2, 16] on cpu in states[0]"),
         (lambda s: s.memory.__setitem__(0, s.memory[0][..., :4]),
          "a row's memory.0 is torch.float32 [3, 27, 4] on cpu in states[1]"),
     ],

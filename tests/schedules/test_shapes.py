@@ -14,15 +14,34 @@ CONFIG = RamNetConfig.preset("340m")
 
 def test_given_sizes_override_the_models() -> None:
     workload = parse("memory_scan N=4 T=512 D=32 decay_power=2 dtype=bfloat16", CONFIG)
-    assert workload.shape == {"N": 4, "T": 512, "K": CONFIG.top_k, "M": CONFIG.slots, "D": 32}
+    assert workload.shape == {"N": 4, "T": 512, "K": 8, "M": 1024, "D": 32}
     assert tuple(workload.shape) == AXES["memory_scan"]
     assert (workload.dtype, workload.constants) == ("bfloat16", {"decay_power": 2.0, "eps": CONFIG.eps})
 
 
-def test_each_of_a_models_workloads_can_be_written() -> None:
-    for workload in of_model(CONFIG, batch_size=2, length=64):
+BY_LAYER = CONFIG.model_copy(update={"num_layers": 2, "cape_full_layers": 0, "cape_half_layers": 0, "sub_dim": [4, 2]})
+
+
+def test_sizes_that_differ_between_layers_must_be_given() -> None:
+    with pytest.raises(ValueError, match="lacks M"):
+        parse("memory_step", BY_LAYER)
+    assert parse("memory_step M=32", BY_LAYER).shape == {"N": 16, "K": 8, "M": 32, "D": 64}
+
+
+def test_a_workload_that_layers_share_is_one() -> None:
+    shapes = [(workload.op, workload.shape["M"]) for workload in of_model(BY_LAYER) if "M" in workload.shape]
+    assert sorted(shapes) == [
+        (op, m) for op in ("memory_scan", "memory_scan_backward", "memory_step") for m in (32, 1024)
+    ]
+    shared = BY_LAYER.model_copy(update={"sub_dim": 4, "value_dim": [64, 32]})
+    assert sum(workload.op == "address_decode_backward" for workload in of_model(shared)) == 1
+
+
+@pytest.mark.parametrize("config", [CONFIG, BY_LAYER], ids=["340m", "by layer"])
+def test_each_of_a_models_workloads_can_be_written(config: RamNetConfig) -> None:
+    for workload in of_model(config, batch_size=2, length=64):
         sizes = " ".join(f"{axis}={size}" for axis, size in workload.shape.items())
-        assert parse(f"{workload.op} {sizes}", CONFIG) == workload
+        assert parse(f"{workload.op} {sizes}", config) == workload
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,8 @@ def _peer(run: GpuRun, config: RamNetConfig, batch: int, kind: Any, compiles: bo
 
 def _states(config: RamNetConfig) -> str:
     """Describe the size of each model's state."""
-    ram_net = config.num_heads * config.slots * (config.value_dim + 1)
+    layer = config.layers[0]
+    ram_net = layer.num_heads * layer.slots * (layer.value_dim + 1)
     peers = (kind(config.hidden_size).state(1, "meta").numel() for kind in (GatedLinearAttention, GatedDeltaNet))
     sizes = zip(("RAM-Net", "GLA", "Gated DeltaNet"), (ram_net, *peers), strict=True)
     return "float32 states of " + ", ".join(f"{name} {config.num_layers * n / 1e6:.1f} M" for name, n in sizes)

@@ -21,9 +21,11 @@ def main(directory: str, text: str, count: int) -> None:
         options.register_custom_ops_library(str(folder / "libramnet_onnxruntime.so"))
     prefill, decode = (onnxruntime.InferenceSession(folder / f"{kind}.onnx", options) for kind in ("prefill", "decode"))
 
-    state = {}  # before the first token: each tensor has one value, and that of the mass is not 0
+    state = {}  # before the first token: each tensor has one value, and that of a mass is not 0
     for port in description["graphs"]["decode"]["inputs"][1:]:
-        value = description["initial_state"][port["name"].split(".")[1]]
+        _, kind, *layer = port["name"].split(".")
+        value = description["initial_state"][kind]
+        value = value[int(layer[0])] if isinstance(value, list) else value  # if layers have different sizes
         state[port["name"]] = np.full([1 if size == "batch" else size for size in port["shape"]], value, port["dtype"])
     after = [name.replace("past_", "present_") for name in state]
 

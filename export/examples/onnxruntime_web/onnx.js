@@ -21,9 +21,11 @@ class Model {
     Object.assign(this, { ort, session, graph, config });
     this.vocabularySize = config.vocab_size;
     this.layers = config.num_layers;
-    this.heads = config.num_heads;
-    this.slots = config.sub_dim ** config.order;
-    this.topK = config.top_k;
+    const each = (size) => (Array.isArray(size) ? size : Array(this.layers).fill(size)); // of each layer
+    const orders = each(config.order);
+    this.heads = each(config.num_heads);
+    this.slots = each(config.sub_dim).map((size, layer) => size ** orders[layer]);
+    this.topK = each(config.top_k);
   }
 
   state() {
@@ -58,7 +60,7 @@ class State {
       const sizes = shape.map((size) => (size === "batch" ? 1 : size));
       const count = sizes.reduce((product, size) => product * size, 1);
       const data = dtype === "int64" ? new BigInt64Array(count) : new Float32Array(count);
-      if (name.includes(".mass.")) data.fill(1 / this.model.slots);
+      if (name.includes(".mass.")) data.fill(1 / this.model.slots[name.split(".")[2]]);
       this.tensors[name] = new this.model.ort.Tensor(dtype, data, sizes);
     }
   }
@@ -76,8 +78,8 @@ class State {
 
   /** The graph's slots are those before CAPE, which moves the addresses of a layer's first heads with the position. */
   #moved(slots, layer) {
-    const { slots: size, topK, config } = this.model;
-    const { cape_full_layers: full, cape_half_layers: half, num_heads: heads } = config;
+    const [size, topK, heads] = ["slots", "topK", "heads"].map((name) => this.model[name][layer]);
+    const { cape_full_layers: full, cape_half_layers: half } = this.model.config;
     const moving = layer < full ? heads : layer < full + half ? Math.floor(heads / 2) : 0;
     const shift = (this.position - 1) % size;
     return slots.map((slot, i) => (i < moving * topK ? (slot - shift + size) % size : slot));

@@ -42,6 +42,11 @@ int choose_kernels(void);
 #define CALL(name, ...) call(kernels->name, (const argument[]){__VA_ARGS__}, \
                              (int32_t)(sizeof((const argument[]){__VA_ARGS__}) / sizeof(argument)))
 
+/* Call a kernel of which each kind of layer has its own. */
+#define CALL_KIND(kind, name, ...) call(((kernel* const[]){KINDS(kernels->name)})[kind], \
+                                        (const argument[]){__VA_ARGS__}, \
+                                        (int32_t)(sizeof((const argument[]){__VA_ARGS__}) / sizeof(argument)))
+
 int call(kernel* function, const argument* arguments, int32_t count);
 
 /* Where the calling thread's kernels run their parallel loops, until it is set again; NULL for the thread alone. */

@@ -9,15 +9,17 @@ static const struct {
   tensor_shape shape;
 } weights[WEIGHTS] = WEIGHT_TABLE;
 
+const layer_sizes layers[LAYERS] = LAYER_TABLE;
+
 int ramnet_vocabulary(void) { return VOCABULARY; }
 
 int ramnet_layers(void) { return LAYERS; }
 
-int ramnet_heads(void) { return HEADS; }
+int ramnet_heads(int layer) { return layer < 0 || layer >= LAYERS ? 0 : layers[layer].heads; }
 
-int ramnet_slots(void) { return SLOTS; }
+int ramnet_slots(int layer) { return layer < 0 || layer >= LAYERS ? 0 : layers[layer].slots; }
 
-int ramnet_top_k(void) { return TOP_K; }
+int ramnet_top_k(int layer) { return layer < 0 || layer >= LAYERS ? 0 : layers[layer].top_k; }
 
 int ramnet_weight_count(void) { return WEIGHTS; }
 

@@ -16,6 +16,13 @@ struct ramnet_model {
   size_t mapped_bytes;
 };
 
+/* Sizes of a layer. Layers of the same kind have the same kernels. */
+typedef struct {
+  int kind, heads, cape_heads, address, top_k, slots, value_dim; /* an address has U * P logits */
+} layer_sizes;
+
+extern const layer_sizes layers[LAYERS];
+
 /* Open a weights file in memory, which messages call `name`. */
 int open_named(const char* name, const void* bytes, size_t size, int threads, ramnet_model** model);
 
@@ -35,8 +42,8 @@ struct ramnet_state {
   void* scratch_memory;
   void* memory; /* NULL if the tensors belong to the caller */
   /* Reads, then writes, of the last token, before CAPE; its position is -1 if there is none. */
-  int32_t slots[LAYERS][2 * HEADS * TOP_K];
-  float weights[LAYERS][2 * HEADS * TOP_K];
+  int32_t slots[LAYERS][ACCESSES];
+  float weights[LAYERS][ACCESSES];
   int64_t last_read;
 };
 

@@ -36,12 +36,15 @@ typedef void (*ramnet_parallel)(void* runtime, int tasks, void (*task)(void* con
 /* What was wrong in this thread's last call that failed. */
 RAMNET_API const char* ramnet_message(void);
 
-/* The sizes of the model; top_k is the number of slots that a head reads, and that it writes, for a token. */
+/* The sizes of the model. */
 RAMNET_API int ramnet_vocabulary(void);
 RAMNET_API int ramnet_layers(void);
-RAMNET_API int ramnet_heads(void);
-RAMNET_API int ramnet_slots(void);
-RAMNET_API int ramnet_top_k(void);
+
+/* The sizes of a layer, 0 if there is no such layer; top_k is the number of slots that a head reads, and that it writes,
+ * for a token. */
+RAMNET_API int ramnet_heads(int layer);
+RAMNET_API int ramnet_slots(int layer);
+RAMNET_API int ramnet_top_k(int layer);
 
 /* Map the weights in a safetensors file into memory. The file must not be changed while the model is open.
  * Weights are refused if their data was altered or they are of another configuration. A library for several kinds of CPU
@@ -78,8 +81,8 @@ RAMNET_API size_t ramnet_state_bytes(const ramnet_state* state);
 RAMNET_API void ramnet_state_write(const ramnet_state* state, void* bytes);
 RAMNET_API int ramnet_state_read(ramnet_state* state, const void* bytes, size_t size);
 
-/* The slots that the last token read, then those that it wrote, in a layer, and their weights: [2, heads, top_k] each.
- * It fails if the state has read no token since it was created, reset, loaded or bound. */
+/* The slots that the last token read, then those that it wrote, in a layer, and their weights: [2, heads, top_k] of
+ * the layer each. It fails if the state has read no token since it was created, reset, loaded or bound. */
 RAMNET_API int ramnet_state_accesses(const ramnet_state* state, int layer, int32_t* slots, float* weights);
 
 /* States whose tensors belong to the caller. They share scratch memory: only one call at a time may use any of them,

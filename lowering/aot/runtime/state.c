@@ -9,8 +9,9 @@ static const size_t alignment = 64;
 
 /* The number of elements of a tensor of the state. */
 static size_t state_size(int tensor) {
-  if (tensor < LAYERS) return (size_t)HEADS * SLOTS * VALUE_DIM;
-  if (tensor < 2 * LAYERS) return (size_t)HEADS * SLOTS;
+  const layer_sizes* of = &layers[tensor % LAYERS];
+  if (tensor < LAYERS) return (size_t)of->heads * of->slots * of->value_dim;
+  if (tensor < 2 * LAYERS) return (size_t)of->heads * of->slots;
   return (size_t)(TAPS - 1) * HIDDEN;
 }
 
@@ -28,23 +29,22 @@ static void* take(char* memory, size_t* used, size_t bytes) {
 }
 
 static size_t lay_out(scratch* s, char* memory) {
-  const size_t f = sizeof(float), inner = INNER > 0 ? INNER : 1, values = (size_t)HEADS * VALUE_DIM;
-  const size_t addresses = (size_t)2 * HEADS * TOP_K;
+  const size_t f = sizeof(float), inner = INNER > 0 ? INNER : 1, values = VALUES, accesses = ACCESSES;
   const size_t widest = inner > HIDDEN ? (inner > values ? inner : values) : (HIDDEN > values ? HIDDEN : values);
   size_t used = 0;
   s->x = take(memory, &used, f * BLOCK * HIDDEN);
   s->normed = take(memory, &used, f * BLOCK * HIDDEN);
   s->h = take(memory, &used, CONVS ? f * BLOCK * HIDDEN : 0);
   s->g = take(memory, &used, CONVS ? f * BLOCK * HIDDEN : 0);
-  s->logits = take(memory, &used, f * BLOCK * 2 * HEADS * ORDER * SUB_DIM);
-  s->factors = take(memory, &used, f * 2 * HEADS);
-  s->address_weights = take(memory, &used, f * BLOCK * addresses);
+  s->logits = take(memory, &used, f * BLOCK * LOGITS);
+  s->factors = take(memory, &used, f * ROWS);
+  s->address_weights = take(memory, &used, f * BLOCK * accesses);
   s->values = take(memory, &used, f * BLOCK * values);
   s->mixed = take(memory, &used, f * BLOCK * values);
   s->active = take(memory, &used, 2 * f * BLOCK * inner);
   s->steps = take(memory, &used, f * BLOCK);
   s->ids = take(memory, &used, sizeof(int32_t) * BLOCK);
-  s->slots = take(memory, &used, sizeof(int32_t) * BLOCK * addresses);
+  s->slots = take(memory, &used, sizeof(int32_t) * BLOCK * accesses);
   s->rounded = take(memory, &used, BLOCK * widest * 3 / 2);
   return used;
 }
@@ -118,7 +118,7 @@ int ramnet_state_clone(const ramnet_state* state, ramnet_state** copy) {
 void ramnet_state_reset(ramnet_state* state) {
   for (int i = 0; i < STATE_TENSORS; i++) memset(state->tensors[i], 0, sizeof(float) * state_size(i));
   for (int i = LAYERS; i < 2 * LAYERS; i++)
-    for (size_t j = 0; j < state_size(i); j++) state->tensors[i][j] = 1.0f / SLOTS;
+    for (size_t j = 0; j < state_size(i); j++) state->tensors[i][j] = 1.0f / layers[i - LAYERS].slots;
   state->position = 0;
   state->last_read = -1;
 }
@@ -134,8 +134,9 @@ void ramnet_state_free(ramnet_state* state) {
 
 /* The shape of a tensor of the state in a file, with the batch of one row. */
 static tensor_shape shape_of(int tensor) {
-  if (tensor < LAYERS) return (tensor_shape){4, {1, HEADS, SLOTS, VALUE_DIM}};
-  if (tensor < 2 * LAYERS) return (tensor_shape){3, {1, HEADS, SLOTS}};
+  const layer_sizes* of = &layers[tensor % LAYERS];
+  if (tensor < LAYERS) return (tensor_shape){4, {1, of->heads, of->slots, of->value_dim}};
+  if (tensor < 2 * LAYERS) return (tensor_shape){3, {1, of->heads, of->slots}};
   return (tensor_shape){3, {1, TAPS - 1, HIDDEN}};
 }
 

@@ -3,8 +3,6 @@
 
 #include "model.h"
 
-static const int cape_heads[LAYERS] = CAPE_HEADS;
-
 /* Consecutive tokens of one sequence. */
 static int run_length(ramnet_state* const* states, int at, int count) {
   int end = at + 1;
@@ -33,23 +31,26 @@ static int convolution(const void* const* w, int layer, ramnet_state* const* sta
 
 static int block(const ramnet_model* model, const void* const* w, int layer, ramnet_state* const* states, int n,
                  const scratch* s) {
-  int status = CALL(address, I(n), P(s->x), P(w[0]), P(w[1]), P(w[2]), BIAS(w) P(w[3]), P(w[4]), P(s->slots),
+  const layer_sizes of = layers[layer];
+  const size_t accesses = (size_t)2 * of.heads * of.top_k, bytes = accesses * sizeof(float);
+  int status = CALL_KIND(of.kind, address, I(n), P(s->x), P(w[0]), P(w[1]), P(w[2]), BIAS(w) P(w[3]), P(w[4]), P(s->slots),
                     P(s->address_weights), P(s->values), P(s->normed), P(s->logits), P(s->factors), P(s->rounded), P(s->steps));
   for (int at = 0, count; status == 0 && at < n; at += count) {
     ramnet_state* state = states[at];
     count = run_length(states, at, n);
-    const size_t accesses = 2 * HEADS * TOP_K, access = at * accesses, last = (at + count - 1) * accesses;
-    const size_t row = (size_t)at * HEADS * VALUE_DIM;
-    memcpy(state->slots[layer], s->slots + last, sizeof state->slots[layer]);
-    memcpy(state->weights[layer], s->address_weights + last, sizeof state->weights[layer]);
+    const size_t access = at * accesses, last = (at + count - 1) * accesses;
+    const size_t row = (size_t)at * of.heads * of.value_dim;
+    memcpy(state->slots[layer], s->slots + last, bytes);
+    memcpy(state->weights[layer], s->address_weights + last, bytes);
     /* One token's work on its heads is less than waking threads costs. */
     run_on(count > 1 ? &model->executor : NULL);
-    status = CALL(memory, I(count), I(state->position), I(cape_heads[layer]), P(s->slots + access),
-                  P(s->address_weights + access), P(s->values + row), P(state->tensors[layer]),
-                  P(state->tensors[LAYERS + layer]), P(s->mixed + row));
+    status = CALL_KIND(of.kind, memory, I(count), I(state->position), I(of.cape_heads), P(s->slots + access),
+                       P(s->address_weights + access), P(s->values + row), P(state->tensors[layer]),
+                       P(state->tensors[LAYERS + layer]), P(s->mixed + row));
     run_on(&model->executor);
   }
-  if (status == 0) status = CALL(mix, I(n), P(s->mixed), P(w[5]), P(w[6]), P(s->x), P(s->rounded), P(s->steps));
+  if (status == 0)
+    status = CALL_KIND(of.kind, mix, I(n), P(s->mixed), P(w[5]), P(w[6]), P(s->x), P(s->rounded), P(s->steps));
 #if INNER
   if (status == 0)
     status = CALL(feed_forward, I(n), P(s->x), P(w[7]), P(w[8]), P(w[9]), P(w[10]), P(w[11]), P(w[12]), P(s->normed),
@@ -124,18 +125,22 @@ int ramnet_state_accesses(const ramnet_state* state, int layer, int32_t* slots, 
   if (layer < 0 || layer >= LAYERS)
     return fail(RAMNET_BAD_ARGUMENT, "layer is %d; it must be in 0..%d", layer, LAYERS - 1);
   if (state->last_read < 0) return fail(RAMNET_BAD_ARGUMENT, "the state has read no token yet");
-  const int shift = (int)(state->last_read % SLOTS);
-  for (int i = 0; i < 2 * HEADS * TOP_K; i++) {
-    const int slot = state->slots[layer][i], head = i / TOP_K % HEADS;
-    slots[i] = head < cape_heads[layer] ? (slot - shift + SLOTS) % SLOTS : slot;
+  const layer_sizes of = layers[layer];
+  const int shift = (int)(state->last_read % of.slots), accesses = 2 * of.heads * of.top_k;
+  for (int i = 0; i < accesses; i++) {
+    const int moved = state->slots[layer][i] - shift, head = i / of.top_k % of.heads;
+    slots[i] = head >= of.cape_heads ? state->slots[layer][i] : moved < 0 ? moved + of.slots : moved;
   }
-  memcpy(weights, state->weights[layer], sizeof state->weights[layer]);
+  memcpy(weights, state->weights[layer], accesses * sizeof *weights);
   return RAMNET_OK;
 }
 
-/* The products of a block's matrices with one token, and those that take longer than waking threads. */
-static const int64_t block_products =
-    (int64_t)HIDDEN * (2 * HEADS * ORDER * SUB_DIM + 2 * HEADS * VALUE_DIM + 3 * INNER);
+/* The products of a block's matrices with one token. */
+static int64_t products(const layer_sizes* of) {
+  return (int64_t)HIDDEN * (2 * of->heads * (int64_t)(of->address + of->value_dim) + 3 * INNER);
+}
+
+/* More products take longer than waking threads. */
 static const int64_t worth_waking = 1 << 20;
 
 int ramnet_block(const ramnet_model* model, ramnet_state* const* states, int count, int layer,
@@ -145,15 +150,16 @@ int ramnet_block(const ramnet_model* model, ramnet_state* const* states, int cou
   if (layer < 0 || layer >= LAYERS)
     return fail(RAMNET_BAD_ARGUMENT, "layer is %d; it must be in 0..%d", layer, LAYERS - 1);
   const scratch* s = &states[0]->scratch;
-  const size_t bytes = (size_t)count * HIDDEN * sizeof *x;
+  const layer_sizes* of = &layers[layer];
+  const size_t bytes = (size_t)count * HIDDEN * sizeof *x, slots = (size_t)of->heads * of->slots;
   for (int i = 0; i < count; i++) {
-    states[i]->tensors[layer] = memory + (size_t)i * HEADS * SLOTS * VALUE_DIM;
-    states[i]->tensors[LAYERS + layer] = mass + (size_t)i * HEADS * SLOTS;
+    states[i]->tensors[layer] = memory + i * slots * of->value_dim;
+    states[i]->tensors[LAYERS + layer] = mass + i * slots;
     states[i]->position = positions[i];
     states[i]->last_read = -1;
   }
   memcpy(s->x, x, bytes);
-  run_on(count * block_products < worth_waking ? NULL : &model->executor);
+  run_on(count * products(of) < worth_waking ? NULL : &model->executor);
   const int status = block(model, weights, layer, states, count, s);
   run_on(NULL);
   pool_rest(model->pool); /* what follows is computed on the host's threads */

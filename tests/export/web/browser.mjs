@@ -71,6 +71,8 @@ const colours = () =>
     return [...new Set(pixels.map((pixel) => (pixel & 0xffffff).toString(16).padStart(6, "0")))].sort();
   });
 
+const heights = () => page.locator("canvas").evaluateAll((all) => all.map((canvas) => canvas.height));
+
 try {
   const found = {};
   await open("");
@@ -80,7 +82,10 @@ try {
   found.status = await status();
   found.colours = await colours();
   found.label = await page.getAttribute("canvas", "aria-label");
+  found.heights = await heights();
+  found.about = await page.textContent("#about");
   await page.selectOption("#layer", { label: "2" });
+  found.second = { heights: await heights(), colours: await colours(), label: await page.getAttribute("canvas", "aria-label") };
   found.captions = await page.locator("figcaption").allTextContents();
 
   const download = page.waitForEvent("download");

@@ -12,6 +12,9 @@ import pytest
 from ramnet.files import locked
 from tests.lowering.aot.c_library import TINY, model_of
 
+# Layers of different sizes.
+CONFIG = TINY.model_copy(update={"num_heads": [2, 4], "value_dim": [32, 16], "order": [4, 2], "top_k": [8, 4]})
+
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -28,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         folder = shared / precision
         with locked(shared / f"{precision}.lock"):
             if not (folder / "ramnet.json").exists():
-                export_web(model_of(TINY), folder, precision=precision)
+                export_web(model_of(CONFIG), folder, precision=precision)
         return folder
 
     return folder_of

@@ -48,7 +48,7 @@ const tasks = {
     const copy = state.clone();
     state.reset();
     await writeFile(to, copy.save());
-    const accesses = copy.accesses(0);
+    const accesses = copy.accesses(model.layers - 1);
     copy.free();
     const written = Array.from(accesses.written.slots);
     return { logits: Array.from(logits), position: state.position, written, unread, freed: await refused(() => copy.save()) };

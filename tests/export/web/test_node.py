@@ -16,7 +16,8 @@ import torch
 from lowering.aot import wasm
 from ramnet import RamState
 from tests.export.conftest import checked_card
-from tests.lowering.aot.c_library import TINY, CLibrary, eager_logits, error, ids_of, model_of
+from tests.export.web.conftest import CONFIG
+from tests.lowering.aot.c_library import CLibrary, eager_logits, error, ids_of, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
@@ -31,7 +32,7 @@ def node(folder: Path, task: str, *arguments: object) -> Any:
 
 
 def test_float32_writes_what_pytorch_generates(bundle: Callable[[str], Path]) -> None:
-    model, ids = model_of(TINY), ids_of(40, TINY.vocab_size)
+    model, ids = model_of(CONFIG), ids_of(40, CONFIG.vocab_size)
     found = node(bundle("float32"), "write", PROMPT, 20, ids.tolist())
     prompt = list(PROMPT.encode())
     assert found["generated"] == model.generate(torch.tensor([prompt]), 25, temperature=0)[0, len(prompt) :].tolist()
@@ -51,7 +52,7 @@ def test_the_cards_code_runs(bundle: Callable[[str], Path]) -> None:
 
 def test_int8_writes_what_the_c_library_does(bundle: Callable[[str], Path], tmp_path: Path) -> None:
     """Sums of integers are exact, and what surrounds them differs in the order of float32 additions only."""
-    library, ids = CLibrary(model_of(TINY), tmp_path, "int8"), ids_of(40, TINY.vocab_size)
+    library, ids = CLibrary(model_of(CONFIG), tmp_path, "int8"), ids_of(40, CONFIG.vocab_size)
     found = node(bundle("int8"), "write", PROMPT, 20, ids.tolist())
     state = library.state()
     logits, text = library.tokens(state, np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int32), 1)[0], []
@@ -66,7 +67,7 @@ def test_int8_writes_what_the_c_library_does(bundle: Callable[[str], Path], tmp_
 
 
 def test_a_session_continues_from_pytorch_in_javascript_and_back(bundle: Callable[[str], Path], tmp_path: Path) -> None:
-    model, ids = model_of(TINY), ids_of(30, TINY.vocab_size)
+    model, ids = model_of(CONFIG), ids_of(30, CONFIG.vocab_size)
     want = eager_logits(model, ids)
     with torch.no_grad():
         model(torch.from_numpy(ids[:10].astype(np.int64))[None]).state.save(tmp_path / "python")
@@ -79,9 +80,9 @@ def test_a_session_continues_from_pytorch_in_javascript_and_back(bundle: Callabl
         out = model(torch.from_numpy(ids[20:].astype(np.int64))[None], state)
         before = model(torch.from_numpy(ids[:19].astype(np.int64))[None]).state
     assert error(out.logits[0].numpy(), want[20:]) < 1e-5
-    slots = np.array(found["written"]).reshape(TINY.num_heads, TINY.top_k).tolist()
+    slots = np.array(found["written"]).reshape(4, 4).tolist()  # [heads, top_k] of the last layer
     for head, written in enumerate(slots):
-        changed = (before.mass[0][0, head] - state.mass[0][0, head]).abs() > 1e-3
+        changed = (before.mass[1][0, head] - state.mass[1][0, head]).abs() > 1e-3
         assert set() < set(changed.nonzero().flatten().tolist()) <= set(written)
 
 
@@ -132,5 +133,5 @@ def test_all_but_the_weights_is_small_and_needs_nothing(bundle: Callable[[str], 
 def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"clang is not installed.*apt-get install clang lld wasi-libc"):
-        wasm.write_wasm(TINY, "float32", tmp_path / "ramnet.wasm")
+        wasm.write_wasm(CONFIG, "float32", tmp_path / "ramnet.wasm")
     assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import torch
 
 from ramnet.files import read_text
 from tests.export.conftest import Exported
-from tests.lowering.aot.c_library import TINY, eager_logits, error, model_of
+from tests.export.web.conftest import CONFIG
+from tests.lowering.aot.c_library import eager_logits, error, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
@@ -32,7 +34,7 @@ def package(name: str) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_the_page_writes_what_pytorch_generates(bundle: Callable[[str], Path]) -> None:
     package("playwright-core")
-    model, prompt = model_of(TINY), torch.tensor([list(PROMPT.encode())])
+    model, prompt = model_of(CONFIG), torch.tensor([list(PROMPT.encode())])
     found = browse(bundle("float32"), PROMPT, 40)
     for text, count in ((found["text"], 40), (found["more"], 45), (found["offline"], 40)):
         want = bytes(model.generate(prompt, count, temperature=0)[0].tolist()).decode(errors="replace")
@@ -40,7 +42,13 @@ def test_the_page_writes_what_pytorch_generates(bundle: Callable[[str], Path]) -
     assert found["status"].startswith("5 tokens, ") and found["status"].endswith("the model has read 53 tokens")
     assert found["colours"] == ["41b3e3", "50b93f", "727bff"], "the dark colours of both, read and written, as bgr"
     assert "move (CAPE); the last token read slots " in found["label"] and "and wrote slots " in found["label"]
-    assert found["captions"] == ["Head 1: addresses move (CAPE)", "Head 2: addresses stay"]
+    ways = ["move (CAPE)", "move (CAPE)", "stay", "stay"]
+    assert found["captions"] == [f"Head {head}: addresses {way}" for head, way in enumerate(ways, start=1)]
+    assert found["heights"] == [2 * 256] * 2 and found["second"]["heights"] == [2 * 16] * 4, "two pixels for a slot"
+    assert found["second"]["colours"] == found["colours"]
+    read, written = re.findall(r"slots ((?:\d+, )*\d+)", found["second"]["label"])
+    assert all(0 <= int(slot) < 16 for side in (read, written) for slot in side.split(", "))
+    assert found["about"].startswith("A language model of 2 layers, each with 2/4 memories of 256/16 slots,")
     assert found["loaded"] == "Loaded a memory of 53 tokens; type what follows them"
     assert found["position"].endswith("the model has read 55 tokens")
     assert found["refused"] == "the state file is not a safetensors file, or it was cut"
@@ -71,4 +79,4 @@ def test_the_same_model_by_onnxruntime_web_writes_the_same(mixed: Exported) -> N
     first = np.array(found["logits"], np.float32)[None]
     assert error(first, eager_logits(mixed.model, np.array(found["ids"][:1]))) < 1e-5
     names = json.loads(read_text(mixed.onnx / "ramnet.json"))["config"]
-    assert all(0 <= slot < names["sub_dim"] ** names["order"] for slot in found["slots"])
+    assert all(0 <= slot < names["sub_dim"][0] ** names["order"][0] for slot in found["slots"])

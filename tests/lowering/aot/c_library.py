@@ -16,6 +16,12 @@ from lowering.aot import build, weights
 from ramnet import RamNetConfig, RamNetForCausalLM
 from tests.samples import relative_rmse
 
+# Layers that differ in every size; CAPE on all, half and none of their heads.
+OTHER_SIZES = RamNetConfig(
+    vocab_size=37, hidden_size=18, num_layers=3, num_heads=[8, 4, 2], value_dim=[2, 3, 9], order=[2, 3, 1],
+    sub_dim=[4, 4, 64], top_k=[4, 8, 16], cape_full_layers=1, cape_half_layers=1, decay_power=2.5, temperature=0.7,
+    intermediate_size=29, conv_layers=1, conv_kernel=5, address_bias="offsets",
+)  # fmt: skip
 TINY = RamNetConfig.preset("tiny", hidden_size=64, intermediate_size=96, num_heads=2)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from lowering.aot import weights
 from ramnet import RamNetConfig
-from tests.lowering.aot.c_library import TINY, CLibrary, as_stored, eager_logits, error, ids_of, model_of
+from tests.lowering.aot.c_library import OTHER_SIZES, TINY, CLibrary, as_stored, eager_logits, error, ids_of, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
@@ -36,9 +36,7 @@ CONFIGS = {
         intermediate_size=1,
         decay_power=0.5,
     ),
-    "odd sizes, long convolution, bias": RamNetConfig(
-        **ODD, intermediate_size=29, conv_layers=1, conv_kernel=5, address_bias="offsets"
-    ),
+    "layers of other sizes, long convolution, bias": OTHER_SIZES,
 }
 
 

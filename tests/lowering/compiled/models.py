@@ -11,8 +11,8 @@ from ramnet import RamNetConfig, RamNetForCausalLM
 from tests.samples import relative_rmse
 
 CONFIG = RamNetConfig(
-    vocab_size=61, hidden_size=24, num_layers=2, num_heads=2, value_dim=12, order=3, sub_dim=3, top_k=4,
-    cape_full_layers=1, cape_half_layers=1, intermediate_size=40, conv_layers=1, decay_power=2.0,
+    vocab_size=61, hidden_size=24, num_layers=2, num_heads=[2, 3], value_dim=[12, 5], order=[3, 2], sub_dim=[3, 5],
+    top_k=[4, 6], cape_full_layers=1, cape_half_layers=1, intermediate_size=40, conv_layers=1, decay_power=2.0,
     address_bias="offsets",
 )  # fmt: skip
 

@@ -42,9 +42,9 @@ STATES = {
 def test_arguments_are_meta_tensors_and_the_state_is_float32(op: str) -> None:
     tensors = [x for x in arguments(WORKLOADS[op]) if isinstance(x, torch.Tensor)]
     assert {x.device.type for x in tensors} == {"meta"}
-    state = [x.dtype for x in tensors if CONFIG.slots in x.shape]
+    state = [x.dtype for x in tensors if CONFIG.layers[0].slots in x.shape]
     assert state == [torch.float32] * STATES[op]
-    others = {x.dtype for x in tensors if x.is_floating_point() and CONFIG.slots not in x.shape}
+    others = {x.dtype for x in tensors if x.is_floating_point() and CONFIG.layers[0].slots not in x.shape}
     assert others == {torch.bfloat16}
 
 
