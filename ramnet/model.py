@@ -143,17 +143,29 @@ class RamNetForCausalLM(nn.Module):
         check_type(input_ids)
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [B, T]")
-        batch, tokens = input_ids.shape
-        if in_place and tokens != 1:
-            raise ValueError(f"in_place takes one token at a time, not {tokens}")
-        sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), input_ids.device)
-        rows, lengths = (batch, tokens) if sequences is None else (sequences.lengths.shape[0], sequences.lengths)
-        state = RamState.ready(state, self.config, rows, self.embedding.weight, input_ids.device, in_place)
         try:
             x = self.embedding(input_ids)
         except IndexError:  # torch checks every id, but its message does not name the wrong one
             check_range(input_ids, self.config.vocab_size)
             raise
+        return self.run_layers(x, state, attention_mask=attention_mask, cu_seqlens=cu_seqlens, in_place=in_place)
+
+    def run_layers(
+        self,
+        x: Tensor,
+        state: RamState | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        in_place: bool = False,
+    ) -> tuple[Tensor, RamState]:
+        """Return what ``hidden_states`` does, for embeddings ``x`` [B, T, C] instead of ids."""
+        batch, tokens, _ = x.shape
+        if in_place and tokens != 1:
+            raise ValueError(f"in_place takes one token at a time, not {tokens}")
+        sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), x.device)
+        rows, lengths = (batch, tokens) if sequences is None else (sequences.lengths.shape[0], sequences.lengths)
+        state = RamState.ready(state, self.config, rows, self.embedding.weight, x.device, in_place)
         memory, mass, conv = [], [], []
         for block, recent in zip(self.convs, state.conv, strict=True):
             x, recent = self.run_conv(block, x, recent, in_place, sequences)
@@ -204,7 +216,14 @@ class RamNetForCausalLM(nn.Module):
             raise ValueError(f"{directory} is not a checkpoint: it has no config.json")
         config = RamNetConfig.load(directory / "config.json")
         path = directory / "model.safetensors"
-        tensors = read_safetensors(path)
+        return cls.read(config, read_safetensors(path), path)
+
+    @classmethod
+    def read(cls, config: RamNetConfig, tensors: dict[str, Tensor], path: Path) -> Self:
+        """Return the model of the ``tensors`` that were read from ``path``.
+
+        Raises ValueError, naming ``path``, if they do not fit ``config``.
+        """
         for name, tensor in tensors.items():
             if tensor.dtype not in WEIGHT_TYPES:
                 raise ValueError(f"{path}: {name} is {tensor.dtype}; it must be a floating type of 16 to 64 bits")

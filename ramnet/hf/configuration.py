@@ -1,0 +1,85 @@
+"""The configuration of a RAM-Net as transformers stores it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+from transformers import PreTrainedConfig
+
+from ramnet.config import RamNetConfig, one_line
+
+
+class HFRamNetConfig(PreTrainedConfig):
+    """transformers' configuration of a RAM-Net, which holds a ``RamNetConfig`` as a whole.
+
+    Args:
+        ramnet: the ``RamNetConfig``, or its fields as JSON has them; None is the preset "tiny".
+        use_cache: whether ``forward`` returns a cache outside training.
+        **options: of ``PreTrainedConfig``; ``vocab_size`` and ``tie_word_embeddings`` replace fields of ``ramnet``.
+
+    Raises:
+        ValueError: if ``ramnet`` is not a valid ``RamNetConfig``; the message names the field.
+    """
+
+    model_type = "ramnet"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache"]
+
+    # Fields stay together under one name, because ``temperature`` and ``top_k`` of a RAM-Net would be taken for options
+    # of generation, which transformers removes from configurations.
+    ramnet: Any = None
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.ramnet is None:
+            self.ramnet = RamNetConfig.preset("tiny")
+        elif not isinstance(self.ramnet, RamNetConfig):
+            try:
+                self.ramnet = RamNetConfig.model_validate_json(json.dumps(self.ramnet))
+            except ValidationError as error:
+                problem = one_line(error).removeprefix("RamNetConfig: ")
+                raise ValueError(f"the field ramnet is not a RamNetConfig: {problem}") from None
+        super().__post_init__(**kwargs)
+
+    def _replace(self, **fields: Any) -> None:
+        self.ramnet = RamNetConfig(**{**dict(self.ramnet), **fields})
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of token ids."""
+        return self.ramnet.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self._replace(vocab_size=value)
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the output head shares the embedding's weights."""
+        return self.ramnet.tie_embeddings
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self._replace(tie_embeddings=value)
+
+    @property
+    def hidden_size(self) -> int:
+        """C, the width of the residual stream."""
+        return self.ramnet.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Convolution blocks and RAM-Net blocks; ``hidden_states`` of a model's output has one entry more."""
+        return self.ramnet.conv_layers + self.ramnet.num_layers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as JSON has it."""
+        return {**super().to_dict(), "ramnet": self.ramnet.model_dump(mode="json")}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what is saved: what differs from the defaults, and all of ``ramnet``, as presets may change."""
+        return {**super().to_diff_dict(), "ramnet": self.ramnet.model_dump(mode="json")}

@@ -1,0 +1,71 @@
+"""Conversion between the two checkpoint formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from ramnet.files import read_text
+from ramnet.hf.configuration import HFRamNetConfig
+from ramnet.hf.modeling import HFRamNetForCausalLM
+from ramnet.model import RamNetForCausalLM
+from ramnet.state import read_safetensors
+
+_PREFIX = "ramnet."
+
+
+def of_transformers(directory: str | Path) -> bool:
+    """Return whether ``directory`` holds a checkpoint in transformers' format, rather than this project's own.
+
+    Raises ValueError if it holds neither, or a model of another type.
+    """
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} is not a checkpoint: it has no config.json")
+    try:
+        config = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        return False
+    if config["model_type"] != HFRamNetConfig.model_type:
+        raise ValueError(f"{directory} holds a model of type {config['model_type']!r}; it must be a RAM-Net")
+    return True
+
+
+def read(directory: str | Path) -> RamNetForCausalLM:
+    """Read a model in either format. Each weight has the dtype that it has in its file.
+
+    Raises ValueError, naming the file, if a file is missing or damaged or does not fit the configuration.
+    """
+    if not of_transformers(directory):
+        return RamNetForCausalLM.from_pretrained(directory)
+    directory = Path(directory)
+    config = HFRamNetConfig.from_pretrained(directory).ramnet
+    index = directory / SAFE_WEIGHTS_INDEX_NAME
+    names = set(json.loads(read_text(index))["weight_map"].values()) if index.is_file() else {SAFE_WEIGHTS_NAME}
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(names):
+        tensors |= {key.removeprefix(_PREFIX): x for key, x in read_safetensors(directory / name).items()}
+    return RamNetForCausalLM.read(config, tensors, directory)
+
+
+def convert(source: str | Path, output: str | Path) -> None:
+    """Write the checkpoint ``source`` to the folder ``output`` in the other format.
+
+    The configuration and each weight, with its dtype, stay as they are.
+
+    Raises:
+        ValueError: if ``source`` is not a checkpoint, or ``output`` is the same folder.
+        OSError: if a file cannot be written.
+    """
+    if Path(source).resolve() == Path(output).resolve():
+        raise ValueError(f"{output} would be written over what is read; choose another folder")
+    model = read(source)
+    if of_transformers(source):
+        model.save_pretrained(output)
+    else:
+        HFRamNetForCausalLM.of(model).save_pretrained(output)

@@ -1,0 +1,235 @@
+"""RAM-Net as a model of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel, initialization
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ramnet.hf.cache import HFRamNetCache
+from ramnet.hf.configuration import HFRamNetConfig
+from ramnet.loss import IGNORED, check_labels, next_labels, summed_cross_entropy
+from ramnet.model import RamNetForCausalLM
+
+
+class CheckpointedRamNet(RamNetForCausalLM):
+    """A ``RamNetForCausalLM`` whose blocks are recomputed in the backward pass if ``gradient_checkpointing`` is set, as
+    ``PreTrainedModel.activation_checkpointing_enable`` does."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+    def run_block(self, block: nn.Module, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *args)
+        return super().run_block(block, *args)
+
+
+class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
+    """A RAM-Net language model with the interface of transformers.
+
+    Attributes:
+        ramnet: the ``RamNetForCausalLM``, which computes everything.
+    """
+
+    config: HFRamNetConfig
+    config_class = HFRamNetConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # Trainer hands over num_items_in_batch
+    _is_stateful = True
+    # The state is on the device of the ids, so that no layer may be on another one.
+    _no_split_modules: ClassVar[list[str]] = ["CheckpointedRamNet"]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"ramnet.head.weight": "ramnet.embedding.weight"}
+
+    def __init__(self, config: HFRamNetConfig) -> None:
+        super().__init__(config)
+        self.ramnet = CheckpointedRamNet(config.ramnet)
+        if not self.ramnet.embedding.weight.is_meta:
+            # The constructor has drawn the initial weights; only those that a checkpoint lacks are drawn later.
+            for module in self.ramnet.modules():
+                vars(module)["_is_hf_initialized"] = True
+        self.post_init()
+
+    @classmethod
+    def of(cls, model: RamNetForCausalLM) -> Self:
+        """Return a model for transformers that shares the parameters of ``model``."""
+        with torch.device("meta"):
+            wrapped = cls(HFRamNetConfig(ramnet=model.config))
+        wrapped.ramnet.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+        wrapped.tie_weights()
+        wrapped.config.dtype = wrapped.dtype
+        return wrapped.train(model.training)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the parameters of ``module`` that a checkpoint lacks, or of new embeddings, as the constructor does."""
+        path = next((name for name, each in self.ramnet.named_modules() if each is module), None)
+        if path is not None:
+            drawn = RamNetForCausalLM(self.config.ramnet).get_submodule(path)
+            for given, own in zip(module.parameters(recurse=False), drawn.parameters(recurse=False), strict=True):
+                initialization.copy_(given, own)
+        elif isinstance(module, nn.Embedding):
+            initialization.normal_(module.weight, std=self.config.ramnet.embedding_std)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.ramnet.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.ramnet.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.ramnet.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.ramnet.head = new_embeddings
+
+    def resize_token_embeddings(self, *args: Any, **options: Any) -> nn.Module:
+        """Change the number of token ids, as ``PreTrainedModel`` does."""
+        embeddings = super().resize_token_embeddings(*args, **options)
+        self.ramnet.config = self.config.ramnet
+        return embeddings
+
+    def forward(  # noqa: PLR0913 - transformers hands over each of these by its name
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: HFRamNetCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        cu_seq_lens_q: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **ignored: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Compute logits, and the loss if ``labels`` are given.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: bool or integer [B, T], or [B, T' + T] with the T' columns before; 1 for a token and 0 for
+                padding, which may be anywhere in a row and does not change the results of its tokens.
+            cache: the state after the tokens before ``input_ids``, which is updated.
+            inputs_embeds: floating [B, T, C], instead of ``input_ids``.
+            labels: int64 [B, T], usually ``input_ids`` itself, shifted internally. Labels of −100, of padding and of
+                the first token of each sequence are ignored.
+            use_cache: return a cache; the default is the configuration's, and not to in training.
+            output_hidden_states: return the input of each block [B, T, C], and that of the output head.
+            return_dict: False returns a tuple of what is not None.
+            logits_to_keep: return logits of this many last tokens only, or of those at these positions; 0 is all. In
+                training with labels, 0 is none, so that all logits are never in memory at once.
+            cu_seq_lens_q: int32 or int64 [S + 1], the offsets of S documents packed into one row, as
+                ``DataCollatorWithFlattening(return_flash_attn_kwargs=True)`` gives them.
+            num_items_in_batch: what the summed loss is divided by, instead of the number of its labels.
+            **ignored: options of other models, such as ``output_attentions``; ``position_ids`` only beside
+                ``cu_seq_lens_q``, as a RAM-Net counts positions itself.
+
+        Returns:
+            ``loss`` in nats, ``logits`` [B, T, V], ``cache`` and ``hidden_states``, as far as they were asked for.
+
+        Raises:
+            ValueError: if not exactly one of ``input_ids`` and ``inputs_embeds`` is given, or ``position_ids`` is given
+                without ``cu_seq_lens_q``; and as ``RamNetForCausalLM.forward``.
+            TypeError: as ``RamNetForCausalLM.forward``.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            given = (
+                "neither input_ids nor inputs_embeds is"
+                if input_ids is None
+                else "input_ids and inputs_embeds are both"
+            )
+            raise ValueError(f"{given} given; give one of them")
+        if ignored.get("position_ids") is not None and cu_seq_lens_q is None:
+            raise ValueError(
+                "position_ids is given, but a RAM-Net counts positions itself;"
+                " mark padding by attention_mask and packed documents by cu_seq_lens_q"
+            )
+        read = inputs_embeds if input_ids is None else input_ids
+        assert read is not None
+        tokens = read.shape[1]
+        if labels is not None:
+            check_labels(labels, read[..., 0] if input_ids is None else read, self.config.vocab_size)
+        if attention_mask is not None and attention_mask.dim() == 2:
+            attention_mask = attention_mask[:, max(0, attention_mask.shape[1] - tokens) :]
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if cache is None and use_cache:
+            cache = HFRamNetCache()
+        before = None if cache is None else cache.state
+        in_place = before is not None and tokens == 1 and not torch.is_grad_enabled()
+        run = self.ramnet.hidden_states if inputs_embeds is None else self.ramnet.run_layers
+        with _inputs_recorded(self.ramnet if output_hidden_states else None) as seen:
+            hidden, state = run(
+                read, before, attention_mask=attention_mask, cu_seqlens=cu_seq_lens_q, in_place=in_place
+            )
+        if cache is not None:
+            cache.state = state
+            cache.columns += tokens
+        loss = None
+        if labels is not None:
+            wanted = next_labels(labels, attention_mask, cu_seq_lens_q).flatten()
+            total = summed_cross_entropy(
+                self.ramnet.run_head, hidden[:, :-1].flatten(0, 1), wanted, self.config.vocab_size
+            )
+            loss = total / ((wanted != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        logits = None
+        if labels is None or not self.training or isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.ramnet.run_head(hidden[:, kept])
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            cache=cache if use_cache else None,
+            hidden_states=(*seen, hidden) if output_hidden_states else None,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def prepare_inputs_for_generation(  # generate looks for these names in the signature
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        cache: HFRamNetCache | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of ``forward`` for the next step of ``generate``."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, cache=cache, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if inputs["input_ids"] is not None and inputs["input_ids"].shape[1] == 0:
+            seen = 0 if cache is None else cache.columns
+            raise ValueError(
+                f"input_ids has {input_ids.shape[1]} columns, of which the cache has read {seen}; give the tokens after"
+                " them too, and an attention_mask of all"
+            )
+        if cache is not None and not is_first_iteration:
+            inputs.pop("attention_mask", None)  # a generated token is no padding
+        return inputs
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any) -> None:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *rest)
+        if generation_config.use_cache and model_kwargs.get("cache") is None:
+            model_kwargs["cache"] = HFRamNetCache()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+
+@contextmanager
+def _inputs_recorded(model: RamNetForCausalLM | None) -> Iterator[list[Tensor]]:
+    """Yield a list to which each block of ``model`` adds its input [B, T, C] when it is called."""
+    seen: list[Tensor] = []
+    blocks = () if model is None else (*model.convs, *model.blocks)
+    hooks = [block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for block in blocks]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,107 @@
+"""Training with transformers: activation checkpointing, Trainer, LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="ramnet.hf needs transformers: pip install 'ramnet[hf]'")
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from ramnet.hf import HFRamNetForCausalLM
+from tests.ramnet.hf.models import both
+from tests.ramnet.test_model import tokens
+
+IDS = tokens(2, 9)
+
+
+def gradients(hf: nn.Module) -> dict[str, torch.Tensor]:
+    hf.zero_grad()
+    hf(IDS, labels=IDS).loss.backward()
+    return {name: x.grad for name, x in hf.named_parameters() if x.grad is not None}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_recomputes_blocks_and_gives_the_same_gradients(reentrant: bool) -> None:
+    _, hf = both()
+    calls: list[nn.Module] = []
+    for block in hf.ramnet.blocks:
+        block.register_forward_pre_hook(lambda block, *_: calls.append(block))
+    expected = gradients(hf.train())
+    assert len(calls) == 3
+    hf.activation_checkpointing_enable({"use_reentrant": reentrant})
+    actual = gradients(hf)
+    assert len(calls) == 3 + 2 * 3
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], x) for name, x in expected.items())
+    hf.activation_checkpointing_disable()
+    gradients(hf)
+    gradients(hf.eval())
+    assert len(calls) == 3 + 2 * 3 + 2 * 3
+
+
+def trainer(hf: nn.Module, folder: Path, **options: object) -> Trainer:
+    rows = tokens(16, 12, seed=5)
+    rows[:, 1::2] = rows[:, ::2]  # each token twice, which can be learnt
+    data = [{"input_ids": row, "labels": row} for row in rows]
+    arguments = TrainingArguments(
+        output_dir=folder, use_cpu=True, report_to="none", disable_tqdm=True, seed=0, learning_rate=3e-2,
+        logging_steps=100, save_strategy="no", **options,
+    )  # fmt: skip
+    return Trainer(model=hf, args=arguments, train_dataset=data, eval_dataset=data)
+
+
+def test_trainer_lowers_the_loss_evaluates_and_saves(tmp_path: Path) -> None:
+    _, hf = both()
+    run = trainer(hf, tmp_path, max_steps=16, per_device_train_batch_size=8, per_device_eval_batch_size=16)
+    before = run.evaluate()["eval_loss"]
+    run.train()
+    after = run.evaluate()["eval_loss"]
+    assert after < before - 0.5
+    assert run.predict(run.eval_dataset).predictions.shape == (16, 12, 11)
+    run.save_model()
+    again = HFRamNetForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(IDS).logits, hf.eval()(IDS).logits)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    weights = []
+    for parts in (1, 4):
+        _, hf = both()
+        run = trainer(
+            hf, tmp_path, max_steps=1, per_device_train_batch_size=16 // parts, gradient_accumulation_steps=parts
+        )
+        run.train()
+        weights.append(torch.cat([x.flatten() for x in hf.parameters()]).detach())
+    assert (weights[0] - weights[1]).abs().max().item() < 1e-4
+
+
+def test_lora_trains_its_own_weights_only_and_is_merged(tmp_path: Path) -> None:
+    _, hf = both()
+    untouched = {name: x.clone() for name, x in hf.state_dict().items()}
+    adapted = get_peft_model(hf, LoraConfig(r=2, target_modules=["query_key_value", "gate_up"], task_type="CAUSAL_LM"))
+    adapted.enable_input_require_grads()
+    adapted.activation_checkpointing_enable()
+    assert all("lora_" in name for name in gradients(adapted.train()))
+    optimizer = torch.optim.SGD([x for x in adapted.parameters() if x.requires_grad], lr=1.0)
+    for _ in range(2):
+        adapted(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    adapted.eval().save_pretrained(tmp_path)
+    expected = adapted(IDS).logits
+    _, base = both()
+    assert (expected - base(IDS).logits).abs().max().item() > 1e-3
+    again = PeftModel.from_pretrained(base, tmp_path)
+    assert torch.equal(again(IDS).logits, expected)
+    assert torch.equal(
+        again.generate(input_ids=IDS, max_new_tokens=3), adapted.generate(input_ids=IDS, max_new_tokens=3)
+    )
+    merged = again.merge_and_unload()
+    assert torch.allclose(merged(IDS).logits, expected, atol=1e-5)
+    kept = adapted.unload().state_dict()
+    assert all(torch.equal(kept[name], x) for name, x in untouched.items())
