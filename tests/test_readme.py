@@ -34,7 +34,7 @@ def test_make_targets_exist(target: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("verb", ["tune", "bench", "export", "train", "generate", "targets"])
+@pytest.mark.parametrize("verb", ["tune", "bench", "export", "train", "generate", "eval", "targets"])
 def test_every_verb_explains_its_options(verb: str) -> None:
     for words in ([verb], [verb, "mqar"], [verb, "text"]) if verb == "train" else ([verb],):
         result = CliRunner().invoke(ramnet, [*words, "--help"])

@@ -1,9 +1,11 @@
-"""The tokenizer of byte-level models."""
+"""Tokenizers: that of byte-level models, and one from a file."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 
@@ -21,3 +23,35 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer, pad_token=names[0], padding_side="left", split_special_tokens=True,
         clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
+
+
+def read_tokenizer(path: str | Path | None, checkpoint: str | Path, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Read the tokenizer of a model.
+
+    Args:
+        path: a tokenizer's file (``tokenizer.json``) or folder; None is the one in ``checkpoint``, or else the bytes.
+        checkpoint: the folder of the model.
+        vocab_size: V of the model.
+
+    Raises ValueError if there is none, the file is damaged, or the tokenizer has ids that the model has not.
+    """
+    if path is None and (Path(checkpoint) / "tokenizer.json").is_file():
+        path = checkpoint
+    if path is None:
+        if vocab_size != 256:
+            raise ValueError(f"{checkpoint} holds no tokenizer.json, and a vocabulary of {vocab_size} is not the bytes")
+        return byte_tokenizer()
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not (path / "tokenizer.json").is_file()):
+        raise ValueError(f"{path} is no tokenizer: it is neither a tokenizer.json nor a folder that holds one")
+    try:
+        tokenizer = (
+            AutoTokenizer.from_pretrained(path, local_files_only=True)
+            if path.is_dir()
+            else PreTrainedTokenizerFast(tokenizer_file=str(path))
+        )
+    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
+        raise ValueError(f"{path} is no tokenizer: {' '.join(str(error).split())}") from None
+    if len(tokenizer) > vocab_size:
+        raise ValueError(f"{path} has {len(tokenizer)} token ids, but the model in {checkpoint} has only {vocab_size}")
+    return tokenizer

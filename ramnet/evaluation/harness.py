@@ -1,0 +1,95 @@
+"""A RAM-Net as a model of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import torch
+from lm_eval.models.huggingface import HFLM
+
+import ramnet
+from ramnet.evaluation.tasks import SEED, load_tasks
+from ramnet.hf import HFRamNetForCausalLM
+from ramnet.hf.convert import read
+from ramnet.hf.tokenizer import read_tokenizer
+
+
+class HarnessModel(HFLM):
+    """lm-evaluation-harness's model of transformers, for tokenizers that may have no token for the end of a text.
+
+    Args:
+        model: of any device.
+        tokenizer: of transformers. If it has neither a token for the begin nor for the end of a text, a newline stands
+            before texts that have no context.
+        max_length: tokens of a window; longer texts are read in windows.
+        batch_size: sequences in a batch.
+    """
+
+    def __init__(self, model: HFRamNetForCausalLM, tokenizer: Any, max_length: int, batch_size: int) -> None:
+        begins = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        prefix = tokenizer.encode("\n", add_special_tokens=False)[-1] if begins is None else None
+        logger, level = logging.getLogger(HFLM.__module__), logging.getLogger(HFLM.__module__).level
+        logger.setLevel(logging.ERROR)  # it warns of each model that is not given by a name
+        super().__init__(
+            model, backend="causal", tokenizer=tokenizer, max_length=max_length, batch_size=batch_size,
+            prefix_token_id=prefix,
+        )  # fmt: skip
+        logger.setLevel(level)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a generated text: the tokenizer's, or its padding."""
+        end = self.tokenizer.eos_token_id
+        return self.tokenizer.pad_token_id if end is None else end
+
+
+def evaluate(
+    checkpoint: Path,
+    names: list[str],
+    *,
+    task_folder: Path | None = None,
+    tokenizer: Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    max_length: int = 4096,
+    batch_size: int = 8,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Evaluate a checkpoint, in either format, on tasks of lm-evaluation-harness.
+
+    Args:
+        checkpoint: the folder of the model.
+        names: as in ``load_tasks``.
+        task_folder: as in ``load_tasks``.
+        tokenizer: a tokenizer's file or folder; None is the checkpoint's own, or bytes if the vocabulary has 256 ids.
+        limit: examples of each task, or None for all.
+        shots: as in ``load_tasks``.
+        max_length: tokens of a window.
+        batch_size: sequences in a batch.
+        device: where the model runs.
+
+    Returns:
+        The results of lm-evaluation-harness (its fields ``results``, ``groups``, ``versions``, ``n-shot``,
+        ``n-samples``, ``higher_is_better``), and ``settings``: what was evaluated how, with which versions.
+
+    Raises:
+        ValueError: if the checkpoint is damaged, the tokenizer does not fit it, or a task is refused.
+    """
+    own = read(checkpoint)
+    vocabulary = read_tokenizer(tokenizer, checkpoint, own.config.vocab_size)
+    tasks = load_tasks(names, task_folder, shots)
+    model = HarnessModel(HFRamNetForCausalLM.of(own.to(device)), vocabulary, max_length, batch_size)
+    torch.manual_seed(SEED)
+    found: Any = lm_eval.evaluate(
+        model, tasks, limit=limit, bootstrap_iters=1000, log_samples=False, fewshot_as_multiturn=False
+    )
+    kept = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
+    settings = {
+        "checkpoint": str(checkpoint), "parameters": sum(x.numel() for x in own.parameters()), "limit": limit,
+        "max_length": max_length, "batch_size": batch_size, "device": device, "dtype": str(own.head.weight.dtype),
+        "ramnet": ramnet.__version__, "lm_eval": lm_eval.__version__,
+    }  # fmt: skip
+    return {"settings": settings, **{name: found[name] for name in kept if name in found}}
