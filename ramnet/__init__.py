@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ramnet.model import RamNetForCausalLM, RamNetOutput
     from ramnet.sequences import Sequences
     from ramnet.state import RamState
+    from ramnet.tracing.record import trace
 
     compile: Callable[..., RamNetForCausalLM]  # defined in lowering
     use: Callable[..., AbstractContextManager[None]]  # defined in lowering
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RamLayer", "RamLayerOutput", "RamNetConfig", "RamNetForCausalLM", "RamNetOutput", "RamState", "Sequences",
-    "compile", "export_onnx", "ops", "tune", "use",
+    "compile", "export_onnx", "ops", "trace", "tune", "use",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __getattr__, __dir__ = attributes(
         "Sequences": "ramnet.sequences",
         "compile": "ramnet.functions",
         "export_onnx": "ramnet.functions",
+        "trace": "ramnet.tracing.record",
         "tune": "ramnet.functions",
         "use": "ramnet.functions",
     },

@@ -19,9 +19,9 @@ def check_range(ids: Tensor, vocab_size: int, name: str = "input_ids") -> None:
         raise ValueError(f"{name} holds {low if low < 0 else high}; token ids must be in 0..{vocab_size - 1}")
 
 
-def check_prompt(input_ids: Tensor, vocab_size: int) -> None:
+def check_prompt(input_ids: Tensor, vocab_size: int, function: str = "generate") -> None:
     """Raise ValueError unless ``input_ids`` is [B, T] with B and T ≥ 1, within the vocabulary; TypeError as above."""
     check_type(input_ids)
     if input_ids.dim() != 2 or input_ids.numel() < 1:
-        raise ValueError(f"input_ids has shape {list(input_ids.shape)}; generate needs [B, T] with B and T >= 1")
+        raise ValueError(f"input_ids has shape {list(input_ids.shape)}; {function} needs [B, T] with B and T >= 1")
     check_range(input_ids, vocab_size)
