@@ -33,15 +33,23 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
                      help="Continue from the checkpoint in --output, with its options. Larger --steps or --seconds"
                           " extend the run; the learning rate then follows a cosine over the new total."),
         click.option("--steps", type=int,
-                     help="Total number of steps, over which the learning rate decays to 0 on a cosine."),
+                     help="Total number of steps, over which the learning rate decays on a cosine."),
         click.option("--seconds", type=float, show_default=f"{defaults['seconds']:g} without --steps",
-                     help="Total training time in seconds, over which the learning rate decays to 0 on a cosine."),
+                     help="Total training time in seconds, over which the learning rate decays on a cosine."),
         click.option("--batch-size", type=int, default=defaults["batch_size"], help="Examples in a step."),
         click.option("--learning-rate", type=float, default=defaults["learning_rate"],
                      help="Peak learning rate, after warm-up."),
+        click.option("--final-learning-rate", type=float, default=0.0, help="Learning rate at the end of the cosine."),
         click.option("--warmup-steps", type=int, default=50, help="Steps of linear warm-up."),
-        click.option("--weight-decay", type=float, default=0.0, help="Weight decay of AdamW."),
+        click.option("--weight-decay", type=float, default=0.0,
+                     help="Weight decay of AdamW on the matrices of linear layers."),
         click.option("--clip-norm", type=float, default=1.0, help="Largest norm of the gradient."),
+        click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32",
+                     help="Of matrix products. Weights, moments, addresses and memory are float32 in either case."),
+        click.option("--micro-batch", type=click.IntRange(min=1), metavar="ROWS",
+                     help="Compute a step's gradient from parts of this many examples, to need less memory."),
+        click.option("--recompute", is_flag=True,
+                     help="Recompute each block's activations in the backward pass, to need less memory."),
         click.option("--seed", type=int, default=0, help="Seed of the initial weights and the data."),
         click.option("--kernels", default="cpu",
                      help="Kernels of the memory ops: cpu (tuned, TVM) or reference (plain PyTorch)."),
@@ -111,11 +119,12 @@ def _run(
     from ramnet.training import checkpoint
     from ramnet.training.loop import train as run_training
     from ramnet.training.model import Model, make
+    from ramnet.training.objective import Execution
     from ramnet.training.recipe import BUDGET, Recipe
 
     output, source, resume, screen = options["output"], options["source"], options["resume"], console()
     saved: dict[str, Any] = {}
-    recipe = {name: options[name] for name in Recipe.model_fields}
+    recipe = {name: options[name] for name in Recipe.model_fields if name in options}
     if source is not None:
         _check_source(ctx, source, output, resume)
     if resume:
@@ -144,7 +153,8 @@ def _run(
     kernels = _available(options["kernels"], screen)
     with ops.using(kernels):
         result = run_training(
-            model, task, checked, output=output, resume=resume, compiled=options["compiled"],
+            model, task, checked, output=output, resume=resume,
+            execution=Execution(options["compiled"], options["micro_batch"], options["recompute"]),
             checkpoint_seconds=options["checkpoint_seconds"], console=screen,
         )  # fmt: skip
     where = f"; {output}" if output else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ramnet.loss import IGNORED, summed_cross_entropy
+from ramnet.loss import IGNORED
 from ramnet.model import not_finite
 from ramnet.training import checkpoint
 from ramnet.training.model import Model
+from ramnet.training.objective import Execution, Objective, recomputed
+from ramnet.training.optimizer import adamw
 from ramnet.training.recipe import BUDGET, Recipe
 
 # The run ends after this many skipped steps in a row. Weights do not change while steps are skipped, so if they are
@@ -68,7 +70,7 @@ def train(
     *,
     output: Path | None = None,
     resume: bool = False,
-    compiled: bool = False,
+    execution: Execution = Execution(),  # noqa: B008 - immutable
     checkpoint_seconds: float = 30.0,
     console: Console | None = None,
 ) -> Result:
@@ -82,7 +84,7 @@ def train(
         resume: continue from the checkpoint in ``output``. With a budget in steps, the result is that of a run that
             was never interrupted. A larger budget than before extends the run; the learning rate then follows a
             cosine over the new total.
-        compiled: compile the model's hidden states, forward and backward, with torch.compile.
+        execution: how a step is computed.
         checkpoint_seconds: seconds between checkpoints; another is written at the end.
         console: displays the progress; None displays nothing.
 
@@ -94,9 +96,7 @@ def train(
     """
     if output is not None:
         checkpoint.check_writable(output)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
-    )
+    optimizer = adamw(model, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     result = Result()
     if resume:
@@ -106,8 +106,7 @@ def train(
         _same_run(progress, model, task, recipe, output)
         checkpoint.load(output, model, optimizer, generator)
         result.step, result.elapsed, result.skipped = progress.step, progress.elapsed, progress.skipped
-    hidden_states: Callable[..., Any] = torch.compile(model.hidden_states) if compiled else model.hidden_states
-
+    objective = Objective(model, recipe.precision, execution.compiled)
     stays = "" if output is None else f"; {output} is left as it is"
 
     @contextmanager
@@ -137,22 +136,23 @@ def train(
 
     began, saved = time.monotonic() - result.elapsed, time.monotonic()
     in_a_row = 0
-    with _progress(console) as bar:
+    with recomputed(model, execution.recompute), _progress(console) as bar:
         line = bar.add_task("training", total=1.0, loss=math.nan, held_out="", skipped="")
         while (spent := recipe.spent(result.step, result.elapsed)) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(result.step, spent)
             inputs, labels = task.batch(recipe.batch_size, generator)
             optimizer.zero_grad()
-            with located():
-                hidden, _ = hidden_states(inputs)
-            counted = labels != IGNORED
-            # The output head runs only for tokens with a label: in recall, 8 of 64.
-            hidden, labels = hidden[counted], labels[counted]
-            loss = summed_cross_entropy(model.head, hidden, labels, model.config.vocab_size) / len(labels)
-            loss.backward()
+            counted = (labels != IGNORED).sum()
+            rows = execution.micro_batch or len(inputs)
+            losses = []
+            for part in zip(inputs.split(rows), labels.split(rows), strict=True):
+                with located():
+                    loss = objective(*part) / counted
+                    loss.backward()
+                losses.append(loss.detach().double())
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            nats, length = torch.stack([loss.detach().double(), norm.double()]).tolist()
+            nats, length = torch.stack([torch.stack(losses).sum(), norm.double()]).tolist()
             if math.isfinite(nats) and math.isfinite(length):
                 optimizer.step()
                 in_a_row = 0

@@ -31,6 +31,10 @@ def test_the_learning_rate_warms_up_in_steps_and_falls_to_zero_over_either_budge
     assert by_steps.spent(50, 1e9) == by_seconds.spent(10**9, 25.0) == 0.5
     assert by_steps.learning_rate_at(50, 0.5) == pytest.approx(1.0)
     assert by_seconds.learning_rate_at(50, by_seconds.spent(50, 49.999)) == pytest.approx(0, abs=1e-6)
+    above_zero = Recipe(steps=100, learning_rate=2.0, final_learning_rate=0.5, warmup_steps=0)
+    assert [above_zero.learning_rate_at(step, spent) for step, spent in ((0, 0.0), (50, 0.5), (100, 1.0))] == [
+        2.0, 1.25, 0.5
+    ]  # fmt: skip
     both = Recipe(steps=100, seconds=50.0)
     assert (both.spent(80, 10.0), both.spent(20, 30.0), both.spent(1, 51.0)) == (0.8, 0.6, 1.0)
 
@@ -52,6 +56,7 @@ def test_a_run_stops_when_its_seconds_are_over(monkeypatch: pytest.MonkeyPatch) 
         ({"seconds": float("nan")}, "seconds = nan"),
         ({"steps": 1, "batch_size": 0}, "batch_size = 0"),
         ({"steps": 1, "learning_rate": 0.0}, "learning_rate = 0.0"),
+        ({"steps": 1, "final_learning_rate": 0.5}, "final_learning_rate is 0.5; it must be at most learning_rate"),
         ({"steps": 1, "clip_norm": float("inf")}, "clip_norm = inf"),
         ({"steps": 1, "seed": -1}, "seed = -1"),
     ],
