@@ -118,6 +118,7 @@ def _run(
     from ramnet.model import RamNetForCausalLM
     from ramnet.training import checkpoint
     from ramnet.training.loop import train as run_training
+    from ramnet.training.metrics import picture
     from ramnet.training.model import Model, make
     from ramnet.training.objective import Execution
     from ramnet.training.recipe import BUDGET, Recipe
@@ -157,6 +158,8 @@ def _run(
             execution=Execution(options["compiled"], options["micro_batch"], options["recompute"]),
             checkpoint_seconds=options["checkpoint_seconds"], console=screen,
         )  # fmt: skip
+    if output is not None:
+        picture(output)
     where = f"; {output}" if output else ""
     steps = f"{result.step} steps" + (f", {result.skipped} of them skipped" if result.skipped else "")
     screen.print(f"{task.metric} {result.metric:.4f} after {steps}, {result.elapsed:.0f} s{where}")

@@ -18,6 +18,8 @@ from torch import Tensor
 from ramnet.loss import IGNORED
 from ramnet.model import not_finite
 from ramnet.training import checkpoint
+from ramnet.training.flops import flops_per_token, peak_flops
+from ramnet.training.metrics import Metrics
 from ramnet.training.model import Model
 from ramnet.training.objective import Execution, Objective, recomputed
 from ramnet.training.optimizer import adamw
@@ -80,7 +82,7 @@ def train(
     run continues with the next batch.
 
     Args:
-        output: the folder for checkpoints; None writes nothing.
+        output: the folder for checkpoints and ``metrics.jsonl``; None writes nothing.
         resume: continue from the checkpoint in ``output``. With a budget in steps, the result is that of a run that
             was never interrupted. A larger budget than before extends the run; the learning rate then follows a
             cosine over the new total.
@@ -106,6 +108,8 @@ def train(
         _same_run(progress, model, task, recipe, output)
         checkpoint.load(output, model, optimizer, generator)
         result.step, result.elapsed, result.skipped = progress.step, progress.elapsed, progress.skipped
+    metrics = Metrics(output, result.step)
+    device = model.embedding.weight.device
     objective = Objective(model, recipe.precision, execution.compiled)
     stays = "" if output is None else f"; {output} is left as it is"
 
@@ -122,26 +126,32 @@ def train(
             with located():
                 metric = task.evaluate(model)
         if math.isfinite(metric):
+            metrics.amend(held_out=metric)
             return metric
         problem = f"the {task.metric} is {metric}" if wrong is None else f"{wrong} holds NaN or infinity"
         raise Diverged(f"{problem} after {result.step} steps; try a lower learning rate{stays}")
 
     def save() -> None:
         if output is not None:
+            metrics.write()
             progress = checkpoint.Progress(
                 config=model.config, task=task.describe(), recipe=recipe,
                 step=result.step, elapsed=result.elapsed, skipped=result.skipped,
             )  # fmt: skip
             checkpoint.save(output, progress, model, optimizer, generator)
 
+    # The share of the machine's operations is shown only, so it is not measured otherwise.
+    peak = peak_flops(device, getattr(torch, recipe.precision)) if console is not None else math.inf
+    work, tokens, reported = flops_per_token(model), 0, result.elapsed
     began, saved = time.monotonic() - result.elapsed, time.monotonic()
     in_a_row = 0
     with recomputed(model, execution.recompute), _progress(console) as bar:
-        line = bar.add_task("training", total=1.0, loss=math.nan, held_out="", skipped="")
+        line = bar.add_task("training", total=1.0, loss=math.nan, speed="", held_out="", skipped="")
         while (spent := recipe.spent(result.step, result.elapsed)) < 1:
+            rate = recipe.learning_rate_at(result.step, spent)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate_at(result.step, spent)
-            inputs, labels = task.batch(recipe.batch_size, generator)
+                group["lr"] = rate
+            inputs, labels = (each.to(device) for each in task.batch(recipe.batch_size, generator))
             optimizer.zero_grad()
             counted = (labels != IGNORED).sum()
             rows = execution.micro_batch or len(inputs)
@@ -161,22 +171,31 @@ def train(
                 result.skipped += 1
             result.losses.append(nats)
             result.step += 1
-            result.elapsed = time.monotonic() - began
+            before, result.elapsed = result.elapsed, time.monotonic() - began
+            metrics.add(
+                step=result.step, loss=nats, learning_rate=rate, gradient_norm=length,
+                tokens_per_second=inputs.numel() / (result.elapsed - before), elapsed=result.elapsed,
+            )  # fmt: skip
+            tokens += inputs.numel()
+            per_second = tokens / (result.elapsed - reported)
+            speed = f"{per_second:,.0f} tokens/s  {per_second * work / peak:.1%} of peak"
             if in_a_row == MOST_SKIPPED:
                 raise Diverged(
                     f"{MOST_SKIPPED} steps in a row were not finite, at step {result.step} with a loss of {nats} and a"
                     f" gradient of norm {length}; try a lower learning rate{stays}"
                 )
             skipped = f"  {result.skipped} skipped" if result.skipped else ""
-            bar.update(line, completed=recipe.spent(result.step, result.elapsed), loss=nats, skipped=skipped)
+            completed = recipe.spent(result.step, result.elapsed)
+            bar.update(line, completed=completed, loss=nats, speed=speed, skipped=skipped)
             # No checkpoint is written after a skipped step, as a resumed run counts skipped steps in a row from 0.
             if time.monotonic() - saved > checkpoint_seconds and in_a_row == 0:
                 held_out = f"{task.metric} {measure():.3f}"
                 bar.update(line, held_out=held_out)
                 bar.console.print(
-                    f"step {result.step:5d}  {result.elapsed:4.0f} s  loss {nats:.3f}  {held_out}{skipped}"
+                    f"step {result.step:5d}  {result.elapsed:4.0f} s  loss {nats:.3f}  {speed}  {held_out}{skipped}"
                 )
                 result.elapsed = time.monotonic() - began
+                tokens, reported = 0, result.elapsed
                 save()
                 saved = time.monotonic()
     result.metric = measure()
@@ -189,7 +208,7 @@ def _progress(console: Console | None) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("loss {task.fields[loss]:.3f} {task.fields[held_out]}{task.fields[skipped]}"),
+        TextColumn("loss {task.fields[loss]:.3f} {task.fields[speed]} {task.fields[held_out]}{task.fields[skipped]}"),
         TimeRemainingColumn(),
         console=console or Console(quiet=True),
     )

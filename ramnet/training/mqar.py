@@ -113,6 +113,8 @@ class Mix:
 @torch.no_grad()
 def count_right(model: Model, inputs: Tensor, labels: Tensor) -> float:
     """Count labels [B, T] other than IGNORED that are the most probable token; NaN if logits are not finite."""
+    device = model.embedding.weight.device
+    inputs, labels = inputs.to(device), labels.to(device)
     asked = labels != IGNORED
     hidden, _ = model.hidden_states(inputs)
     largest, likeliest = model.head(hidden[asked]).max(dim=-1)

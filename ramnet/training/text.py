@@ -107,10 +107,11 @@ class Text:
         windows = len(self.held_out)
         numbers = torch.linspace(0, windows - 1, min(windows, HELD_OUT_WINDOWS), dtype=torch.float64).long()
         inputs, labels = self.held_out.take(numbers)
-        nats = 0.0
+        nats, device = 0.0, model.embedding.weight.device
         for ids, wanted in zip(inputs.split(16), labels.split(16), strict=True):
-            hidden = model.hidden_states(ids)[0].flatten(0, 1)
-            nats += float(summed_cross_entropy(model.head, hidden, wanted.flatten(), model.config.vocab_size))
+            hidden = model.hidden_states(ids.to(device))[0].flatten(0, 1)
+            chosen = wanted.flatten().to(device)
+            nats += float(summed_cross_entropy(model.head, hidden, chosen, model.config.vocab_size))
         return nats / int((labels != IGNORED).sum()) / math.log(2)
 
 

@@ -194,6 +194,7 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint_that_resumes(ramnet: Command, 
     assert (run.returncode, errors.strip()) == (130, "ramnet: interrupted")
     assert sorted(path.name for path in output.iterdir()) == [
         "config.json",
+        "metrics.jsonl",
         "model.safetensors",
         "training.safetensors",
     ]

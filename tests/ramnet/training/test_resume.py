@@ -30,7 +30,8 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path) -> None
     assert (rest.step, rest.metric) == (whole.step, whole.metric)
     for name, weights in never_stopped.state_dict().items():
         assert torch.equal(weights, resumed.state_dict()[name]), name
-    assert sorted(files(tmp_path)) == sorted(saved) == ["config.json", "model.safetensors", "training.safetensors"]
+    names = ["config.json", "metrics.jsonl", "model.safetensors", "training.safetensors"]
+    assert sorted(files(tmp_path)) == sorted(saved) == names
     reloaded = RamNetForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(w, reloaded.state_dict()[name]) for name, w in resumed.state_dict().items())
 
