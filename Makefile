@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, not " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[tvm,gpu,tune,export,hf,dev]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[tvm,gpu,tune,export,text,hf,dev]'
 	touch $@
 
 setup: $(READY)  ## Build .venv

@@ -21,7 +21,9 @@ from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
 from ramnet.loss import IGNORED
 from ramnet.ops import using
-from ramnet.training.text import Text, Windows
+from ramnet.training.text import Text
+from ramnet.training.tokens import Tokens
+from ramnet.training.windows import Windows
 
 _WINDOWS, _LENGTH = 64, 256
 _PARAMETERS = 1 << 28  # of all windows together, so that a model of 340 million is measured on one window
@@ -52,9 +54,10 @@ def calibration(checkpoint: Path, file: Path | None = None) -> list[torch.Tensor
     Raises ValueError as ``held_out`` does, or if the file cannot be read or has no text.
     """
     if file is None:
-        return _whole(_text(checkpoint).training)
+        text = _text(checkpoint)
+        return _whole(Windows(text.training.tokens, text.length))
     try:
-        windows = Windows([file.read_bytes()], _LENGTH)
+        windows = Windows(Tokens.of_bytes([file.read_bytes()]), _LENGTH)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     if not len(windows):
@@ -65,10 +68,11 @@ def calibration(checkpoint: Path, file: Path | None = None) -> list[torch.Tensor
 def _text(checkpoint: Path) -> Text:
     from ramnet.training.checkpoint import Progress
 
-    task = Progress.load(checkpoint).task
+    progress = Progress.load(checkpoint)
+    task = progress.task
     if task.get("task") != "text":
         raise ValueError(f"{checkpoint} was not trained on text")
-    text = Text(task["files"], task["length"])
+    text = Text.of(task, progress.config.vocab_size, checkpoint / "tokens")
     if text.describe() != task:
         raise ValueError(f"the text that {checkpoint} was trained on has changed")
     return text
@@ -81,7 +85,8 @@ def _whole(windows: Windows) -> list[torch.Tensor]:
 
 def _some(windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
     count = len(windows)
-    return windows.take(torch.linspace(0, count - 1, min(count, _WINDOWS), dtype=torch.float64).long())
+    batch = windows.take(torch.linspace(0, count - 1, min(count, _WINDOWS), dtype=torch.float64).long())
+    return batch.inputs, batch.labels
 
 
 def windows(model: RamNetForCausalLM) -> int:

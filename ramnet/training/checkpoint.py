@@ -15,9 +15,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ramnet.config import one_line
+from ramnet.config import RamNetConfig, one_line
 from ramnet.model import WEIGHT_TYPES, not_finite
-from ramnet.state import read_safetensors, write_safetensors
+from ramnet.state import RamState, read_safetensors, write_safetensors
 from ramnet.training.model import Config, Model
 from ramnet.training.recipe import Recipe
 
@@ -61,13 +61,15 @@ def save(
     model: Model,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
+    others: dict[str, Tensor],
 ) -> None:
-    """Write the model (``save_pretrained``) and ``training.safetensors``: weights, moments and the data's generator.
+    """Write the model (``save_pretrained``) and ``training.safetensors``: weights, moments, the data's generator and
+    ``others``, which are the places of rows that are carried on and their state.
 
     The weights are in both, so that a run resumes from a single file, which is replaced atomically. The caller must
     have checked that all values are finite.
     """
-    saved = tensors(model, optimizer) | {"generator": generator.get_state()}
+    saved = tensors(model, optimizer) | others | {"generator": generator.get_state()}
     with _interrupts_deferred():
         model.save_pretrained(directory)
         write_safetensors(directory / FILE, saved, {"progress": json.dumps(progress.model_dump())})
@@ -86,8 +88,12 @@ def tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]
     return named
 
 
-def load(directory: Path, model: Model, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+def load(
+    directory: Path, model: Model, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> tuple[Tensor | None, RamState | None]:
     """Restore what ``save`` wrote, in the dtypes of the file rather than those of ``model``.
+
+    Returns the places of rows that are carried on and their state, or None for what the file lacks.
 
     Raises ValueError, naming the file, if it does not fit the model or is not finite. Nothing is changed then.
     """
@@ -109,10 +115,33 @@ def load(directory: Path, model: Model, optimizer: torch.optim.Optimizer, genera
         torch.Generator().set_state(found["generator"])
     except (KeyError, RuntimeError, TypeError):
         raise ValueError(f"{path} holds no state of the data's generator") from None
+    device = model.embedding.weight.device
+    state = _carried(path, found, model.config, device)
     for name, parameter in model.named_parameters():
-        parameter.data, *moments = (found[f"{kind}.{name}"].to(parameter.device, copy=True) for kind in KINDS)
+        parameter.data, *moments = (found[f"{kind}.{name}"].to(device, copy=True) for kind in KINDS)
         optimizer.state[parameter] = dict(zip(MOMENTS, moments, strict=True))
     generator.set_state(found["generator"])
+    return found.get("places"), state
+
+
+def _carried(path: Path, found: dict[str, Tensor], config: Config, device: torch.device) -> RamState | None:
+    """Return the state of rows that are carried on, or None if there is none. Raises ValueError if it is damaged."""
+    tensors = {name.removeprefix("state."): x for name, x in found.items() if name.startswith("state.")}
+    if not tensors:
+        return None
+
+    def layers(kind: str) -> list[Tensor]:
+        count = sum(name.startswith(f"{kind}.") for name in tensors)
+        return [tensors[f"{kind}.{i}"].to(device) for i in range(count)]
+
+    try:
+        state = RamState(layers("memory"), layers("mass"), layers("conv"), tensors["position"].to(device))
+        if not isinstance(config, RamNetConfig):
+            raise ValueError("the model has no state")
+        state.check(config, len(state.position), device)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds no state of the model's rows: {error}") from None
+    return state
 
 
 def check_writable(directory: Path) -> None:

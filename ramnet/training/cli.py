@@ -84,22 +84,35 @@ def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
 
 @train.command()
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, metavar="FILE...",
-              help="Text to train on, instead of the Python standard library's sources.")  # fmt: skip
+              help="Text to train on, instead of the Python standard library's sources. Each file is a document, and"
+                   " the \"text\" of each line of a .jsonl file.")  # fmt: skip
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, metavar="")
-@click.option("--length", type=int, default=256, help="Bytes of a training window, within one file.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE",
+              help="A tokenizer.json of Hugging Face, whose tokens are kept in --output; without it, tokens are"
+                   " bytes.")  # fmt: skip
+@click.option("--length", type=int, default=256, help="Tokens of a training row.")
+@click.option("--packed", "windows", flag_value="packed",
+              help="Fill rows with several documents, which stay apart, instead of windows within one: for documents"
+                   " shorter than a row.")  # fmt: skip
+@click.option("--carry", "windows", flag_value="carried",
+              help="Read each document from its beginning in windows that follow one another, with the state of the"
+                   " window before (truncated backpropagation).")  # fmt: skip
 @_options(preset="tiny", output="runs/text", seconds=240.0, batch_size=8, learning_rate=1e-2)
-def text(ctx: click.Context, data: tuple[Path, ...], files: tuple[Path, ...], length: int, **options: Any) -> None:
-    """A byte-level language model."""
+def text(
+    ctx: click.Context, data: tuple[Path, ...], files: tuple[Path, ...], tokenizer: Path | None, length: int,
+    windows: str | None, **options: Any,
+) -> None:  # fmt: skip
+    """A language model of bytes, or of a tokenizer's tokens."""
     from ramnet.training.text import Text
 
     if files and not data:
         raise click.UsageError(f"{files[0]} is given without an option; give files with --data")
 
     def task(config: Config, saved: dict[str, Any]) -> TrainingTask:
-        if config.vocab_size < 256:
-            raise ValueError(f"vocab_size is {config.vocab_size}; bytes need at least 256")
-        setting: dict[str, Any] = {"files": [*data, *files], "length": length}
-        return Text(**(setting | _saved(ctx, saved, "length") | ({} if data else _saved(ctx, saved, "files"))))
+        setting = {"files": [*data, *files], "length": length, "windows": windows or "within a document"}
+        setting |= {"tokenizer": tokenizer}
+        setting |= _saved(ctx, saved, "length", "tokenizer", "windows") | ({} if data else _saved(ctx, saved, "files"))
+        return Text.of(setting, config.vocab_size, options["output"] / "tokens")
 
     _run(ctx, options, task, seconds=240.0)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ramnet.loss import IGNORED
 from ramnet.model import not_finite
+from ramnet.state import RamState
 from ramnet.training import checkpoint
+from ramnet.training.batch import Batch
 from ramnet.training.flops import flops_per_token, peak_flops
 from ramnet.training.metrics import Metrics
 from ramnet.training.model import Model
@@ -41,9 +43,17 @@ class TrainingTask(Protocol):
 
     def describe(self) -> dict[str, Any]: ...  # what defines the task, for a checkpoint
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...  # inputs, labels int64 [B, T]
+    # Inputs and labels, int64 [B, T], and what else ``Batch`` has.
+    def batch(self, size: int, generator: torch.Generator) -> Batch | tuple[Tensor, Tensor]: ...
 
     def evaluate(self, model: Model) -> float: ...  # on held-out data
+
+
+@runtime_checkable
+class HasPlaces(Protocol):
+    """A task whose next batch depends on the last, through ``places``, which a checkpoint keeps."""
+
+    places: Tensor | None
 
 
 @dataclass
@@ -101,12 +111,15 @@ def train(
     optimizer = adamw(model, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     result = Result()
+    carried: RamState | None = None  # of all rows, after the last step
     if resume:
         if output is None:
             raise ValueError("resume needs an output folder to resume from")
         progress = checkpoint.Progress.load(output)
         _same_run(progress, model, task, recipe, output)
-        checkpoint.load(output, model, optimizer, generator)
+        places, carried = checkpoint.load(output, model, optimizer, generator)
+        if isinstance(task, HasPlaces) and places is not None:
+            task.places = places
         result.step, result.elapsed, result.skipped = progress.step, progress.elapsed, progress.skipped
     metrics = Metrics(output, result.step)
     device = model.embedding.weight.device
@@ -122,7 +135,7 @@ def train(
 
     def measure() -> float:
         metric = math.nan
-        if (wrong := not_finite(checkpoint.tensors(model, optimizer))) is None:
+        if (wrong := not_finite(checkpoint.tensors(model, optimizer) | _named(carried))) is None:
             with located():
                 metric = task.evaluate(model)
         if math.isfinite(metric):
@@ -138,7 +151,9 @@ def train(
                 config=model.config, task=task.describe(), recipe=recipe,
                 step=result.step, elapsed=result.elapsed, skipped=result.skipped,
             )  # fmt: skip
-            checkpoint.save(output, progress, model, optimizer, generator)
+            places = task.places if isinstance(task, HasPlaces) else None
+            others = _named(carried) | ({} if places is None else {"places": places})
+            checkpoint.save(output, progress, model, optimizer, generator, others)
 
     # The share of the machine's operations is shown only, so it is not measured otherwise.
     peak = peak_flops(device, getattr(torch, recipe.precision)) if console is not None else math.inf
@@ -151,22 +166,25 @@ def train(
             rate = recipe.learning_rate_at(result.step, spent)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            inputs, labels = (each.to(device) for each in task.batch(recipe.batch_size, generator))
+            batch = Batch(*task.batch(recipe.batch_size, generator)).to(device)
             optimizer.zero_grad()
-            counted = (labels != IGNORED).sum()
-            rows = execution.micro_batch or len(inputs)
+            counted = (batch.labels != IGNORED).sum()
+            parts = batch.split(execution.micro_batch or len(batch.inputs))
+            states = [None] * len(parts) if carried is None else carried.split([len(part.inputs) for part in parts])
             losses = []
-            for part in zip(inputs.split(rows), labels.split(rows), strict=True):
+            for i, part in enumerate(parts):
                 with located():
-                    loss = objective(*part) / counted
-                    loss.backward()
-                losses.append(loss.detach().double())
+                    loss, states[i] = objective(part, states[i])
+                    (loss / counted).backward()
+                losses.append(loss.detach().double() / counted)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             nats, length = torch.stack([torch.stack(losses).sum(), norm.double()]).tolist()
             if math.isfinite(nats) and math.isfinite(length):
                 optimizer.step()
                 in_a_row = 0
+                carried = None if states[0] is None else RamState.merge(states)
             else:
+                carried = None  # it may hold NaN; the rows go on from a fresh state
                 in_a_row += 1
                 result.skipped += 1
             result.losses.append(nats)
@@ -174,9 +192,9 @@ def train(
             before, result.elapsed = result.elapsed, time.monotonic() - began
             metrics.add(
                 step=result.step, loss=nats, learning_rate=rate, gradient_norm=length,
-                tokens_per_second=inputs.numel() / (result.elapsed - before), elapsed=result.elapsed,
+                tokens_per_second=batch.inputs.numel() / (result.elapsed - before), elapsed=result.elapsed,
             )  # fmt: skip
-            tokens += inputs.numel()
+            tokens += batch.inputs.numel()
             per_second = tokens / (result.elapsed - reported)
             speed = f"{per_second:,.0f} tokens/s  {per_second * work / peak:.1%} of peak"
             if in_a_row == MOST_SKIPPED:
@@ -203,6 +221,10 @@ def train(
     return result
 
 
+def _named(carried: RamState | None) -> dict[str, Tensor]:
+    return {} if carried is None else {f"state.{name}": x for name, x in carried.tensors().items()}
+
+
 def _progress(console: Console | None) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
@@ -223,6 +245,11 @@ def _same_run(progress: checkpoint.Progress, model: Model, task: TrainingTask, r
             raise ValueError(
                 f"{name} is {value!r} but the run in {path}, of another version, has no {name}; start a new run from"
                 " its weights"
+            )
+        if name == "digest" and saved[name] != value:
+            raise ValueError(
+                f"the text has changed since the run in {path} began; restore its files, or start a new run from its"
+                " weights"
             )
         if saved[name] != value:
             raise ValueError(f"{name} is {value} but the run in {path} has {saved[name]}; resume it with the same")

@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint
 
 from ramnet import ops
+from ramnet.baselines import BaselineForCausalLM
 from ramnet.loss import IGNORED, summed_cross_entropy
+from ramnet.state import RamState
+from ramnet.training.batch import Batch
 from ramnet.training.model import Model
 
 
@@ -41,16 +45,41 @@ class Objective(nn.Module):
             torch.compile(model.hidden_states) if compiled else model.hidden_states
         )
 
-    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum in nats, a float32 scalar, of inputs and labels, int64 [B, T]; see ``summed_cross_entropy``.
+    def forward(self, batch: Batch, state: RamState | None = None) -> tuple[Tensor, RamState | None]:
+        """Return the sum in nats, a float32 scalar, and the state after the batch, detached.
 
         The output head runs only for tokens whose label is not ``IGNORED``: in recall, 8 of 64.
+
+        Args:
+            state: the state of the rows after the batch before; of rows that do not continue, it is not used.
+
+        Raises:
+            ValueError: if the batch has rows of several documents or rows that continue, and the model is a baseline.
         """
+        inputs, labels, begins, continues = batch
+        options: dict[str, Any] = {}
+        if begins is not None or continues is not None:
+            if isinstance(self.model, BaselineForCausalLM):
+                kind = "hold several documents" if continues is None else "continue"
+                raise ValueError(f"rows that {kind} need a RAM-Net, not the mixer {self.model.config.mixer!r}")
+            if begins is not None:
+                inputs, labels = inputs.flatten().unsqueeze(0), labels.flatten().unsqueeze(0)
+                (firsts,) = begins.flatten().nonzero(as_tuple=True)
+                options["cu_seqlens"] = torch.cat([firsts, firsts.new_tensor([inputs.shape[1]])])
+            if continues is not None and state is not None:
+                fresh = RamState.zeros(self.model.config, len(inputs), device=inputs.device)
+                options["state"] = _pytree.tree_map(partial(_where, continues), state, fresh)
         reduced = self.precision != torch.float32
         with torch.autocast(inputs.device.type, dtype=self.precision, enabled=reduced):
-            hidden, _ = self._hidden_states(inputs)
+            hidden, after = self._hidden_states(inputs, **options)
             counted = labels != IGNORED
-            return summed_cross_entropy(self.model.head, hidden[counted], labels[counted], self.model.config.vocab_size)
+            loss = summed_cross_entropy(self.model.head, hidden[counted], labels[counted], self.model.config.vocab_size)
+        return loss, None if continues is None else _pytree.tree_map(torch.detach, after)
+
+
+def _where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """Return rows of ``x`` where ``condition`` [B], rows of ``other`` elsewhere."""
+    return torch.where(condition.view(-1, *[1] * (x.dim() - 1)), x, other)
 
 
 @contextmanager

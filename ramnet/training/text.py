@@ -1,4 +1,4 @@
-"""Byte-level language modelling on the Python standard library's sources, or on given files."""
+"""Language modelling on the Python standard library's sources, or on given files, in bytes or in tokens."""
 
 from __future__ import annotations
 
@@ -6,113 +6,131 @@ import hashlib
 import math
 import os
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ramnet.loss import IGNORED, summed_cross_entropy
+from ramnet.training.batch import Batch
 from ramnet.training.model import Model
+from ramnet.training.tokens import Tokenizer, Tokens, documents, read_tokens, write_tokens
+from ramnet.training.windows import ROWS, Carried, Kind, Windows
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 HELD_OUT_SHARE = 20  # one file in 20 is held out
 HELD_OUT_WINDOWS = 128
 
 
-class Windows:
-    """All windows of ``length`` bytes with their next bytes, numbered from 0. No window spans two documents.
-
-    A window may begin from ``length`` − 1 bytes before its document up to the document's last byte but one, and is
-    clipped to the document, so that every byte is an input in equally many windows. Documents of one byte have no
-    windows, as there is nothing to predict.
-    """
-
-    def __init__(self, documents: Sequence[bytes], length: int) -> None:
-        documents = [document for document in documents if len(document) > 1]
-        text = b"".join(documents)
-        self.text = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
-        self.length = length
-        self.sizes = torch.tensor([len(document) for document in documents], dtype=torch.int64)
-        self.counts = self.sizes + length - 2
-
-    def __len__(self) -> int:
-        return int(self.counts.sum())
-
-    def take(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the windows of these ``numbers``, int64 [N]: inputs and next bytes as labels, int64 [N, length].
-
-        Beyond the window's bytes, inputs are 0 and labels IGNORED.
-        """
-        ends = self.counts.cumsum(0)
-        which = torch.searchsorted(ends, numbers, right=True)
-        start = numbers - (ends - self.counts)[which] - self.length + 1
-        first, last = start.clamp(min=0), torch.minimum(start + self.length, self.sizes[which] - 1)
-        places = first.unsqueeze(1) + torch.arange(self.length + 1)  # within the document
-        begins = (self.sizes.cumsum(0) - self.sizes)[which]
-        found = self.text[begins.unsqueeze(1) + places.minimum(last.unsqueeze(1))].long()
-        inside = places[:, 1:] <= last.unsqueeze(1)
-        return found[:, :-1].where(inside, 0), found[:, 1:].where(inside, IGNORED)
-
-
 class Text:
-    """Random windows of the training files, and fixed windows of held-out files for evaluation.
+    """Rows of the training files, and fixed windows of held-out files for evaluation.
 
-    Each file is a document, and a window never spans two documents.
+    Each file is a document, and each line of a ``.jsonl`` file; no row mixes two documents.
 
     Args:
         files: the text; empty for the standard library's ``.py`` sources. One file in twenty, and at least one, is held
-            out, chosen by the hash of its path relative to the files' common folder. Of a single file, the last tenth
-            is held out.
-        length: bytes in a window.
+            out, chosen by the hash of its path relative to the files' common folder. Of a single file, the last
+            twentieth of its documents is held out, or the last tenth of its only one.
+        length: tokens in a row.
+        windows: how rows are taken from documents.
+        tokenizer: what makes tokens of text; None for bytes.
+        cache: the folder where tokens are kept, from which later runs on the same files map them into memory.
 
     Raises:
-        ValueError: if ``length`` is below 1, a file cannot be read, or the training or held-out text has no document of
-            two bytes.
+        ValueError: if ``length`` is below 1, a file cannot be read or, for a tokenizer, is not UTF-8, or the training
+            or held-out text has no document of two tokens.
     """
 
     metric = "bits per byte"
 
-    def __init__(self, files: Sequence[str | Path] = (), length: int = 256) -> None:
+    def __init__(
+        self,
+        files: Sequence[str | Path] = (),
+        length: int = 256,
+        windows: Kind = "within a document",
+        tokenizer: Tokenizer | None = None,
+        cache: Path | None = None,
+    ) -> None:
         if length < 1:
             raise ValueError(f"length is {length}; it must be at least 1")
-        self.length = length
+        if tokenizer is not None and cache is None:
+            raise ValueError("a tokenizer is given without a folder for its tokens")
+        self.length, self.windows, self.tokenizer = length, windows, tokenizer
         self.files = sorted({str(Path(file).resolve()) for file in files})
-        sides = split_files([Path(file) for file in self.files] or standard_library())
-        for name, documents in zip(("training", "held-out"), sides, strict=True):
-            longest = max(map(len, documents))
+        paths = [Path(file) for file in self.files] or standard_library()
+        if tokenizer is None or cache is None:
+            sides = split_files(paths)
+            digest = hashlib.sha256()
+            for document in (*sides[0], b"", *sides[1]):
+                digest.update(len(document).to_bytes(8, "little") + document)
+            training, held_out = (Tokens.of_bytes(side) for side in sides)
+            self._tokens_per_byte = 1.0
+        else:
+            digest = _digest(paths, tokenizer)
+            (training, _), (held_out, size) = _tokenised(paths, tokenizer, cache, digest.hexdigest())
+            self._tokens_per_byte = int(held_out.sizes.sum()) / max(1, size)
+        unit = "bytes" if tokenizer is None else "tokens"
+        for name, side in (("training", training), ("held-out", held_out)):
+            longest = int(side.sizes.max()) if len(side.sizes) else 0
             if longest < 2:
-                raise ValueError(f"the longest document of the {name} text holds {longest} bytes; it needs at least 2")
-        self.training, self.held_out = (Windows(documents, length) for documents in sides)
-        digest = hashlib.sha256()
-        for document in (*sides[0], b"", *sides[1]):
-            digest.update(len(document).to_bytes(8, "little") + document)
+                raise ValueError(f"the longest document of the {name} text holds {longest} {unit}; it needs at least 2")
+        self.training, self.held_out = ROWS[windows](training, length), Windows(held_out, length)
         self._digest = digest.hexdigest()[:16]
+
+    @classmethod
+    def of(cls, description: dict[str, Any], vocab_size: int, cache: Path) -> Self:
+        """Return the task of a ``description``, as ``describe`` returns it, for a model of ``vocab_size`` tokens."""
+        path = description.get("tokenizer")
+        tokenizer = None if path is None else Tokenizer(Path(path), vocab_size)
+        if tokenizer is None and vocab_size < 256:
+            raise ValueError(f"vocab_size is {vocab_size}; bytes need at least 256")
+        return cls(
+            description["files"],
+            description["length"],
+            description.get("windows", "within a document"),
+            tokenizer,
+            cache,
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return what defines the task, for a checkpoint."""
+        tokenizer = {} if self.tokenizer is None else {"tokenizer": str(self.tokenizer.path.resolve())}
         return {
-            "task": "text", "files": self.files, "length": self.length, "windows": "within a document",
-            "digest": self._digest,
+            "task": "text", "files": self.files, "length": self.length, "windows": self.windows,
+            "digest": self._digest, **tokenizer,
         }  # fmt: skip
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw ``size`` windows of the training text uniformly; see ``Windows.take``."""
-        return self.training.take(torch.randint(len(self.training), (size,), generator=generator))
+    @property
+    def places(self) -> Tensor | None:
+        """What a checkpoint keeps of rows that are carried on; see ``Carried``."""
+        return self.training.places if isinstance(self.training, Carried) else None
+
+    @places.setter
+    def places(self, places: Tensor | None) -> None:
+        if isinstance(self.training, Carried):
+            self.training.resume(places)
+
+    def batch(self, size: int, generator: torch.Generator) -> Batch:
+        """Draw ``size`` rows of the training text."""
+        return self.training.batch(size, generator)
 
     @torch.no_grad()
     def evaluate(self, model: Model) -> float:
-        """Return the mean bits per byte over evenly spaced windows of the held-out text, each from a fresh state."""
+        """Return the mean bits per byte over evenly spaced windows of the held-out text, each from a fresh state.
+
+        A token counts as the mean bytes of a token of the held-out text.
+        """
         windows = len(self.held_out)
         numbers = torch.linspace(0, windows - 1, min(windows, HELD_OUT_WINDOWS), dtype=torch.float64).long()
-        inputs, labels = self.held_out.take(numbers)
+        batch = self.held_out.take(numbers)
         nats, device = 0.0, model.embedding.weight.device
-        for ids, wanted in zip(inputs.split(16), labels.split(16), strict=True):
-            hidden = model.hidden_states(ids.to(device))[0].flatten(0, 1)
-            chosen = wanted.flatten().to(device)
-            nats += float(summed_cross_entropy(model.head, hidden, chosen, model.config.vocab_size))
-        return nats / int((labels != IGNORED).sum()) / math.log(2)
+        for part in batch.split(16):
+            hidden = model.hidden_states(part.inputs.to(device))[0].flatten(0, 1)
+            wanted = part.labels.flatten().to(device)
+            nats += float(summed_cross_entropy(model.head, hidden, wanted, model.config.vocab_size))
+        return nats / int((batch.labels != IGNORED).sum()) * self._tokens_per_byte / math.log(2)
 
 
 def standard_library() -> list[Path]:
@@ -124,24 +142,60 @@ def standard_library() -> list[Path]:
 
 def split_files(files: Sequence[Path]) -> tuple[list[bytes], list[bytes]]:
     """Return the training documents and the held-out documents; see ``Text``."""
+    training, held_out = _sides(files)
+    return [document for _, document in training], [document for _, document in held_out]
+
+
+def _sides(files: Sequence[Path]) -> tuple[Iterable[tuple[str, bytes]], Iterable[tuple[str, bytes]]]:
+    """Return the training and the held-out documents, each with the name of its file. Files are read as they are
+    reached, except for a single one."""
     if not files:
         raise ValueError("there is no text to train on; name files with --data")
-    texts = {str(file): _read(file) for file in files}
-    if len(texts) == 1:
-        (text,) = texts.values()
-        cut = len(text) - len(text) // 10
-        return [text[:cut]], [text[cut:]]
-    root = os.path.commonpath(list(texts))
-    ranked = sorted(texts, key=lambda name: hashlib.sha256(os.path.relpath(name, root).encode()).digest())
+    if len(files) == 1:
+        found = [(str(files[0]), document) for document in documents(files[0])]
+        if len(found) == 1:
+            ((name, text),) = found
+            cut = len(text) - len(text) // 10
+            while 0 < cut < len(text) and text[cut] & 0xC0 == 0x80:  # within a character
+                cut -= 1
+            return [(name, text[:cut])], [(name, text[cut:])]
+        cut = len(found) - max(1, len(found) // HELD_OUT_SHARE)
+        return found[:cut], found[cut:]
+    names = [str(file) for file in files]
+    root = os.path.commonpath(names)
+    ranked = sorted(names, key=lambda name: hashlib.sha256(os.path.relpath(name, root).encode()).digest())
     held_out = set(ranked[: max(1, len(ranked) // HELD_OUT_SHARE)])
-    return (
-        [text for name, text in texts.items() if name not in held_out],
-        [text for name, text in texts.items() if name in held_out],
-    )
+
+    def side(of_held_out: bool) -> Iterator[tuple[str, bytes]]:
+        for name in names:
+            if (name in held_out) == of_held_out:
+                for document in documents(Path(name)):
+                    yield name, document
+
+    return side(False), side(True)
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+def _digest(files: Sequence[Path], tokenizer: Tokenizer) -> Any:
+    """Return a hash of the tokenizer and of each file, in their order."""
+    digest = hashlib.sha256(tokenizer.digest.encode())
+    for file in files:
+        try:
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    return digest
+
+
+def _tokenised(
+    files: Sequence[Path], tokenizer: Tokenizer, cache: Path, digest: str
+) -> tuple[tuple[Tokens, int], tuple[Tokens, int]]:
+    """Return the tokens of both sides and the bytes of their text, from ``cache`` if it has them."""
+    found = read_tokens(cache, digest)
+    if found is None:
+        training, held_out = _sides(files)
+        write_tokens(cache, digest, {"training": training, "held-out": held_out}, tokenizer)
+        found = read_tokens(cache, digest)
+    if found is None:
+        raise ValueError(f"{cache} was changed while its tokens were written; start again")
+    return found["training"], found["held-out"]

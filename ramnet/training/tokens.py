@@ -1,0 +1,156 @@
+"""Documents as tokens: bytes, or what a tokenizer makes of them, kept in files that are mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ramnet.files import folder_written_aside
+
+INDEX = "index.json"
+
+
+class Tokens:
+    """Documents one after another.
+
+    Attributes:
+        ids: the tokens of all documents, unsigned, in memory or mapped from a file.
+        sizes: int64 [documents], the tokens of each.
+    """
+
+    def __init__(self, ids: np.ndarray, sizes: Tensor) -> None:
+        self.ids, self.sizes = ids, sizes
+
+    @classmethod
+    def of_bytes(cls, documents: Sequence[bytes]) -> Self:
+        """Return the bytes of ``documents`` as tokens."""
+        sizes = torch.tensor([len(document) for document in documents], dtype=torch.int64)
+        return cls(np.frombuffer(b"".join(documents), dtype=np.uint8), sizes)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """int64 [documents], where each begins in ``ids``."""
+        return self.sizes.cumsum(0) - self.sizes
+
+    def at(self, places: Tensor) -> Tensor:
+        """Return the tokens at these places of ``ids``, int64 of the shape of ``places``."""
+        return torch.from_numpy(self.ids[places.numpy()].astype(np.int64))
+
+
+class Tokenizer:
+    """A tokenizer file of Hugging Face's tokenizers.
+
+    Raises ValueError if the file is not one, or if it has more than ``vocab_size`` tokens; ImportError if the package
+    tokenizers is missing.
+    """
+
+    def __init__(self, path: Path, vocab_size: int) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise ImportError("--tokenizer needs the package tokenizers: pip install 'ramnet[text]'") from None
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself
+            raise ValueError(f"{path} is not a tokenizer file: {error}") from None
+        self.path, self.digest = path, hashlib.sha256(content).hexdigest()
+        self.size = self._tokenizer.get_vocab_size()
+        if self.size > vocab_size:
+            raise ValueError(f"{path} has {self.size} tokens but the model's vocabulary has only {vocab_size}")
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens around it."""
+        return [found.ids for found in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest type that holds every id."""
+        return np.dtype(np.uint16 if self.size <= 2**16 else np.uint32)
+
+
+def write_tokens(
+    folder: Path, digest: str, sides: dict[str, Iterable[tuple[str, bytes]]], tokenizer: Tokenizer
+) -> None:
+    """Tokenise documents into ``folder``, which is written whole or not at all.
+
+    Args:
+        digest: of all that the tokens depend on; ``read_tokens`` compares it.
+        sides: the documents of each part, such as "training", with the name of the file that each is in.
+
+    Raises ValueError, naming the file, if a document is not UTF-8.
+    """
+    with folder_written_aside(folder.absolute()) as aside:
+        parts: dict[str, Any] = {}
+        for side, documents in sides.items():
+            sizes: list[int] = []
+            length = 0
+            with (aside / f"{side}.tokens").open("wb") as file:
+                source = iter(documents)
+                while several := list(islice(source, 256)):
+                    for ids in tokenizer.encode([_text(*document) for document in several]):
+                        file.write(np.asarray(ids, tokenizer.dtype).tobytes())
+                        sizes.append(len(ids))
+                    length += sum(len(document) for _, document in several)
+            np.save(aside / f"{side}.sizes.npy", np.asarray(sizes, np.int64))
+            parts[side] = {"tokens": sum(sizes), "documents": len(sizes), "bytes": length}
+        index = {"digest": digest, "dtype": tokenizer.dtype.name, "tokenizer": tokenizer.digest, "parts": parts}
+        (aside / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def read_tokens(folder: Path, digest: str) -> dict[str, tuple[Tokens, int]] | None:
+    """Return the tokens of each part, mapped into memory, and the bytes of its text; None if ``folder`` has no complete
+    tokens of this ``digest``."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if index["digest"] != digest:
+            return None
+        found = {}
+        for side, part in index["parts"].items():
+            sizes = torch.from_numpy(np.load(folder / f"{side}.sizes.npy"))
+            path, dtype = folder / f"{side}.tokens", np.dtype(index["dtype"])
+            if path.stat().st_size != part["tokens"] * dtype.itemsize or int(sizes.sum()) != part["tokens"]:
+                return None
+            ids = np.memmap(path, dtype, "r") if part["tokens"] else np.empty(0, dtype)
+            found[side] = Tokens(ids, sizes), int(part["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+def documents(file: Path) -> Iterator[bytes]:
+    """Yield the documents of a file: the "text" of each line of ``.jsonl``, or the whole of any other file.
+
+    Raises ValueError, naming the file, if it cannot be read or a line is not an object with a text.
+    """
+    try:
+        if file.suffix != ".jsonl":
+            yield file.read_bytes()
+            return
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield json.loads(line)["text"].encode()
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise ValueError(f'{file} line {number} is not an object with a "text"') from None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _text(name: str, document: bytes) -> str:
+    try:
+        return document.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not text: byte {error.start} is not UTF-8, which a tokenizer needs") from None

@@ -1,0 +1,167 @@
+"""Text as tokens of a tokenizer file, kept in files that later runs map into memory."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ramnet import RamNetConfig, RamNetForCausalLM
+from ramnet.training.text import Text
+from ramnet.training.tokens import Tokenizer
+
+tokenizers = pytest.importorskip("tokenizers", reason="the tokens are of the package tokenizers")
+WORDS = {"[UNK]": 0, "ab": 1, "cd": 2, "é": 3, "e": 4}
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    return Tokenizer(_words(tmp_path / "tokenizer.json"), 5)
+
+
+def _words(path: Path) -> Path:
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(WORDS, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(path))
+    return path
+
+
+def _files(folder: Path, *texts: str) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    for i, text in enumerate(texts):
+        (folder / f"{i}.txt").write_text(text)
+    return sorted(folder.iterdir())
+
+
+TEXTS = ("ab cd é", "cd ab", "é é é e", "ab ab")
+
+
+def test_documents_become_the_tokenizers_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    text = Text(_files(tmp_path / "data", *TEXTS), 3, tokenizer=tokenizer, cache=tmp_path / "run" / "tokens")
+    found = []
+    for side in (text.training.tokens, text.held_out.tokens):
+        assert isinstance(side.ids, np.memmap) and side.ids.dtype == np.uint16
+        found += [part.tolist() for part in np.split(side.ids, np.cumsum(side.sizes.numpy())[:-1])]
+    assert sorted(found) == sorted([[WORDS[word] for word in each.split()] for each in TEXTS])
+    inputs, labels, *_ = text.batch(50, torch.Generator().manual_seed(0))
+    assert inputs.dtype == labels.dtype == torch.int64
+    assert sorted(set(labels.flatten().tolist())) == [-100, 1, 2, 3, 4]
+
+
+def test_tokens_are_kept_and_made_again_when_a_file_changes(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, texts: made.append(len(texts)) or encode(self, texts))
+    files, cache = _files(tmp_path / "data", *TEXTS), tmp_path / "tokens"
+
+    def text() -> Text:
+        return Text(files, 3, tokenizer=tokenizer, cache=cache)
+
+    first = text().describe()
+    assert sum(made) == 4
+    assert text().describe() == first and sum(made) == 4
+    (cache / "training.tokens").write_bytes(b"\0")
+    assert text().describe() == first and sum(made) == 8
+    (cache / "index.json").write_text("{}")
+    assert text().describe() == first and sum(made) == 12
+    files[0].write_text("cd")
+    assert text().describe()["digest"] != first["digest"] and sum(made) == 16
+
+
+def test_tokens_are_written_whole_or_not_at_all(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    files = _files(tmp_path / "data", *TEXTS)
+    Text(files, 3, tokenizer=tokenizer, cache=tmp_path / "tokens")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()}
+    files[2].write_bytes(b"ab \xff")
+    with pytest.raises(ValueError, match=r"2\.txt is not text: byte 3 is not UTF-8, which a tokenizer needs$"):
+        Text(files, 3, tokenizer=tokenizer, cache=tmp_path / "tokens")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tokenizer.json", "tokens"]
+
+
+def test_a_line_of_a_jsonl_file_is_a_document(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps({"text": "ab " * (i + 1), "id": i}) + "\n" for i in range(41)))
+    for text in (Text([file], 4, tokenizer=tokenizer, cache=tmp_path / "tokens"), Text([file], 4)):
+        length = 1 if text.tokenizer else 3
+        assert text.training.tokens.sizes.tolist() == [length * (i + 1) for i in range(39)]
+        assert text.held_out.tokens.sizes.tolist() == [length * 40, length * 41]
+    file.write_text('{"text": "ab"}\n{"body": "cd"}\n')
+    with pytest.raises(ValueError, match=r'many\.jsonl line 2 is not an object with a "text"$'):
+        Text([file], 4)
+
+
+def test_of_a_single_document_whole_characters_are_held_out(tmp_path: Path) -> None:
+    (file,) = _files(tmp_path / "data", "é " * 6 + "aéé" + "é")  # 25 bytes, of which the last 2 are held out
+    text = Text([file], 4)
+    both = [bytes(side.ids) for side in (text.training.tokens, text.held_out.tokens)]
+    assert [side.decode() for side in both] == ["é " * 6 + "aéé", "é"]
+
+
+def test_bits_per_byte_count_the_bytes_of_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    text = Text(_files(tmp_path / "data", *["ab cd ab cd"] * 3), 2, tokenizer=tokenizer, cache=tmp_path / "tokens")
+    model = RamNetForCausalLM(
+        RamNetConfig(vocab_size=5, hidden_size=8, num_layers=1, num_heads=1, value_dim=4, order=2, sub_dim=2, top_k=2)
+    )
+    torch.nn.init.zeros_(model.head.weight)
+    # A token has log2 5 bits; four tokens are 11 bytes.
+    assert text.evaluate(model) == pytest.approx(math.log2(5) * 4 / 11)
+
+
+def test_a_vocabulary_beyond_16_bits_is_kept_in_32(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    assert tokenizer.dtype == np.uint16
+    tokenizer.size = 2**16 + 1
+    assert tokenizer.dtype == np.uint32
+    text = Text(_files(tmp_path / "data", *TEXTS), 3, tokenizer=tokenizer, cache=tmp_path / "tokens")
+    assert text.training.tokens.ids.dtype == np.uint32
+
+
+def _missing(path: Path) -> None:
+    path.unlink()
+
+
+def _no_json(path: Path) -> None:
+    path.write_text("words")
+
+
+@pytest.mark.parametrize(
+    ("damage", "vocab_size", "message"),
+    [
+        (_missing, 5, r"tokenizer\.json cannot be read: No such file"),
+        (_no_json, 5, r"tokenizer\.json is not a tokenizer file: "),
+        (lambda path: None, 4, r"tokenizer\.json has 5 tokens but the model's vocabulary has only 4$"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_named(
+    tmp_path: Path, damage: Callable[[Path], None], vocab_size: int, message: str
+) -> None:
+    path = _words(tmp_path / "tokenizer.json")
+    damage(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer(path, vocab_size)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_trains_on_tokens_and_refuses_changed_text(
+    tmp_path: Path, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, path = tmp_path / "run", _words(tmp_path / "tokenizer.json")
+    files = _files(tmp_path / "data", *TEXTS)
+    how = ("--steps", "1", "--length", "4", "--batch-size", "2", "--kernels", "reference", "--output", output)
+    text = ("train", "text", "--data", *files, "--tokenizer", path, "--carry")
+    assert command_line(*text, *how) == 0
+    again = ("train", "text", "--resume", "--output", output, "--kernels", "reference", "--steps", "2")
+    capsys.readouterr()
+    assert command_line(*again) == 0
+    assert "after 2 steps" in capsys.readouterr().out
+    files[1].write_text("cd ab ab")
+    assert command_line(*again) == 1
+    assert capsys.readouterr().err == (
+        f"ramnet: the text has changed since the run in {output} began; restore its files, or start a new run from its"
+        " weights\n"
+    )
