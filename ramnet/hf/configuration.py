@@ -45,9 +45,6 @@ class HFRamNetConfig(PreTrainedConfig):
                 raise ValueError(f"the field ramnet is not a RamNetConfig: {problem}") from None
         super().__post_init__(**kwargs)
 
-    def _replace(self, **fields: Any) -> None:
-        self.ramnet = RamNetConfig(**{**dict(self.ramnet), **fields})
-
     @property
     def vocab_size(self) -> int:
         """V, the number of token ids."""
@@ -55,7 +52,7 @@ class HFRamNetConfig(PreTrainedConfig):
 
     @vocab_size.setter
     def vocab_size(self, value: int) -> None:
-        self._replace(vocab_size=value)
+        self.ramnet = self.ramnet.model_copy(update={"vocab_size": value})
 
     @property
     def tie_word_embeddings(self) -> bool:
@@ -64,7 +61,7 @@ class HFRamNetConfig(PreTrainedConfig):
 
     @tie_word_embeddings.setter
     def tie_word_embeddings(self, value: bool) -> None:
-        self._replace(tie_embeddings=value)
+        self.ramnet = self.ramnet.model_copy(update={"tie_embeddings": value})
 
     @property
     def hidden_size(self) -> int:
