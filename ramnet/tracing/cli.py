@@ -127,7 +127,7 @@ def _table(heads: Sequence[HeadTrace]) -> Table:
     table = Table(title="What each head writes and reads")
     table.add_column("head")
     table.add_column("addresses")
-    for column in ("slots written", "half of it", "read of the text"):
+    for column in ("slots written", "half of it", "read from the text"):
         table.add_column(column, justify="right")
     table.add_column("age of what is read")
     for head in heads:

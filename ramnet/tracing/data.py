@@ -93,7 +93,8 @@ class LayerTrace:
     def reads(self, most: int = 8) -> Reads:
         """Return the ``most`` tokens whose writes each token reads most, and the ages of all that is read.
 
-        The memory needed is that of the M slots and T tokens, not of T² pairs.
+        The memory needed is that of the slots that are accessed times T, the time that of T². Measured on one core for
+        "tiny", both layers: 0.6 s for 1000 tokens.
         """
         batch, heads, tokens = self.accesses.write_slots.shape[:3]
         found = Reads(

@@ -15,12 +15,15 @@ from ramnet.tracing.heads import HeadTrace
 # Dark red and light green: they differ in lightness, too. The marks differ in shape, and the bars in direction.
 WRITTEN, READ = "#8f0a12", "#1fa35c"
 MOST_HEADS = 8  # in a picture
+MOST_TOKENS = 1000  # on the time axis; of more, the marks would cover one another
 MOST_LABELS = 80  # tokens that the time axis spells out
 BINS = 64  # of the histogram of slot use
 
 
 def save_picture(heads: Sequence[HeadTrace], labels: Sequence[str], path: Path) -> None:
     """Draw ``heads``, at most ``MOST_HEADS``, one below another, and write the PNG atomically.
+
+    The slots over time are those of the first ``MOST_TOKENS`` tokens; their use and the ages are those of all.
 
     Args:
         labels: the text of each token. Up to ``MOST_LABELS`` are written below the time axis.
@@ -53,10 +56,11 @@ def save_picture(heads: Sequence[HeadTrace], labels: Sequence[str], path: Path) 
 
 def _draw_time(axes: Any, head: HeadTrace, labels: Sequence[str], last: bool) -> None:
     """Draw slots over time. Of few tokens, a mark's area is its weight; of many, its opacity is, as it is small."""
-    tokens, top_k = head.accesses.write_slots.shape
+    everything, top_k = head.accesses.write_slots.shape
+    tokens = min(everything, MOST_TOKENS)
     width = 7 * 72 / tokens  # points of a token
     time = np.arange(tokens).repeat(top_k)
-    write_slots, write_weights, read_slots, read_weights = (x.flatten().numpy() for x in head.accesses)
+    write_slots, write_weights, read_slots, read_weights = (x[:tokens].flatten().numpy() for x in head.accesses)
     if tokens <= MOST_LABELS:
         largest = min(10.0, width) ** 2
         axes.scatter(time, read_slots, 1.4 * largest * read_weights, facecolors="none", edgecolors=READ)
@@ -78,7 +82,7 @@ def _draw_time(axes: Any, head: HeadTrace, labels: Sequence[str], last: bool) ->
         axes.set_xticks(range(tokens), shown, fontsize=7, family="monospace", rotation=rotation, parse_math=False)
         axes.tick_params(axis="x", length=0)
     if last:
-        axes.set_xlabel("token")
+        axes.set_xlabel("token" if tokens == everything else f"token (the first {tokens} of {everything})")
     _tidy(axes)
 
 
