@@ -12,7 +12,7 @@ from torch import Tensor
 from ramnet.files import read_text, write_text_atomic
 from ramnet.tracing.heads import HeadTrace
 
-# Numbers in a page. 1000 tokens of "tiny" are 360 000 of them, a page of 1.2 MB.
+# Numbers in a page. 1000 tokens of "tiny" are 360 000 of them, 1.0 MB; a page of this many has 1.5 MB.
 MOST_NUMBERS = 500_000
 _FOLDER = Path(__file__).parent / "page"
 
