@@ -15,7 +15,7 @@ endif
 RAMNET := $(RUN) -m ramnet.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune bench test fuzz test-gpu gpu gpu-kit lint train mqar export demo clean
+.PHONY: help setup tune bench test fuzz test-gpu gpu gpu-kit lint train mqar lm export demo clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -83,6 +83,9 @@ SCALE ?= quick
 
 mqar: setup  ## Compare recall with other mixers at SCALE (quick, day, paper); what is done in runs/recall is not repeated
 	$(RAMNET) recall --scale $(SCALE)
+
+lm: setup  ## Compare language models at SCALE (quick, night); what is done in runs/lm is not repeated
+	$(RAMNET) lm --scale $(SCALE)
 
 export: setup  ## Export CHECKPOINT to ONNX and verify it
 	$(RAMNET) export $(CHECKPOINT) --output $(CHECKPOINT)/onnx

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from ramnet.baselines import BaselineConfig, BaselineForCausalLM
+from ramnet.baselines import BaselineConfig
 from ramnet.config import RamNetConfig
-from ramnet.state import RamState
 from ramnet.training.model import Config
-
-RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2)  # the paper's learning rates
+from ramnet.training.mqar import Mix, Mqar
+from ramnet.training.recipe import Recipe
+from ramnet.training.sweep import Sweep
 
 # Pairs and lengths that the paper tests.
 PAPERS_SETTINGS = ((4, 64), (8, 64), (16, 64), (32, 128), (64, 256), (128, 512), (256, 1024))
@@ -31,7 +29,7 @@ class Scale:
     """How much is trained.
 
     Attributes:
-        trained: the settings (pairs, length) that training draws from, each batch from the next.
+        trained: the settings (pairs, length) that training draws from, each batch from one.
         tested: the settings whose accuracy is measured.
         search_steps: steps of each of the four learning rates.
         steps: steps of the run with the best of them.
@@ -91,10 +89,11 @@ def configurations(scale: Scale) -> Iterator[tuple[str, Config]]:
     yield "attention", baseline("attention", 64)
 
 
-def state_size(config: Config, tokens: int) -> int:
-    """Return the numbers that a model keeps of ``tokens`` tokens: memories, masses and last inputs of convolutions."""
-    if isinstance(config, BaselineConfig):
-        with torch.device("meta"):  # no weights
-            return BaselineForCausalLM(config).state_size(tokens)
-    state = RamState.zeros(config, 1, device="meta")
-    return sum(x.numel() for x in (*state.memory, *state.mass, *state.conv))
+def sweep(scale: Scale) -> Sweep:
+    """Return what is trained at a scale."""
+    mix = Mix(*(tuple(Mqar(*setting) for setting in settings) for settings in (scale.trained, scale.tested)))
+    search, final = (
+        Recipe(steps=steps, batch_size=scale.batch_size, weight_decay=0.1)
+        for steps in (scale.search_steps, scale.steps)
+    )
+    return Sweep(dict(configurations(scale)), mix, search, final, scale.seeds)

@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import mean
 
 from ramnet.files import write_text_atomic, written_aside
-from ramnet.recall.plan import Config, Scale, state_size
-from ramnet.recall.sweep import Outcome
+from ramnet.recall.plan import Scale
+from ramnet.training.model import Config, state_size
+from ramnet.training.sweep import Outcome
 
 TABLE, DATA, BY_STATE, BY_ORDER = "recall.md", "recall.json", "state.png", "order.png"
 FAMILIES = {
@@ -36,9 +37,9 @@ class Line:
         self.name = outcomes[0].name
         self.family = FAMILIES[self.name.split()[0]]
         self.config, self.state = config, state_size(config, tokens)
-        self.accuracies = [mean(each) for each in zip(*(o.accuracies for o in outcomes), strict=True)]
+        self.accuracies = [mean(each) for each in zip(*(o.scores for o in outcomes), strict=True)]
         self.mean = mean(self.accuracies)
-        self.spread = max(abs(o.mean - self.mean) for o in outcomes)
+        self.spread = max(abs(mean(o.scores) - self.mean) for o in outcomes)
         self.rate, self.seconds = outcomes[0].learning_rate, sum(o.seconds for o in outcomes)
 
 

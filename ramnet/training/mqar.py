@@ -93,6 +93,7 @@ class Mix:
     trained: tuple[Mqar, ...]
     tested: tuple[Mqar, ...]
     metric = "accuracy"
+    best = "highest"
 
     def describe(self) -> dict[str, Any]:
         """Return what defines the task, for a checkpoint."""
@@ -107,7 +108,11 @@ class Mix:
 
     def evaluate(self, model: Model) -> float:
         """Return the mean of the accuracies at the tested settings."""
-        return sum(each.evaluate(model) for each in self.tested) / len(self.tested)
+        return sum(self.scores(model)) / len(self.tested)
+
+    def scores(self, model: Model) -> list[float]:
+        """Return the accuracy at each of the tested settings."""
+        return [each.evaluate(model) for each in self.tested]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The recall experiment keeps what is done, takes the best of its rates, and reports every model."""
+"""The recall experiment compares every model at its settings and reports each."""
 
 from __future__ import annotations
 
@@ -9,96 +9,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ramnet.recall import plan, report, sweep
+from ramnet.recall import plan, report
 from ramnet.recall.cli import recall
-from ramnet.recall.plan import RATES, SCALES, Scale, baseline, configurations, orders, ram_net, state_size
-from ramnet.recall.sweep import Outcome, Run
+from ramnet.recall.plan import SCALES, Scale, baseline, configurations, orders, ram_net
+from ramnet.training.model import state_size
 from ramnet.training.mqar import Mix, Mqar
+from ramnet.training.sweep import Run
+from tests.ramnet.training.sweeps import trained
+
+__all__ = ["trained"]
 
 SMALL = Scale(
     ((1, 8),), ((1, 8), (2, 16)), search_steps=2, steps=4, batch_size=2, seeds=(0, 1), slots=(4,), key_dims=()
 )
-
-
-def outcome_of(run: Run) -> Outcome:
-    """The third rate is the best."""
-    best = RATES.index(run.recipe.learning_rate) == 2
-    return Outcome(name=run.name, learning_rate=run.recipe.learning_rate, steps=run.recipe.steps or 0,
-                   seed=run.recipe.seed, seconds=1.0, accuracies=[0.9 if best else 0.1, 0.5])  # fmt: skip
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    """The runs that were made, in this process, by a training that takes no time."""
-    made: list[Run] = []
-
-    class Here:
-        def __init__(self, *_: object) -> None: ...
-        def __enter__(self) -> Here:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-        def submit(self, work: object, run: Run, folder: Path, kernels: str) -> Run:
-            return run
-
-    def ended(runs: list[Run]) -> list[object]:
-        return [type("Future", (), {"result": staticmethod(lambda run=run: train(run))}) for run in runs]
-
-    def train(run: Run) -> Outcome:
-        made.append(run)
-        return outcome_of(run)
-
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(sweep, "as_completed", ended)
-    return made
-
-
-def test_the_best_of_four_rates_is_trained_to_the_end(trained: list[Run], tmp_path: Path) -> None:
-    seen: list[Outcome] = []
-    outcomes = sweep.sweep(SMALL, tmp_path, 1, seen.append, "")
-    names = [name for name, _ in configurations(SMALL)]
-    assert len(names) == 3, "two orders and attention"
-    assert len(seen) == len(trained) == sweep.count(SMALL) == 3 * (4 + 2)
-    assert {run.recipe.steps for run in trained[:12]} == {2} and {run.recipe.steps for run in trained[12:]} == {4}
-    assert {outcome.learning_rate for outcome in outcomes} == {1e-2}
-    assert [(o.name, o.seed) for o in outcomes] == [(name, seed) for name in names for seed in (0, 1)]
-
-
-def test_what_is_done_is_not_repeated(trained: list[Run], tmp_path: Path) -> None:
-    first = sweep.sweep(SMALL, tmp_path, 1, lambda _: None, "")
-    for run, outcome in zip(trained, map(outcome_of, trained), strict=True):
-        (tmp_path / f"{run.key()}.json").write_text(outcome.model_dump_json())
-    trained.clear()
-    again = sweep.sweep(SMALL, tmp_path, 1, lambda _: None, "")
-    assert trained == [] and len(again) == len(first)
-    path = next(tmp_path.iterdir())
-    path.write_text("{}")
-    with pytest.raises(ValueError, match=f"^{path} is not an outcome of this experiment: name is missing; delete it"):
-        sweep.sweep(SMALL, tmp_path, 1, lambda _: None, "")
-
-
-def test_each_thing_that_determines_a_run_is_in_its_key() -> None:
-    task = Mix((Mqar(1, 8),), (Mqar(1, 8),))
-    recipe = sweep.Recipe(steps=2, batch_size=2, seed=0)
-    runs = [
-        Run("a", ram_net(4, 1), recipe, task), Run("a", ram_net(4, 2), recipe, task),
-        Run("a", ram_net(4, 1), recipe.model_copy(update={"seed": 1}), task),
-        Run("a", ram_net(4, 1), recipe, Mix((Mqar(1, 10),), (Mqar(1, 8),))),
-        Run("a", baseline("gla", 8), recipe, task), Run("a", baseline("deltanet", 8), recipe, task),
-    ]  # fmt: skip
-    assert len({run.key() for run in runs}) == len(runs)
-    assert runs[0].key() == Run("a", ram_net(4, 1), recipe, task).key()
-
-
-def test_a_run_trains_evaluates_and_writes_its_outcome(tmp_path: Path) -> None:
-    task = Mix((Mqar(1, 8),), (Mqar(1, 8), Mqar(2, 16)))
-    for config in (ram_net(4, 2), baseline("gla", 8)):
-        run = Run("model", config, sweep.Recipe(steps=2, batch_size=2), task)
-        threads = torch.get_num_threads()
-        outcome = sweep._train(run, tmp_path, "")
-        torch.set_num_threads(threads)
-        assert outcome == Outcome.model_validate_json((tmp_path / f"{run.key()}.json").read_text())
-        assert len(outcome.accuracies) == 2 and all(0 <= x <= 1 for x in outcome.accuracies)
 
 
 def test_a_mix_draws_as_many_tokens_at_each_setting() -> None:

@@ -1,0 +1,103 @@
+"""What the language-modelling experiment trains at each scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ramnet.baselines import BaselineConfig
+from ramnet.config import RamNetConfig
+from ramnet.lm.task import Compared
+from ramnet.training.model import Config, parameter_count
+from ramnet.training.recipe import Recipe
+from ramnet.training.sweep import Sweep
+
+MIXERS = {"attention": "Transformer++", "gla": "GLA", "gated_deltanet": "Gated DeltaNet"}
+CONVOLUTIONS = 2
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained.
+
+    Attributes:
+        hidden_size: C of all models; heads are 32 wide.
+        num_layers: mixers of each model.
+        length: bytes of a training window.
+        contexts: bytes of context at the end, ascending; one of them is ``length``.
+        batch_size: windows in a step.
+        search_steps: steps of each learning rate.
+        steps: steps of the run with the best of them.
+        seeds: seeds of that run.
+    """
+
+    hidden_size: int
+    num_layers: int
+    length: int
+    contexts: tuple[int, ...]
+    batch_size: int
+    search_steps: int
+    steps: int
+    seeds: tuple[int, ...]
+
+
+SCALES = {
+    "quick": Scale(128, 2, 256, (64, 256, 1024, 4096), 8, 150, 800, (0, 1, 2)),
+    "night": Scale(192, 4, 512, (128, 512, 2048, 8192), 8, 500, 5000, (0, 1, 2)),
+}
+
+
+def ram_net(scale: Scale, conv_layers: int) -> RamNetConfig:
+    """Return the RAM-Net of a scale, whose first half moves addresses. Without convolutions it begins with offsets."""
+    size, moved = scale.hidden_size, scale.num_layers // 2
+    return RamNetConfig(
+        **_shared(scale, conv_layers), num_heads=size // 32, order=4, sub_dim=4, top_k=8, value_dim=32,
+        cape_full_layers=moved, cape_half_layers=scale.num_layers - moved, intermediate_size=2 * size,
+        address_bias=None if conv_layers else "offsets",
+    )  # fmt: skip
+
+
+def baseline(scale: Scale, mixer: Any, conv_layers: int) -> BaselineConfig:
+    """Return a baseline with as many parameters as the RAM-Net of the scale: its FFN is as much wider or narrower."""
+    wanted = parameter_count(ram_net(scale, conv_layers))
+    size = scale.hidden_size
+
+    def of(intermediate_size: int) -> BaselineConfig:
+        return BaselineConfig(
+            **_shared(scale, conv_layers), mixer=mixer, num_heads=size // 32, key_dim=32, value_dim=32,
+            intermediate_size=intermediate_size,
+        )  # fmt: skip
+
+    narrow = of(size)
+    per_unit = (parameter_count(of(2 * size)) - parameter_count(narrow)) // size
+    return of(size + round((wanted - parameter_count(narrow)) / per_unit))
+
+
+def _shared(scale: Scale, conv_layers: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 256, "hidden_size": scale.hidden_size, "num_layers": scale.num_layers,
+        "conv_layers": conv_layers, "embedding_std": 1.0,
+    }  # fmt: skip
+
+
+def configurations(scale: Scale) -> dict[str, Config]:
+    """Return every model, with and without short convolutions, by its name."""
+    found: dict[str, Config] = {}
+    for conv_layers in (0, CONVOLUTIONS):
+        end = " + convolutions" if conv_layers else ""
+        found[f"RAM-Net{end}"] = ram_net(scale, conv_layers)
+        found |= {f"{name}{end}": baseline(scale, mixer, conv_layers) for mixer, name in MIXERS.items()}
+    return found
+
+
+def sweep(scale: Scale, files: Sequence[str]) -> Sweep:
+    """Return what is trained at a scale on the text of ``files``; none is the standard library's sources.
+
+    All models see the same windows in the same order. Raises what ``ramnet.training.text.Text`` does.
+    """
+    search, final = (
+        Recipe(steps=steps, batch_size=scale.batch_size, weight_decay=0.1)
+        for steps in (scale.search_steps, scale.steps)
+    )
+    return Sweep(configurations(scale), Compared(files, scale.length, scale.contexts), search, final, scale.seeds)

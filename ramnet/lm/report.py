@@ -1,0 +1,132 @@
+"""The results of the language-modelling experiment as JSON, as a Markdown table and as two pictures."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from ramnet.files import write_text_atomic, written_aside
+from ramnet.lm.plan import Scale
+from ramnet.training.metrics import FILE as METRICS
+from ramnet.training.metrics import read
+from ramnet.training.model import Config, parameter_count, state_size
+from ramnet.training.sweep import Outcome, Sweep
+
+TABLE, DATA, BY_STEP, BY_CONTEXT = "lm.md", "lm.json", "steps.png", "context.png"
+
+
+class Line:
+    """A model's results, means over its seeds, each with the largest distance of a seed from it.
+
+    Attributes:
+        held_out: bits per byte of held-out windows.
+        repeated: the same of repeated names.
+        by_context: the same of fixed bytes, with each of the scale's contexts.
+        state: numbers kept of as many bytes as the longest context.
+        speed: tokens/s in training, one process on one thread beside the others.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome], config: Config, scale: Scale) -> None:
+        self.name, self.config, self.rate = outcomes[0].name, config, outcomes[0].learning_rate
+        self.parameters, self.state = parameter_count(config), state_size(config, scale.contexts[-1])
+        columns = [
+            (mean(x), max(abs(each - mean(x)) for each in x)) for x in zip(*(o.scores for o in outcomes), strict=True)
+        ]
+        self.held_out, self.repeated, self.by_context = columns[0], columns[1], columns[2:]
+        self.speed = mean(scale.steps * scale.batch_size * scale.length / o.seconds for o in outcomes)
+
+    def facts(self, contexts: Sequence[int]) -> dict[str, Any]:
+        """Return the line as JSON has it."""
+        names = ("name", "parameters", "state", "held_out", "repeated", "speed", "rate")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "by_context": dict(zip(map(str, contexts), self.by_context, strict=True)),
+            "config": self.config.model_dump(mode="json"),
+        }
+
+
+def lines(outcomes: Sequence[Outcome], configs: Mapping[str, Config], scale: Scale) -> list[Line]:
+    """Return a line for each model."""
+    by_name = defaultdict(list)
+    for outcome in outcomes:
+        by_name[outcome.name].append(outcome)
+    return [Line(each, configs[name], scale) for name, each in by_name.items()]
+
+
+def save(found: Sequence[Line], scale: Scale, sweep: Sweep, folder: Path) -> list[Path]:
+    """Write the four files, each atomically, and return their paths."""
+    facts = [line.facts(scale.contexts) for line in found]
+    write_text_atomic(folder / DATA, json.dumps(facts, indent=1) + "\n")
+    write_text_atomic(folder / TABLE, markdown(found, scale))
+    _draw_contexts(found, scale, folder / BY_CONTEXT)
+    _draw_steps(found, sweep, folder)
+    return [folder / name for name in (DATA, TABLE, BY_STEP, BY_CONTEXT)]
+
+
+def markdown(found: Sequence[Line], scale: Scale) -> str:
+    """Return the table of bits per byte."""
+    head = ["model", "parameters", "state", "held out", "repeated names",
+            *(f"context {context}" for context in scale.contexts), "tokens/s", "rate"]  # fmt: skip
+    rows = [
+        [line.name, f"{line.parameters}", f"{line.state}",
+         *(f"{x:.3f} ± {spread:.3f}" for x, spread in (line.held_out, line.repeated, *line.by_context)),
+         f"{line.speed:.0f}", f"{line.rate:g}"]
+        for line in found
+    ]  # fmt: skip
+    table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
+
+
+def _draw_contexts(found: Sequence[Line], scale: Scale, picture: Path) -> None:
+    """Draw bits per byte of the same bytes against the context they are predicted with."""
+    axes, figure = _axes("bytes of context", "bits per byte")
+    for i, line in enumerate(found):
+        axes.plot(scale.contexts, [x for x, _ in line.by_context], marker="o", **_style(i, line.name))
+    axes.axvline(scale.length, color="gray", linestyle=":", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.annotate(
+        "trained length", (scale.length, axes.get_ylim()[1]), (4, -12), textcoords="offset points", fontsize=8
+    )
+    _write(figure, picture)
+
+
+def _draw_steps(found: Sequence[Line], sweep: Sweep, folder: Path) -> None:
+    """Draw the training loss of the first seed over the steps, averaged over 2 % of them."""
+    axes, figure = _axes("step", "training loss (bits per byte)")
+    for i, line in enumerate(found):
+        run = sweep.final_run(line.name, line.rate, sweep.seeds[0])
+        losses = [
+            r["loss"] / 0.6931471805599453 for r in read(folder / run.key() / METRICS) if r.get("loss") is not None
+        ]
+        width = max(1, len(losses) // 50)
+        means = [mean(losses[at : at + width]) for at in range(0, len(losses) - width + 1, width)]
+        axes.plot([width * (k + 1) for k in range(len(means))], means, **_style(i, line.name))
+    _write(figure, folder / BY_STEP)
+
+
+def _style(i: int, name: str) -> dict[str, Any]:
+    mixers = 4
+    ram_net = name.startswith("RAM-Net")
+    return {
+        "label": name, "color": f"C{i % mixers}", "linestyle": "-" if i < mixers else "--",
+        "linewidth": 2.5 if ram_net else 1.2,
+    }  # fmt: skip
+
+
+def _axes(x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return axes, figure
+
+
+def _write(figure: Any, picture: Path) -> None:
+    figure.legend(loc="outside right upper", fontsize=8)
+    with written_aside(picture) as aside:
+        figure.savefig(aside, dpi=120, format="png")

@@ -1,0 +1,111 @@
+"""What the language models are compared on: held-out text, repeated names in it, and text with more context."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ramnet.loss import IGNORED
+from ramnet.training.batch import Batch
+from ramnet.training.model import Model
+from ramnet.training.text import Text
+
+NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_]{3,}")
+WINDOWS = 256
+SPANS = 64
+# Bytes at the end of a span that are predicted with every context.
+PREDICTED = 64
+
+
+class Compared(Text):
+    """Text in bytes, with scores beyond the mean of held-out windows.
+
+    Args:
+        files, length: as in ``Text``.
+        contexts: bytes of context, ascending, with which the same held-out bytes are predicted.
+    """
+
+    best = "lowest"
+
+    def __init__(self, files: Sequence[str], length: int, contexts: tuple[int, ...]) -> None:
+        super().__init__(files, length)
+        self.contexts = contexts
+
+    def scores(self, model: Model) -> list[float]:
+        """Return bits per byte: of held-out windows, of repeated names in them, and with each of ``contexts``.
+
+        A repeated name is a word of at least 4 letters, digits and underscores that stands earlier in the same window.
+        Its first byte, with which the model cannot know that a name follows, is not counted.
+        """
+        batch = spread(self.held_out, WINDOWS)
+        bits = bits_of(model, batch)
+        counted = batch.labels != IGNORED
+        again = counted & repeated(batch)
+        if not bool(again.any()):
+            raise ValueError(f"no name is repeated within {self.length} bytes of the held-out text; give more text")
+        return [float(bits[counted].mean()), float(bits[again].mean()), *self.by_context(model)]
+
+    def by_context(self, model: Model) -> list[float]:
+        """Return the bits per byte of the last ``PREDICTED`` bytes of held-out spans, with each of ``contexts``.
+
+        Raises ValueError if no held-out document is as long as the longest context and what is predicted.
+        """
+        length = self.contexts[-1] + PREDICTED
+        documents = self.held_out.tokens
+        room = torch.where(documents.sizes > length, documents.sizes - length, 0)
+        if not int(room.sum()):
+            raise ValueError(
+                f"the longest held-out document holds {int(documents.sizes.max())} bytes; a context of"
+                f" {self.contexts[-1]} needs {length + 1}"
+            )
+        ends = room.cumsum(0)
+        numbers = torch.linspace(0, int(ends[-1]) - 1, SPANS, dtype=torch.float64).long()
+        which = torch.searchsorted(ends, numbers, right=True)
+        start = documents.starts[which] + numbers - (ends - room)[which]
+        span = documents.at(start.unsqueeze(1) + torch.arange(length + 1))
+        found = []
+        for context in self.contexts:
+            ids = span[:, length - PREDICTED - context :]
+            labels = torch.full_like(ids[:, 1:], IGNORED)
+            labels[:, -PREDICTED:] = ids[:, -PREDICTED:]
+            found.append(float(bits_of(model, Batch(ids[:, :-1], labels))[:, -PREDICTED:].mean()))
+        return found
+
+
+def spread(windows: object, count: int) -> Batch:
+    """Return ``count`` evenly spaced windows, or all if there are fewer."""
+    total = len(windows)  # type: ignore[arg-type]
+    numbers = torch.linspace(0, total - 1, min(total, count), dtype=torch.float64).long()
+    return windows.take(numbers)  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def bits_of(model: Model, batch: Batch) -> Tensor:
+    """Return the bits of each label, float32 [B, T], 0 where it is IGNORED. Each row is read from a fresh state."""
+    rows = max(1, 4096 // batch.inputs.shape[1])
+    found = []
+    for part in batch.split(rows):
+        hidden = model.hidden_states(part.inputs)[0]
+        counted = part.labels != IGNORED
+        logits = model.head(hidden[counted]).float()
+        bits = torch.zeros(part.labels.shape)
+        bits[counted] = torch.nn.functional.cross_entropy(logits, part.labels[counted], reduction="none") / math.log(2)
+        found.append(bits)
+    return torch.cat(found)
+
+
+def repeated(batch: Batch) -> Tensor:
+    """Return which labels belong to a repeated name, bool [B, T]; see ``Compared.scores``."""
+    marks = torch.zeros(batch.labels.shape, dtype=torch.bool)
+    for mark, first, labels in zip(marks, batch.inputs[:, 0], batch.labels, strict=True):
+        text = bytes([int(first), *labels[labels != IGNORED].tolist()])
+        seen = set()
+        for name in NAME.finditer(text):
+            if name[0] in seen:
+                mark[name.start() : name.end() - 1] = True  # label t is byte t + 1
+            seen.add(name[0])
+    return marks

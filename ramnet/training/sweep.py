@@ -1,0 +1,178 @@
+"""Trains several models in processes side by side, each at its best learning rate. What is done is not repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ramnet.config import one_line
+from ramnet.files import read_text, write_text_atomic
+from ramnet.training.loop import TrainingTask
+from ramnet.training.model import Config, Model, make
+from ramnet.training.recipe import Recipe
+
+RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2)  # the learning rates that the paper tries
+CHECKPOINT_SECONDS = 60.0
+
+
+class ScoredTask(TrainingTask, Protocol):
+    """What models are compared on."""
+
+    best: Literal["highest", "lowest"]  # which value of the metric
+
+    def scores(self, model: Model) -> list[float]: ...  # of a model trained to the end
+
+
+class Run(NamedTuple):
+    """One training run. ``scored`` asks for the task's scores at its end."""
+
+    name: str
+    config: Config
+    recipe: Recipe
+    task: ScoredTask
+    scored: bool
+
+    def key(self) -> str:
+        """Return a digest of all that determines the result."""
+        parts = [self.config.model_dump(), self.recipe.model_dump(), self.task.describe(), self.scored]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Outcome(BaseModel):
+    """The result of a run.
+
+    Attributes:
+        metric: the task's; None if training diverged.
+        scores: the task's, of runs that ask for them; empty if training diverged.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    learning_rate: float
+    steps: int
+    seed: int
+    seconds: float
+    metric: float | None
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is trained.
+
+    Attributes:
+        models: the models' configurations by their names.
+        search: how each of ``RATES`` is tried, but for the rate.
+        final: how the best of them is trained to the end, but for rate and seed.
+        seeds: seeds of those runs.
+    """
+
+    models: Mapping[str, Config]
+    task: ScoredTask
+    search: Recipe
+    final: Recipe
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Return the number of runs."""
+        return len(self.models) * (len(RATES) + len(self.seeds))
+
+    def run(self, folder: Path, jobs: int, kernels: str, done: Callable[[Outcome], None]) -> list[Outcome]:
+        """Return the outcomes of each model and seed at the best of its learning rates, without those that diverged.
+
+        Args:
+            folder: where outcomes and checkpoints are kept. A run whose outcome is there is not repeated.
+            jobs: processes, each on one thread.
+            kernels: the backend of the memory ops.
+            done: called with each outcome as it is known, those of the search too.
+
+        Raises ValueError if an outcome in ``folder`` cannot be read.
+        """
+        best: dict[str, Outcome] = {}
+        search = [
+            Run(name, config, self.search.model_copy(update={"learning_rate": rate}), self.task, scored=False)
+            for name, config in self.models.items()
+            for rate in RATES
+        ]
+        for outcome in _outcomes(search, folder, jobs, kernels):
+            done(outcome)
+            if outcome.metric is not None and (outcome.name not in best or self._better(outcome, best[outcome.name])):
+                best[outcome.name] = outcome
+        final = [
+            self.final_run(name, outcome.learning_rate, seed) for name, outcome in best.items() for seed in self.seeds
+        ]
+        outcomes = []
+        for outcome in _outcomes(final, folder, jobs, kernels):
+            done(outcome)
+            if outcome.metric is not None:
+                outcomes.append(outcome)
+        order = list(self.models)
+        return sorted(outcomes, key=lambda outcome: (order.index(outcome.name), outcome.seed))
+
+    def final_run(self, name: str, rate: float, seed: int) -> Run:
+        """Return the run of a model to the end."""
+        recipe = self.final.model_copy(update={"learning_rate": rate, "seed": seed})
+        return Run(name, self.models[name], recipe, self.task, scored=True)
+
+    def _better(self, outcome: Outcome, other: Outcome) -> bool:
+        difference = (outcome.metric or 0.0) - (other.metric or 0.0)
+        return difference > 0 if self.task.best == "highest" else difference < 0
+
+
+def _outcomes(runs: list[Run], folder: Path, jobs: int, kernels: str) -> Iterator[Outcome]:
+    """Yield the outcome of each run as it ends, those that are known first."""
+    known = {run.key(): _known(folder / f"{run.key()}.json") for run in runs}
+    yield from filter(None, known.values())
+    missing = [run for run in runs if known[run.key()] is None]
+    if not missing:
+        return
+    with ProcessPoolExecutor(min(jobs, len(missing)), multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_train, run, folder, kernels) for run in missing]):
+            yield future.result()
+
+
+def _known(path: Path) -> Outcome | None:
+    if not path.exists():
+        return None
+    try:
+        return Outcome.model_validate_json(read_text(path))
+    except ValidationError as error:
+        raise ValueError(f"{path} is not an outcome of this experiment: {one_line(error)}; delete it") from None
+
+
+def _train(run: Run, folder: Path, kernels: str) -> Outcome:
+    """Train on one thread, from the run's last checkpoint if there is one, and write the outcome."""
+    from ramnet import ops
+    from ramnet.training import checkpoint
+    from ramnet.training.loop import Diverged, train
+
+    torch.set_num_threads(1)
+    torch.manual_seed(run.recipe.seed)
+    model, output = make(run.config), folder / run.key()
+    resume = (output / checkpoint.FILE).exists()
+    metric, scores, seconds = None, [], 0.0
+    try:
+        with ops.using(kernels):
+            result = train(
+                model, run.task, run.recipe, output=output, resume=resume, checkpoint_seconds=CHECKPOINT_SECONDS
+            )
+            metric, seconds = result.metric, result.elapsed
+            scores = run.task.scores(model) if run.scored else []
+    except Diverged:
+        pass
+    outcome = Outcome(
+        name=run.name, learning_rate=run.recipe.learning_rate, steps=run.recipe.steps or 0, seed=run.recipe.seed,
+        seconds=seconds, metric=metric, scores=scores,
+    )  # fmt: skip
+    write_text_atomic(folder / f"{run.key()}.json", outcome.model_dump_json(indent=1) + "\n")
+    return outcome

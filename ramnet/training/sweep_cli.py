@@ -1,0 +1,61 @@
+"""What the commands that compare models share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ramnet.training.sweep import Outcome, Sweep
+
+
+def options(output: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options ``--output``, with this default, ``--jobs`` and ``--kernels`` to a command."""
+    every = (
+        click.option("--output", type=click.Path(path_type=Path), default=output,
+                     help="Folder of results. What is done there is not repeated."),
+        click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1,
+                     help="Processes, one thread each."),
+        click.option("--kernels", default="cpu", help="Kernels of the memory ops: cpu (tuned, TVM) or reference."),
+    )  # fmt: skip
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(every):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def check(output: Path) -> None:
+    """Raise click.ClickException or ValueError if results could not be drawn or written."""
+    from ramnet.training.checkpoint import check_writable
+
+    if find_spec("matplotlib") is None:
+        raise click.ClickException("the pictures need matplotlib: pip install 'ramnet[tune]'")
+    check_writable(output)
+
+
+def run(sweep: Sweep, output: Path, jobs: int, kernels: str) -> list[Outcome]:
+    """Run a sweep and show its progress."""
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ramnet.console import console
+
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console()) as bar:
+        line = bar.add_task("runs", total=len(sweep))
+
+        def done(outcome: Outcome) -> None:
+            bar.advance(line)
+            found = "diverged" if outcome.metric is None else f"{sweep.task.metric} {outcome.metric:.3f}"
+            scores = "".join(f" {score:.3f}" for score in outcome.scores)
+            at = f"rate {outcome.learning_rate:g}, {outcome.steps} steps, seed {outcome.seed}"
+            bar.console.print(f"{outcome.name}: {found} ({at}){scores}")
+
+        return sweep.run(output, jobs, kernels, done)

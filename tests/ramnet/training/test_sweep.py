@@ -1,0 +1,85 @@
+"""A sweep keeps what is done, takes the best of its rates, and trains each model to the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ramnet.recall.plan import baseline, ram_net
+from ramnet.training import sweep
+from ramnet.training.mqar import Mix, Mqar
+from ramnet.training.recipe import Recipe
+from ramnet.training.sweep import RATES, Outcome, Run, Sweep
+from tests.ramnet.training.sweeps import outcome_of, trained
+
+__all__ = ["trained"]
+
+TASK = Mix((Mqar(1, 8),), (Mqar(1, 8), Mqar(2, 16)))
+SEARCH, FINAL = Recipe(steps=2, batch_size=2), Recipe(steps=4, batch_size=2)
+MODELS = {"first": ram_net(4, 1), "second": ram_net(4, 2)}
+SWEEP = Sweep(MODELS, TASK, SEARCH, FINAL, seeds=(0, 1))
+
+
+def test_the_best_of_four_rates_is_trained_to_the_end(trained: list[Run], tmp_path: Path) -> None:
+    seen: list[Outcome] = []
+    outcomes = SWEEP.run(tmp_path, 1, "", seen.append)
+    assert len(seen) == len(trained) == len(SWEEP) == 2 * (4 + 2)
+    assert {run.recipe.steps for run in trained[:8]} == {2} and {run.recipe.steps for run in trained[8:]} == {4}
+    assert not any(run.scored for run in trained[:8]) and all(run.scored for run in trained[8:])
+    assert {outcome.learning_rate for outcome in outcomes} == {1e-2}
+    assert [(o.name, o.seed) for o in outcomes] == [(name, seed) for name in MODELS for seed in (0, 1)]
+    assert trained[-1] == SWEEP.final_run("second", 1e-2, 1)
+
+
+def test_the_best_may_be_the_lowest(trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mix, "best", "lowest")
+    assert {outcome.learning_rate for outcome in SWEEP.run(tmp_path, 1, "", lambda _: None)} == {RATES[0]}
+
+
+def test_what_diverges_is_left_out(trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverging(run: Run) -> Outcome:
+        found = outcome_of(run)
+        return found if run.name == "second" else found.model_copy(update={"metric": None, "scores": []})
+
+    monkeypatch.setattr("tests.ramnet.training.sweeps.outcome_of", diverging)
+    outcomes = SWEEP.run(tmp_path, 1, "", lambda _: None)
+    assert [(o.name, o.seed) for o in outcomes] == [("second", 0), ("second", 1)]
+
+
+def test_what_is_done_is_not_repeated(trained: list[Run], tmp_path: Path) -> None:
+    first = SWEEP.run(tmp_path, 1, "", lambda _: None)
+    for run in trained:
+        (tmp_path / f"{run.key()}.json").write_text(outcome_of(run).model_dump_json())
+    trained.clear()
+    assert SWEEP.run(tmp_path, 1, "", lambda _: None) == first and trained == []
+    path = next(tmp_path.iterdir())
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=f"^{path} is not an outcome of this experiment: name is missing; delete it"):
+        SWEEP.run(tmp_path, 1, "", lambda _: None)
+
+
+def test_each_thing_that_determines_a_run_is_in_its_key() -> None:
+    task = Mix((Mqar(1, 8),), (Mqar(1, 8),))
+    runs = [
+        Run("a", ram_net(4, 1), SEARCH, task, False), Run("a", ram_net(4, 2), SEARCH, task, False),
+        Run("a", ram_net(4, 1), SEARCH.model_copy(update={"seed": 1}), task, False),
+        Run("a", ram_net(4, 1), SEARCH, Mix((Mqar(1, 10),), (Mqar(1, 8),)), False),
+        Run("a", ram_net(4, 1), SEARCH, task, True),
+        Run("a", baseline("gla", 8), SEARCH, task, False), Run("a", baseline("deltanet", 8), SEARCH, task, False),
+    ]  # fmt: skip
+    assert len({run.key() for run in runs}) == len(runs)
+    assert runs[0].key() == Run("a", ram_net(4, 1), SEARCH, task, False).key()
+
+
+def test_a_run_trains_evaluates_and_writes_its_outcome(tmp_path: Path) -> None:
+    for config, scored in ((ram_net(4, 2), True), (baseline("gla", 8), False)):
+        run = Run("model", config, SEARCH, TASK, scored)
+        threads = torch.get_num_threads()
+        outcome = sweep._train(run, tmp_path, "")
+        torch.set_num_threads(threads)
+        assert outcome == Outcome.model_validate_json((tmp_path / f"{run.key()}.json").read_text())
+        assert len(outcome.scores) == (2 if scored else 0) and 0 <= outcome.metric <= 1
+        if scored:
+            assert outcome.metric == sum(outcome.scores) / 2
