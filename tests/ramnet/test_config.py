@@ -95,6 +95,7 @@ def test_a_config_of_numbers_is_written_as_before_there_were_lists(tmp_path: Pat
     ("fields", "message"),
     [
         ({"order": [2, 3]}, "order has 2 numbers but there are 3 layers"),
+        ({"order": [2, 3, 1, 1]}, "order has 4 numbers but there are 3 layers"),
         ({"top_k": []}, "top_k has 0 numbers but there are 3 layers"),
         ({"order": [2, 3, 0]}, "layer 2: order = 0: Input should be greater than 0"),
         ({"num_heads": [8, "4", 2]}, "layer 1: num_heads = '4': Input should be a valid integer"),
