@@ -11,11 +11,12 @@ import torch
 
 import export
 from lowering.aot import build
-from tests.lowering.aot.c_library import TINY, CLibrary, model_of
+from tests.lowering.aot.c_library import OTHER_SIZES, CLibrary, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
 PROGRAM = Path(export.__file__).parent / "examples" / "c" / "generate.c"
+CONFIG = OTHER_SIZES.model_copy(update={"vocab_size": 256})
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
 
 
@@ -23,7 +24,7 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g",
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the library of the model is made of."""
     folder = tmp_path_factory.mktemp("sources")
-    build.write_sources(TINY, folder)
+    build.write_sources(CONFIG, folder)
     return folder
 
 
@@ -37,7 +38,7 @@ def compiled(source: Path, folder: Path) -> Path:
 
 
 def test_the_program_writes_what_pytorch_generates(sources: Path, tmp_path: Path) -> None:
-    model = model_of(TINY)
+    model = model_of(CONFIG)
     weights = CLibrary(model, tmp_path).weights
     program = compiled(PROGRAM, sources)
     prompt = b"A text of more than thirty-two bytes, "
@@ -52,7 +53,7 @@ def test_the_program_writes_what_pytorch_generates(sources: Path, tmp_path: Path
 
 
 def test_damaged_states_neither_crash_nor_leak(sources: Path, tmp_path: Path) -> None:
-    library = CLibrary(model_of(TINY), tmp_path)
+    library = CLibrary(model_of(CONFIG), tmp_path)
     library.call("state_save", library.state(), str(tmp_path / "good").encode())
     good = (tmp_path / "good").read_bytes()
     header = 8 + int.from_bytes(good[:8], "little")
