@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Compared(Text):
         contexts: bytes of context, ascending, with which the same held-out bytes are predicted.
     """
 
-    best = "lowest"
+    best: Literal["highest", "lowest"] = "lowest"
 
     def __init__(self, files: Sequence[str], length: int, contexts: tuple[int, ...]) -> None:
         super().__init__(files, length)

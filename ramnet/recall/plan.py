@@ -58,11 +58,14 @@ SCALES = {
 
 
 def ram_net(slots: int, order: int) -> RamNetConfig:
-    """Return the RAM-Net of M = ``slots`` and U = ``order``; its first layer moves addresses, its second does not."""
+    """Return the RAM-Net whose second layer has M = ``slots`` and U = ``order``.
+
+    Its first layer moves addresses; as it sees a few tokens back, 16 slots do for it.
+    """
     sub_dim = round(slots ** (1 / order))
     return RamNetConfig(
-        **_SKELETON, num_heads=4, value_dim=16, order=order, sub_dim=sub_dim, top_k=min(16, slots), cape_full_layers=1,
-        address_bias="offsets",
+        **_SKELETON, num_heads=4, value_dim=16, order=(2, order), sub_dim=(4, sub_dim), top_k=(4, min(16, slots)),
+        cape_full_layers=1, address_bias="offsets",
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ class Mix:
     trained: tuple[Mqar, ...]
     tested: tuple[Mqar, ...]
     metric = "accuracy"
-    best = "highest"
+    best: ClassVar[Literal["highest", "lowest"]] = "highest"
 
     def describe(self) -> dict[str, Any]:
         """Return what defines the task, for a checkpoint."""

@@ -27,7 +27,8 @@ CHECKPOINT_SECONDS = 60.0
 class ScoredTask(TrainingTask, Protocol):
     """What models are compared on."""
 
-    best: Literal["highest", "lowest"]  # which value of the metric
+    @property
+    def best(self) -> Literal["highest", "lowest"]: ...  # which value of the metric
 
     def scores(self, model: Model) -> list[float]: ...  # of a model trained to the end
 

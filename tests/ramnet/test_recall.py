@@ -34,11 +34,11 @@ def test_a_mix_draws_as_many_tokens_at_each_setting() -> None:
 def test_orders_divide_the_same_number_of_slots() -> None:
     assert orders(64) == [1, 2, 3, 6] and orders(256) == [1, 2, 4, 8] and orders(2) == [1]
     for order in orders(256):
-        assert [layer.slots for layer in ram_net(256, order).layers] == [256, 256]
+        assert [layer.slots for layer in ram_net(256, order).layers] == [16, 256]
 
 
 def test_states_are_memories_masses_and_last_inputs() -> None:
-    assert state_size(ram_net(64, 3), 1000) == 2 * 4 * 64 * (16 + 1)
+    assert state_size(ram_net(64, 3), 1000) == 4 * (16 + 64) * (16 + 1)
     assert state_size(baseline("gla", 64), 1000) == 2 * 64 * 64 + 2 * 64
     assert state_size(baseline("attention", 64), 1000) == 2 * 2 * 64 * 1000 + 2 * 64
 
@@ -58,7 +58,7 @@ def test_the_command_writes_a_table_data_and_two_pictures(
     assert done.exit_code == 0, done.output
     rows = (tmp_path / report.TABLE).read_text().splitlines()
     assert rows[0] == "| model | state | 1 pairs, 8 | 2 pairs, 16 | mean | ± | rate |" and len(rows) == 2 + 3
-    assert rows[2] == "| RAM-Net M=4 U=1 | 544 | 0.900 | 0.500 | 0.700 | 0.000 | 0.01 |"
+    assert rows[2] == "| RAM-Net M=4 U=1 | 1360 | 0.900 | 0.500 | 0.700 | 0.000 | 0.01 |"
     facts = json.loads((tmp_path / report.DATA).read_text())
     assert [each["family"] for each in facts] == ["RAM-Net", "RAM-Net", "attention"]
     for picture in (report.BY_STATE, report.BY_ORDER):
