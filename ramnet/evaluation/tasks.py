@@ -46,8 +46,6 @@ def load_tasks(names: Sequence[str], folder: Path | None, shots: int | None) -> 
             if fixed is None or (shots is not None and fixed != 0):
                 task.set_config("num_fewshot", shots or 0)
             task.set_fewshot_seed(SEED)
-            # The first example, so that a template that does not fit is found before the model runs.
-            _named(f"the task {name!r}", partial(task.build_all_requests, limit=1))
         for kind, entries in loaded.items():
             entries |= found.get(kind, {})
     return loaded

@@ -20,7 +20,8 @@ class HFRamNetConfig(PreTrainedConfig):
         **options: of ``PreTrainedConfig``; ``vocab_size`` and ``tie_word_embeddings`` replace fields of ``ramnet``.
 
     Raises:
-        ValueError: if ``ramnet`` is not a valid ``RamNetConfig``; the message names the field.
+        ValueError: if ``ramnet`` is not a valid ``RamNetConfig``, or a field of it other than ``vocab_size`` is given
+            beside it, as in a checkpoint of this project's own format; the message names the field.
     """
 
     model_type = "ramnet"
@@ -43,6 +44,12 @@ class HFRamNetConfig(PreTrainedConfig):
             except ValidationError as error:
                 problem = one_line(error).removeprefix("RamNetConfig: ")
                 raise ValueError(f"the field ramnet is not a RamNetConfig: {problem}") from None
+        beside = sorted(RamNetConfig.model_fields.keys() & kwargs.keys() - {"vocab_size"})
+        if beside:
+            raise ValueError(
+                f"{beside[0]} is a field of a RamNetConfig, which HFRamNetConfig takes as a whole (ramnet=…);"
+                " ramnet.hf.convert converts a checkpoint of this project's own format"
+            )
         super().__post_init__(**kwargs)
 
     @property
@@ -76,7 +83,3 @@ class HFRamNetConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON has it."""
         return {**super().to_dict(), "ramnet": self.ramnet.model_dump(mode="json")}
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Return what is saved: what differs from the defaults, and all of ``ramnet``, as presets may change."""
-        return {**super().to_diff_dict(), "ramnet": self.ramnet.model_dump(mode="json")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from ramnet.model import RamNetForCausalLM
 from ramnet.state import read_safetensors
 
 _PREFIX = "ramnet."
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def of_transformers(directory: str | Path) -> bool:
@@ -56,7 +58,7 @@ def read(directory: str | Path) -> RamNetForCausalLM:
 def convert(source: str | Path, output: str | Path) -> None:
     """Write the checkpoint ``source`` to the folder ``output`` in the other format.
 
-    The configuration and each weight, with its dtype, stay as they are.
+    The configuration, each weight, with its dtype, and the files of a tokenizer stay as they are.
 
     Raises:
         ValueError: if ``source`` is not a checkpoint, or ``output`` is the same folder.
@@ -69,3 +71,6 @@ def convert(source: str | Path, output: str | Path) -> None:
         model.save_pretrained(output)
     else:
         HFRamNetForCausalLM.of(model).save_pretrained(output)
+    for name in _TOKENIZER:
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, Path(output) / name)

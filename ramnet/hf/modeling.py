@@ -41,7 +41,6 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = HFRamNetConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True  # Trainer hands over num_items_in_batch
     _is_stateful = True
     # The state is on the device of the ids, so that no layer may be on another one.
     _no_split_modules: ClassVar[list[str]] = ["CheckpointedRamNet"]
@@ -126,7 +125,8 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
                 training with labels, 0 is none, so that all logits are never in memory at once.
             cu_seq_lens_q: int32 or int64 [S + 1], the offsets of S documents packed into one row, as
                 ``DataCollatorWithFlattening(return_flash_attn_kwargs=True)`` gives them.
-            num_items_in_batch: what the summed loss is divided by, instead of the number of its labels.
+            num_items_in_batch: what the summed loss is divided by, instead of the number of its labels; Trainer gives
+                the number of labels of all accumulated batches.
             **ignored: options of other models, such as ``output_attentions``; ``position_ids`` only beside
                 ``cu_seq_lens_q``, as a RAM-Net counts positions itself.
 
