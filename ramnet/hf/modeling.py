@@ -60,6 +60,8 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
         """Return a model for transformers that shares the parameters of ``model``."""
         with torch.device("meta"):
             wrapped = cls(HFRamNetConfig(ramnet=model.config))
+        for name, parameter in model.named_parameters():  # load_state_dict changes the given ones otherwise
+            wrapped.ramnet.get_parameter(name).requires_grad_(parameter.requires_grad)
         wrapped.ramnet.load_state_dict(model.state_dict(keep_vars=True), assign=True)
         wrapped.tie_weights()
         wrapped.config.dtype = wrapped.dtype

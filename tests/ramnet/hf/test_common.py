@@ -67,6 +67,16 @@ def test_a_model_from_a_configuration_and_a_dtype() -> None:
     assert hf.num_parameters() == sum(x.numel() for x in small_model().parameters())
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_made_of_another_shares_its_parameters_frozen_or_not(tied: bool) -> None:
+    model = small_model(tie_embeddings=tied).train()
+    model.embedding.requires_grad_(False)
+    hf = HFRamNetForCausalLM.of(model)
+    assert all(x is y for x, y in zip(hf.parameters(), model.parameters(), strict=True))
+    assert not model.embedding.weight.requires_grad and model.norm.weight.requires_grad
+    assert hf.training and HFRamNetForCausalLM.of(model.eval()).training is False
+
+
 def test_weights_of_other_shapes_are_refused_or_drawn(tmp_path: Path) -> None:
     _, hf = both()
     hf.save_pretrained(tmp_path)
