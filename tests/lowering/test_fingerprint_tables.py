@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lowering import fingerprint
+from schedules.records import Record, shipped_path
 
 
 def named(compiler: str) -> dict[tuple[str, str], str]:
@@ -34,3 +37,11 @@ def test_templates_of_tir_for_gpus() -> None:
     assert templates.keys() == plans.keys()
     for key, template in templates.items():
         assert template in fingerprint._read(plans[key].__module__)[1], key
+
+
+@pytest.mark.parametrize("path", sorted(shipped_path("cpu").parent.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_shipped_records_are_of_this_code(path: Path) -> None:
+    """Where one is not, the target is tuned again (`make tune TARGET=…`) and its records are shipped anew."""
+    for line in path.read_text().splitlines():
+        record = Record.model_validate_json(line)
+        assert fingerprint.stale(record) != "other code", f"{record.workload.op} for {record.target}"
