@@ -54,26 +54,31 @@ def checkpoint(model: RamNetForCausalLM, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.fixture(scope="module")
+def written(model: RamNetForCausalLM) -> list[str]:
+    """What the model writes after each question."""
+    texts = []
+    for row in ROWS:
+        question = list(row["question"].encode())
+        new = model.generate(torch.tensor([question]), 3)[0, len(question) :]
+        texts.append(bytes(new.tolist()).decode(errors="replace"))
+    return texts
+
+
 @pytest.fixture
-def tasks(tmp_path: Path, model: RamNetForCausalLM) -> Path:
-    """A folder of three tasks, of all kinds of requests that there are. The third expects what the model writes."""
+def tasks(tmp_path: Path, written: list[str]) -> Path:
+    """A folder of three tasks, one for each kind of request. The last expects what the model writes, but for a row."""
     folder = tmp_path / "tasks"
     folder.mkdir()
-    rows = [{**row, "choices": list(row["choices"])} for row in ROWS]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    written = [{**row, "choices": [_written(model, row["question"])]} for row in rows[:2]] + rows[2:]
-    (folder / "written.jsonl").write_text("\n".join(map(json.dumps, written)))
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    expected = [{**row, "choices": [text]} for row, text in zip(ROWS, [*written[:2], "no"], strict=True)]
+    (folder / "written.jsonl").write_text("\n".join(map(json.dumps, expected)))
     for name, body in TASKS.items():
         data = folder / ("written.jsonl" if name == "written" else "rows.jsonl")
         options = f"dataset_kwargs: {{data_files: {data}, cache_dir: {tmp_path / 'cache'}}}"
         head = f"task: {name}\ndataset_path: json\n{options}\ntest_split: train\n"
         (folder / f"{name}.yaml").write_text(head + body)
     return folder
-
-
-def _written(model: RamNetForCausalLM, question: str) -> str:
-    ids = model.generate(torch.tensor([list(question.encode())]), 3)[0, len(question.encode()) :]
-    return bytes(ids.tolist()).decode(errors="replace")
 
 
 def log_probability(model: RamNetForCausalLM, before: str, text: str) -> float:

@@ -22,8 +22,7 @@ from tests.ramnet.test_model import SMALL, small_model, tokens
 IDS = tokens(2, 9)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize(("tied", "shards"), [(False, 1), (False, 3), (True, 3)])
 def test_survives_its_files(tied: bool, shards: int, tmp_path: Path) -> None:
     model, hf = both(tie_embeddings=tied)
     hf.save_pretrained(tmp_path, max_shard_size="50GB" if shards == 1 else "3KB")
@@ -35,8 +34,10 @@ def test_survives_its_files(tied: bool, shards: int, tmp_path: Path) -> None:
     assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tied
 
 
-@pytest.mark.parametrize("options", [{}, {"device_map": "auto"}, {"device_map": {"": "cpu"}}])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [(torch.bfloat16, {}), (torch.bfloat16, {"device_map": "auto"}), (torch.float64, {"device_map": {"": "cpu"}})],
+)
 def test_loads_in_another_dtype_on_a_device(dtype: torch.dtype, options: dict, tmp_path: Path) -> None:
     model, hf = both()
     hf.save_pretrained(tmp_path)

@@ -60,7 +60,7 @@ def trainer(hf: nn.Module, folder: Path, **options: object) -> Trainer:
 
 def test_trainer_lowers_the_loss_evaluates_and_saves(tmp_path: Path) -> None:
     _, hf = both()
-    run = trainer(hf, tmp_path, max_steps=16, per_device_train_batch_size=8, per_device_eval_batch_size=16)
+    run = trainer(hf, tmp_path, max_steps=10, per_device_train_batch_size=8, per_device_eval_batch_size=16)
     before = run.evaluate()["eval_loss"]
     run.train()
     after = run.evaluate()["eval_loss"]
