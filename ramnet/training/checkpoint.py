@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,7 +18,7 @@ from torch import Tensor
 from ramnet.config import RamNetConfig, one_line
 from ramnet.model import WEIGHT_TYPES, not_finite
 from ramnet.state import RamState, read_safetensors, write_safetensors
-from ramnet.training.model import Config, Model
+from ramnet.training.model import Config, Model, make
 from ramnet.training.recipe import Recipe
 
 FILE = "training.safetensors"
@@ -56,44 +56,73 @@ class Progress(BaseModel):
 
 
 def save(
-    directory: Path,
-    progress: Progress,
-    model: Model,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    others: dict[str, Tensor],
+    directory: Path, progress: Progress, model: Model, saved: dict[str, Tensor], generator: torch.Generator
 ) -> None:
-    """Write the model (``save_pretrained``) and ``training.safetensors``: weights, moments, the data's generator and
-    ``others``, which are the places of rows that are carried on and their state.
+    """Write the model (``save_pretrained``) and ``training.safetensors``: ``saved`` and the state of the data's
+    generator.
 
     The weights are in both, so that a run resumes from a single file, which is replaced atomically. The caller must
     have checked that all values are finite.
+
+    Args:
+        saved: what ``tensors`` returns and, of rows that are carried on, their "places" and "state.…".
     """
-    saved = tensors(model, optimizer) | others | {"generator": generator.get_state()}
     with _interrupts_deferred():
         model.save_pretrained(directory)
+        saved = saved | {"generator": generator.get_state()}
         write_safetensors(directory / FILE, saved, {"progress": json.dumps(progress.model_dump())})
 
 
 def tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return weights and moments, without copying, by their names in ``training.safetensors``."""
+    """Return weights and moments by their names in ``training.safetensors``.
+
+    They are not copied, except for those that are shared out over processes, which all call this function together.
+    """
     named = {}
     for name, parameter in model.named_parameters():
-        named[f"weight.{name}"] = parameter.detach()
+        named[f"weight.{name}"] = whole(parameter.detach())
         # AdamW creates its moments, as zeros, in the first step.
         moments = optimizer.state[parameter] or {
             moment: torch.zeros(()) if moment == "step" else torch.zeros_like(parameter) for moment in MOMENTS
         }
-        named |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS}
+        named |= {f"{moment}.{name}": whole(moments[moment]) for moment in MOMENTS}
     return named
 
 
-def load(
-    directory: Path, model: Model, optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> tuple[Tensor | None, RamState | None]:
-    """Restore what ``save`` wrote, in the dtypes of the file rather than those of ``model``.
+def whole(tensor: Tensor) -> Tensor:
+    """Return a DTensor's full tensor, which all processes call together, or any other tensor as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
-    Returns the places of rows that are carried on and their state, or None for what the file lacks.
+
+def complete(config: Config, saved: dict[str, Tensor]) -> Model:
+    """Return a model whose weights are those of ``tensors``, without copying them."""
+    with torch.device("meta"):
+        model = make(config)
+    weights = {name.removeprefix("weight."): x for name, x in saved.items() if name.startswith("weight.")}
+    if config.tie_embeddings:
+        weights["head.weight"] = weights["embedding.weight"]
+    model.load_state_dict(weights, assign=True)
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    return model
+
+
+class Loaded(NamedTuple):
+    """What a checkpoint holds besides the weights and the data's generator.
+
+    Attributes:
+        moments: those of each parameter by its name.
+        places: of rows that are carried on; None if there are none.
+        state: of these rows.
+    """
+
+    moments: dict[str, dict[str, Tensor]]
+    places: Tensor | None
+    state: RamState | None
+
+
+def load(directory: Path, model: Model, generator: torch.Generator) -> Loaded:
+    """Restore weights and generator, in the dtypes of the file rather than those of ``model``, and return the rest.
 
     Raises ValueError, naming the file, if it does not fit the model or is not finite. Nothing is changed then.
     """
@@ -117,11 +146,27 @@ def load(
         raise ValueError(f"{path} holds no state of the data's generator") from None
     device = model.embedding.weight.device
     state = _carried(path, found, model.config, device)
+    moments = {}
     for name, parameter in model.named_parameters():
-        parameter.data, *moments = (found[f"{kind}.{name}"].to(device, copy=True) for kind in KINDS)
-        optimizer.state[parameter] = dict(zip(MOMENTS, moments, strict=True))
+        parameter.data, *others = (found[f"{kind}.{name}"].to(device, copy=True) for kind in KINDS)
+        moments[name] = dict(zip(MOMENTS, others, strict=True))
     generator.set_state(found["generator"])
-    return found.get("places"), state
+    return Loaded(moments, found.get("places"), state)
+
+
+def restore(moments: dict[str, dict[str, Tensor]], model: Model, optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer these moments; of a parameter that is shared out over processes, each takes its share."""
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = moments[name]
+        if hasattr(parameter, "full_tensor"):
+            from torch.distributed.tensor import DTensor, distribute_tensor
+
+            assert isinstance(parameter, DTensor)
+            for kind in MOMENTS[1:]:
+                # Every process has read the file, so none sends anything.
+                optimizer.state[parameter][kind] = distribute_tensor(
+                    moments[name][kind], parameter.device_mesh, parameter.placements, src_data_rank=None
+                )
 
 
 def _carried(path: Path, found: dict[str, Tensor], config: Config, device: torch.device) -> RamState | None:

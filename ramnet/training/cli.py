@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from ramnet.training.loop import TrainingTask
     from ramnet.training.model import Config
+    from ramnet.training.parallel import Parallel
 
 
 @click.group()
@@ -50,9 +52,11 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
                      help="Compute a step's gradient from parts of this many examples, to need less memory."),
         click.option("--recompute", is_flag=True,
                      help="Recompute each block's activations in the backward pass, to need less memory."),
+        click.option("--parallel", type=click.Choice(["ddp", "fsdp"]), default="ddp",
+                     help="Under torchrun: whether every process keeps all weights and moments, or a share of them."),
         click.option("--seed", type=int, default=0, help="Seed of the initial weights and the data."),
-        click.option("--kernels", default="cpu",
-                     help="Kernels of the memory ops: cpu (tuned, TVM) or reference (plain PyTorch)."),
+        click.option("--kernels", show_default="those of the machine",
+                     help="Kernels of the memory ops: cpu (tuned, TVM), gpu (Triton) or reference (plain PyTorch)."),
         click.option("--compile/--no-compile", "compiled", default=False, help="Compile the model with torch.compile."),
         click.option("--checkpoint-seconds", type=float, default=30.0,
                      help="Seconds between checkpoints, each evaluated on held-out data."),
@@ -123,11 +127,27 @@ def _run(
     make_task: Callable[[Config, dict[str, Any]], TrainingTask],
     seconds: float,
 ) -> None:
+    from ramnet.console import console
+    from ramnet.training.parallel import processes
+
+    screen = console()
+    with processes(options["parallel"]) as parallel:
+        screen.quiet = parallel.rank > 0
+        _train(ctx, options, make_task, seconds, parallel, screen)
+
+
+def _train(
+    ctx: click.Context,
+    options: dict[str, Any],
+    make_task: Callable[[Config, dict[str, Any]], TrainingTask],
+    seconds: float,
+    parallel: Parallel,
+    screen: Console,
+) -> None:
     import torch
 
     from ramnet import ops
     from ramnet.config import RamNetConfig
-    from ramnet.console import console
     from ramnet.model import RamNetForCausalLM
     from ramnet.training import checkpoint
     from ramnet.training.loop import train as run_training
@@ -136,11 +156,12 @@ def _run(
     from ramnet.training.objective import Execution
     from ramnet.training.recipe import BUDGET, Recipe
 
-    output, source, resume, screen = options["output"], options["source"], options["resume"], console()
+    output, source = options["output"], options["source"]
+    resume = options["resume"] or (parallel.count > 1 and output is not None and _restarted(output))
     saved: dict[str, Any] = {}
     recipe = {name: options[name] for name in Recipe.model_fields if name in options}
     if source is not None:
-        _check_source(ctx, source, output, resume)
+        _check_source(ctx, source, output, options["resume"])
     if resume:
         if output is None:
             raise click.UsageError("--resume needs --output, the folder to resume from")
@@ -154,28 +175,47 @@ def _run(
     if output is not None:
         checkpoint.check_writable(output)
     torch.manual_seed(checked.seed)
-    if source is not None:
-        model: Model = RamNetForCausalLM.from_pretrained(source)
+    if resume and not _given(ctx, "preset"):
+        model: Model = make(progress.config)
+    elif source is not None:
+        model = RamNetForCausalLM.from_pretrained(source)
         for kind in {p.dtype for p in model.parameters() if p.dtype.itemsize < 4}:
             # Measured for bfloat16 weights of standard deviation 0.05: AdamW's step of 1e-4 leaves 54% as they were.
             screen.print(f"{source} holds weights in {kind}, where small updates are lost; convert it to float32 first")
-    elif resume and not _given(ctx, "preset"):
-        model = make(progress.config)
     else:
         model = RamNetForCausalLM(RamNetConfig.preset(options["preset"]))
-    task = make_task(model.config, saved)
-    kernels = _available(options["kernels"], screen)
+    gpu = torch.cuda.is_available()
+    model.to("cuda" if gpu else "cpu")
+    with parallel.first_before_others():  # the first writes the tokens that the others read
+        task = make_task(model.config, saved)
+    kernels = _available(options["kernels"] or ("gpu" if gpu else "cpu"), screen)
     with ops.using(kernels):
         result = run_training(
             model, task, checked, output=output, resume=resume,
-            execution=Execution(options["compiled"], options["micro_batch"], options["recompute"]),
-            checkpoint_seconds=options["checkpoint_seconds"], console=screen,
+            execution=Execution(options["compiled"], options["micro_batch"], options["recompute"]), parallel=parallel,
+            checkpoint_seconds=options["checkpoint_seconds"], console=None if parallel.rank else screen,
         )  # fmt: skip
-    if output is not None:
+    if output is not None and parallel.rank == 0:
         picture(output)
     where = f"; {output}" if output else ""
     steps = f"{result.step} steps" + (f", {result.skipped} of them skipped" if result.skipped else "")
     screen.print(f"{task.metric} {result.metric:.4f} after {steps}, {result.elapsed:.0f} s{where}")
+
+
+def _restarted(output: Path) -> bool:
+    """Return whether torchrun has restarted the processes after one failed, and there is a checkpoint to go on from.
+
+    Raises UsageError if the first attempt of a run would find a checkpoint, as a restart could not tell it from its
+    own.
+    """
+    from ramnet.training.checkpoint import FILE
+
+    exists = (output / FILE).exists()
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return exists
+    if exists:
+        raise click.UsageError(f"{output} holds a run; continue it with --resume, or choose another --output")
+    return False
 
 
 def _check_source(ctx: click.Context, source: Path, output: Path | None, resume: bool) -> None:

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.utils import _pytree
 
 from ramnet.loss import IGNORED
 from ramnet.model import not_finite
@@ -25,6 +26,7 @@ from ramnet.training.metrics import Metrics
 from ramnet.training.model import Model
 from ramnet.training.objective import Execution, Objective, recomputed
 from ramnet.training.optimizer import adamw
+from ramnet.training.parallel import Parallel
 from ramnet.training.recipe import BUDGET, Recipe
 
 # The run ends after this many skipped steps in a row. Weights do not change while steps are skipped, so if they are
@@ -83,6 +85,7 @@ def train(
     output: Path | None = None,
     resume: bool = False,
     execution: Execution = Execution(),  # noqa: B008 - immutable
+    parallel: Parallel = Parallel(),  # noqa: B008 - immutable
     checkpoint_seconds: float = 30.0,
     console: Console | None = None,
 ) -> Result:
@@ -97,33 +100,40 @@ def train(
             was never interrupted. A larger budget than before extends the run; the learning rate then follows a
             cosine over the new total.
         execution: how a step is computed.
+        parallel: the processes that share each batch. All draw the same batches, so that their number does not matter
+            but for rounding; rank 0 evaluates and writes.
         checkpoint_seconds: seconds between checkpoints; another is written at the end.
         console: displays the progress; None displays nothing.
 
     Raises:
-        ValueError: if ``output`` cannot be written, the checkpoint is damaged or of another run, or the model raises
-            it.
+        ValueError: if ``output`` cannot be written, the processes cannot share a batch equally, the checkpoint is
+            damaged or of another run, or the model raises it.
         Diverged: after ``MOST_SKIPPED`` skipped steps in a row, or if the weights, moments or metric are not finite
             at a checkpoint. The previous checkpoint stays.
     """
     if output is not None:
         checkpoint.check_writable(output)
-    optimizer = adamw(model, recipe)
+    parallel.check(recipe.batch_size)
     generator = torch.Generator().manual_seed(recipe.seed)
+    device = model.embedding.weight.device
     result = Result()
-    carried: RamState | None = None  # of all rows, after the last step
+    loaded: checkpoint.Loaded | None = None
     if resume:
         if output is None:
             raise ValueError("resume needs an output folder to resume from")
         progress = checkpoint.Progress.load(output)
         _same_run(progress, model, task, recipe, output)
-        places, carried = checkpoint.load(output, model, optimizer, generator)
-        if isinstance(task, HasPlaces) and places is not None:
-            task.places = places
+        loaded = checkpoint.load(output, model, generator)
+        if isinstance(task, HasPlaces) and loaded.places is not None:
+            task.places = loaded.places
         result.step, result.elapsed, result.skipped = progress.step, progress.elapsed, progress.skipped
-    metrics = Metrics(output, result.step)
-    device = model.embedding.weight.device
-    objective = Objective(model, recipe.precision, execution.compiled)
+    objective = parallel.wrap(Objective(model, recipe.precision, execution.compiled))
+    optimizer = adamw(model, recipe)
+    carried: RamState | None = None  # of this process's rows, after the last step
+    if loaded is not None:
+        checkpoint.restore(loaded.moments, model, optimizer)
+        carried = _pytree.tree_map_only(Tensor, parallel.own, loaded.state)
+    metrics = Metrics(output if parallel.rank == 0 else None, result.step)
     stays = "" if output is None else f"; {output} is left as it is"
 
     @contextmanager
@@ -133,32 +143,42 @@ def train(
         except ValueError as error:  # the reference refuses logits that are NaN
             raise ValueError(f"{error}, at step {result.step}{stays}") from error
 
-    def measure() -> float:
-        metric = math.nan
-        if (wrong := not_finite(checkpoint.tensors(model, optimizer) | _named(carried))) is None:
-            with located():
-                metric = task.evaluate(model)
+    def measure() -> tuple[float, dict[str, Tensor]]:
+        """Return the metric and what a checkpoint holds. Raises Diverged if either is not finite."""
+        metric, saved = math.nan, checkpoint.tensors(model, optimizer)
+        if (state := parallel.state(carried)) is not None:
+            saved |= {f"state.{name}": x for name, x in state.tensors().items()}
+        if (wrong := not_finite(saved)) is None:
+            if parallel.rank == 0:
+                with located():
+                    metric = task.evaluate(checkpoint.complete(model.config, saved) if parallel.shards else model)
+            metric = parallel.of_first(metric, device)
         if math.isfinite(metric):
             metrics.amend(held_out=metric)
-            return metric
+            return metric, saved
         problem = f"the {task.metric} is {metric}" if wrong is None else f"{wrong} holds NaN or infinity"
         raise Diverged(f"{problem} after {result.step} steps; try a lower learning rate{stays}")
 
-    def save() -> None:
-        if output is not None:
+    def save(saved: dict[str, Tensor]) -> None:
+        if output is not None and parallel.rank == 0:
             metrics.write()
             progress = checkpoint.Progress(
                 config=model.config, task=task.describe(), recipe=recipe,
                 step=result.step, elapsed=result.elapsed, skipped=result.skipped,
             )  # fmt: skip
-            places = task.places if isinstance(task, HasPlaces) else None
-            others = _named(carried) | ({} if places is None else {"places": places})
-            checkpoint.save(output, progress, model, optimizer, generator, others)
+            if isinstance(task, HasPlaces) and task.places is not None:
+                saved["places"] = task.places
+            written = checkpoint.complete(model.config, saved) if parallel.shards else model
+            checkpoint.save(output, progress, written, saved, generator)
 
     # The share of the machine's operations is shown only, so it is not measured otherwise.
     peak = peak_flops(device, getattr(torch, recipe.precision)) if console is not None else math.inf
     work, tokens, reported = flops_per_token(model), 0, result.elapsed
-    began, saved = time.monotonic() - result.elapsed, time.monotonic()
+    began, saved_at = time.monotonic() - result.elapsed, time.monotonic()
+
+    def clock() -> float:
+        return parallel.of_first(time.monotonic() - began, device)
+
     in_a_row = 0
     with recomputed(model, execution.recompute), _progress(console) as bar:
         line = bar.add_task("training", total=1.0, loss=math.nan, speed="", held_out="", skipped="")
@@ -166,19 +186,23 @@ def train(
             rate = recipe.learning_rate_at(result.step, spent)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = Batch(*task.batch(recipe.batch_size, generator)).to(device)
+            batch = Batch(*task.batch(recipe.batch_size, generator))
+            tokens += batch.inputs.numel()
             optimizer.zero_grad()
-            counted = (batch.labels != IGNORED).sum()
-            parts = batch.split(execution.micro_batch or len(batch.inputs))
+            counted = (batch.labels != IGNORED).sum().to(device)
+            mine = parallel.batch(batch).to(device)
+            parts = mine.split(execution.micro_batch or len(mine.inputs))
             states = [None] * len(parts) if carried is None else carried.split([len(part.inputs) for part in parts])
             losses = []
             for i, part in enumerate(parts):
-                with located():
+                with located(), parallel.accumulating(objective, i == len(parts) - 1):
                     loss, states[i] = objective(part, states[i])
-                    (loss / counted).backward()
+                    # The gradients of the processes are averaged, and must be added up.
+                    (loss * parallel.count / counted).backward()
                 losses.append(loss.detach().double() / counted)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            nats, length = torch.stack([torch.stack(losses).sum(), norm.double()]).tolist()
+            total = parallel.total(torch.stack(losses).sum())
+            norm = checkpoint.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm))
+            nats, length = torch.stack([total, norm.double()]).tolist()
             if math.isfinite(nats) and math.isfinite(length):
                 optimizer.step()
                 in_a_row = 0
@@ -189,12 +213,11 @@ def train(
                 result.skipped += 1
             result.losses.append(nats)
             result.step += 1
-            before, result.elapsed = result.elapsed, time.monotonic() - began
+            before, result.elapsed = result.elapsed, clock()
             metrics.add(
                 step=result.step, loss=nats, learning_rate=rate, gradient_norm=length,
                 tokens_per_second=batch.inputs.numel() / (result.elapsed - before), elapsed=result.elapsed,
             )  # fmt: skip
-            tokens += batch.inputs.numel()
             per_second = tokens / (result.elapsed - reported)
             speed = f"{per_second:,.0f} tokens/s  {per_second * work / peak:.1%} of peak"
             if in_a_row == MOST_SKIPPED:
@@ -206,23 +229,20 @@ def train(
             completed = recipe.spent(result.step, result.elapsed)
             bar.update(line, completed=completed, loss=nats, speed=speed, skipped=skipped)
             # No checkpoint is written after a skipped step, as a resumed run counts skipped steps in a row from 0.
-            if time.monotonic() - saved > checkpoint_seconds and in_a_row == 0:
-                held_out = f"{task.metric} {measure():.3f}"
+            if parallel.of_first(time.monotonic() - saved_at, device) > checkpoint_seconds and in_a_row == 0:
+                metric, saved = measure()
+                held_out = f"{task.metric} {metric:.3f}"
                 bar.update(line, held_out=held_out)
                 bar.console.print(
                     f"step {result.step:5d}  {result.elapsed:4.0f} s  loss {nats:.3f}  {speed}  {held_out}{skipped}"
                 )
-                result.elapsed = time.monotonic() - began
+                result.elapsed = clock()
                 tokens, reported = 0, result.elapsed
-                save()
-                saved = time.monotonic()
-    result.metric = measure()
-    save()
+                save(saved)
+                saved_at = time.monotonic()
+    result.metric, saved = measure()
+    save(saved)
     return result
-
-
-def _named(carried: RamState | None) -> dict[str, Tensor]:
-    return {} if carried is None else {f"state.{name}": x for name, x in carried.tensors().items()}
 
 
 def _progress(console: Console | None) -> Progress:

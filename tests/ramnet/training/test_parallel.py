@@ -1,0 +1,56 @@
+"""Two processes compute what one does, and continue each other's runs."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from safetensors.torch import load_file
+
+from ramnet.training import Recipe, train
+from ramnet.training.metrics import FILE, read
+from ramnet.training.parallel import Parallel
+from tests.ramnet.training import two_processes
+from tests.ramnet.training.runs import TASK
+from tests.ramnet.training.runs import fresh as recall
+
+
+def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for i in range(4):
+        (tmp_path / "data" / f"{i}.txt").write_bytes(b"%d then %d. " % (i, i + 1) * (i + 1))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    one, ddp_again, fsdp_again = Parallel(), tmp_path / "ddp", tmp_path / "fsdp"
+    begun, _ = two_processes.run("ddp", tmp_path, "one", False, one)
+    (tmp_path / "whole").mkdir()
+    for file in (tmp_path / "one").iterdir():
+        (tmp_path / "whole" / file.name).write_bytes(file.read_bytes())
+    continued, metric = two_processes.run("ddp", tmp_path, "whole", True, one)
+
+    torch.multiprocessing.start_processes(two_processes.work, (tmp_path, port), nprocs=2, start_method="spawn")
+    ranks = [torch.load(tmp_path / f"found{rank}") for rank in range(2)]
+    for found in ranks:
+        for kind in ("ddp", "fsdp"):
+            assert found[kind][0] == pytest.approx(begun, rel=1e-5)
+        losses, last = found["resumed"]
+        assert losses == pytest.approx(continued, rel=1e-5) and last == pytest.approx(metric, rel=1e-5)
+    # The rank whose loss is finite skips the step too, and weights stay the same in both.
+    assert ranks[0]["skipped", 0] == ranks[1]["skipped", 1]
+    assert ranks[0]["skipped", 0][0] == 1
+
+    expected = load_file(tmp_path / "whole" / "training.safetensors")
+    resumed = load_file(tmp_path / "one" / "training.safetensors")
+    assert resumed.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    for folder in (ddp_again, fsdp_again):  # runs of two processes, which one goes on with
+        losses, _ = two_processes.run("ddp", tmp_path, folder.name, True, one)
+        assert losses == pytest.approx(continued, rel=1e-5)
+        assert [record["step"] for record in read(folder / FILE)] == [1, 2, 3, 4]
+
+
+def test_processes_that_cannot_share_a_batch_equally_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^batch_size is 5; 2 processes need a multiple of 2$"):
+        train(recall(), TASK, Recipe(steps=1, batch_size=5), parallel=Parallel(0, 2))
