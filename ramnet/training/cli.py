@@ -86,7 +86,18 @@ def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
     _run(ctx, options, task, seconds=180.0)
 
 
+def _configure(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Take the defaults of the options from a file."""
+    from ramnet.training.settings import read
+
+    if path is not None:
+        ctx.default_map = read(path)
+
+
 @train.command()
+@click.option("--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_configure,
+              metavar="FILE",
+              help="A TOML file of options, such as configs/340m.toml; those given here override it.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, metavar="FILE...",
               help="Text to train on, instead of the Python standard library's sources. Each file is a document, and"
                    " the \"text\" of each line of a .jsonl file.")  # fmt: skip
