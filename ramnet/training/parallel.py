@@ -110,8 +110,12 @@ def processes(kind: Kind) -> Iterator[Parallel]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    store, rank, _ = next(torch.distributed.rendezvous("env://"))
+    # Restarted processes share the store with those before, whose addresses they must not read.
+    own = torch.distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=count)
     try:
-        yield Parallel(torch.distributed.get_rank(), count, kind)
+        yield Parallel(rank, count, kind)
     finally:
         torch.distributed.destroy_process_group()
