@@ -12,18 +12,18 @@ from ramnet import ops
 from tests import brute_force
 from tests.samples import DIFFERENTIABLE, TOLERANCE, relative_rmse, scan_inputs, strided
 
-# (B, H, T, K, M, D, γ). 150 tokens are more than two of the CPU kernels' chunks.
+# (B, H, T, K, M, D, γ). 150 tokens are more than two of the CPU kernels' chunks. Few K, M, D and γ, as a kernel is
+# compiled for each.
 SIZES = [
     (1, 1, 1, 1, 1, 1, 1.0),
-    (1, 3, 7, 2, 9, 5, 0.5),
-    (1, 1, 63, 9, 9, 24, 2.0),
-    (1, 1, 150, 3, 25, 5, 1.0),
-    (3, 1, 150, 4, 8, 5, 0.0),
-    (1, 3, 63, 8, 64, 33, 0.0),
+    (1, 3, 7, 3, 25, 5, 1.0),
+    (3, 1, 150, 3, 25, 5, 1.0),
+    (1, 1, 63, 8, 64, 33, 0.0),
+    (3, 1, 150, 8, 64, 33, 0.0),
     (2, 2, 63, 8, 32, 64, 1.0),
     (1, 1, 63, 1, 27, 24, 1.7),
-    (1, 3, 7, 16, 16, 1, 1.0),
-    (3, 1, 63, 5, 125, 33, 0.5),
+    (1, 3, 7, 16, 16, 1, 2.0),
+    (1, 3, 63, 16, 16, 1, 2.0),
     (1, 1, 7, 2, 70_001, 1, 1.0),
 ]
 
@@ -67,8 +67,9 @@ def test_equals_the_dense_recurrence(
     check(scan_inputs(batch, heads, tokens, top_k, num_slots, value_dim), decay_power=power)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("power", [0.5, 1.0])
+@pytest.mark.parametrize(
+    ("dtype", "power"), [(torch.float64, 1.0), (torch.float64, 0.5), (torch.bfloat16, 0.5), (torch.float16, 1.0)]
+)
 def test_every_type(kernels: str, dtype: torch.dtype, power: float) -> None:
     check(scan_inputs(1, 3, 63, 4, 27, 24, dtype=dtype), decay_power=power)
 

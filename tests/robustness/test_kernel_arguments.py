@@ -51,14 +51,15 @@ def placed(how: str, tensor: Tensor) -> Tensor:
 PLACES = st.sampled_from(["first", "last", "strided", "offset", "own"])
 IN_PLACE = st.sampled_from(["first", "last", "offset"])
 EDGES = st.sampled_from(["first", "last"])
-# Few values of what is compiled in, many of the rest: (U, P, K, dtype) and (K, M, D, dtype, γ).
+# Few values of what is compiled in, many of the rest: (U, P, K, dtype) and (K, M, D, dtype, γ). Some are those of
+# tests/ramnet/test_ops_*.py, so that a kernel is compiled for both.
 ADDRESSES = st.sampled_from([
     (5, 4, 8, torch.float32), (2, 3, 4, torch.float64), (1, 7, 7, torch.bfloat16), (3, 2, 1, torch.float16),
     (2, 3, 4, torch.float32), (5, 4, 8, torch.bfloat16),
 ])  # fmt: skip
 MEMORIES = st.sampled_from([
-    (4, 16, 24, torch.float32, 1.0), (1, 5, 7, torch.float32, 0.5), (3, 3, 1, torch.float64, 1.0),
-    (8, 64, 33, torch.float32, 0.0), (4, 16, 24, torch.bfloat16, 0.5), (8, 64, 33, torch.float16, 1.0),
+    (4, 27, 24, torch.float32, 1.0), (1, 5, 7, torch.float32, 0.5), (3, 3, 1, torch.float64, 1.0),
+    (8, 64, 33, torch.float32, 0.0), (4, 27, 24, torch.bfloat16, 0.5), (8, 64, 33, torch.float16, 1.0),
     (1, 5, 7, torch.bfloat16, 0.0),
 ])  # fmt: skip
 
@@ -137,7 +138,7 @@ def test_a_slot_out_of_range_is_refused_and_nothing_is_written(data: st.DataObje
     def draw(strategy: Any, otherwise: Any) -> Any:
         return otherwise if data is None else data.draw(strategy)
 
-    top_k, num_slots, dim, _, gamma = draw(MEMORIES, (4, 16, 24, torch.float32, 1.0))
+    top_k, num_slots, dim, _, gamma = draw(MEMORIES, (4, 27, 24, torch.float32, 1.0))
     tokens, threads = draw(st.integers(1, 200), 130), draw(st.integers(1, 3), 2)
     inputs = {name: guarded(x, "last") for name, x in scan_inputs(2, 2, tokens, top_k, num_slots, dim).items()}
     which = draw(st.sampled_from(["write_slots", "read_slots"]), "read_slots")
