@@ -116,12 +116,25 @@ def plant(path: Path) -> None:
     source.unlink()
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the kernel."""
+    folder = tmp_path_factory.mktemp("filled") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAMNET_CACHE", str(folder))
+        forget(patch)
+        assert decodes()
+    cache._folder.cache_clear()
+    return folder
+
+
 @pytest.mark.parametrize("damage", [empty, cut, alter, plant, Path.unlink])
 @pytest.mark.parametrize("what", ["library", "digest"])
 def test_a_damaged_kernel_is_not_loaded_but_compiled_again(
-    what: str, damage: Callable[[Path], None], place: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, damage: Callable[[Path], None], filled: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decodes()
+    shutil.copytree(filled, place)
+    assert not decodes()
     good = library(place)
     damage(good if what == "library" else good.with_name(f"{good.name}.sha256"))
     forget(monkeypatch)
