@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ramnet import ops
 from schedules.base import Schedule, combinations
 from schedules.cpu import SCHEDULES, AddressDecode, MemoryScan, MemoryStep
 from schedules.workload import AXES, Op, Workload
@@ -212,3 +213,11 @@ def test_a_kernels_error_that_is_not_of_slots_is_not_swallowed() -> None:
     accesses, *_ = as_backends_take(scan_inputs(1, 1, 1, 1, 1, 1).values())
     with pytest.raises(RuntimeError, match="broken"):
         run_on_slots(broken, (), accesses, 1)
+
+
+def test_float32_weights_are_never_subnormal() -> None:
+    logits = 60.0 * torch.randn(1, 2, 33, 3, 4, generator=torch.Generator().manual_seed(0))
+    with ops.using("cpu"):
+        _, weights = ops.address_decode(logits, top_k=8)
+    smallest = torch.finfo(torch.float32).smallest_normal
+    assert not ((weights > 0) & (weights < smallest)).any() and (weights == 0).any()
