@@ -17,7 +17,16 @@ from tests.lowering.aot.c_library import TINY, CLibrary, model_of
 _SOURCE = Path(__file__).with_name("c_files.c")
 # Files that a fuzzer can get through, of a model with every kind of tensor.
 _SMALL = TINY.model_copy(
-    update={"hidden_size": 8, "num_layers": 1, "num_heads": 1, "value_dim": 8, "intermediate_size": 8, "vocab_size": 4}
+    update={
+        "hidden_size": 8,
+        "num_layers": 1,
+        "num_heads": 1,
+        "value_dim": 8,
+        "intermediate_size": 8,
+        "vocab_size": 4,
+        "cape_full_layers": 1,
+        "cape_half_layers": 0,
+    }
 )
 
 
