@@ -17,7 +17,8 @@ def horizontal_sums(buffers: Sequence[Any], width: int) -> list[Expression]:
     """Emit the sums of the ``width`` lanes of each buffer and return them.
 
     If their number and the width are powers of two, pairs of vectors are added in one instruction: the lower half of
-    each is added to its upper half, and the two results are one vector. A token of "tiny" takes 0.8 times the time.
+    each is added to its upper half, and the two results are one vector. A token of "tiny" in int8 takes 0.87 times
+    the time; in float32, the same.
     """
     count = len(buffers)
     if width & (width - 1) or count & (count - 1) or min(count, width) < 2:
