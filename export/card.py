@@ -10,6 +10,7 @@ from export.description import sha256
 from export.folder import DESCRIPTION
 from export.manifest import Quality, Speed
 from ramnet.config import RamNetConfig
+from ramnet.markdown import markdown_table
 
 FILENAME = "README.md"
 _LICENCE = (
@@ -60,11 +61,11 @@ class Card(NamedTuple):
             state(config),
             *self.notes,
             "## Files",
-            _table(("file", "what it is", "size", "SHA-256"), files),
+            markdown_table(("file", "what it is", "size", "SHA-256"), files),
             f"`{DESCRIPTION}` has the configuration and the digests of all files; `ramnet verify` checks them and"
             " repeats the comparison with PyTorch.",
             "## Measured",
-            _table(("what", ""), [*self.numbers.items(), ("time of a token", _time(self.speed))]),
+            markdown_table(("what", ""), [*self.numbers.items(), ("time of a token", _time(self.speed))]),
             *_bits(self.quality, self.precision),
             "## Use",
             *code,
@@ -131,15 +132,10 @@ def _bits(quality: Quality | None, precision: str) -> list[str]:
     ]
     return [
         f"On {quality.tokens} bytes of text {quality.text}:",
-        _table(("precision", "bits per byte", "most probable byte is float32's"), rows),
+        markdown_table(("precision", "bits per byte", "most probable byte is float32's"), rows),
     ]
 
 
 def _size(path: Path) -> str:
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} KB"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

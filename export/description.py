@@ -11,10 +11,9 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from export.folder import DESCRIPTION
-from ramnet.config import RamNetConfig, one_line
+from ramnet.config import BYTES, RamNetConfig, one_line
 from ramnet.files import read_text, write_text_atomic
 
-BYTES = 256
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
 

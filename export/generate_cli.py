@@ -56,9 +56,9 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
         raise click.UsageError("TEXT is empty; give at least one character to continue")
     import torch
 
-    from export.description import BYTES
     from export.onnx.session import OnnxSession
     from ramnet import RamNetForCausalLM, ops
+    from ramnet.config import BYTES
     from ramnet.generation.sampling import Sampling
 
     Sampling(temperature, top_k, top_p, min_p, repetition_penalty)  # raises before the model is read

@@ -84,8 +84,7 @@ def _whole(windows: Windows) -> list[torch.Tensor]:
 
 
 def _some(windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
-    count = len(windows)
-    batch = windows.take(torch.linspace(0, count - 1, min(count, _WINDOWS), dtype=torch.float64).long())
+    batch = windows.spread(_WINDOWS)
     return batch.inputs, batch.labels
 
 

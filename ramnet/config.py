@@ -17,6 +17,7 @@ from ramnet.files import read_text, write_text_atomic
 MOST_LAYERS = 1024
 # Limit on the elements of a weight and of a layer's memory, 2**50 bytes in float32: sizes in bytes must fit int64.
 MOST_NUMBERS = 2**48
+BYTES = 256  # vocabulary size of a model whose token ids are bytes
 
 _Size = Annotated[int, Field(gt=0, lt=2**31)]
 # One number for all layers, or a list with one of each. ``RamLayerConfig`` checks the numbers.

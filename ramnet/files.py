@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -147,6 +148,12 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def write_png(path: Path, figure: Any, dpi: int = 120) -> None:
+    """Write a figure of matplotlib, atomically."""
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=dpi, format="png")
 
 
 def read_text(path: str | Path) -> str:

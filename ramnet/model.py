@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ramnet.sequences import Sequences
 from ramnet.state import RamState, read_safetensors, write_safetensors
 
 WEIGHT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 class RamNetOutput(NamedTuple):
@@ -241,18 +242,24 @@ class RamNetForCausalLM(nn.Module):
                 f"{path} does not fit its config.json: {name} is {given.get(name, 'missing')};"
                 f" it must be {needed.get(name, 'absent')}{others}"
             )
-        return cls.of(config, tensors)
+        return filled(model, tensors)
 
     @classmethod
     def of(cls, config: RamNetConfig, tensors: Mapping[str, Tensor]) -> Self:
         """Return the model whose parameters are ``tensors``, without copying them or drawing random weights."""
         with torch.device("meta"):
             model = cls(config)
-        tied = {"head.weight": tensors["embedding.weight"]} if config.tie_embeddings else {}
-        model.load_state_dict({**tensors, **tied}, assign=True)
-        if config.tie_embeddings:
-            model.head.weight = model.embedding.weight
-        return model
+        return filled(model, tensors)
+
+
+def filled(model: _Model, tensors: Mapping[str, Tensor]) -> _Model:
+    """Make ``tensors`` the parameters of a model on the meta device, without copying them, and return it."""
+    parts: Any = model
+    tied = {"head.weight": tensors["embedding.weight"]} if parts.config.tie_embeddings else {}
+    model.load_state_dict({**tensors, **tied}, assign=True)
+    if tied:
+        parts.head.weight = parts.embedding.weight
+    return model
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -17,7 +17,8 @@ from rich.text import Text
 from autotune.bench.goal import Goal
 from autotune.bench.run import FLOOR, Row, Table
 from ramnet.console import digits, duration
-from ramnet.files import write_text_atomic, written_aside
+from ramnet.files import write_png, write_text_atomic
+from ramnet.markdown import markdown_table
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,7 @@ def markdown(report: Report) -> str:
 
 
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "/") for cell in row] for row in rows)]
-    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n" + markdown_table(head, ([cell.replace("|", "/") for cell in row] for row in rows))
 
 
 NAMES = ("bench.json", "bench.md", "bench.png")
@@ -190,6 +190,5 @@ def save(report: Report, directory: Path) -> list[Path]:
         axes.tick_params(labelsize=8)
     patches = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8)
-    with written_aside(picture) as aside:
-        figure.savefig(aside, dpi=120)
+    write_png(picture, figure)
     return [*paths, picture]

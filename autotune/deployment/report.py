@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ramnet.console import duration
-from ramnet.files import written_aside
+from ramnet.files import write_png
 from schedules.deployment import DeploymentRecord, Point, front
 
 
@@ -88,5 +88,4 @@ def save(
     axes.set_title(f"judged by {record.judged_by}, on {record.device}", fontsize=9)
     figure.legend(fontsize=8, loc="outside right upper")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(picture) as aside:
-        figure.savefig(aside, dpi=120, format="png")
+    write_png(picture, figure)

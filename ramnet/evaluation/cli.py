@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def evaluate(  # noqa: PLR0913 - click hands over each option as a parameter
 
     if output is not None:
         require_writable(output)
-    with ops.using(kernels) if kernels else nullcontext():
+    with ops.using(kernels):
         found = harness.evaluate(
             model, [name.strip() for name in tasks.split(",") if name.strip()], task_folder=task_folder,
             tokenizer=tokenizer, limit=limit, shots=shots, max_length=max_length, batch_size=batch_size,

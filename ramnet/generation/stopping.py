@@ -8,9 +8,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from ramnet.config import BYTES
 from ramnet.generation.checks import check
-
-BYTES = 256  # vocabulary size of a model whose token ids are bytes
 
 
 class Stops:

@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from ramnet.config import BYTES
+
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer whose token ids are the 256 bytes of UTF-8, as of byte-level models such as "tiny".
@@ -38,7 +40,7 @@ def read_tokenizer(path: str | Path | None, checkpoint: str | Path, vocab_size: 
     if path is None and (Path(checkpoint) / "tokenizer.json").is_file():
         path = checkpoint
     if path is None:
-        if vocab_size != 256:
+        if vocab_size != BYTES:
             raise ValueError(f"{checkpoint} holds no tokenizer.json, and a vocabulary of {vocab_size} is not the bytes")
         return byte_tokenizer()
     path = Path(path)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ramnet.files import write_text_atomic, written_aside
-from ramnet.lm.plan import Scale
+from ramnet.files import write_png, write_text_atomic
+from ramnet.lm.plan import MIXERS, Scale
+from ramnet.markdown import markdown_table
 from ramnet.training.metrics import FILE as METRICS
 from ramnet.training.metrics import read
 from ramnet.training.model import Config, parameter_count, state_size
-from ramnet.training.sweep import Outcome, Sweep
+from ramnet.training.sweep import Outcome, Sweep, by_name
 
 TABLE, DATA, BY_STEP, BY_CONTEXT = "lm.md", "lm.json", "steps.png", "context.png"
 
@@ -51,10 +52,7 @@ class Line:
 
 def lines(outcomes: Sequence[Outcome], configs: Mapping[str, Config], scale: Scale) -> list[Line]:
     """Return a line for each model."""
-    by_name = defaultdict(list)
-    for outcome in outcomes:
-        by_name[outcome.name].append(outcome)
-    return [Line(each, configs[name], scale) for name, each in by_name.items()]
+    return [Line(each, configs[name], scale) for name, each in by_name(outcomes).items()]
 
 
 def save(found: Sequence[Line], scale: Scale, sweep: Sweep, folder: Path) -> list[Path]:
@@ -77,8 +75,7 @@ def markdown(found: Sequence[Line], scale: Scale) -> str:
          f"{line.speed:.0f}", f"{line.rate:g}"]
         for line in found
     ]  # fmt: skip
-    table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
+    return markdown_table(head, rows, numbers=True) + "\n"
 
 
 def _draw_contexts(found: Sequence[Line], scale: Scale, picture: Path) -> None:
@@ -99,9 +96,8 @@ def _draw_steps(found: Sequence[Line], sweep: Sweep, folder: Path) -> None:
     axes, figure = _axes("step", "training loss (bits per byte)")
     for i, line in enumerate(found):
         run = sweep.final_run(line.name, line.rate, sweep.seeds[0])
-        losses = [
-            r["loss"] / 0.6931471805599453 for r in read(folder / run.key() / METRICS) if r.get("loss") is not None
-        ]
+        records = read(folder / run.key() / METRICS)
+        losses = [record["loss"] / math.log(2) for record in records if record.get("loss") is not None]
         width = max(1, len(losses) // 50)
         means = [mean(losses[at : at + width]) for at in range(0, len(losses) - width + 1, width)]
         axes.plot([width * (k + 1) for k in range(len(means))], means, **_style(i, line.name))
@@ -109,11 +105,10 @@ def _draw_steps(found: Sequence[Line], sweep: Sweep, folder: Path) -> None:
 
 
 def _style(i: int, name: str) -> dict[str, Any]:
-    mixers = 4
-    ram_net = name.startswith("RAM-Net")
+    mixers = 1 + len(MIXERS)
     return {
         "label": name, "color": f"C{i % mixers}", "linestyle": "-" if i < mixers else "--",
-        "linewidth": 2.5 if ram_net else 1.2,
+        "linewidth": 2.5 if name.startswith("RAM-Net") else 1.2,
     }  # fmt: skip
 
 
@@ -128,5 +123,4 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
 
 def _write(figure: Any, picture: Path) -> None:
     figure.legend(loc="outside right upper", fontsize=8)
-    with written_aside(picture) as aside:
-        figure.savefig(aside, dpi=120, format="png")
+    write_png(picture, figure)

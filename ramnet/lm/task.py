@@ -28,6 +28,10 @@ class Compared(Text):
     Args:
         files, length: as in ``Text``.
         contexts: bytes of context, ascending, with which the same held-out bytes are predicted.
+
+    Raises:
+        ValueError: as ``Text``; if no name is repeated in the held-out windows, or no held-out document is as long as
+            the longest context and what is predicted.
     """
 
     best: Literal["highest", "lowest"] = "lowest"
@@ -35,6 +39,12 @@ class Compared(Text):
     def __init__(self, files: Sequence[str], length: int, contexts: tuple[int, ...]) -> None:
         super().__init__(files, length)
         self.contexts = contexts
+        self._windows = self.held_out.spread(WINDOWS)
+        self._counted = self._windows.labels != IGNORED
+        self._again = self._counted & repeated(self._windows)
+        if not bool(self._again.any()):
+            raise ValueError(f"no name is repeated within {length} bytes of the held-out text; give more text")
+        self._spans = self._spread_spans(contexts[-1] + PREDICTED)
 
     def scores(self, model: Model) -> list[float]:
         """Return bits per byte: of held-out windows, of repeated names in them, and with each of ``contexts``.
@@ -42,20 +52,21 @@ class Compared(Text):
         A repeated name is a word of at least 4 letters, digits and underscores that stands earlier in the same window.
         Its first byte, with which the model cannot know that a name follows, is not counted.
         """
-        batch = spread(self.held_out, WINDOWS)
-        bits = bits_of(model, batch)
-        counted = batch.labels != IGNORED
-        again = counted & repeated(batch)
-        if not bool(again.any()):
-            raise ValueError(f"no name is repeated within {self.length} bytes of the held-out text; give more text")
-        return [float(bits[counted].mean()), float(bits[again].mean()), *self.by_context(model)]
+        bits = bits_of(model, self._windows)
+        return [float(bits[self._counted].mean()), float(bits[self._again].mean()), *self.by_context(model)]
 
     def by_context(self, model: Model) -> list[float]:
-        """Return the bits per byte of the last ``PREDICTED`` bytes of held-out spans, with each of ``contexts``.
+        """Return the bits per byte of the last ``PREDICTED`` bytes of held-out spans, with each of ``contexts``."""
+        found = []
+        for context in self.contexts:
+            ids = self._spans[:, -PREDICTED - context - 1 :]
+            labels = torch.full_like(ids[:, 1:], IGNORED)
+            labels[:, -PREDICTED:] = ids[:, -PREDICTED:]
+            found.append(float(bits_of(model, Batch(ids[:, :-1], labels))[:, -PREDICTED:].mean()))
+        return found
 
-        Raises ValueError if no held-out document is as long as the longest context and what is predicted.
-        """
-        length = self.contexts[-1] + PREDICTED
+    def _spread_spans(self, length: int) -> Tensor:
+        """Return evenly spaced spans of held-out documents, int64 [SPANS, length + 1]."""
         documents = self.held_out.tokens
         room = torch.where(documents.sizes > length, documents.sizes - length, 0)
         if not int(room.sum()):
@@ -67,21 +78,7 @@ class Compared(Text):
         numbers = torch.linspace(0, int(ends[-1]) - 1, SPANS, dtype=torch.float64).long()
         which = torch.searchsorted(ends, numbers, right=True)
         start = documents.starts[which] + numbers - (ends - room)[which]
-        span = documents.at(start.unsqueeze(1) + torch.arange(length + 1))
-        found = []
-        for context in self.contexts:
-            ids = span[:, length - PREDICTED - context :]
-            labels = torch.full_like(ids[:, 1:], IGNORED)
-            labels[:, -PREDICTED:] = ids[:, -PREDICTED:]
-            found.append(float(bits_of(model, Batch(ids[:, :-1], labels))[:, -PREDICTED:].mean()))
-        return found
-
-
-def spread(windows: object, count: int) -> Batch:
-    """Return ``count`` evenly spaced windows, or all if there are fewer."""
-    total = len(windows)  # type: ignore[arg-type]
-    numbers = torch.linspace(0, total - 1, min(total, count), dtype=torch.float64).long()
-    return windows.take(numbers)  # type: ignore[attr-defined]
+        return documents.at(start.unsqueeze(1) + torch.arange(length + 1))
 
 
 @torch.no_grad()

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from ramnet.files import write_text_atomic, written_aside
+from ramnet.files import write_png, write_text_atomic
+from ramnet.markdown import markdown_table
 from ramnet.recall.plan import Scale
 from ramnet.training.model import Config, state_size
-from ramnet.training.sweep import Outcome
+from ramnet.training.sweep import Outcome, by_name
 
 TABLE, DATA, BY_STATE, BY_ORDER = "recall.md", "recall.json", "state.png", "order.png"
 FAMILIES = {
@@ -45,11 +46,8 @@ class Line:
 
 def lines(outcomes: Sequence[Outcome], configs: Mapping[str, Config], scale: Scale) -> list[Line]:
     """Return a line for each model, the smallest state of each family first."""
-    by_name = defaultdict(list)
-    for outcome in outcomes:
-        by_name[outcome.name].append(outcome)
     tokens = max(length for _, length in scale.tested)
-    found = [Line(each, configs[name], tokens) for name, each in by_name.items()]
+    found = [Line(each, configs[name], tokens) for name, each in by_name(outcomes).items()]
     return sorted(found, key=lambda line: (list(FAMILIES.values()).index(line.family), line.state, line.name))
 
 
@@ -75,8 +73,7 @@ def markdown(found: Sequence[Line], scale: Scale) -> str:
          f"{line.rate:g}"]
         for line in found
     ]  # fmt: skip
-    table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
+    return markdown_table(head, rows, numbers=True) + "\n"
 
 
 def _draw_states(found: Sequence[Line], picture: Path) -> None:
@@ -101,7 +98,7 @@ def _draw_states(found: Sequence[Line], picture: Path) -> None:
     axes.set_ylabel("mean accuracy")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
-    _write(figure, picture)
+    write_png(picture, figure)
 
 
 def _draw_orders(found: Sequence[Line], picture: Path) -> None:
@@ -122,9 +119,4 @@ def _draw_orders(found: Sequence[Line], picture: Path) -> None:
     axes.set_ylabel("mean accuracy")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    _write(figure, picture)
-
-
-def _write(figure: object, picture: Path) -> None:
-    with written_aside(picture) as aside:
-        figure.savefig(aside, dpi=120, format="png")  # type: ignore[attr-defined]
+    write_png(picture, figure)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ramnet.tracing.heads import HeadTrace
 
 PICTURE, PAGE = "trace.png", "trace.html"
-BYTES = 256
 
 
 @click.command()
@@ -66,6 +65,7 @@ def trace(
     import torch
 
     from ramnet import RamNetForCausalLM, ops
+    from ramnet.config import BYTES
     from ramnet.console import console
     from ramnet.files import require_writable, written_aside
     from ramnet.tracing import page, picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -79,25 +80,34 @@ def heads_of(
     for i, layer in enumerate(trace.layers, start=1):
         if not layers or i in layers:
             traced = _row(layer, row)
-            reads = traced.reads(most)
+            reads, use = traced.reads(most), _Use(*traced.use(), traced.share_used(), traced.busiest_slots())
             chosen = [h for h in range(traced.mass.shape[1]) if not heads or h + 1 in heads]
-            found += [_head(traced, reads, trace.real[row], i, h) for h in chosen]
+            found += [_head(traced, reads, use, trace.real[row], i, h) for h in chosen]
     return found
 
 
 def _row(layer: LayerTrace, row: int) -> LayerTrace:
-    accesses, mass, position, *rest = (getattr(layer, name) for name in LayerTrace.__dataclass_fields__)
     keep = slice(row, row + 1)
-    return LayerTrace(Accesses(*(x[keep] for x in accesses)), mass[keep], position[keep], *rest)
+    accesses = Accesses(*(x[keep] for x in layer.accesses))
+    return replace(layer, accesses=accesses, mass=layer.mass[keep], position=layer.position[keep])
 
 
-def _head(layer: LayerTrace, reads: Reads, real: Tensor, number: int, head: int) -> HeadTrace:
+class _Use(NamedTuple):
+    """The use of the slots by all heads: ``LayerTrace.use``, ``share_used`` and ``busiest_slots``."""
+
+    written: Tensor
+    read: Tensor
+    share: Tensor
+    busiest: Tensor
+
+
+def _head(layer: LayerTrace, reads: Reads, use: _Use, real: Tensor, number: int, head: int) -> HeadTrace:
     tokens, weights, total, before, by_age = (x[0, head][real] for x in reads)
     everything = (total + before).clamp(min=torch.finfo(total.dtype).tiny)
-    written, read = (x[0, head] for x in layer.use())
+    written, read, share, busiest = (x[0, head] for x in use)
     by_age = reads.by_age[0, head, : int(real.sum())]
     return HeadTrace(
         number, head + 1, head < layer.cape_heads, Accesses(*(x[0, head][real] for x in layer.accesses)), written, read,
-        float(layer.share_used()[0, head]), int(layer.busiest_slots()[0, head]), layer.position[0][tokens],
+        float(share), int(busiest), layer.position[0][tokens],
         weights / everything.unsqueeze(-1), before / everything, by_age / everything.sum(),
     )  # fmt: skip

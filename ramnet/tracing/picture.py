@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ramnet.files import written_aside
+from ramnet.files import write_png
 from ramnet.tracing.heads import HeadTrace
 
 # Dark red and light green: they differ in lightness, too. The marks differ in shape, and the bars in direction.
@@ -49,9 +49,9 @@ def save_picture(heads: Sequence[HeadTrace], labels: Sequence[str], path: Path) 
         Line2D([], [], linestyle="", marker="o", color=READ, markerfacecolor="none", markeredgewidth=1.5, label="read"),
     ]
     figure.legend(handles=keys, loc="outside upper left", ncols=2, fontsize=10, frameon=False)
-    with written_aside(path) as aside, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a character that the font lacks is drawn as a box
-        figure.savefig(aside, dpi=110, format="png")
+        write_png(path, figure, dpi=110)
 
 
 def _draw_time(axes: Any, head: HeadTrace, labels: Sequence[str], last: bool) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ramnet.config import RamNetConfig, one_line
-from ramnet.model import WEIGHT_TYPES, not_finite
+from ramnet.model import WEIGHT_TYPES, filled, not_finite
 from ramnet.state import RamState, read_safetensors, write_safetensors
 from ramnet.training.model import Config, Model, make
 from ramnet.training.recipe import Recipe
@@ -95,16 +95,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def complete(config: Config, saved: dict[str, Tensor]) -> Model:
-    """Return a model whose weights are those of ``tensors``, without copying them."""
+    """Return a model whose weights are those of ``saved``, without copying them."""
     with torch.device("meta"):
         model = make(config)
-    weights = {name.removeprefix("weight."): x for name, x in saved.items() if name.startswith("weight.")}
-    if config.tie_embeddings:
-        weights["head.weight"] = weights["embedding.weight"]
-    model.load_state_dict(weights, assign=True)
-    if config.tie_embeddings:
-        model.head.weight = model.embedding.weight
-    return model
+    return filled(model, {name.removeprefix("weight."): x for name, x in saved.items() if name.startswith("weight.")})
 
 
 class Loaded(NamedTuple):

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ramnet.files import write_text_atomic, written_aside
+from ramnet.files import write_png, write_text_atomic
 
 FILE, PICTURE = "metrics.jsonl", "loss.png"
 
@@ -102,6 +102,5 @@ def picture(folder: Path) -> Path | None:
     axes.plot(steps, average, color="#08519c", label="average of about 50 steps")
     axes.grid(alpha=0.3)
     axes.legend()
-    with written_aside(folder / PICTURE) as aside:
-        figure.savefig(aside, format="png", dpi=120)
+    write_png(folder / PICTURE, figure)
     return folder / PICTURE

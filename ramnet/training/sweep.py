@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from ramnet.training.model import Config, Model, make
 from ramnet.training.recipe import Recipe
 
 RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2)  # the learning rates that the paper tries
-CHECKPOINT_SECONDS = 300.0  # each evaluates the model, which takes 10 s in the recall experiment
+CHECKPOINT_SECONDS = 300.0  # each evaluates the model, which takes 5 s in the recall experiment
 
 
 class ScoredTask(TrainingTask, Protocol):
@@ -65,6 +65,14 @@ class Outcome(BaseModel):
     seconds: float
     metric: float | None
     scores: list[float]
+
+
+def by_name(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    """Return the outcomes of each model, those of its seeds, in the models' order."""
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(outcome.name, []).append(outcome)
+    return found
 
 
 @dataclass(frozen=True)

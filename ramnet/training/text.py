@@ -122,9 +122,7 @@ class Text:
 
         A token counts as the mean bytes of a token of the held-out text.
         """
-        windows = len(self.held_out)
-        numbers = torch.linspace(0, windows - 1, min(windows, HELD_OUT_WINDOWS), dtype=torch.float64).long()
-        batch = self.held_out.take(numbers)
+        batch = self.held_out.spread(HELD_OUT_WINDOWS)
         nats, device = 0.0, model.embedding.weight.device
         for part in batch.split(16):
             hidden = model.hidden_states(part.inputs.to(device))[0].flatten(0, 1)

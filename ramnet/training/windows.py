@@ -39,6 +39,11 @@ class Windows:
         start = numbers - (self.ends - self.counts)[which] - self.length + 1
         return _clipped(self.tokens, which, start.clamp(min=0), start + self.length, self.length)
 
+    def spread(self, count: int) -> Batch:
+        """Return ``count`` evenly spaced windows, or all if there are fewer."""
+        total = len(self)
+        return self.take(torch.linspace(0, total - 1, min(total, count), dtype=torch.float64).long())
+
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """Draw ``size`` windows uniformly."""
         return self.take(torch.randint(len(self), (size,), generator=generator))

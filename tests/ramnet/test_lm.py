@@ -112,9 +112,10 @@ def test_the_same_bytes_are_predicted_with_every_context(files: list[str], monke
 
 
 def test_held_out_text_that_is_too_short_is_refused(files: list[str]) -> None:
-    task = Compared(files, 16, (16, 10_000))
     with pytest.raises(ValueError, match=r"longest held-out document holds \d+ bytes; a context of 10000 needs 10065"):
-        task.by_context(make(ram_net(SMALL, 0)))
+        Compared(files, 16, (16, 10_000))
+    with pytest.raises(ValueError, match=r"^no name is repeated within 4 bytes of the held-out text; give more text$"):
+        Compared(files, 4, (4,))
 
 
 def test_the_command_writes_a_table_data_and_two_pictures(
