@@ -22,6 +22,8 @@ from lowering.gpu.triton.launch import TritonLaunch
 from ramnet.ops.accesses import Accesses
 
 BARRIER = "tl.debug_barrier()"
+# Triton reads a kernel's source when it compiles, so the files must exist until the process ends.
+VARIANTS = tempfile.TemporaryDirectory()
 
 
 @triton.jit
@@ -61,8 +63,7 @@ def _without(module: ModuleType, number: int) -> Any:
     joined = parts[0]
     for i, part in enumerate(parts[1:]):
         joined += ("pass" if i == number else BARRIER) + part
-    # Triton reads a kernel's source when it compiles, so the file must exist until the process ends.
-    path = Path(tempfile.mkdtemp()) / "variant.py"
+    path = Path(VARIANTS.name) / f"{module.__name__}.{number}.py"
     path.write_text(joined, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("variant", path)
     assert spec is not None and spec.loader is not None
