@@ -7,9 +7,9 @@ All tensors are contiguous, float32 but for the position, and in the CPU's memor
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,13 @@ class Library:
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        self._process, self._model = os.getpid(), _Pointer()
-        self._library = _load(path)
+        self._library, self._model = _load(path), _Pointer()
         self._here = threading.local()
         self._pointers = [0] * self._library.ramnet_weight_count()
         status = self._library.ramnet_wrap(_array(_Pointer, self._pointers), threads, ctypes.byref(self._model))
         if status:
             raise _error(self._library, status)
-
-    def __del__(self) -> None:
-        # A forked process has none of the threads that closing waits for.
-        if self._model and self._process == os.getpid():
-            self._library.ramnet_close(self._model)
+        _finally(self, self._library.ramnet_close, self._model)
 
     def rebind(self, pointers: list[int]) -> None:
         """Read the weights at ``pointers``, in the order of ``lowering.aot.weights.table``, in ``step`` and ``tokens``.
@@ -112,11 +107,18 @@ class _States:
     """States of the library, freed with this object."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._library, self.pointers = library, (_Pointer * BLOCK)()
+        self.pointers = (_Pointer * BLOCK)()
+        _finally(self, _free, library, self.pointers)
 
-    def __del__(self) -> None:
-        for pointer in self.pointers:
-            self._library.ramnet_state_free(_Pointer(pointer))
+
+def _finally(owner: object, function: Callable[..., None], *arguments: Any) -> None:
+    """Call the function when ``owner`` is deleted, but not at the end of the process, which frees all memory itself."""
+    weakref.finalize(owner, function, *arguments).atexit = False
+
+
+def _free(library: ctypes.CDLL, states: ctypes.Array[_Pointer]) -> None:
+    for pointer in states:
+        library.ramnet_state_free(_Pointer(pointer))
 
 
 def _error(library: ctypes.CDLL, status: int) -> Exception:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,21 @@ def _after(model: CModel, ids: list[int]) -> object:
     state = model.state()
     model.tokens(state, ids)
     return state
+
+
+def test_a_forked_process_runs_and_closes_its_parents_model(bundle: Path) -> None:
+    """It has none of the threads of its parent."""
+    model = CModel(bundle / LIBRARY, bundle / WEIGHTS, threads=3)
+    state = model.state()
+    logits = model.tokens(state.clone(), [1, 2, 3])
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends the process if it waits for a thread
+        same = np.array_equal(model.tokens(state, [1, 2, 3]), logits)
+        del state, model
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    np.testing.assert_array_equal(model.tokens(state, [1, 2, 3]), logits)
 
 
 def test_verify_prints_one_line(bundle: Path) -> None:

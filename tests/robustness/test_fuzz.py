@@ -16,8 +16,8 @@ from tests.robustness import fuzz
 from tests.robustness.kinds import KINDS
 
 MUTATIONS = {
-    "config": 200, "checkpoint": 150, "training": 15, "state": 200, "ids": 100, "ops": 100, "records": 100,
-    "journal": 80, "export": 100, "prompts": 20,
+    "config": 260, "checkpoint": 150, "training": 15, "state": 200, "ids": 50, "ops": 100, "records": 100,
+    "journal": 80, "export": 30, "prompts": 20,
 }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 #include "pool.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <threads.h>
 
@@ -9,9 +11,12 @@
 /* How often the caller looks whether the workers have finished, before it lets them have its processor. */
 enum { SPINS_AT_END = 1000 };
 
+static unsigned forks; /* how many times this process and its ancestors forked since the first pool */
+static once_flag counting = ONCE_FLAG_INIT;
 
 struct pool {
   int threads; /* besides the caller's */
+  unsigned forks; /* when they were started: a forked process has none of them */
   thrd_t* handles;
   mtx_t use, sleep;
   cnd_t work;
@@ -68,9 +73,15 @@ static void next_round(pool* p) {
   mtx_unlock(&p->sleep);
 }
 
+static void count_fork(void) { forks++; }
+static void count_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
+static bool has_threads(const pool* p) { return p->forks == forks; }
+
 pool* pool_start(int threads) {
   pool* p = calloc(1, sizeof *p);
   if (p == NULL) return NULL;
+  call_once(&counting, count_forks);
+  p->forks = forks;
   p->handles = calloc((size_t)threads, sizeof *p->handles);
   mtx_init(&p->use, mtx_plain);
   mtx_init(&p->sleep, mtx_plain);
@@ -86,19 +97,21 @@ pool* pool_start(int threads) {
 
 void pool_stop(pool* p) {
   if (p == NULL) return;
-  atomic_store(&p->ending, 1);
-  next_round(p);
-  for (int i = 0; i < p->threads; i++) thrd_join(p->handles[i], NULL);
-  mtx_destroy(&p->use);
-  mtx_destroy(&p->sleep);
-  cnd_destroy(&p->work);
+  if (has_threads(p)) {
+    atomic_store(&p->ending, 1);
+    next_round(p);
+    for (int i = 0; i < p->threads; i++) thrd_join(p->handles[i], NULL);
+    mtx_destroy(&p->use);
+    mtx_destroy(&p->sleep);
+    cnd_destroy(&p->work);
+  }
   free(p->handles);
   free(p);
 }
 
 void pool_run(void* runtime, int tasks, void (*task)(void* context, int i), void* context) {
   pool* p = runtime;
-  if (mtx_trylock(&p->use) != thrd_success) {
+  if (!has_threads(p) || mtx_trylock(&p->use) != thrd_success) {
     for (int i = 0; i < tasks; i++) task(context, i);
     return;
   }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -126,3 +128,10 @@ def test_without_a_c_compiler_modules_are_called_and_one_warning_says_why(monkey
     assert [str(each.message) for each in caught if "C compiler" in str(each.message)] == [
         "tokens are computed module by module: there is no C compiler; install gcc or clang, or name one in CC"
     ]
+
+
+def test_a_program_ends_in_silence_if_something_holds_a_library_to_the_end() -> None:
+    """Python sets the names of modules that are held, too, to None before."""
+    code = "import os, sys; from lowering.aot import library as held; os.held = held, held.Library(sys.argv[1], 2)"
+    command = [sys.executable, "-c", code, str(build.shared_library(CONFIG))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""

@@ -18,9 +18,11 @@ from tests.samples import DIFFERENTIABLE, as_backends_take, cotangents, relative
 
 tvm = pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
+from lowering.cpu.address_decode import module  # noqa: E402 - after the check for tvm
 from lowering.cpu.backend import CpuKernels  # noqa: E402 - after the check for tvm
 from lowering.cpu.backend import _run as run_on_slots  # noqa: E402
 from lowering.cpu.build import cache_key, lower  # noqa: E402
+from lowering.parsing import on_a_short_stack  # noqa: E402
 
 CONSTANTS = {"decay_power": 0.5, "eps": 1e-6, "proxy_eps": 0.01}
 
@@ -45,6 +47,14 @@ def schedules(work: Workload) -> list[Schedule]:
         chosen.append(best)
         wanted -= best.model_dump().items()
     return chosen
+
+
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_unrolled_addresses_have_few_loops(unroll: int) -> None:
+    """The time that TVM takes to compile the kernel is proportional to their square."""
+    work = workload("address_decode", R=64, U=3, P=4, K=8)
+    template = on_a_short_stack(module, work, AddressDecode(lanes=16, unroll=unroll, parallel=False))
+    assert template.script().count("T.vectorized(") < 30
 
 
 class Fixed(CpuKernels):
