@@ -27,20 +27,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "order": [3, 2], "sub_dim": [3, 6], "top_k": [4, 7], "decay_power": 0.5, "cape_half_layers": 1,
         "intermediate_size": 34, "conv_layers": 2, "temperature": 0.7, "address_bias": "offsets",
     },
-    # One sub-vector, one slot per token, one head, and neither FFN nor convolution.
-    "bare": {
-        "vocab_size": 37, "hidden_size": 12, "num_layers": 1, "num_heads": 1, "value_dim": 7, "order": 1, "sub_dim": 5,
-        "top_k": 1, "decay_power": 2.0, "tie_embeddings": True,
+    # A layer of one head, one sub-vector and one slot per token, and one that touches every slot; CAPE on all heads.
+    "extremes": {
+        "vocab_size": 37, "hidden_size": 16, "num_layers": 2, "num_heads": [1, 2], "value_dim": [7, 4],
+        "order": [1, 3], "sub_dim": [5, 2], "top_k": [1, 8], "decay_power": 0.0, "cape_full_layers": 2,
+        "intermediate_size": 20, "tie_embeddings": True,
     },
-    # Every slot at every token; CAPE on all heads.
-    "all slots": {
-        "vocab_size": 19, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "value_dim": 4, "order": 3, "sub_dim": 2,
-        "top_k": 8, "decay_power": 0.0, "cape_full_layers": 1, "intermediate_size": 20,
-    },
-    # A state much larger than the weights.
+    # A state much larger than the weights, and neither FFN nor convolution.
     "wide": {
         "vocab_size": 11, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "value_dim": 3, "order": 5, "sub_dim": 4,
-        "top_k": 8, "decay_power": 1.0, "cape_half_layers": 1,
+        "top_k": 8, "decay_power": 2.0, "cape_half_layers": 1,
     },
 }  # fmt: skip
 

@@ -113,20 +113,20 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_export(
     """For each file of an export, simulate a disk that is full after the files before it."""
     import onnx_ir
 
-    bare = export_named("bare")
-    monkeypatch.setattr(graphs, "build", lambda model, kind, kernels: onnx_ir.load(bare.onnx / f"{kind}.onnx"))
-    sizes = {name: (bare.onnx / name).stat().st_size for name in FILES}
+    made = export_named("wide")
+    monkeypatch.setattr(graphs, "build", lambda model, kind, kernels: onnx_ir.load(made.onnx / f"{kind}.onnx"))
+    sizes = {name: (made.onnx / name).stat().st_size for name in FILES}
     room = {
         "weights.bin": 1000,
         "decode.onnx": sizes["weights.bin"],
         "prefill.onnx": sizes["decode.onnx"],
         "ramnet.json": sizes["prefill.onnx"],
     }[full]
-    shutil.copytree(bare.onnx, tmp_path / "onnx")
+    shutil.copytree(made.onnx, tmp_path / "onnx")
     before = entries(tmp_path)
     problem = re.escape(f"{tmp_path / 'onnx'} cannot be written: ")
     with full_disk(after=room), pytest.raises(OSError, match=problem):
-        export_onnx(bare.model, tmp_path / "onnx", schedules={"cpu": "x" * 20_000})
+        export_onnx(made.model, tmp_path / "onnx", schedules={"cpu": "x" * 20_000})
     assert entries(tmp_path) == before
 
 
@@ -200,7 +200,7 @@ def test_weights_that_all_lie_in_the_graphs_have_their_file_and_digest_too(
 
 
 def test_an_export_leaves_each_module_in_the_mode_it_was_in() -> None:
-    model = make_model("bare").train()
+    model = make_model("wide").train()
     model.blocks[0].eval()
     modes = [module.training for module in model.modules()]
     graphs.build(model, "decode")

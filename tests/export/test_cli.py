@@ -108,7 +108,7 @@ def test_bad_arguments_are_one_line(
     (tmp_path / "file").touch()
     assert "Not a directory" in ramnet("export", mixed.checkpoint, "--output", tmp_path / "file" / "onnx").error
     assert "is not an export" in ramnet("generate", "--onnx", mixed.checkpoint, "text").error
-    no_bytes = ramnet("generate", "--onnx", export_named("bare").onnx, "text").error
+    no_bytes = ramnet("generate", "--onnx", export_named("extremes").onnx, "text").error
     assert "has 37 tokens; text needs a byte-level model, of 256" in no_bytes
     damaged = tmp_path / "damaged"
     shutil.copytree(mixed.onnx, damaged)

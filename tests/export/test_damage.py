@@ -27,7 +27,7 @@ Bundle = dict[str, bytes]
 @pytest.fixture
 def bundle(export_named: Callable[[str], Exported]) -> Bundle:
     """The files of the smallest export."""
-    return {path.name: path.read_bytes() for path in export_named("bare").onnx.iterdir()}
+    return {path.name: path.read_bytes() for path in export_named("extremes").onnx.iterdir()}
 
 
 @pytest.fixture
