@@ -27,6 +27,14 @@ def of_layer(config: RamLayerConfig, batch_size: int = 1, length: int = 1024) ->
     return [few, many, backward, _step(config, batch_size), *_scans(config, batch_size, length)]
 
 
+def of_training(config: RamLayerConfig, batch_size: int, length: int, dtype: Dtype) -> list[Workload]:
+    """Return the workloads of one layer in training, forward and backward."""
+    return [
+        *_addresses_and_gradient(config, batch_size, length, dtype),
+        *_scans(config, batch_size, length, dtype),
+    ]
+
+
 def of_model_on_gpu(
     config: RamNetConfig, batch_size: int = 16, length: int = 4096, decode_batch: int = 64
 ) -> list[Workload]:

@@ -13,9 +13,17 @@ from click.core import ParameterSource
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ramnet.training.checkpoint import Progress
+    from ramnet.training.footprint import Rows
     from ramnet.training.loop import TrainingTask
-    from ramnet.training.model import Config
+    from ramnet.training.model import Config, Model
+    from ramnet.training.objective import Execution
     from ramnet.training.parallel import Parallel
+    from ramnet.training.recipe import Recipe
+
+    # Both take the saved settings of a run that is resumed; the second also the rows of a step.
+    MakeTask = Callable[[Config, dict[str, Any]], TrainingTask]
+    MakeRows = Callable[[Config, dict[str, Any], int], Rows]
 
 
 @click.group()
@@ -60,6 +68,8 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
         click.option("--compile/--no-compile", "compiled", default=False, help="Compile the model with torch.compile."),
         click.option("--checkpoint-seconds", type=float, default=30.0,
                      help="Seconds between checkpoints, each evaluated on held-out data."),
+        click.option("--dry-run", is_flag=True,
+                     help="Print the memory, operations and time that the run needs; train and write nothing."),
     ]  # fmt: skip
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -77,13 +87,18 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
 def mqar(ctx: click.Context, pairs: int, length: int, **options: Any) -> None:
     """Multi-query associative recall: recall the value that followed a key."""
 
+    from ramnet.training.footprint import Rows
     from ramnet.training.mqar import Mqar
 
-    def task(config: Config, saved: dict[str, Any]) -> TrainingTask:
+    def task(config: Config, saved: dict[str, Any]) -> Mqar:
         setting = {"pairs": pairs, "length": length, "vocab_size": config.vocab_size}
         return Mqar(**(setting | _saved(ctx, saved, "pairs", "length")))
 
-    _run(ctx, options, task, seconds=180.0)
+    def rows(config: Config, saved: dict[str, Any], size: int) -> Rows:
+        asked = task(config, saved)
+        return Rows(size, asked.length, asked.pairs)
+
+    _run(ctx, options, task, rows, seconds=180.0)
 
 
 def _configure(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -118,59 +133,56 @@ def text(
     windows: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """A language model of bytes, or of a tokenizer's tokens."""
+    from ramnet.training.footprint import Rows
     from ramnet.training.text import Text
 
     if files and not data:
         raise click.UsageError(f"{files[0]} is given without an option; give files with --data")
 
-    def task(config: Config, saved: dict[str, Any]) -> TrainingTask:
-        setting = {"files": [*data, *files], "length": length, "windows": windows or "within a document"}
-        setting |= {"tokenizer": tokenizer}
-        setting |= _saved(ctx, saved, "length", "tokenizer", "windows") | ({} if data else _saved(ctx, saved, "files"))
-        return Text.of(setting, config.vocab_size, options["output"] / "tokens")
+    def setting(saved: dict[str, Any]) -> dict[str, Any]:
+        found = {"files": [*data, *files], "length": length, "windows": windows or "within a document"}
+        found |= {"tokenizer": tokenizer}
+        found |= _saved(ctx, saved, "length", "tokenizer", "windows") | ({} if data else _saved(ctx, saved, "files"))
+        return found
 
-    _run(ctx, options, task, seconds=240.0)
+    def task(config: Config, saved: dict[str, Any]) -> Text:
+        return Text.of(setting(saved), config.vocab_size, options["output"] / "tokens")
+
+    def rows(config: Config, saved: dict[str, Any], size: int) -> Rows:
+        asked = setting(saved)
+        Text.check(asked, config.vocab_size)
+        return Rows(size, asked["length"], asked["length"], asked["windows"] == "carried")
+
+    _run(ctx, options, task, rows, seconds=240.0)
 
 
 def _run(
-    ctx: click.Context,
-    options: dict[str, Any],
-    make_task: Callable[[Config, dict[str, Any]], TrainingTask],
-    seconds: float,
-) -> None:
+    ctx: click.Context, options: dict[str, Any], make_task: MakeTask, rows: MakeRows, seconds: float,
+) -> None:  # fmt: skip
     from ramnet.console import console
-    from ramnet.training.parallel import processes
+    from ramnet.training.parallel import processes, torchruns
 
     screen = console()
+    if options["dry_run"]:
+        screen.quiet = (parallel := torchruns(options["parallel"])).rank > 0
+        _dry_run(ctx, options, rows, seconds, parallel, screen)
+        return
     with processes(options["parallel"]) as parallel:
         screen.quiet = parallel.rank > 0
         _train(ctx, options, make_task, seconds, parallel, screen)
 
 
-def _train(
-    ctx: click.Context,
-    options: dict[str, Any],
-    make_task: Callable[[Config, dict[str, Any]], TrainingTask],
-    seconds: float,
-    parallel: Parallel,
-    screen: Console,
-) -> None:
-    import torch
-
-    from ramnet import ops
-    from ramnet.config import RamNetConfig
-    from ramnet.model import RamNetForCausalLM
+def _settled(
+    ctx: click.Context, options: dict[str, Any], parallel: Parallel, seconds: float
+) -> tuple[Recipe, Progress | None]:
+    """Return the recipe, and the progress of the run that is resumed."""
     from ramnet.training import checkpoint
-    from ramnet.training.loop import train as run_training
-    from ramnet.training.metrics import picture
-    from ramnet.training.model import Model, make
-    from ramnet.training.objective import Execution
     from ramnet.training.recipe import BUDGET, Recipe
 
     output, source = options["output"], options["source"]
     resume = options["resume"] or (parallel.count > 1 and output is not None and _restarted(output))
-    saved: dict[str, Any] = {}
     recipe = {name: options[name] for name in Recipe.model_fields if name in options}
+    progress = None
     if source is not None:
         _check_source(ctx, source, output, options["resume"])
     if resume:
@@ -179,32 +191,79 @@ def _train(
         progress = checkpoint.Progress.load(output)
         # If the user gives either budget, it replaces both budgets of the checkpoint.
         kept = set(recipe) - (set(BUDGET) if any(_given(ctx, name) for name in BUDGET) else set())
-        saved, recipe = progress.task, recipe | _saved(ctx, progress.recipe.model_dump(), *kept)
+        recipe |= _saved(ctx, progress.recipe.model_dump(), *kept)
     elif recipe["steps"] is None and recipe["seconds"] is None:
         recipe["seconds"] = seconds
     checked = Recipe(**recipe)
     if output is not None:
         checkpoint.check_writable(output)
-    torch.manual_seed(checked.seed)
-    if resume and not _given(ctx, "preset"):
-        model: Model = make(progress.config)
-    elif source is not None:
-        model = RamNetForCausalLM.from_pretrained(source)
-        for kind in {p.dtype for p in model.parameters() if p.dtype.itemsize < 4}:
-            # Measured for bfloat16 weights of standard deviation 0.05: AdamW's step of 1e-4 leaves 54% as they were.
-            screen.print(f"{source} holds weights in {kind}, where small updates are lost; convert it to float32 first")
-    else:
-        model = RamNetForCausalLM(RamNetConfig.preset(options["preset"]))
-    gpu = torch.cuda.is_available()
-    model.to("cuda" if gpu else "cpu")
+    return checked, progress
+
+
+def _model(ctx: click.Context, options: dict[str, Any], progress: Progress | None, screen: Console) -> Model:
+    """Return the model that training begins with, or that a checkpoint is loaded into."""
+    from ramnet.config import RamNetConfig
+    from ramnet.model import RamNetForCausalLM
+    from ramnet.training.model import make
+
+    if progress is not None and not _given(ctx, "preset"):
+        return make(progress.config)
+    source = options["source"]
+    if source is None:
+        return RamNetForCausalLM(RamNetConfig.preset(options["preset"]))
+    model = RamNetForCausalLM.from_pretrained(source)
+    for kind in {p.dtype for p in model.parameters() if p.dtype.itemsize < 4}:
+        # Measured for bfloat16 weights of standard deviation 0.05: AdamW's step of 1e-4 leaves 54% as they were.
+        screen.print(f"{source} holds weights in {kind}, where small updates are lost; convert it to float32 first")
+    return model
+
+
+def _execution(options: dict[str, Any]) -> Execution:
+    from ramnet.training.objective import Execution
+
+    return Execution(options["compiled"], options["micro_batch"], options["recompute"])
+
+
+def _dry_run(
+    ctx: click.Context, options: dict[str, Any], rows: MakeRows, seconds: float, parallel: Parallel, screen: Console
+) -> None:
+    import torch
+    from rich.table import Table
+
+    from ramnet.training.dry_run import describe
+
+    recipe, progress = _settled(ctx, options, parallel, seconds)
+    with torch.device("meta"):
+        model = _model(ctx, options, progress, screen)
+    kernels = _kernels(options, screen)
+    asked = rows(model.config, {} if progress is None else progress.task, recipe.batch_size)
+    table = Table.grid(padding=(0, 1))
+    for line in describe(model, asked, recipe, _execution(options), parallel, kernels):
+        table.add_row(*line)
+    screen.print(table)
+
+
+def _train(
+    ctx: click.Context, options: dict[str, Any], make_task: MakeTask, seconds: float, parallel: Parallel,
+    screen: Console,
+) -> None:  # fmt: skip
+    import torch
+
+    from ramnet import ops
+    from ramnet.training.loop import train as run_training
+    from ramnet.training.metrics import picture
+
+    recipe, progress = _settled(ctx, options, parallel, seconds)
+    torch.manual_seed(recipe.seed)
+    model, output = _model(ctx, options, progress, screen), options["output"]
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     with parallel.first_before_others():  # the first writes the tokens that the others read
-        task = make_task(model.config, saved)
-    kernels = _available(options["kernels"] or ("gpu" if gpu else "cpu"), screen)
-    with ops.using(kernels):
+        task = make_task(model.config, {} if progress is None else progress.task)
+    with ops.using(_kernels(options, screen)):
         result = run_training(
-            model, task, checked, output=output, resume=resume,
-            execution=Execution(options["compiled"], options["micro_batch"], options["recompute"]), parallel=parallel,
-            checkpoint_seconds=options["checkpoint_seconds"], console=None if parallel.rank else screen,
+            model, task, recipe, output=output, resume=progress is not None, execution=_execution(options),
+            parallel=parallel, checkpoint_seconds=options["checkpoint_seconds"],
+            console=None if parallel.rank else screen,
         )  # fmt: skip
     if output is not None and parallel.rank == 0:
         picture(output)
@@ -249,10 +308,13 @@ def _saved(ctx: click.Context, saved: dict[str, Any], *names: str) -> dict[str, 
     return {name: saved[name] for name in names if name in saved and not _given(ctx, name)}
 
 
-def _available(kernels: str, screen: Console) -> str:
-    """Return the backend to use. It is the reference, with a notice, if ``kernels`` needs a package that is missing."""
+def _kernels(options: dict[str, Any], screen: Console) -> str:
+    """Return the backend to use. It is the reference, with a notice, if its package is missing."""
+    import torch
+
     from ramnet import ops
 
+    kernels = options["kernels"] or ("gpu" if torch.cuda.is_available() else "cpu")
     if kernels in ("", "reference"):
         return ""
     try:

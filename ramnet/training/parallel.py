@@ -101,6 +101,11 @@ class Parallel:
         return float(self.total(held))
 
 
+def torchruns(kind: Kind) -> Parallel:
+    """Return what torchrun says of this process, which need not meet the others for that."""
+    return Parallel(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), kind)
+
+
 @contextmanager
 def processes(kind: Kind) -> Iterator[Parallel]:
     """Within the block, be one of torchrun's processes, which set RANK and WORLD_SIZE; without them, the only one."""

@@ -53,8 +53,7 @@ class Text:
         tokenizer: Tokenizer | None = None,
         cache: Path | None = None,
     ) -> None:
-        if length < 1:
-            raise ValueError(f"length is {length}; it must be at least 1")
+        _check_length(length)
         if tokenizer is not None and cache is None:
             raise ValueError("a tokenizer is given without a folder for its tokens")
         self.length, self.windows, self.tokenizer = length, windows, tokenizer
@@ -82,17 +81,31 @@ class Text:
     @classmethod
     def of(cls, description: dict[str, Any], vocab_size: int, cache: Path) -> Self:
         """Return the task of a ``description``, as ``describe`` returns it, for a model of ``vocab_size`` tokens."""
-        path = description.get("tokenizer")
-        tokenizer = None if path is None else Tokenizer(Path(path), vocab_size)
-        if tokenizer is None and vocab_size < 256:
-            raise ValueError(f"vocab_size is {vocab_size}; bytes need at least 256")
         return cls(
             description["files"],
             description["length"],
             description.get("windows", "within a document"),
-            tokenizer,
+            cls.check(description, vocab_size),
             cache,
         )
+
+    @staticmethod
+    def check(description: dict[str, Any], vocab_size: int) -> Tokenizer | None:
+        """Check what can be checked of a description without reading the text, and return its tokenizer.
+
+        Raises ValueError if a file cannot be opened, the length is below 1, or the tokens do not fit ``vocab_size``.
+        """
+        _check_length(description["length"])
+        for file in description["files"]:
+            try:
+                Path(file).open("rb").close()
+            except OSError as error:
+                raise ValueError(f"{Path(file).resolve()} cannot be read: {error.strerror}") from None
+        path = description.get("tokenizer")
+        tokenizer = None if path is None else Tokenizer(Path(path), vocab_size)
+        if tokenizer is None and vocab_size < 256:
+            raise ValueError(f"vocab_size is {vocab_size}; bytes need at least 256")
+        return tokenizer
 
     def describe(self) -> dict[str, Any]:
         """Return what defines the task, for a checkpoint."""
@@ -129,6 +142,11 @@ class Text:
             wanted = part.labels.flatten().to(device)
             nats += float(summed_cross_entropy(model.head, hidden, wanted, model.config.vocab_size))
         return nats / int((batch.labels != IGNORED).sum()) * self._tokens_per_byte / math.log(2)
+
+
+def _check_length(length: int) -> None:
+    if length < 1:
+        raise ValueError(f"length is {length}; it must be at least 1")
 
 
 def standard_library() -> list[Path]:

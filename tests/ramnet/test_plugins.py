@@ -13,7 +13,7 @@ import pytest
 from ramnet import plugins
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ["ramnet.commands", "ramnet.backends", "ramnet.functions"]
+GROUPS = ["ramnet.commands", "ramnet.backends", "ramnet.step_times", "ramnet.functions"]
 
 
 @pytest.mark.parametrize("group", GROUPS)

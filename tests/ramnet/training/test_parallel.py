@@ -9,6 +9,7 @@ import torch.multiprocessing
 from safetensors.torch import load_file
 
 from ramnet.training import Recipe, train
+from ramnet.training.footprint import held
 from ramnet.training.metrics import FILE, read
 from ramnet.training.parallel import Parallel
 from tests.ramnet.training import two_processes
@@ -39,6 +40,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     # The rank whose loss is finite skips the step too, and weights stay the same in both.
     assert ranks[0]["skipped", 0] == ranks[1]["skipped", 1]
     assert ranks[0]["skipped", 0][0] == 1
+    assert ranks[0]["share"] == held(two_processes.fresh(), 2).parameters >= ranks[1]["share"]
 
     expected = load_file(tmp_path / "whole" / "training.safetensors")
     resumed = load_file(tmp_path / "one" / "training.safetensors")

@@ -11,7 +11,7 @@ import torch
 
 from ramnet.training import Recipe, train
 from ramnet.training.model import Model, make
-from ramnet.training.objective import Execution
+from ramnet.training.objective import Execution, Objective
 from ramnet.training.parallel import Kind, Parallel, processes
 from ramnet.training.text import Text
 from tests.ramnet.training.test_rows import SMALL
@@ -69,5 +69,7 @@ def work(rank: int, folder: Path, port: int) -> None:
         model, task = fresh(), NotFinite(sorted((folder / "data").iterdir()), 6)
         task.model, task.rank = model, rank
         result = train(model, task, SHORT, parallel=ddp)
+        fsdp.wrap(Objective(sharded := fresh(), "float32", False))
+        found["share"] = sum(x.to_local().nbytes for x in sharded.parameters())  # type: ignore[operator]
         found["skipped", rank] = (result.skipped, [x.tolist() for x in model.parameters()][:2])
     torch.save(found, folder / f"found{rank}")
