@@ -140,7 +140,7 @@ class Sweep:
 
 def _outcomes(runs: list[Run], folder: Path, jobs: int, kernels: str) -> Iterator[Outcome]:
     """Yield the outcome of each run as it ends, those that are known first."""
-    known = {run.key(): _known(folder / f"{run.key()}.json") for run in runs}
+    known = {run.key(): known_outcome(folder / f"{run.key()}.json") for run in runs}
     yield from filter(None, known.values())
     missing = [run for run in runs if known[run.key()] is None]
     if not missing:
@@ -150,7 +150,8 @@ def _outcomes(runs: list[Run], folder: Path, jobs: int, kernels: str) -> Iterato
             yield future.result()
 
 
-def _known(path: Path) -> Outcome | None:
+def known_outcome(path: Path) -> Outcome | None:
+    """Read the outcome in a file; None if there is no file. Raises ValueError, naming it, if it is not an outcome."""
     if not path.exists():
         return None
     try:
