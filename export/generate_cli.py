@@ -6,9 +6,14 @@ import codecs
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ramnet.config import RamNetConfig
 
 
 @click.command()
@@ -54,41 +59,48 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
         raise click.UsageError("--kernels needs --checkpoint; an export runs on onnxruntime's kernels")
     if not text:
         raise click.UsageError("TEXT is empty; give at least one character to continue")
-    import torch
-
-    from export.onnx.session import OnnxSession
-    from ramnet import RamNetForCausalLM, ops
     from ramnet.config import BYTES
-    from ramnet.generation.sampling import Sampling
+    from ramnet.generation.options import SamplingOptions, Stops
 
-    Sampling(temperature, top_k, top_p, min_p, repetition_penalty)  # raises before the model is read
-    model: OnnxSession | RamNetForCausalLM
-    if onnx is not None:
-        model = OnnxSession(onnx)
-    else:
-        assert checkpoint is not None
-        model = RamNetForCausalLM.from_pretrained(checkpoint)
-    if model.config.vocab_size != BYTES:
-        raise ValueError(
-            f"{onnx or checkpoint} has {model.config.vocab_size} tokens; text needs a byte-level model, of {BYTES}"
-        )
+    # These raise before the model is read.
+    options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
+    stops = Stops((), stop, None, BYTES)
     prompt = os.fsencode(text)  # the bytes of the command line, which need not be UTF-8
     say = _printer()
-    with ops.using(kernels) if kernels else nullcontext():
+    if onnx is not None:
+        import numpy as np
+
+        from export.onnx.generate import generate as continuation
+        from export.onnx.model import OnnxModel
+
+        exported = OnnxModel(onnx)
+        _check_bytes(exported.config, onnx)
         say(prompt)
-        model.generate(
-            torch.tensor([list(prompt)], dtype=torch.int64),
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-            streamer=lambda token: say(bytes([int(token[0])])),
-        )
+        for token in continuation(exported, np.array(list(prompt)), max_new_tokens, options, stops, seed):
+            say(bytes([token]))
+    else:
+        assert checkpoint is not None
+        import torch
+
+        from ramnet import RamNetForCausalLM, ops
+
+        model = RamNetForCausalLM.from_pretrained(checkpoint)
+        _check_bytes(model.config, checkpoint)
+        with ops.using(kernels) if kernels else nullcontext():
+            say(prompt)
+            model.generate(
+                torch.tensor([list(prompt)]), max_new_tokens, **asdict(options), stop=stop, seed=seed,
+                streamer=lambda token: say(bytes([int(token[0])])),
+            )  # fmt: skip
     say(b"\n")
+
+
+def _check_bytes(config: RamNetConfig, source: Path) -> None:
+    """Raise ValueError if the model's tokens are not bytes."""
+    from ramnet.config import BYTES
+
+    if config.vocab_size != BYTES:
+        raise ValueError(f"{source} has {config.vocab_size} tokens; text needs a byte-level model, of {BYTES}")
 
 
 def _printer() -> Callable[[bytes], None]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from export.onnx import model
-from export.onnx.ports import WEIGHTS
 from export.onnx.runtime import OnnxGraph
 from export.onnx.state import OnnxState
 from ramnet.generation import generate
@@ -31,24 +30,14 @@ class OnnxSession:
     def __init__(self, directory: str | Path, threads: int | None = None) -> None:
         self.model = model.OnnxModel(directory, torch.get_num_threads() if threads is None else threads)
         self.sidecar, self.config, self.graphs = self.model.sidecar, self.model.config, self.model.graphs
-        self._weight_bytes = (Path(directory) / WEIGHTS).stat().st_size
 
     def __call__(self, input_ids: Tensor, state: OnnxState | None = None, *, in_place: bool = False) -> OnnxOutput:
         """Return logits [B, T, V] of ids [B, T] and the state after them, as ``RamNetForCausalLM.forward`` does."""
-        tokens = self.model.check(input_ids.numpy())
-        state = OnnxState.zeros(self.config, len(input_ids)) if state is None else state
         if in_place:
+            state = OnnxState.zeros(self.config, len(input_ids)) if state is None else state
             return OnnxOutput(self.step(input_ids, state), state)
-        # Per token, ONNX's Scan, which kernels replace, copies the state, and a step reads the weights. Measured with
-        # 2 layers of width 128 on one thread: equal at M = 256, where twice the state is as large as the weights; at
-        # M = 4096 steps take half the time.
-        copied = 2 * sum(array.nbytes for array in state.tensors.values())
-        if tokens > 0 and (self.sidecar.kernels or copied < self._weight_bytes):
-            return self.prefill(input_ids, state)
-        state = state.clone()
-        logits = [self.step(token, state) for token in input_ids.split(1, dim=1) if tokens]
-        nothing = torch.empty(len(input_ids), 0, self.config.vocab_size, dtype=torch.float32)
-        return OnnxOutput(torch.cat([nothing, *logits], dim=1), state)
+        logits, after = self.model.read(input_ids.numpy(), state)
+        return OnnxOutput(torch.from_numpy(logits), after)
 
     def prefill(self, input_ids: Tensor, state: OnnxState | None = None) -> OnnxOutput:
         """Run the prefill graph: logits [B, T, V] of ``input_ids`` int64 [B, T], T ≥ 1, and a new state."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from ramnet.generation.options import Stops
 from ramnet.generation.reading import Generated, LanguageModel, Prompts, check_finite, read, taint
 from ramnet.generation.sampling import Sampling
-from ramnet.generation.stopping import Stops, Watch
+from ramnet.generation.stopping import Watch
 
 
 def search(

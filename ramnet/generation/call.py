@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ramnet.generation.beams import search
 from ramnet.generation.checks import check
+from ramnet.generation.options import Stops
 from ramnet.generation.reading import Generated, LanguageModel, Prompts
 from ramnet.generation.sampled import sample
 from ramnet.generation.sampling import Sampling, seeds_of_rows
-from ramnet.generation.stopping import Stops
 from ramnet.ids import check_prompt
 from ramnet.sequences import Sequences
 from ramnet.state import RamState
@@ -44,7 +44,7 @@ def generate(  # noqa: PLR0913 - the settings of a generation, each a keyword, a
 ) -> Any:
     """Continue each prompt by ``max_new_tokens`` tokens, or until it stops.
 
-    Prompts are read in chunks of ``reading.TOKENS_AT_ONCE`` tokens, so that memory does not grow with their length.
+    Prompts are read in chunks of ``options.TOKENS_AT_ONCE`` tokens, so that memory does not grow with their length.
     On a GPU, tokens are chosen on the device, and generation does not synchronise between tokens unless there are
     stops, beams or a ``streamer``.
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ramnet.generation.options import Stops
 from ramnet.generation.reading import Generated, LanguageModel, Prompts, check_finite, read, taint
 from ramnet.generation.sampling import Sampling, Uniforms
-from ramnet.generation.stopping import Stops, Watch
+from ramnet.generation.stopping import Watch
 
 # Device types on which values can be read without synchronising.
 SYNCHRONOUS = ("cpu",)

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from ramnet.generation.checks import check
+from ramnet.generation.options import SamplingOptions
 
 # Random numbers drawn for a row at a time: a call of a generator takes 2 µs on a CPU, and a kernel launch on a GPU.
 DRAWN_AT_ONCE = 64
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling options, the arguments of ``generate``. Raises ValueError or TypeError for values out of range."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        check("temperature", self.temperature, Real, lambda x: 0 <= x < math.inf, "finite and >= 0")
-        check("top_k", self.top_k, Integral, lambda x: x >= 0, ">= 0")
-        check("top_p", self.top_p, Real, lambda x: 0 < x <= 1, "in (0, 1]")
-        check("min_p", self.min_p, Real, lambda x: 0 <= x <= 1, "in [0, 1]")
-        check("repetition_penalty", self.repetition_penalty, Real, lambda x: 0 < x < math.inf, "finite and above 0")
+class Sampling(SamplingOptions):
+    """Chooses tokens from logits."""
 
     def choose(self, logits: Tensor, uniforms: Callable[[], Tensor]) -> Tensor:
         """Choose tokens int64 [B] from logits [B, V]; ``uniforms`` returns float64 [B] in [0, 1) for sampling."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ramnet import RamNetConfig, RamNetForCausalLM
-from ramnet.generation.reading import TOKENS_AT_ONCE
+from ramnet.generation.options import TOKENS_AT_ONCE
 from ramnet.generation.sampling import Sampling, Uniforms
 from tests.samples import LargestTensor, relative_rmse
 
