@@ -32,6 +32,7 @@ class Card(NamedTuple):
         quality: None if it was not measured.
         calls: code by language, such as "python" or "cpp".
         notes: paragraphs on what a user must know.
+        where: where the quality was measured, such as " in Node".
     """
 
     library: str
@@ -43,6 +44,7 @@ class Card(NamedTuple):
     quality: Quality | None
     calls: Mapping[str, str]
     notes: Sequence[str] = ()
+    where: str = ""
 
     def text(self, config: RamNetConfig, folder: Path) -> str:
         """Return the card of a model whose files are in ``folder``."""
@@ -66,7 +68,7 @@ class Card(NamedTuple):
             " repeats the comparison with PyTorch.",
             "## Measured",
             markdown_table(("what", ""), [*self.numbers.items(), ("time of a token", _time(self.speed))]),
-            *_bits(self.quality, self.precision),
+            *_bits(self.quality, f"{self.precision}, this export{self.where}"),
             "## Use",
             *code,
             "## Licence",
@@ -122,13 +124,13 @@ def _time(speed: Speed | None) -> str:
     return f"{speed.token_seconds * 1e6:.0f} µs, {threads}, on {speed.processor}"
 
 
-def _bits(quality: Quality | None, precision: str) -> list[str]:
+def _bits(quality: Quality | None, measured: str) -> list[str]:
     """Say what the precision costs."""
     if quality is None:
         return ["Bits per byte were not measured."]
     rows = [
         ("float32, PyTorch", f"{quality.float32:.4f}", "100 %"),
-        (f"{precision}, this export", f"{quality.bits_per_byte:.4f}", f"{100 * quality.agreement:.1f} %"),
+        (measured, f"{quality.bits_per_byte:.4f}", f"{100 * quality.agreement:.1f} %"),
     ]
     return [
         f"On {quality.tokens} bytes of text {quality.text}:",

@@ -94,7 +94,8 @@ def export(
         from export.web import STAGES, export_web
 
         windows = _calibration(checkpoint, precision, calibrate, notices)
-        _described(export_web, STAGES, model, output, precision=precision, calibration=windows)
+        text = _text(checkpoint, notices)
+        _described(export_web, STAGES, model, output, text=text, precision=precision, calibration=windows)
     else:
         from export.c.build import STAGES, export_c
 

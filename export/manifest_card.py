@@ -78,6 +78,7 @@ class _Texts(NamedTuple):
     summary: str
     files: dict[str, str]
     calls: dict[str, str]
+    where: str = ""
 
 
 _OF = {
@@ -119,6 +120,7 @@ _OF = {
             **_SHARED,
         },
         {"js": _JAVASCRIPT},
+        where=" in Node",
     ),
 }
 
@@ -145,6 +147,7 @@ def add(manifest: Manifest, folder: Path) -> Manifest:
         },
         numbers={"relative error of the logits against PyTorch with the same weights": error},
         precision=manifest.precision,
+        where=texts.where,
         speed=manifest.speed,
         quality=manifest.quality,
         calls={language: filled(text) for language, text in texts.calls.items()},

@@ -6,6 +6,7 @@ import json
 import shutil
 import statistics
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,27 @@ def logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """,
     )
     return np.frombuffer(found, np.float32).reshape(len(ids), -1)
+
+
+# Logits that one process of Node returns at most, if there are several windows: 64 MB.
+_AT_ONCE = 1 << 24
+
+
+def of_windows(directory: Path, ids: NDArray[np.int64], vocabulary: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the logits [L, V] after each token of each window of ``ids`` [N, L]. Raises what ``logits`` does."""
+    count, length = ids.shape
+    for part in np.array_split(ids, -(-count // max(1, _AT_ONCE // (length * vocabulary)))):
+        found = _run(
+            directory,
+            f"""
+            for (const ids of {json.dumps(part.tolist())}) {{
+              state.reset();
+              const x = model.tokens(state, ids, ids.length);
+              process.stdout.write(Buffer.from(x.slice().buffer));
+            }}
+            """,
+        )
+        yield from np.frombuffer(found, np.float32).reshape(len(part), length, vocabulary)
 
 
 def speed(directory: Path) -> Speed:
@@ -60,7 +82,8 @@ def _run(directory: Path, script: str) -> bytes:
         import {{ load }} from {json.dumps(module)};
         const model = await load({json.dumps(str(directory.resolve()))}), state = model.state();
     """
-    done = subprocess.run([node, "--input-type=module", "-e", begin + script], capture_output=True)
+    # From standard input, since an argument is at most 128 KB long.
+    done = subprocess.run([node, "--input-type=module", "-"], input=(begin + script).encode(), capture_output=True)
     if done.returncode:
         lines = [line for line in done.stderr.decode(errors="replace").splitlines() if "Error" in line]
         raise ValueError(f"the model does not run in Node: {lines[0] if lines else done.returncode}")

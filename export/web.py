@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from export import licence, manifest_card, node, process
+from export import licence, manifest_card, node, process, quality
 from export.c.build import check_as_built, write_weights
 from export.folder import replaced
 from export.manifest import WEB_FORMAT, Manifest
@@ -16,7 +16,7 @@ from export.model import uncompiled
 from lowering.aot import wasm, weights
 from ramnet import RamNetForCausalLM
 
-STAGES = 2
+STAGES = 3
 PAGE = Path(__file__).parent / "web"
 WASM = "ramnet.wasm"
 
@@ -26,6 +26,7 @@ def export_web(
     directory: str | Path,
     *,
     precision: str = "float32",
+    text: quality.HeldOut | None = None,
     calibration: Sequence[Tensor] | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
@@ -38,6 +39,7 @@ def export_web(
         model: a model as ``RamNetForCausalLM`` builds it, or what ``lowering.compile`` returned for one.
         directory: a missing or empty folder, or an earlier export, which is replaced.
         precision: the type of the weight matrices.
+        text: on which bits per byte are measured in Node, if any.
         calibration: windows of text, int64 [length] each, that int4 is calibrated on, if any.
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
@@ -70,8 +72,14 @@ def export_web(
         )
         found.save(aside)
         if shutil.which("node"):
-            found = found.model_copy(update={"error": process.check(aside), "speed": node.speed(aside)})
+            found = found.model_copy(update={"error": process.check(aside)})
+            on_progress("verified")
+            measured = None
+            if text is not None:
+                logits = node.of_windows(aside, text.ids[: quality.windows(model)], model.config.vocab_size)
+                measured = quality.measure(model, text, lambda _: next(logits))
+            found = found.model_copy(update={"speed": node.speed(aside), "quality": measured})
         found = manifest_card.add(found, aside)
         found.save(aside)
-    on_progress("verified")
+    on_progress("measured")
     return found

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+import export.node
+from export import quality
+from export.manifest import Manifest
+from export.quality import HeldOut
 from lowering.aot import wasm
 from ramnet import RamState
 from tests.export.conftest import checked_card
-from tests.export.web.conftest import CONFIG
+from tests.export.web.conftest import CONFIG, IDS, LABELS
 from tests.lowering.aot.c_library import CLibrary, eager_logits, error, ids_of, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
@@ -48,6 +52,24 @@ def test_the_cards_code_runs(bundle: Callable[[str], Path]) -> None:
         ["node", "--input-type=module", "-e", script], cwd=bundle("float32"), capture_output=True, text=True
     )
     assert done.stdout == "256 true\n", done.stderr
+
+
+def test_the_bits_per_byte_are_those_of_the_c_library(
+    bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, text = bundle("int8"), HeldOut("of a test", IDS, LABELS)
+    model = model_of(CONFIG)
+    library = CLibrary(model, tmp_path, "int8")
+    want = quality.measure(model, text, lambda ids: library.tokens(library.state(), ids, len(ids)))
+    found = Manifest.load(folder).quality
+    assert found is not None and found.tokens == want.tokens == 3 * 39
+    assert found.bits_per_byte == pytest.approx(want.bits_per_byte, rel=1e-3) != pytest.approx(found.float32, rel=1e-6)
+    assert (found.float32, found.agreement) == (want.float32, pytest.approx(want.agreement, abs=0.05))
+    card = (folder / "README.md").read_text()
+    assert f"| int8, this export in Node | {found.bits_per_byte:.4f} | {100 * found.agreement:.1f} % |" in card
+    monkeypatch.setattr(export.node, "_AT_ONCE", 2 * 40 * CONFIG.vocab_size)
+    for logits, ids in zip(export.node.of_windows(folder, IDS, CONFIG.vocab_size), IDS, strict=True):
+        assert error(logits.copy(), library.tokens(library.state(), ids.astype(np.int32), 40)) < 0.05
 
 
 def test_int8_writes_what_the_c_library_does(bundle: Callable[[str], Path], tmp_path: Path) -> None:
