@@ -66,9 +66,10 @@ class DeploymentRecord(BaseModel):
 
     Attributes:
         model: ``digest`` of the configuration.
-        gain: the time of ``lowering.compile`` divided by the chosen one's, the median of paired rounds.
+        gain: the time of ``lowering.compile`` divided by the chosen one's, the median of paired rounds; None if there
+            was no time for it.
         front: the points that no other one beats in both time and loss.
-        prompt_seconds: the time of a token of a prompt of 256; None in a record from before it was measured.
+        prompt_seconds: the time of a token of a prompt of 256; None if it was not measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -76,8 +77,8 @@ class DeploymentRecord(BaseModel):
     model: str
     device: str
     chosen: Point
-    gain: float
-    gain_spread: float
+    gain: float | None
+    gain_spread: float | None
     judged_by: str
     most_loss: float
     front: list[Point]

@@ -73,9 +73,9 @@ def save(
         label="chosen",
         zorder=4,
     )
-    axes.scatter(
-        [record.chosen.seconds * record.gain], [0], s=50, marker="x", color="black", label="lowering.compile"
-    )  # fmt: skip
+    if record.gain is not None:
+        compiled = record.chosen.seconds * record.gain
+        axes.scatter([compiled], [0], s=50, marker="x", color="black", label="lowering.compile")
     axes.axhline(record.most_loss, color="0.3", linestyle="--", linewidth=1, label="largest loss allowed")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter("s"))

@@ -44,10 +44,14 @@ class Stored:
         self.digest = found.hexdigest()[:16]
         judge.save(folder / judge.FILENAME, model, text)
 
+    def has(self, precision: str) -> bool:
+        """Return whether the weights of a precision are there."""
+        return (self.folder / precision).exists()
+
     def write(self, precision: str) -> None:
         """Write the weights and the samples of a precision, if they are not there."""
-        folder = self.folder / precision
-        if not folder.exists():
+        if not self.has(precision):
+            folder = self.folder / precision
             folder.mkdir()
             write_weights(self._model, precision, folder, self._calibration)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,15 @@ class Measured(BaseModel):
 
 
 class Answer(BaseModel):
-    """What was measured; ``bits`` a token of the base, if it was judged, and of float32."""
+    """What was measured.
+
+    Attributes:
+        bits: bits a token of the base, if it was judged, and of float32.
+        opening: the longest seconds of building, loading and checking a library; None if all were open.
+    """
 
     times: dict[str, Measured]
+    opening: float | None = None
     bits: tuple[float, float] | None = None
 
 
@@ -71,9 +78,12 @@ class Trials:
         """Raises ValueError if a deployment's logits are wrong."""
         candidates: dict[str, Any] = {}
         kept: dict[Deployment, CModel] = {}
+        opening = None
         for name, deployment in {BASE: request.base, **request.others}.items():
-            known = kept.get(deployment) or self.open.get(deployment)
+            begin, known = perf_counter(), kept.get(deployment) or self.open.get(deployment)
             model = kept[deployment] = known or _open(request, deployment)
+            if known is None:
+                opening = max(opening or 0.0, perf_counter() - begin)
             candidates[name] = partial(_read, model, model.state(), request.prompts)
         self.open = kept
         count = BLOCK if request.prompts else _IN_A_ROW
@@ -88,7 +98,7 @@ class Trials:
         bits = None
         if request.judge:
             bits = judge.bits(request.folder / judge.FILENAME, lambda ids: base.tokens(base.state(), ids, len(ids)))
-        return Answer(times=times, bits=bits)
+        return Answer(times=times, bits=bits, opening=opening)
 
 
 _IN_A_ROW = 8

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from click.testing import CliRunner
 pytest.importorskip("tvm", reason="the library needs tvm: pip install 'ramnet[tvm]'")
 pytest.importorskip("optuna", reason="the tuner needs optuna: pip install 'ramnet[tune]'")
 
-from autotune.deployment import cli, judge, search
+from autotune.deployment import cli, costs, judge, search
 from autotune.deployment.report import table
 from autotune.deployment.search import MOST_LOSS, Search
 from autotune.deployment.stored import Stored
 from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request, Trials
-from autotune.study.worker import FailedError
+from autotune.study.worker import FailedError, OutOfTimeError
 from export.c.build import export_c
 from export.quality import HeldOut
 from export.samples import Samples
@@ -47,16 +47,30 @@ def answer(request: Request) -> Answer:
     return Answer(times=measured, bits=bits)
 
 
+OPENING, WRITING = 4.0, 3.0  # seconds of building and checking a library, and of writing weights
+
+
 class Machine:
-    """A process that answers requests by a function, which tests may replace."""
+    """A process that answers requests by a function, which tests may replace, at the cost of time on a clock."""
 
     answer = staticmethod(answer)
+    clock, cut = 0.0, 0
 
     def __init__(self, makes: object) -> None:
         self.deadline: float | None = None
+        self.open: set[Deployment] = set()
 
     def call(self, method: str, limit: float, phase: str, request: Request) -> Answer:
-        return Machine.answer(request)
+        found = Machine.answer(request)
+        libraries = {request.base, *request.others.values()}
+        took = OPENING * len(libraries - self.open) + request.seconds
+        self.open = libraries
+        if self.deadline is not None and Machine.clock + took > self.deadline:
+            Machine.clock = self.deadline
+            Machine.cut += 1
+            raise OutOfTimeError(method)
+        Machine.clock += took
+        return found.model_copy(update={"opening": OPENING})
 
     def kill(self) -> None:
         pass
@@ -64,10 +78,18 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> type[Machine]:
-    """Trials are answered by ``Machine``, in a small space, and each reading of the clock advances it by a second."""
-    clock = itertools.count()
-    for module in (cli, search):
-        monkeypatch.setattr(module, "perf_counter", lambda: float(next(clock)))
+    """Trials are answered by ``Machine``, in a small space, on its clock."""
+    for module in (cli, search, costs):
+        monkeypatch.setattr(module, "perf_counter", lambda: Machine.clock)
+
+    def write(self: Stored, precision: str) -> None:
+        Machine.clock += WRITING
+        (self.folder / precision).mkdir()
+
+    monkeypatch.setattr(judge, "save", lambda path, model, text: path.touch())
+    monkeypatch.setattr(Stored, "write", write)
+    monkeypatch.setattr(Machine, "clock", 0.0)
+    monkeypatch.setattr(Machine, "cut", 0)
     monkeypatch.setattr(search, "Process", Machine)
     monkeypatch.setattr(Machine, "answer", staticmethod(answer))
     monkeypatch.setattr(search, "ROWS", (1, 2, 4))
@@ -77,42 +99,82 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> type[Machine]:
 
 @pytest.fixture
 def made(tmp_path: Path, machine: type[Machine], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
-    """Makes searches on one journal."""
+    """Makes searches on one journal, which begin when they are made."""
     monkeypatch.setattr(search, "SPINS", (20000,))
     model, count = model_of(TINY), iter(range(100))
 
-    def make(bandwidth: float = float("inf")) -> Search:
+    def make(bandwidth: float = inf, budget: float = inf) -> Search:
         folder = tmp_path / f"weights{next(count)}"
         folder.mkdir()
         stored = Stored(model, None, folder)
         return Search(
-            stored, tmp_path / "journal.log", threads=2, seed=0, bandwidth=bandwidth, limit=60.0,
-            on_progress=lambda _: None,
+            stored, tmp_path / "journal.log", threads=2, seed=0, bandwidth=bandwidth,
+            costs=costs.Costs(budget, Machine.clock), on_progress=lambda _: None,
         )  # fmt: skip
 
     return make
 
 
-def test_defaults_are_tried_first_from_the_fewest_bytes_on_and_a_later_run_goes_on(made: Callable[[], Search]) -> None:
-    first = made()
-    first.run(search.perf_counter() + 40)
+def test_defaults_are_tried_first_int8_and_then_from_the_fewest_bytes_on_and_a_later_run_goes_on(
+    made: Callable[..., Search],
+) -> None:
+    first = made(budget=150.0)
+    first.run()
     points = first.tried_points()
     defaults = list(first.defaults().values())
-    assert [each.precision for each in defaults] == ["int4", "int8", "bfloat16", "float32"]
+    assert [each.precision for each in defaults] == ["int8", "int4", "bfloat16", "float32"]
     assert [point.deployment for point in points[: len(defaults)]] == defaults
     assert len({point.deployment for point in points}) == len(points) > len(defaults)
-    second = made()
+    second = made(budget=150.0)
     assert second.tried_points() == points and second.losses() == first.losses()
-    second.run(search.perf_counter() + 40)
+    second.run()
     assert second.tried_points()[: len(points)] == points
     assert len(second.tried_points()) > len(points)
 
 
-def test_a_search_without_time_measures_one_that_loses_little(made: Callable[[], Search]) -> None:
-    found = made()
-    found.run(0.0)
-    assert [each.deployment.precision for each in found.tried_points()] == ["int4", "int8"]
-    assert found.finish().chosen.deployment.precision == "int8"
+SET_UP = 20.0
+
+
+@pytest.mark.parametrize(("budget", "trials"), [(29.0, 1), (45.0, 1), (90.0, 2), (180.0, 9)])
+def test_a_search_ends_within_its_budget_and_nothing_that_it_begins_is_cut_off(
+    made: Callable[..., Search], machine: type[Machine], budget: float, trials: int
+) -> None:
+    found = made(budget=budget)
+    machine.clock += SET_UP
+    found.run()
+    record = found.finish()
+    assert record.chosen.loss <= MOST_LOSS
+    assert len(found.tried_points()) >= trials
+    assert machine.clock <= budget and not machine.cut
+    assert (record.gain is None) == (budget < 45) and (record.prompt_seconds is None) == (budget < 90)
+
+
+def test_a_trial_that_hangs_is_killed_in_time_for_the_comparisons(
+    made: Callable[..., Search], machine: type[Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hanging(request: Request) -> Answer:
+        if request.base.precision == "int4":
+            request.seconds = 1e9
+        return answer(request)
+
+    monkeypatch.setattr(machine, "answer", staticmethod(hanging))
+    found = made(budget=180.0)
+    found.run()
+    record = found.finish()
+    assert machine.cut == 1 and machine.clock <= 180
+    assert record.gain is not None and record.prompt_seconds is not None
+
+
+@pytest.mark.parametrize("set_up", [5.0, 100.0])
+def test_a_budget_that_nothing_fits_into_is_a_sentence(
+    made: Callable[..., Search], machine: type[Machine], set_up: float
+) -> None:
+    found = made(budget=10.0)
+    machine.clock += set_up
+    found.run()
+    assert machine.clock == max(10.0, set_up)
+    with pytest.raises(RuntimeError, match=r"at most 0\.5% was measured within the budget of 10 s"):
+        found.finish()
 
 
 def test_precisions_that_lose_too_much_or_cannot_be_faster_are_neither_searched_nor_written(
@@ -124,7 +186,7 @@ def test_precisions_that_lose_too_much_or_cannot_be_faster_are_neither_searched_
     bandwidth = sizes["bfloat16"] / (1.1 * default)
     assert sizes["int8"] < bandwidth * default
     found = made(bandwidth)
-    found.run(float("inf"))
+    found.run()
     tried = [point.deployment.precision for point in found.tried_points()]
     assert tried.count("int4") == 1, "its loss is too large"
     assert set(tried) == {"int4", "int8"} and tried.count("int8") > 1
@@ -133,7 +195,7 @@ def test_precisions_that_lose_too_much_or_cannot_be_faster_are_neither_searched_
 
 def test_the_fastest_within_the_largest_loss_is_recorded(made: Callable[[], Search], tmp_path: Path) -> None:
     found = made()
-    found.run(float("inf"))
+    found.run()
     assert len(found.tried_points()) == 1 + sum(each.precision != "int4" for each in found.every()), (
         "a search without an end tries all"
     )
@@ -154,8 +216,8 @@ def test_the_fastest_within_the_largest_loss_is_recorded(made: Callable[[], Sear
 
 
 def test_the_report_marks_the_chosen_point_even_if_it_was_slower_the_second_time(made: Callable[[], Search]) -> None:
-    found = made()
-    found.run(search.perf_counter() + 40)
+    found = made(budget=150.0)
+    found.run()
     record = found.finish()
     slower = record.chosen.model_copy(update={"seconds": 1.0})
     assert slower not in record.front
@@ -181,11 +243,11 @@ def test_a_failure_is_not_repeated_but_a_killed_trial_is(
 
     monkeypatch.setattr(machine, "answer", staticmethod(failing))
     with pytest.raises(KeyboardInterrupt):
-        made().run(float("inf"))
+        made().run()
     again = made()
     default = again.defaults()["bfloat16"]
     assert default not in again.tried()
-    again.run(search.perf_counter() + 60)
+    again.run()
     assert asked.count(default) == 2
     failed = [each for each, trial in again.tried().items() if "error" in trial.user_attrs]
     assert failed == [again.defaults()["int8"]], "a precision whose default fails is left"
@@ -200,7 +262,7 @@ def test_nothing_measured_is_a_sentence(
 
     monkeypatch.setattr(machine, "answer", staticmethod(failing))
     found = made()
-    found.run(float("inf"))
+    found.run()
     with pytest.raises(RuntimeError, match="no deployment could be measured; there is no C compiler"):
         found.finish()
 
@@ -258,7 +320,7 @@ def test_the_command_records_draws_and_the_export_takes_it(
     monkeypatch.setattr("autotune.measure.bandwidth.bandwidth", lambda level, threads: 1e12)
     checkpoint = tmp_path / "checkpoint"
     model_of(TINY).save_pretrained(checkpoint)
-    options = [str(checkpoint), "--output", str(tmp_path / "out"), "--budget", "100", "--threads", "1"]
+    options = [str(checkpoint), "--output", str(tmp_path / "out"), "--budget", "1000", "--threads", "1"]
     done = CliRunner().invoke(cli.tune_model, options, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "the tokens/s of lowering.compile" in done.output

@@ -1,0 +1,61 @@
+"""The seconds of a search: what is left of them, and what its parts are expected to take, by those before them."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import NamedTuple
+
+FINALISTS = 3
+TOKENS = (2, 4, 8)  # of a prompt that share a loop
+
+
+class Part(NamedTuple):
+    """A comparison after the trials: the most libraries that it opens, and its seconds of timing."""
+
+    doing: str
+    libraries: int
+    seconds: float
+
+
+TRIAL = 2.0  # seconds of timing
+AGAIN = Part("measuring the best again", FINALISTS, 6.0)
+PROMPTS = Part("choosing how prompts are read", len(TOKENS), 6.0)
+AGAINST = Part("measuring it beside lowering.compile", 2, 12.0)  # which opens one of its own
+
+# The timings of a search of this many seconds take as long as they say; those of a shorter one take less.
+_USUAL = 180.0
+
+
+class Costs:
+    """The seconds of a search, in which everything counts.
+
+    Args:
+        seconds: in all.
+        begin: when the search began, by ``perf_counter``.
+
+    Attributes:
+        end: when it must end.
+        opening: the longest seconds of building, loading and checking one library; 0 before the first.
+        writing: the latest seconds of writing the weights of a precision.
+        trial: the latest seconds of a trial, by whether it was a default, whose loss is measured too.
+    """
+
+    def __init__(self, seconds: float, begin: float) -> None:
+        self.seconds, self.end = seconds, begin + seconds
+        self.opening = self.writing = 0.0
+        self.trial: dict[bool, float] = {}
+
+    def left(self) -> float:
+        return self.end - perf_counter()
+
+    def timing(self, most: float) -> float:
+        """Return the seconds of a timing that takes ``most`` in a long search."""
+        return most * min(1.0, self.seconds / _USUAL)
+
+    def of_trial(self, default: bool) -> float:
+        """Return the expected seconds of a trial: as long as the latest of its kind, or of any; 0 for the first."""
+        return self.trial.get(default, max(self.trial.values(), default=0.0))
+
+    def of_part(self, part: Part, *, writes: bool) -> float:
+        """Return the expected seconds of a part, which may have to write weights."""
+        return part.libraries * self.opening + self.timing(part.seconds) + writes * self.writing
