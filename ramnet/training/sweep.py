@@ -8,7 +8,9 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from statistics import mean
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -93,11 +95,14 @@ class Sweep:
     seeds: tuple[int, ...]
 
     def __len__(self) -> int:
-        """Return the number of runs."""
+        """Return the number of runs, if no model ends worse than in its search."""
         return len(self.models) * (len(RATES) + len(self.seeds))
 
     def run(self, folder: Path, jobs: int, kernels: str, done: Callable[[Outcome], None]) -> list[Outcome]:
         """Return the outcomes of each model and seed at the best of its learning rates, without those that diverged.
+
+        The rate that is best in the search is trained to the end. If the model ends worse than in the search, as it may
+        at a high rate, which stays high for longer, the next best is, too.
 
         Args:
             folder: where outcomes and checkpoints are kept. A run whose outcome is there is not repeated.
@@ -107,35 +112,50 @@ class Sweep:
 
         Raises ValueError if an outcome in ``folder`` cannot be read.
         """
-        best: dict[str, Outcome] = {}
         search = [
             Run(name, config, self.search.model_copy(update={"learning_rate": rate}), self.task, scored=False)
             for name, config in self.models.items()
             for rate in RATES
         ]
-        for outcome in _outcomes(search, folder, jobs, kernels):
-            done(outcome)
-            if outcome.metric is not None and (outcome.name not in best or self._better(outcome, best[outcome.name])):
-                best[outcome.name] = outcome
-        final = [
-            self.final_run(name, outcome.learning_rate, seed) for name, outcome in best.items() for seed in self.seeds
-        ]
-        outcomes = []
-        for outcome in _outcomes(final, folder, jobs, kernels):
-            done(outcome)
-            if outcome.metric is not None:
-                outcomes.append(outcome)
-        order = list(self.models)
-        return sorted(outcomes, key=lambda outcome: (order.index(outcome.name), outcome.seed))
+        tried = by_name(_ended(_outcomes(search, folder, jobs, kernels), done))
+        left = {name: sorted(tried[name], key=self._worth, reverse=True) for name in self.models if name in tried}
+        best: dict[str, list[Outcome]] = {}
+        waiting = list(left)
+        while waiting:
+            searched = {name: left[name].pop(0) for name in waiting}
+            final = [
+                self.final_run(name, outcome.learning_rate, seed)
+                for name, outcome in searched.items()
+                for seed in self.seeds
+            ]
+            ended = by_name(_ended(_outcomes(final, folder, jobs, kernels), done))
+            for name, outcomes in ended.items():
+                if name not in best or self._worth(*outcomes) > self._worth(*best[name]):
+                    best[name] = outcomes
+            waiting = [
+                name
+                for name, outcome in searched.items()
+                if left[name] and self._worth(*ended.get(name, [])) < self._worth(outcome)
+            ]
+        return [outcome for name in self.models for outcome in sorted(best.get(name, []), key=lambda each: each.seed)]
 
     def final_run(self, name: str, rate: float, seed: int) -> Run:
         """Return the run of a model to the end."""
         recipe = self.final.model_copy(update={"learning_rate": rate, "seed": seed})
         return Run(name, self.models[name], recipe, self.task, scored=True)
 
-    def _better(self, outcome: Outcome, other: Outcome) -> bool:
-        difference = (outcome.metric or 0.0) - (other.metric or 0.0)
-        return difference > 0 if self.task.best == "highest" else difference < 0
+    def _worth(self, *outcomes: Outcome) -> float:
+        """Return the mean of the task's metric, negated if lower is better; minus infinity of no outcome."""
+        sign = 1 if self.task.best == "highest" else -1
+        return mean(sign * outcome.metric for outcome in outcomes if outcome.metric is not None) if outcomes else -inf
+
+
+def _ended(outcomes: Iterable[Outcome], done: Callable[[Outcome], None]) -> Iterator[Outcome]:
+    """Yield the outcomes of runs that did not diverge, after calling ``done`` with each outcome."""
+    for outcome in outcomes:
+        done(outcome)
+        if outcome.metric is not None:
+            yield outcome
 
 
 def _outcomes(runs: list[Run], folder: Path, jobs: int, kernels: str) -> Iterator[Outcome]:

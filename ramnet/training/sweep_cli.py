@@ -53,6 +53,7 @@ def run(sweep: Sweep, output: Path, jobs: int, kernels: str) -> list[Outcome]:
 
         def done(outcome: Outcome) -> None:
             bar.advance(line)
+            bar.update(line, total=max(len(sweep), bar.tasks[line].completed))
             found = "diverged" if outcome.metric is None else f"{sweep.task.metric} {outcome.metric:.3f}"
             scores = "".join(f" {score:.3f}" for score in outcome.scores)
             at = f"rate {outcome.learning_rate:g}, {outcome.steps} steps, seed {outcome.seed}"

@@ -38,6 +38,27 @@ def test_the_best_may_be_the_lowest(trained: list[Run], tmp_path: Path, monkeypa
     assert {outcome.learning_rate for outcome in SWEEP.run(tmp_path, 1, "", lambda _: None)} == {RATES[0]}
 
 
+def test_the_next_best_rate_is_trained_to_the_end_if_a_model_ends_worse_than_in_its_search(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third rate is the best of the search, the second and the fourth are equal."""
+
+    def unlucky(run: Run) -> Outcome:
+        found = outcome_of(run)
+        ends = {("first", 1e-2): 0.1, ("first", 3.2e-3): 0.6, ("second", 1e-2): None}
+        at = ends.get((run.name, run.recipe.learning_rate), 0.15)
+        return found.model_copy(update={"metric": at}) if run.scored else found
+
+    monkeypatch.setattr("tests.ramnet.training.sweeps.outcome_of", unlucky)
+    outcomes = SWEEP.run(tmp_path, 1, "", lambda _: None)
+    assert [(o.name, o.learning_rate, o.metric) for o in outcomes if o.seed == 0] == [
+        ("first", 3.2e-3, 0.6), ("second", 3.2e-3, 0.15)
+    ]  # fmt: skip
+    final = [(run.name, run.recipe.learning_rate) for run in trained if run.scored and run.recipe.seed == 0]
+    assert final[:4] == [("first", 1e-2), ("second", 1e-2), ("first", 3.2e-3), ("second", 3.2e-3)]
+    assert final[4:] == [("second", 3.2e-2), ("second", 1e-3)]
+
+
 def test_what_diverges_is_left_out(trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverging(run: Run) -> Outcome:
         found = outcome_of(run)
