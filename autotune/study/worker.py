@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import multiprocessing
 import os
 import re
 import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
 from autotune.measure.timing import Timing
+from ramnet.processes import die_with_parent
 from schedules.base import Schedule
 from schedules.workload import Workload
 
@@ -199,7 +197,7 @@ class Worker(Process):
 
 def _serve(connection: Connection, makes: Callable[[], Any], log: Connection) -> None:
     """The worker's process: serves requests until its parent ends."""
-    _die_with_parent()
+    die_with_parent()
     os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled, not interpreted
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
     for output in (1, 2):
@@ -223,18 +221,3 @@ def _one_line(error: Exception) -> str:
     """Return the error's type and message; of a compiler's long message, only the beginning and the end."""
     text = " ".join(re.sub(r"\^{2,}", " ", f"{type(error).__name__}: {error}").split())
     return text if len(text) <= 600 else f"{text[:250]} … {text[-350:]}"
-
-
-def _die_with_parent() -> None:
-    """Make the system kill this process when the parent ends, even by kill -9 and during a kernel."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

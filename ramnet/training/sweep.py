@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ramnet.config import one_line
 from ramnet.files import read_text, write_text_atomic
+from ramnet.processes import process_pool
 from ramnet.training.loop import TrainingTask
 from ramnet.training.model import Config, Model, make
 from ramnet.training.recipe import Recipe
@@ -117,7 +117,7 @@ class Sweep:
             for name, config in self.models.items()
             for rate in RATES
         ]
-        tried = by_name(_ended(_outcomes(search, folder, jobs, kernels), done))
+        tried = by_name(_outcomes(search, folder, jobs, kernels, done))
         left = {name: sorted(tried[name], key=self._worth, reverse=True) for name in self.models if name in tried}
         best: dict[str, list[Outcome]] = {}
         waiting = list(left)
@@ -128,7 +128,7 @@ class Sweep:
                 for name, outcome in searched.items()
                 for seed in self.seeds
             ]
-            ended = by_name(_ended(_outcomes(final, folder, jobs, kernels), done))
+            ended = by_name(_outcomes(final, folder, jobs, kernels, done))
             for name, outcomes in ended.items():
                 if name not in best or self._worth(*outcomes) > self._worth(*best[name]):
                     best[name] = outcomes
@@ -150,24 +150,24 @@ class Sweep:
         return mean(sign * outcome.metric for outcome in outcomes if outcome.metric is not None) if outcomes else -inf
 
 
-def _ended(outcomes: Iterable[Outcome], done: Callable[[Outcome], None]) -> Iterator[Outcome]:
-    """Yield the outcomes of runs that did not diverge, after calling ``done`` with each outcome."""
-    for outcome in outcomes:
+def _outcomes(runs: list[Run], folder: Path, jobs: int, kernels: str, done: Callable[[Outcome], None]) -> list[Outcome]:
+    """Return the outcomes of the runs that did not diverge, after calling ``done`` with each as it ends."""
+    found: list[Outcome] = []
+
+    def end(outcome: Outcome) -> None:
         done(outcome)
         if outcome.metric is not None:
-            yield outcome
+            found.append(outcome)
 
-
-def _outcomes(runs: list[Run], folder: Path, jobs: int, kernels: str) -> Iterator[Outcome]:
-    """Yield the outcome of each run as it ends, those that are known first."""
     known = {run.key(): known_outcome(folder / f"{run.key()}.json") for run in runs}
-    yield from filter(None, known.values())
+    for outcome in filter(None, known.values()):
+        end(outcome)
     missing = [run for run in runs if known[run.key()] is None]
-    if not missing:
-        return
-    with ProcessPoolExecutor(min(jobs, len(missing)), multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_train, run, folder, kernels) for run in missing]):
-            yield future.result()
+    if missing:
+        with process_pool(min(jobs, len(missing))) as pool:
+            for future in as_completed([pool.submit(_train, run, folder, kernels) for run in missing]):
+                end(future.result())
+    return found
 
 
 def known_outcome(path: Path) -> Outcome | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import stat
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from lowering.gpu.offline import NoCompilerError, arguments, compile_for
 from lowering.targets import gpu_of
 from ramnet.config import RamNetConfig
 from ramnet.files import write_text_atomic
+from ramnet.processes import process_pool
 from schedules import records
 from schedules.base import Schedule
 from schedules.of_model import of_model_on_gpu
@@ -141,8 +140,7 @@ def fill(folder: Path, modelled: Path, cache_folder: Path, jobs: int) -> None:
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ["RAMNET_CACHE"] = str(cache_folder)
     kept = cache_folder / "kernels"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context) as pool:
+    with process_pool(jobs) as pool:
         for number, done in enumerate(pool.map(compiled, work), start=1):
             made |= {*done.names}
             problems += done.problems

@@ -40,6 +40,6 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         made.append(run)
         return outcome_of(run)
 
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(sweep, "process_pool", Here)
     monkeypatch.setattr(sweep, "as_completed", ended)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,17 @@ def test_a_run_trains_evaluates_and_writes_its_outcome(tmp_path: Path) -> None:
         assert len(outcome.scores) == (2 if scored else 0) and 0 <= outcome.metric <= 1
         if scored:
             assert outcome.metric == sum(outcome.scores) / 2
+
+
+def test_an_interrupted_sweep_ends_its_processes_at_once(tmp_path: Path) -> None:
+    """The first of two runs side by side ends, and the other would go on for days."""
+
+    def interrupt(outcome: Outcome) -> None:
+        raise KeyboardInterrupt
+
+    runs = [
+        Run("model", ram_net(4, 1), SEARCH.model_copy(update={"steps": steps}), TASK, False) for steps in (1, 10**9)
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        sweep._outcomes(runs, tmp_path, 2, "", interrupt)
+    assert multiprocessing.active_children() == []
