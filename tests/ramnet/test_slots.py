@@ -1,0 +1,74 @@
+"""A trained model is given more slots without training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ramnet import RamNetConfig, RamNetForCausalLM, ops
+from ramnet.slots import with_more_slots
+
+CONFIG = RamNetConfig(
+    vocab_size=16, hidden_size=8, num_layers=3, num_heads=2, value_dim=4, order=(2, 3, 2), sub_dim=(2, 2, 3), top_k=2,
+    cape_full_layers=1, address_bias="zeros",
+)  # fmt: skip
+
+
+def trained(config: RamNetConfig = CONFIG) -> RamNetForCausalLM:
+    torch.manual_seed(0)
+    model = RamNetForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("sub_vectors", [1, 2])
+@pytest.mark.parametrize("bias", [None, "zeros"])
+def test_the_first_sub_vectors_of_queries_and_keys_are_repeated(
+    monkeypatch: pytest.MonkeyPatch, sub_vectors: int, bias: str | None
+) -> None:
+    model = trained(CONFIG.model_copy(update={"address_bias": bias}))
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    larger = with_more_slots(model, 1, sub_vectors)
+    assert [layer.slots for layer in larger.config.layers] == [4, 8 * 2**sub_vectors, 9]
+    seen: list[Tensor] = []
+    decode = ops.address_decode
+
+    def watched(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        seen.append(logits)
+        return decode(logits, top_k)
+
+    monkeypatch.setattr(ops, "address_decode", watched)
+    x = torch.randn(1, 5, 8)
+    results = [each.blocks[1].mixer(x).output for each in (model, larger)]
+    few, many = seen
+    torch.testing.assert_close(many, torch.cat([few, few[..., :sub_vectors, :]], dim=-2))
+    assert not torch.equal(*results)
+    # The rest is as it was, and shares no memory with the model.
+    for name, x in larger.state_dict().items():
+        if "blocks.1.mixer.query_key_value" not in name and "blocks.1.mixer.address_bias" not in name:
+            assert torch.equal(x, before[name])
+    values = 2 * 2 * 3 * 2  # rows of queries and keys
+    torch.testing.assert_close(
+        larger.blocks[1].mixer.query_key_value.weight[-8:], before["blocks.1.mixer.query_key_value.weight"][values:]
+    )
+    with torch.no_grad():
+        for parameter in larger.parameters():
+            parameter.zero_()
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("layer", "sub_vectors", "message"),
+    [
+        (3, 1, r"^layer is 3; it must be in 0\.\.2$"),
+        (-1, 1, r"^layer is -1; it must be in 0\.\.2$"),
+        (0, 1, r"^layer 0 has heads with CAPE"),
+        (1, 0, r"^sub_vectors is 0; it must be in 1\.\.3, the layer's order$"),
+        (2, 3, r"^sub_vectors is 3; it must be in 1\.\.2"),
+    ],
+)
+def test_what_cannot_be_raised_is_named(layer: int, sub_vectors: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_more_slots(trained(), layer, sub_vectors)
