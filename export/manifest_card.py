@@ -25,7 +25,7 @@ int main(void) {
   const int32_t prompt[] = {{ids}};
   ramnet_model* model;
   ramnet_state* state;
-  if (ramnet_open("weights.safetensors", 1, &model) || ramnet_state_create(model, &state) ||
+  if (ramnet_open("weights.safetensors", {threads}, &model) || ramnet_state_create(model, &state) ||
       ramnet_tokens(model, state, prompt, sizeof prompt / sizeof *prompt, logits, 1) || /* after the last one */
       ramnet_token(model, state, prompt[0], logits)) /* one token */
     return fprintf(stderr, "%s\\n", ramnet_message()), 1;
@@ -36,7 +36,7 @@ int main(void) {
 _C_PYTHON = """
 from export.c.session import CModel  # pip install ramnet; it uses NumPy, not PyTorch
 
-model = CModel("libramnet.so", "weights.safetensors", threads=1)
+model = CModel("libramnet.so", "weights.safetensors", threads={threads})
 state = model.state()
 logits = model.tokens(state, [{ids}])  # [1, V], after the last one
 logits = model.token(state, {id})  # [V]
@@ -130,6 +130,8 @@ def add(manifest: Manifest, folder: Path) -> Manifest:
     texts, config = _OF[manifest.format], manifest.config
     ids = list(b"Hello") if manifest.text == "bytes" else [0]
     names = {"ids": ", ".join(map(str, ids)), "id": str(ids[0]), "vocabulary": str(config.vocab_size)}
+    tuned = manifest.deployment
+    names["threads"] = str(tuned.threads if tuned else 1)
     has_library = "libramnet_executorch.so" in manifest.files
     names["load"] = _LOAD if has_library else ""
 
@@ -148,6 +150,7 @@ def add(manifest: Manifest, folder: Path) -> Manifest:
         numbers={"relative error of the logits against PyTorch with the same weights": error},
         precision=manifest.precision,
         where=texts.where,
+        notes=[] if tuned is None else [f"Tuned by `ramnet tune-model` on {manifest.target}: {tuned}."],
         speed=manifest.speed,
         quality=manifest.quality,
         calls={language: filled(text) for language, text in texts.calls.items()},

@@ -24,6 +24,7 @@ class Deployment(BaseModel):
         rows: outputs of a matrix product that are computed in one loop.
         lanes: partial sums of a dot product; integers have as many as the processor's instruction.
         tokens: tokens of a block that are computed in one loop.
+        block: tokens of a prompt that share a read of the weights.
         threads: of the library.
         spins: how often an idle thread looks for work before it sleeps.
     """
@@ -36,11 +37,12 @@ class Deployment(BaseModel):
     tokens: int = Field(ge=1)
     threads: int = Field(ge=1)
     spins: int = Field(ge=0)
+    block: int = Field(default=32, ge=32, le=128)
 
     def __str__(self) -> str:
         return (
-            f"{self.precision}, {self.rows} rows of {self.lanes} lanes, {self.tokens} tokens, {self.threads} threads,"
-            f" {self.spins} spins"
+            f"{self.precision}, {self.rows} rows of {self.lanes} lanes, {self.tokens} of {self.block} tokens,"
+            f" {self.threads} threads, {self.spins} spins"
         )
 
 

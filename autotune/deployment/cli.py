@@ -45,8 +45,8 @@ def tune_model(
     import torch
 
     from autotune.deployment import report
-    from autotune.deployment.costs import Costs
-    from autotune.deployment.search import Progress, Search
+    from autotune.deployment.costs import Costs, Progress
+    from autotune.deployment.search import Search
     from autotune.deployment.stored import Stored
     from autotune.measure.bandwidth import bandwidth, cache_sizes
     from export.quality import calibration, held_out
@@ -84,7 +84,7 @@ def tune_model(
         in_cache = min(stored.sizes.values()) <= most * cache_sizes()[2] // 2
         read = bandwidth("L2" if in_cache else "DRAM", most)
         with Search(
-            stored, journal, threads=most, seed=seed, bandwidth=read, costs=Costs(budget, begin), on_progress=show
+            stored, journal, threads=most, seed=seed, bandwidth=read, budget=Costs(budget, begin), on_progress=show
         ) as search:  # fmt: skip
             search.run()
             record = search.finish()

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 
 FINALISTS = 3
 TOKENS = (2, 4, 8)  # of a prompt that share a loop
+BLOCKS = (32, 64, 128)  # tokens of a prompt that share a read of the weights
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a search; ``best`` are the seconds of a token of the fastest that loses little."""
+
+    doing: str
+    trials: int
+    best: float | None
+    failures: int
+    seconds_left: float
 
 
 class Part(NamedTuple):
-    """A comparison after the trials: the most libraries that it opens, and its seconds of timing."""
+    """A comparison after the trials: the most libraries that it builds, and its seconds of timing."""
 
     doing: str
     libraries: int
@@ -18,9 +31,11 @@ class Part(NamedTuple):
 
 
 TRIAL = 2.0  # seconds of timing
-AGAIN = Part("measuring the best again", FINALISTS, 6.0)
-PROMPTS = Part("choosing how prompts are read", len(TOKENS), 6.0)
-AGAINST = Part("measuring it beside lowering.compile", 2, 12.0)  # which opens one of its own
+AGAIN = Part("measuring the best again", 1, 6.0)  # which were built, but have to be opened
+PROMPTS = Part("choosing how prompts are read", len(TOKENS) - 1, 6.0)
+BLOCK = Part("choosing how often prompts read the weights", len(BLOCKS) - 1, 6.0)
+AGAINST = Part("measuring it beside lowering.compile", 2, 12.0)  # which builds one of its own
+PARTS = (AGAIN, PROMPTS, BLOCK, AGAINST)  # in order
 
 # The timings of a search of this many seconds take as long as they say; those of a shorter one take less.
 _USUAL = 180.0

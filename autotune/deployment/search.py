@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import product
 from math import inf
@@ -18,7 +17,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
 
-from autotune.deployment.costs import AGAIN, AGAINST, FINALISTS, PROMPTS, TOKENS, TRIAL, Costs, Part
+from autotune.deployment import costs
+from autotune.deployment.costs import Costs, Part, Progress
 from autotune.deployment.stored import Stored
 from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request, Trials
 from autotune.study.journal import open_journal
@@ -34,17 +34,8 @@ ROWS, LANES, SPINS = (1, 2, 4, 8), (16, 32, 64), (0, 2000, 20000, 200000)
 _PATIENCE = 5
 # It loses 0.14 % at most in all models that were measured, random weights among them, and int4 0.8 %.
 _FIRST = "int8"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a search; ``best`` are the seconds of a token of the fastest that loses little."""
-
-    doing: str
-    trials: int
-    best: float | None
-    failures: int
-    seconds_left: float
+# What prompts take with another setting, at most, over the default's: a longer block needs more memory, too.
+_WORTH = 0.97
 
 
 class Search:
@@ -54,17 +45,17 @@ class Search:
         stored: the model's weights.
         journal: the file of all trials, which a later run resumes.
         bandwidth: bytes/s that the CPU reads weights with.
-        costs: the seconds of the search.
+        budget: the seconds of the search.
     """
 
     def __init__(
-        self, stored: Stored, journal: Path, *, threads: int, seed: int, bandwidth: float, costs: Costs,
+        self, stored: Stored, journal: Path, *, threads: int, seed: int, bandwidth: float, budget: Costs,
         on_progress: Callable[[Progress], None],
     ) -> None:  # fmt: skip
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.stored, self.threads, self.seed, self.bandwidth, self.costs = stored, threads, seed, bandwidth, costs
+        self.stored, self.threads, self.seed, self.bandwidth, self.costs = stored, threads, seed, bandwidth, budget
         self.on_progress = on_progress
         self.process = Process(Trials)
         self.fingerprint = hashlib.sha256("\n".join(build.sources()).encode()).hexdigest()[:12]
@@ -112,7 +103,7 @@ class Search:
         every = self.every()
         while left := self._left(every):
             begin, default = perf_counter(), left[0] in self.defaults().values()
-            reserve = sum(map(self._expected, (AGAIN, PROMPTS, AGAINST))) if self._best() < inf else 0.0
+            reserve = self._expected(costs.AGAIN) if self._best() < inf else 0.0
             if self.costs.left() <= self.costs.of_trial(default) + reserve:
                 break
             self.process.deadline = self.costs.end - reserve
@@ -183,7 +174,7 @@ class Search:
         precision = deployment.precision
         default, losses = self.defaults()[precision], self.losses()
         self._write(precision)
-        seconds = self.costs.timing(TRIAL)
+        seconds = self.costs.timing(costs.TRIAL)
         if deployment == default:
             answer = self.ask({}, base=default, rounds=9, seconds=seconds, judge=True)
             assert answer.bits is not None
@@ -209,22 +200,20 @@ class Search:
             FailedError: if one cannot be measured again.
         """
         points = {point.deployment: point for point in self.tried_points()}
-        allowed = sorted((p for p in points.values() if p.loss <= MOST_LOSS), key=lambda p: p.seconds)[:FINALISTS]
+        allowed = sorted((p for p in points.values() if p.loss <= MOST_LOSS), key=lambda p: p.seconds)
         if not allowed:
             raise RuntimeError(self._nothing())
-        finalists = dict(zip([BASE, *map(str, range(1, FINALISTS))], (p.deployment for p in allowed), strict=False))
+        names = [BASE, *map(str, range(1, costs.FINALISTS))]
+        finalists = dict(zip(names, (point.deployment for point in allowed), strict=False))
         fastest = finalists[BASE]
         others = {name: deployment for name, deployment in finalists.items() if name != BASE}
-        times = self._compare(AGAIN, others, base=fastest, rounds=25, later=(PROMPTS, AGAINST))
+        times = self._compare(costs.AGAIN, others, base=fastest, rounds=25)
         for name, measured in times.items():
             points[finalists[name]] = points[finalists[name]].model_copy(update={"seconds": measured.seconds})
         fastest = finalists[min(times, key=lambda name: times[name].ratio, default=BASE)]
-        ways = {str(n): fastest.model_copy(update={"tokens": n}) for n in TOKENS}
-        times = self._compare(PROMPTS, ways, base=fastest, rounds=7, later=(AGAINST,), prompts=True)
-        best = min(ways, key=lambda name: times[name].ratio) if times else str(fastest.tokens)
-        prompt = times[best].seconds if times else None
-        point = points.pop(fastest).model_copy(update={"deployment": ways[best] if times else fastest})
-        times = self._compare(AGAINST, {}, base=point.deployment, rounds=25, compiled=True)
+        chosen, prompt = self._for_prompts(fastest)
+        point = points.pop(fastest).model_copy(update={"deployment": chosen})
+        times = self._compare(costs.AGAINST, {}, base=point.deployment, rounds=25, compiled=True)
         compiled = times.get(COMPILED)
         if compiled:
             point = point.model_copy(update={"seconds": times[BASE].seconds})
@@ -235,6 +224,19 @@ class Search:
             trials=len(self.tried_points()), prompt_seconds=prompt, fingerprint=self.fingerprint,
             date=datetime.now(UTC).date().isoformat(),
         )  # fmt: skip
+
+    def _for_prompts(self, chosen: Deployment) -> tuple[Deployment, float | None]:
+        """Choose how prompts are read, as far as there is time. Returns it, and the seconds of a prompt's token."""
+        seconds = None
+        for part, knob, values in ((costs.PROMPTS, "tokens", costs.TOKENS), (costs.BLOCK, "block", costs.BLOCKS)):
+            ways = {str(n): chosen.model_copy(update={knob: n}) for n in values}
+            times = self._compare(part, ways, base=chosen, rounds=7, prompts=True)
+            if times:
+                best = min(ways, key=lambda name: times[name].ratio)
+                if times[best].ratio > _WORTH:
+                    best = BASE
+                chosen, seconds = ways.get(best, chosen), times[best].seconds
+        return chosen, seconds
 
     def _nothing(self) -> str:
         """Say why there is nothing to choose from."""
@@ -247,18 +249,19 @@ class Search:
         )
 
     def _expected(self, part: Part) -> float:
-        """Return the seconds that a part is expected to take."""
-        return self.costs.of_part(part, writes=part is AGAINST and not self.stored.has("float32"))
+        """Return the seconds that a part and those after it are expected to take."""
+        writes = not self.stored.has("float32")
+        parts = costs.PARTS[costs.PARTS.index(part) :]
+        return sum(self.costs.of_part(each, writes=writes and each is costs.AGAINST) for each in parts)
 
     def _compare(
-        self, part: Part, others: dict[str, Deployment], *, base: Deployment, later: Sequence[Part] = (),
-        **options: Any,
-    ) -> dict[str, Measured]:  # fmt: skip
-        """Time deployments; nothing if that, and the parts ``later``, are not expected to end in time."""
-        if self.costs.left() < sum(map(self._expected, (part, *later))):
+        self, part: Part, others: dict[str, Deployment], *, base: Deployment, **options: Any
+    ) -> dict[str, Measured]:
+        """Time deployments; nothing if that, and the parts after it, are not expected to end in time."""
+        if self.costs.left() < self._expected(part):
             return {}
         self.on_progress(self.progress(part.doing))
-        if part is AGAINST:
+        if part is costs.AGAINST:
             self._write("float32")
         self.process.deadline = self.costs.end
         try:

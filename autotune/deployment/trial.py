@@ -76,6 +76,8 @@ class Trials:
 
     def run(self, request: Request) -> Answer:
         """Raises ValueError if a deployment's logits are wrong."""
+        import lowering.aot.token  # noqa: F401  takes seconds once, which are not those of a library
+
         candidates: dict[str, Any] = {}
         kept: dict[Deployment, CModel] = {}
         opening = None
@@ -116,10 +118,8 @@ def _read(model: CModel, state: Any, prompts: bool) -> None:
 def _open(request: Request, deployment: Deployment) -> CModel:
     """Build a library and check its logits on the samples."""
     from lowering.aot import build
-    from lowering.aot.matrix import Tiling
 
-    tiling = Tiling(rows=deployment.rows, tokens=deployment.tokens, lanes=deployment.lanes)
-    path = build.shared_library(request.config, deployment.precision, build.Loops(tiling, deployment.spins))
+    path = build.shared_library(request.config, deployment.precision, build.Loops.of(deployment))
     folder = request.folder / deployment.precision
     model = CModel(path, folder / WEIGHTS, deployment.threads)
     samples = Samples.load(folder)

@@ -67,7 +67,6 @@ def export_c(
     """
     need("tvm", extra="tvm")
     from lowering.aot.machines import TARGETS
-    from lowering.aot.matrix import Tiling
 
     if target != THIS_CPU and target not in TARGETS:
         raise ValueError(f"target is {target!r}; it must be {THIS_CPU} or one of {', '.join(TARGETS)}")
@@ -76,7 +75,7 @@ def export_c(
     loops = build.LOOPS
     if deployment is not None:
         precision = deployment.precision
-        loops = build.Loops(Tiling(deployment.rows, deployment.tokens, deployment.lanes), deployment.spins)
+        loops = build.Loops.of(deployment)
     weights.check(model.config, precision)
     check_as_built(model)
     build.compiler(machines)
@@ -104,8 +103,9 @@ def export_c(
         if build.runs_here(machines):
             found = found.model_copy(update={"error": process.check(aside)})
             on_progress("verified")
-            library = CModel(aside / LIBRARY, aside / WEIGHTS)
-            speed = quality.speed(partial(library.token, library.state()), library.vocabulary, threads=1)
+            threads = deployment.threads if deployment else 1
+            library = CModel(aside / LIBRARY, aside / WEIGHTS, threads)
+            speed = quality.speed(partial(library.token, library.state()), library.vocabulary, threads)
             measured = None if text is None else quality.measure(model, text, _logits(library))
             found = found.model_copy(update={"speed": speed, "quality": measured})
         found = manifest_card.add(found, aside)

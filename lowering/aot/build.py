@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache as once
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowering import cache
 from lowering.aot import weights
@@ -21,6 +21,9 @@ from lowering.cpu.build import object_in_memory
 from lowering.fingerprint import closure, code, package_versions
 from lowering.targets import cpu_digest
 from ramnet.config import RamNetConfig
+
+if TYPE_CHECKING:
+    from schedules.deployment import Deployment
 
 RUNTIME = Path(__file__).parent / "runtime"
 SIZES = "config.h"
@@ -35,11 +38,21 @@ class Loops(NamedTuple):
     Attributes:
         tiling: of matrix products, ``lowering.aot.matrix.Tiling``; None takes that of the precision.
         spins: how often an idle thread looks for work before it sleeps.
+        block: tokens of a prompt that share a read of the weights, ``weights.BLOCK`` to ``weights.LONGEST_BLOCK``.
     """
 
     tiling: Any = None
     # The gaps between the loops of a token are some microseconds; a thread that slept takes 50 to wake.
     spins: int = 20000
+    block: int = weights.BLOCK
+
+    @classmethod
+    def of(cls, deployment: Deployment) -> Loops:
+        """Return the loops of what ``ramnet tune-model`` found."""
+        from lowering.aot.matrix import Tiling
+
+        tiling = Tiling(rows=deployment.rows, tokens=deployment.tokens, lanes=deployment.lanes)
+        return cls(tiling, deployment.spins, deployment.block)
 
 
 LOOPS = Loops()
@@ -101,7 +114,7 @@ def write_sources(
     weights.check(config, precision)
     modules = {each: token.module(config, precision, each, loops.tiling) for each in machines or [host()]}
     names = write_kernels(folder, modules)
-    (folder / SIZES).write_text(_sizes(config, precision, loops.spins) + names, encoding="utf-8")
+    (folder / SIZES).write_text(_sizes(config, precision, loops) + names, encoding="utf-8")
     for path in RUNTIME.iterdir():
         if path.name not in (_SYSTEM if WASM in modules else _NO_SYSTEM):
             shutil.copy(path, folder / path.name)
@@ -215,7 +228,7 @@ def sources() -> list[str]:
     return [*modules, *(path.read_text(encoding="utf-8") for path in sorted(RUNTIME.iterdir()))]
 
 
-def _sizes(config: RamNetConfig, precision: str, spins: int) -> str:
+def _sizes(config: RamNetConfig, precision: str, loops: Loops) -> str:
     """Return config.h: the sizes that the C files are compiled with."""
     c = config
     pointers = list(weights.table(config, precision))
@@ -236,8 +249,8 @@ def _sizes(config: RamNetConfig, precision: str, spins: int) -> str:
         "ACCESSES": max(2 * each.num_heads * each.top_k for each in c.kinds),
         "VALUES": max(each.num_heads * each.value_dim for each in c.kinds),
         "INNER": c.intermediate_size, "CONVS": c.conv_layers, "TAPS": c.conv_kernel, "WEIGHTS": len(pointers),
-        "CONV_WEIGHTS": of_one("convs"), "BLOCK_WEIGHTS": of_one("blocks"), "BLOCK": weights.BLOCK,
-        "SPINS": spins, "ADDRESS_BIAS": int(c.address_bias is not None), "CONFIG": f'"{weights.digest(c)}"',
+        "CONV_WEIGHTS": of_one("convs"), "BLOCK_WEIGHTS": of_one("blocks"), "BLOCK": loops.block,
+        "SPINS": loops.spins, "ADDRESS_BIAS": int(c.address_bias is not None), "CONFIG": f'"{weights.digest(c)}"',
     }  # fmt: skip
     defines = "".join(f"#define {name} {size}\n" for name, size in sizes.items())
     rows = ", \\\n".join(_row(*each) for each in pointers)

@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as builder
 from lowering.aot.integers import Int4, Int8
 from lowering.aot.machines import Machine
 from lowering.aot.matrix import Bfloat16, Float32, Matrix, Tiling
-from lowering.aot.weights import BLOCK, storage
+from lowering.aot.weights import LONGEST_BLOCK, storage
 
 FORMATS: dict[str, type[Matrix]] = {"float32": Float32, "bfloat16": Bfloat16, "int8": Int8, "int4": Int4}
 # By the type in a safetensors file.
@@ -45,7 +45,7 @@ def vector(size: int) -> Buffer:
 
 def rows(width: int) -> Buffer:
     """Return the parameter of a value of each token of a block."""
-    return Buffer((BLOCK, width))
+    return Buffer((LONGEST_BLOCK, width))
 
 
 def prefix(machine: Machine) -> str:
@@ -84,8 +84,9 @@ def function(
                 pointer(f"{each}_scale", Buffer(scale.shape, _TYPES[scale.dtype]) if scale else vector(0))
         weights = {each: kind for each, kind in parameters.items() if isinstance(kind, Weight)}
         if weights:
-            pointer("rounded", Buffer((BLOCK * max(kind.inputs for kind in weights.values()) * 3 // 2,), "int8"))
-            pointer("steps", vector(BLOCK))
+            widest = max(kind.inputs for kind in weights.values())
+            pointer("rounded", Buffer((LONGEST_BLOCK * widest * 3 // 2,), "int8"))
+            pointer("steps", vector(LONGEST_BLOCK))
         # Every parameter must be declared before the first buffer is.
         buffers = {each: _buffer(address, kind) for each, (address, kind) in pointers.items()}
         made_of = {

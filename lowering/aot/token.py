@@ -19,7 +19,7 @@ from lowering.aot.function import Buffer, Parameters, Weight, function, rows, ve
 from lowering.aot.machines import Machine
 from lowering.aot.matrix import Tiling
 from lowering.aot.parts import norm, product
-from lowering.aot.weights import BLOCK, of_model, precision_of
+from lowering.aot.weights import LONGEST_BLOCK, of_model, precision_of
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.memory_step import Places, prefetch, token
 from ramnet.config import RamLayerConfig, RamNetConfig
@@ -77,7 +77,7 @@ class _Kernels:
             with builder.serial(0, p.n) as t:
                 emit.row(p.x, [t], C, lambda i: p.table.value(p.ids[t], i), 16)
 
-        parameters: Parameters = {"n": "int32", "ids": Buffer((BLOCK,), "int32"), "table": self.table(0)}
+        parameters: Parameters = {"n": "int32", "ids": Buffer((LONGEST_BLOCK,), "int32"), "table": self.table(0)}
         return self.function("embed", {**parameters, "x": rows(C)}, body)
 
     def gate(self) -> Any:
@@ -159,7 +159,7 @@ class _Kernels:
                 first = tir.min(b * lanes, count - lanes)
                 Decoder(workload, lanes, 0).emit(first, p.logits, p.slots, p.weights)
 
-        every = BLOCK * 2 * H
+        every = LONGEST_BLOCK * 2 * H
         bias: Parameters = {"address_bias": vector(addresses)} if c.address_bias else {}
         parameters: Parameters = {
             "n": "int32", "x": rows(C), **self.norm(), "alpha": vector(2 * H), **bias,
@@ -201,9 +201,10 @@ class _Kernels:
                 token(workload, step, Places([0], [t, h], [h]), accesses, p.values, state, p.mixed)
 
         parameters: Parameters = {
-            "n": "int32", "position": "int64", "cape_heads": "int32", "slots": Buffer((BLOCK, 2, H, K), "int32"),
-            "weights": Buffer((BLOCK, 2, H, K)), "values": Buffer((BLOCK, H, D)), "memory": Buffer((H, M, D)),
-            "mass": Buffer((H, M)), "mixed": Buffer((BLOCK, H, D)),
+            "n": "int32", "position": "int64", "cape_heads": "int32",
+            "slots": Buffer((LONGEST_BLOCK, 2, H, K), "int32"), "weights": Buffer((LONGEST_BLOCK, 2, H, K)),
+            "values": Buffer((LONGEST_BLOCK, H, D)), "memory": Buffer((H, M, D)), "mass": Buffer((H, M)),
+            "mixed": Buffer((LONGEST_BLOCK, H, D)),
         }  # fmt: skip
         return self.function(f"memory_{kind}", parameters, body)
 

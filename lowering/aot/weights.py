@@ -16,8 +16,8 @@ from lowering.aot import rounding
 from ramnet.config import RamNetConfig
 from ramnet.state import write_safetensors
 
-# The most tokens that the library reads at once, for which it has scratch memory.
-BLOCK = 32
+# The tokens that a library reads at once, for which a state has scratch memory, and the most that kernels are made for.
+BLOCK, LONGEST_BLOCK = 32, 128
 # The most slots that an address has in a kernel without a workspace: a list of them stays on the stack.
 MOST_SLOTS = 128
 # The type of the elements of a matrix in a safetensors file, by precision.

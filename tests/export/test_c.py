@@ -23,6 +23,7 @@ from export.manifest import Manifest
 from export.samples import Samples
 from lowering.aot import build
 from ramnet import RamNetForCausalLM
+from schedules.deployment import Deployment
 from tests.export.conftest import assert_verified_without_torch, checked_card
 from tests.export.test_build import entries
 from tests.lowering.aot.c_library import TINY, model_of
@@ -133,6 +134,22 @@ def test_a_description_cannot_name_files_elsewhere(bundle: Path, tmp_path: Path,
     (tmp_path / "ramnet.json").write_text(json.dumps({**description, "files": {name: "0"}}))
     with pytest.raises(ValueError, match="it must name files of the folder"):
         check.check(tmp_path)
+
+
+def test_the_card_of_a_tuned_export_says_how_it_was_tuned(
+    bundle: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(config: object, precision: str, machine: object, directory: Path, loops: object) -> None:
+        for name in (LIBRARY, ARCHIVE, HEADER):
+            (directory / name).write_bytes((bundle / name).read_bytes())
+
+    monkeypatch.setattr(build, "write_libraries", copied)
+    tuned = Deployment(precision="int8", rows=2, lanes=16, tokens=4, threads=2, spins=2000, block=64)
+    export_c(RamNetForCausalLM.from_pretrained(checkpoint), tmp_path / "c", deployment=tuned)
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert "int8, 2 rows of 16 lanes, 4 of 64 tokens, 2 threads, 2000 spins." in card
+    assert '"weights.safetensors", 2, &model' in card and "threads=2)" in card and " µs, 2 threads, on" in card
+    assert "tune-model" not in (bundle / "README.md").read_text()
 
 
 def test_an_export_that_differs_from_pytorch_is_not_written(

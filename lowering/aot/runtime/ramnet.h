@@ -96,7 +96,8 @@ RAMNET_API void ramnet_state_bind(ramnet_state* const* states, int count, float*
 /* Read one token; logits are [vocabulary], or NULL if they are not wanted. */
 RAMNET_API int ramnet_token(const ramnet_model* model, ramnet_state* state, int32_t id, float* logits);
 
-/* Read count tokens; logits [last, vocabulary] are those of the last tokens. Weights are read once for 32 tokens. */
+/* Read count tokens; logits [last, vocabulary] are those of the last tokens. Weights are read once for 32 tokens,
+ * or for up to 128 as `ramnet tune-model` chose. */
 RAMNET_API int ramnet_tokens(const ramnet_model* model, ramnet_state* state, const int32_t* ids, int count,
                              float* logits, int last);
 
