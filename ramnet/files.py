@@ -50,6 +50,22 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def safetensors_written_aside(path: str | Path) -> Iterator[Path]:
+    """Do as ``written_aside`` for a file that safetensors writes, whose errors are raised as OSError."""
+    from safetensors import SafetensorError
+
+    with written_aside(path) as aside:
+        try:
+            yield aside
+            # safetensors makes files that only their owner can read; this one is read by whom the umask lets.
+            usual = aside.with_name("usual")
+            usual.touch()
+            shutil.copymode(usual, aside)
+        except SafetensorError as error:  # raised for a full disk, among others; it is not an OSError
+            raise OSError(f"{path} cannot be written: {error}") from None
+
+
+@contextmanager
 def folder_written_aside(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder. It replaces ``folder`` after its files are synced to disk, or is removed if the block
     raises.

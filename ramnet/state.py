@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,8 @@ import torch
 from torch import Tensor
 
 from ramnet.config import RamLayerConfig, RamNetConfig
-from ramnet.files import written_aside
-
-# The number of dimensions of each tensor of a state. All but the position are floating.
-_RANKS = {"memory": 4, "mass": 3, "conv": 3, "position": 1}
+from ramnet.files import safetensors_written_aside
+from ramnet.state_files import Described, check
 
 
 class Layer(Protocol):
@@ -178,22 +175,14 @@ class RamState:
         Files of version 0.1.0 hold a single position, which is used for every row.
         """
         tensors = read_safetensors(path)
-        layers: dict[str, list[Tensor]] = {}
-        for name in ("memory", "mass", "conv"):
-            count = sum(key.startswith(f"{name}.") for key in tensors)
-            layers[name] = [tensors[f"{name}.{i}"] for i in range(count) if f"{name}.{i}" in tensors]
-        memory, mass = layers["memory"], layers["mass"]
-        known = sum(map(len, layers.values())) + 1
-        if "position" not in tensors or known != len(tensors) or not memory or len(memory) != len(mass):
-            raise ValueError(f"{path} is not a RAM-Net state: it holds {', '.join(sorted(tensors)[:4]) or 'nothing'}")
-        if tensors["position"].dim() == 0 and memory[0].dim() > 0:
-            tensors["position"] = tensors["position"].repeat(memory[0].shape[0])
-        for name, tensor in tensors.items():
-            kind = name.split(".")[0]
-            fits = tensor.dim() == _RANKS[kind] and tensor.is_floating_point() != (kind == "position")
-            if not fits or tensor.shape[0] != memory[0].shape[0]:
-                raise ValueError(f"{path} is not a RAM-Net state: {name} is {tensor.dtype} {list(tensor.shape)}")
-        return cls(memory, mass, layers["conv"], tensors["position"])
+        counts = check(
+            path, {name: Described(str(x.dtype), x.is_floating_point(), tuple(x.shape)) for name, x in tensors.items()}
+        )
+        layers = {name: [tensors[f"{name}.{i}"] for i in range(count)] for name, count in counts.items()}
+        position = tensors["position"]
+        if position.dim() == 0:
+            position = position.repeat(layers["memory"][0].shape[0])
+        return cls(**layers, position=position)
 
     def check(
         self,
@@ -275,18 +264,10 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.devi
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically. Raises OSError, naming the file, if it cannot be written."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with written_aside(path) as aside:
-        try:
-            save_file(tensors, aside, metadata)
-            # safetensors makes files that only their owner can read; this one is read by whom the umask lets.
-            usual = aside.with_name("usual")
-            usual.touch()
-            shutil.copymode(usual, aside)
-        except SafetensorError as error:  # raised for a full disk, among others; it is not an OSError
-            raise OSError(f"{path} cannot be written: {error}") from None
+    with safetensors_written_aside(path) as aside:
+        save_file(tensors, aside, metadata)
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from export.onnx import ports
 from ramnet.config import RamNetConfig
+from ramnet.files import safetensors_written_aside
+from ramnet.state_files import Described, check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from ramnet import RamState
 
 POSITION = "position"
+# The types that a state file may have, by their names in safetensors files.
+_STORED = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
 
 
 class OnnxState:
@@ -61,18 +65,26 @@ class OnnxState:
 
     def save(self, path: str | Path) -> None:
         """Write the state to a file that every runtime reads, as ``RamState.save`` does, which says what it raises."""
-        from torch import from_numpy
+        from safetensors.numpy import save_file
 
-        from ramnet.state import write_safetensors
-
-        write_safetensors(path, {name: from_numpy(x) for name, x in self._arrays.items()})
+        with safetensors_written_aside(path) as aside:
+            save_file(self._arrays, aside)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a state file of any runtime. Raises what ``RamState.load`` does."""
-        from ramnet.state import RamState
+        from safetensors import SafetensorError, deserialize
 
-        return cls.of(RamState.load(path))
+        if not Path(path).is_file():
+            raise ValueError(f"{path} is not a file; a safetensors file was expected there")
+        try:
+            tensors = dict(deserialize(Path(path).read_bytes()))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from None
+        check(path, {name: _described(name, x["dtype"], x["shape"]) for name, x in tensors.items()})
+        arrays = {name: _array(**tensor) for name, tensor in tensors.items()}
+        arrays[POSITION] = np.broadcast_to(arrays[POSITION], arrays["memory.0"].shape[:1])
+        return cls(arrays)
 
     def reorder(self, index: Tensor) -> Self:
         """Return a state whose row i is row ``index[i]`` of this one, as beam search needs; ``index`` is int64."""
@@ -111,6 +123,19 @@ class OnnxTensors(MutableMapping[str, NDArray[Any]]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+
+def _described(name: str, dtype: str, shape: list[int]) -> Described:
+    """Describe a tensor of a safetensors file, such that ``check`` refuses one of another type than the known ones."""
+    return Described(dtype, "F" in dtype if dtype in _STORED else name == POSITION, tuple(shape))
+
+
+def _array(dtype: str, shape: list[int], data: bytes) -> NDArray[Any]:
+    """Return a tensor of a safetensors file; numpy has no bfloat16, which is the upper half of float32."""
+    found = np.frombuffer(data, _STORED[dtype])
+    if dtype == "BF16":
+        found = (found.astype(np.uint32) << 16).view(np.float32)
+    return found.reshape(shape)
 
 
 def _dtype(name: str) -> type[np.generic]:
