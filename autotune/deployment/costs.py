@@ -51,13 +51,12 @@ class Costs:
     Attributes:
         end: when it must end.
         opening: the longest seconds of building, loading and checking one library; 0 before the first.
-        writing: the latest seconds of writing the weights of a precision.
         trial: the latest seconds of a trial, by whether it was a default, whose loss is measured too.
     """
 
     def __init__(self, seconds: float, begin: float) -> None:
         self.seconds, self.end = seconds, begin + seconds
-        self.opening = self.writing = 0.0
+        self.opening = 0.0
         self.trial: dict[bool, float] = {}
 
     def left(self) -> float:
@@ -71,6 +70,6 @@ class Costs:
         """Return the expected seconds of a trial: as long as the latest of its kind, or of any; 0 for the first."""
         return self.trial.get(default, max(self.trial.values(), default=0.0))
 
-    def of_part(self, part: Part, *, writes: bool) -> float:
-        """Return the expected seconds of a part, which may have to write weights."""
-        return part.libraries * self.opening + self.timing(part.seconds) + writes * self.writing
+    def of_part(self, part: Part) -> float:
+        """Return the expected seconds of a part."""
+        return part.libraries * self.opening + self.timing(part.seconds)

@@ -173,7 +173,7 @@ class Search:
         """Measure a deployment beside the default of its precision, whose time and loss are known, or are measured."""
         precision = deployment.precision
         default, losses = self.defaults()[precision], self.losses()
-        self._write(precision)
+        self.stored.write(precision)
         seconds = self.costs.timing(costs.TRIAL)
         if deployment == default:
             answer = self.ask({}, base=default, rounds=9, seconds=seconds, judge=True)
@@ -184,12 +184,6 @@ class Search:
             known = next(point for point in self.tried_points() if point.deployment == default)
             seconds, loss = known.seconds * answer.times["it"].ratio, losses[precision]
         return Point(deployment=deployment, seconds=seconds, loss=loss, size=self.stored.sizes[precision])
-
-    def _write(self, precision: str) -> None:
-        if not self.stored.has(precision):
-            begin = perf_counter()
-            self.stored.write(precision)
-            self.costs.writing = perf_counter() - begin
 
     def finish(self) -> DeploymentRecord:
         """Measure the best together, choose among them, tune prompts of the chosen one, and compare it with
@@ -250,9 +244,7 @@ class Search:
 
     def _expected(self, part: Part) -> float:
         """Return the seconds that a part and those after it are expected to take."""
-        writes = not self.stored.has("float32")
-        parts = costs.PARTS[costs.PARTS.index(part) :]
-        return sum(self.costs.of_part(each, writes=writes and each is costs.AGAINST) for each in parts)
+        return sum(map(self.costs.of_part, costs.PARTS[costs.PARTS.index(part) :]))
 
     def _compare(
         self, part: Part, others: dict[str, Deployment], *, base: Deployment, **options: Any
@@ -262,7 +254,7 @@ class Search:
             return {}
         self.on_progress(self.progress(part.doing))
         if part is costs.AGAINST:
-            self._write("float32")
+            self.stored.write_model()
         self.process.deadline = self.costs.end
         try:
             return self.ask(others, base=base, seconds=self.costs.timing(part.seconds), **options).times

@@ -13,9 +13,11 @@ from export.quality import HeldOut
 from lowering.aot import weights
 from ramnet import RamNetForCausalLM
 
+MODEL = "model"
+
 
 class Stored:
-    """A folder with a folder of weights and samples for each precision.
+    """A folder with a folder of weights and samples for each precision, and the model.
 
     Args:
         model: a model in float32, which must not change.
@@ -44,14 +46,14 @@ class Stored:
         self.digest = found.hexdigest()[:16]
         judge.save(folder / judge.FILENAME, model, text)
 
-    def has(self, precision: str) -> bool:
-        """Return whether the weights of a precision are there."""
-        return (self.folder / precision).exists()
+    def write_model(self) -> None:
+        """Write the model in float32 as ``from_pretrained`` reads it."""
+        self._model.save_pretrained(self.folder / MODEL)
 
     def write(self, precision: str) -> None:
         """Write the weights and the samples of a precision, if they are not there."""
-        if not self.has(precision):
-            folder = self.folder / precision
+        folder = self.folder / precision
+        if not folder.exists():
             folder.mkdir()
             write_weights(self._model, precision, folder, self._calibration)
 

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from autotune.deployment import judge
+from autotune.deployment.stored import MODEL
 from autotune.measure.timing import interleaved, ratio
 from export.c.session import WEIGHTS, CModel
 from export.samples import TOLERANCE, Samples
@@ -28,7 +29,7 @@ class Request(BaseModel):
     """What to measure.
 
     Attributes:
-        folder: of ``Stored``, with the precisions of these deployments and, to time ``lowering.compile``, float32.
+        folder: of ``Stored``, with the precisions of these deployments and, to time ``lowering.compile``, the model.
         base: the deployment that the ratios are relative to.
         others: deployments to time, by name.
         compiled: also time ``lowering.compile``.
@@ -138,10 +139,9 @@ def _compiled(request: Request) -> Any:
 
     import lowering
     from ramnet import RamNetForCausalLM, RamState
-    from ramnet.state import read_safetensors
 
     torch.set_num_threads(request.base.threads)
-    model = RamNetForCausalLM.of(request.config, read_safetensors(request.folder / "float32" / WEIGHTS)).eval()
+    model = RamNetForCausalLM.from_pretrained(request.folder / MODEL).eval()
     compiled, state = lowering.compile(model), RamState.zeros(request.config, 1)
     ids = [torch.tensor([[i * 37 % request.config.vocab_size]]) for i in range(_IN_A_ROW)]
 
