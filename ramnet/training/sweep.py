@@ -23,6 +23,7 @@ from ramnet.training.model import Config, Model, make
 from ramnet.training.recipe import Recipe
 
 RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2)  # the learning rates that the paper tries
+NOISE = 0.01  # differences of a metric, an accuracy or bits per byte, that are not taken for a worse end
 CHECKPOINT_SECONDS = 300.0  # each evaluates the model, which takes 5 s in the recall experiment
 
 
@@ -135,7 +136,7 @@ class Sweep:
             waiting = [
                 name
                 for name, outcome in searched.items()
-                if left[name] and self._worth(*ended.get(name, [])) < self._worth(outcome)
+                if left[name] and self._worth(*ended.get(name, [])) < self._worth(outcome) - NOISE
             ]
         return [outcome for name in self.models for outcome in sorted(best.get(name, []), key=lambda each: each.seed)]
 
