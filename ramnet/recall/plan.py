@@ -51,7 +51,7 @@ class Scale:
 
 _MIX = ((4, 64), (8, 128), (16, 256), (32, 256), (64, 256))  # the paper's training mix
 SCALES = {
-    "quick": Scale(PAPERS_SETTINGS[:4], PAPERS_SETTINGS[:4], 200, 1200, 64, (0,), (64,), (64,)),
+    "quick": Scale(PAPERS_SETTINGS[:4], PAPERS_SETTINGS[:4], 300, 1200, 64, (0,), (64,), (64,)),
     "day": Scale(_MIX, PAPERS_SETTINGS, 400, 4000, 128, (0,), (16, 64, 256, 1024), (32, 64)),
     "paper": Scale(_MIX, PAPERS_SETTINGS, 4000, 40000, 256, (0, 1, 2), (16, 64, 256, 1024, 4096), (32, 64, 128)),
 }
