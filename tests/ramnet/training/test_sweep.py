@@ -116,6 +116,7 @@ def test_an_interrupted_sweep_ends_its_processes_at_once(tmp_path: Path) -> None
     runs = [
         Run("model", ram_net(4, 1), SEARCH.model_copy(update={"steps": steps}), TASK, False) for steps in (1, 10**9)
     ]
+    others = multiprocessing.active_children()
     with pytest.raises(KeyboardInterrupt):
         sweep._outcomes(runs, tmp_path, 2, "", interrupt)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(others)
