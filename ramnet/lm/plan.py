@@ -49,11 +49,17 @@ SCALES = {
 
 
 def ram_net(scale: Scale, conv_layers: int) -> RamNetConfig:
-    """Return the RAM-Net of a scale, whose first half moves addresses. Without convolutions it begins with offsets."""
+    """Return the RAM-Net of a scale, whose first half moves addresses. Without convolutions it begins with offsets.
+
+    Addresses move by a slot per token and come back after M tokens. With M = 256, the trained length, training never
+    meets a slot that was written before: after 300 steps, the same bytes took 2.29 bits with 64 bytes of context and
+    2.47 with 4096. With 16 slots, they take 2.28 with both.
+    """
     size, moved = scale.hidden_size, scale.num_layers // 2
+    others = scale.num_layers - moved
     return RamNetConfig(
-        **_shared(scale, conv_layers), num_heads=size // 32, order=4, sub_dim=4, top_k=8, value_dim=32,
-        cape_full_layers=moved, cape_half_layers=scale.num_layers - moved, intermediate_size=2 * size,
+        **_shared(scale, conv_layers), num_heads=size // 32, order=(2,) * moved + (4,) * others, sub_dim=4,
+        top_k=(4,) * moved + (8,) * others, value_dim=32, cape_full_layers=moved, intermediate_size=2 * size,
         address_bias=None if conv_layers else "offsets",
     )  # fmt: skip
 
