@@ -100,6 +100,11 @@ def test_compiles_memory_step_in_one_graph_and_still_in_place(kernels: str) -> N
     assert torch.equal(step["memory"], right["memory"]) and torch.equal(step["mass"], right["mass"])
 
 
+def test_the_reference_has_a_name_for_command_lines() -> None:
+    with ops.using("cpu"), ops.using("reference"):
+        assert ops.active() == ""
+
+
 def test_an_unknown_backend_is_refused_where_it_is_named() -> None:
     with pytest.raises(ValueError, match=r"backend 'gpu9' is unknown; there are .*cpu"), ops.using("gpu9"):
         pass
