@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +85,7 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
 
         model = RamNetForCausalLM.from_pretrained(checkpoint)
         _check_bytes(model.config, checkpoint)
-        with ops.using(kernels) if kernels else nullcontext():
+        with ops.using(kernels):
             say(prompt)
             model.generate(
                 torch.tensor([list(prompt)]), max_new_tokens, **asdict(options), stop=stop, seed=seed,

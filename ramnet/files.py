@@ -166,6 +166,19 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def safetensors_read(path: str | Path) -> Iterator[None]:
+    """Raise ValueError, naming the file, if it is missing or the block, which reads it, finds no safetensors file."""
+    from safetensors import SafetensorError
+
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file; a safetensors file was expected there")
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+
+
 def write_png(path: Path, figure: Any, dpi: int = 120) -> None:
     """Write a figure of matplotlib, atomically."""
     with written_aside(path) as aside:

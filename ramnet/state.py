@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ramnet.config import RamLayerConfig, RamNetConfig
-from ramnet.files import safetensors_written_aside
+from ramnet.files import safetensors_read, safetensors_written_aside
 from ramnet.state_files import Described, check
 
 
@@ -272,13 +272,8 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file. Raises ValueError, naming the file, if it is not one."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is not a file; a safetensors file was expected there")
-    try:
+    with safetensors_read(path):
         # Copies: mapped pages would change with the file, and are aligned to 8 bytes instead of torch's 64.
         return {name: x.clone() for name, x in load_file(path).items()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from export.onnx import ports
 from ramnet.config import RamNetConfig
-from ramnet.files import safetensors_written_aside
+from ramnet.files import safetensors_read, safetensors_written_aside
 from ramnet.state_files import Described, check
 
 if TYPE_CHECKING:
@@ -73,14 +73,10 @@ class OnnxState:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a state file of any runtime. Raises what ``RamState.load`` does."""
-        from safetensors import SafetensorError, deserialize
+        from safetensors import deserialize
 
-        if not Path(path).is_file():
-            raise ValueError(f"{path} is not a file; a safetensors file was expected there")
-        try:
+        with safetensors_read(path):
             tensors = dict(deserialize(Path(path).read_bytes()))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from None
         check(path, {name: _described(name, x["dtype"], x["shape"]) for name, x in tensors.items()})
         arrays = {name: _array(**tensor) for name, tensor in tensors.items()}
         arrays[POSITION] = np.broadcast_to(arrays[POSITION], arrays["memory.0"].shape[:1])

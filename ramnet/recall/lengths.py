@@ -16,10 +16,11 @@ from ramnet.files import write_png, write_text_atomic
 from ramnet.loss import IGNORED
 from ramnet.markdown import markdown_table
 from ramnet.model import RamNetForCausalLM
+from ramnet.recall.plan import name_of
 from ramnet.state import RamState
 from ramnet.training.checkpoint import FILE, Progress
 from ramnet.training.model import state_size
-from ramnet.training.mqar import HELD_OUT_EXAMPLES, HELD_OUT_SEED, Mqar
+from ramnet.training.mqar import HELD_OUT_EXAMPLES, HELD_OUT_SEED, Mqar, right
 from ramnet.training.sweep import known_outcome
 
 TABLE, DATA, PICTURE = "lengths.md", "lengths.json", "lengths.png"
@@ -66,30 +67,25 @@ def measure(model: RamNetForCausalLM, pairs: int) -> Iterator[Accuracy]:
             task = Mqar(pairs, length, model.config.vocab_size)
             count = min(HELD_OUT_EXAMPLES, MOST_TOKENS // length)
             generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-            places, right = [], []
+            places, found = [], []
             for start in range(0, count, ROWS):
                 inputs, labels = task.batch(min(ROWS, count - start), generator)
                 places.append((labels != IGNORED).nonzero()[:, 1])
-                right.append(answers(model, inputs, labels))
-            found = torch.cat(right)
-            late = found[torch.cat(places) >= length // 2]
-            yield Accuracy(length, count, float(found.mean()), float(late.mean()) if len(late) else None)
+                found.append(answers(model, inputs, labels))
+            every = torch.cat(found)
+            late = every[torch.cat(places) >= length // 2]
+            yield Accuracy(length, count, float(every.mean()), float(late.mean()) if len(late) else None)
 
 
 @torch.no_grad()
 def answers(model: RamNetForCausalLM, inputs: Tensor, labels: Tensor) -> Tensor:
-    """Return for each label [B, T] other than IGNORED, row by row, 1.0 if it is the most probable token and else 0.0.
-
-    It is NaN if the logits are not finite.
-    """
+    """Return what ``ramnet.training.mqar.right`` does, of sequences of any length."""
     state: RamState | None = None
     found = torch.zeros(labels.shape)
     for at in range(0, inputs.shape[1], BLOCK):
         block = slice(at, at + BLOCK)
         hidden, state = model.hidden_states(inputs[:, block], state)
-        asked = labels[:, block] != IGNORED
-        largest, likeliest = model.head(hidden[asked]).max(dim=-1)
-        found[:, block][asked] = (likeliest == labels[:, block][asked]) + 0 * largest
+        found[:, block][labels[:, block] != IGNORED] = right(model, hidden, labels[:, block])
     return found[labels != IGNORED]
 
 
@@ -109,11 +105,6 @@ def folders(given: Path) -> list[Path]:
             f"{given} is neither a checkpoint nor a folder of ramnet recall with a RAM-Net trained to the end"
         )
     return found
-
-
-def name_of(config: RamNetConfig) -> str:
-    """Return the name that ``ramnet recall`` gives to a model, which is that of its last layer's memory."""
-    return f"RAM-Net M={config.layers[-1].slots} U={config.layers[-1].order}"
 
 
 def measured(folder: Path, model: RamNetForCausalLM, accuracies: list[Accuracy]) -> Measured:

@@ -22,6 +22,7 @@ def recall_lengths(checkpoints: tuple[Path, ...], pairs: int, output: Path, kern
     from ramnet.console import console
     from ramnet.model import RamNetForCausalLM
     from ramnet.recall import lengths
+    from ramnet.recall.plan import name_of
     from ramnet.training.mqar import Mqar
     from ramnet.training.sweep_cli import check
 
@@ -32,12 +33,12 @@ def recall_lengths(checkpoints: tuple[Path, ...], pairs: int, output: Path, kern
     for model in models:
         Mqar(pairs, lengths.LENGTHS[-1], model.config.vocab_size)  # raises what is wrong before anything is measured
     found = []
-    with ops.using("" if kernels == "reference" else kernels):
+    with ops.using(kernels):
         for folder, model in zip(folders, models, strict=True):
             accuracies = []
             for each in lengths.measure(model, pairs):
                 screen.print(
-                    f"{lengths.name_of(model.config)}: accuracy {each.all:.3f} at {each.length} tokens,"
+                    f"{name_of(model.config)}: accuracy {each.all:.3f} at {each.length} tokens,"
                     f" {lengths.shown(each.late)} in their second half"
                 )
                 accuracies.append(each)

@@ -69,6 +69,11 @@ def ram_net(slots: int, order: int) -> RamNetConfig:
     )  # fmt: skip
 
 
+def name_of(config: RamNetConfig) -> str:
+    """Return the name of a RAM-Net, which is that of its last layer's memory."""
+    return f"RAM-Net M={config.layers[-1].slots} U={config.layers[-1].order}"
+
+
 def baseline(name: Any, key_dim: int, window: int | None = None) -> BaselineConfig:
     """Return a baseline whose layers have one head of this width, after one short convolution."""
     return BaselineConfig(**_SKELETON, mixer=name, num_heads=1, key_dim=key_dim, value_dim=64, window=window,
@@ -84,7 +89,8 @@ def configurations(scale: Scale) -> Iterator[tuple[str, Config]]:
     """Yield a name, unique within the scale, and the configuration of everything that is trained."""
     for slots in scale.slots:
         for order in orders(slots):
-            yield f"RAM-Net M={slots} U={order}", ram_net(slots, order)
+            config = ram_net(slots, order)
+            yield name_of(config), config
     for key_dim in scale.key_dims:
         for name in ("linear", "gla", "deltanet", "gated_deltanet", "mamba2", "rwkv7"):
             yield f"{name} {key_dim}", baseline(name, key_dim)

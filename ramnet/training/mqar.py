@@ -119,11 +119,17 @@ class Mix:
 def count_right(model: Model, inputs: Tensor, labels: Tensor) -> float:
     """Count labels [B, T] other than IGNORED that are the most probable token; NaN if logits are not finite."""
     device = model.embedding.weight.device
-    inputs, labels = inputs.to(device), labels.to(device)
+    return float(right(model, model.hidden_states(inputs.to(device))[0], labels.to(device)).sum())
+
+
+def right(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Return for each label [B, T] other than IGNORED, row by row, 1.0 if it is the most probable token and else 0.0.
+
+    It is NaN if the logits are not finite. ``hidden`` is [B, T, C].
+    """
     asked = labels != IGNORED
-    hidden, _ = model.hidden_states(inputs)
     largest, likeliest = model.head(hidden[asked]).max(dim=-1)
-    return float((likeliest == labels[asked]).sum() + (0 * largest).sum())
+    return (likeliest == labels[asked]) + 0 * largest
 
 
 def _distinct(rows: int, choices: int, count: int, generator: torch.Generator) -> Tensor:

@@ -109,7 +109,7 @@ def torchruns(kind: Kind) -> Parallel:
 @contextmanager
 def processes(kind: Kind) -> Iterator[Parallel]:
     """Within the block, be one of torchrun's processes, which set RANK and WORLD_SIZE; without them, the only one."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = torchruns(kind).count
     if count == 1:
         yield Parallel()
         return
