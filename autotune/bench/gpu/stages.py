@@ -112,9 +112,9 @@ def profile(run: GpuRun) -> list[Table]:
         sections = [f"--section={name}" for name in SECTIONS]
         tail = [sys.executable, "-m", "autotune.bench.gpu.profiled", workload.op, run.target]
         common = ["--clock-control=none", "--profile-from-start=off", "--csv", "--page=raw", *sections]
+        limit = SHARE * run.seconds / PROFILED_OPS
         for metrics in ([f"--metrics={','.join(BYTES)}"], []):  # without them, if this version has other names
             command = [program, *common, *metrics, *tail]
-            limit = SHARE * run.seconds / (2 * PROFILED_OPS)
             try:
                 done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
             except subprocess.TimeoutExpired:

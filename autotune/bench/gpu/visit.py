@@ -78,9 +78,10 @@ class Visit:
         """Return the command of the tests, the longest first."""
         files = TESTS if self.device == "cuda" else DRY_TESTS
         workers = WORKERS if self.device == "cuda" else 2
-        deterministic = "CUBLAS_WORKSPACE_CONFIG=:4096:8"
+        # Of a worker's threads, each for every core, those of the others would wait for ever.
+        settings = ["CUBLAS_WORKSPACE_CONFIG=:4096:8", "OMP_NUM_THREADS=1"]
         return [
-            "env", deterministic, sys.executable, "-m", "pytest", "-p", "tests.gpu.each_result",
+            "env", *settings, sys.executable, "-m", "pytest", "-p", "tests.gpu.each_result",
             "-p", "no:cacheprovider", "--tb=short", f"--numprocesses={workers}", "--dist=load",
             "--maxschedchunk=1", *files,
         ]  # fmt: skip

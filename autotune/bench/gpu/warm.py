@@ -7,12 +7,13 @@ parallel processes compile a share each into Triton's cache.
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
-from time import perf_counter
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from autotune.bench.gpu.run import GpuRun
+from autotune.bench.gpu.together import together
 from autotune.bench.run import Table
 
 PROCESSES = 12
@@ -26,20 +27,14 @@ def peers(run: GpuRun) -> list[Table]:
         return []
     run.on_step("compiling flash-linear-attention's kernels")
     command = [sys.executable, "-m", "autotune.bench.gpu.warm"]
-    sides = [
-        subprocess.Popen([*command, str(i), str(PROCESSES)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for i in range(PROCESSES)
-    ]
-    end = perf_counter() + SHARE * run.seconds
-    try:
-        failed = sum(side.wait(timeout=max(end - perf_counter(), 0)) != 0 for side in sides)
-    except subprocess.TimeoutExpired:
-        failed = sum(side.poll() != 0 for side in sides)
-    finally:
-        for side in sides:
-            side.kill()
-    if failed:
-        run.notice(f"{failed} of {PROCESSES} processes that compile flash-linear-attention's kernels failed")
+    commands = {str(i): [*command, str(i), str(PROCESSES)] for i in range(PROCESSES)}
+    with tempfile.TemporaryDirectory() as folder:
+        ended = together(commands, SHARE * run.seconds, Path(folder))
+    late = sum(status is None for status in ended.values())
+    failed = sum(status not in (None, 0) for status in ended.values())
+    for count, how in ((late, "did not end in time"), (failed, "failed")):
+        if count:
+            run.notice(f"{count} of {PROCESSES} processes that compile flash-linear-attention's kernels {how}")
     return []
 
 

@@ -58,7 +58,11 @@ def best_addresses(
 def _digits(
     rows, scale, P: tl.constexpr, RANKS: tl.constexpr, COUNT: tl.constexpr, STRAIGHT: tl.constexpr, ACC: tl.constexpr
 ):
-    """Return the RANKS best logits of a sub-vector minus its maximum, their digits, and Σ_p e^(logit − max)."""
+    """Return the RANKS best logits of a sub-vector minus its maximum, their digits, and Σ_p e^(logit − max).
+
+    The best of them is 0 up to a rounding error of either sign: compilers fuse the product with ``scale`` and the
+    difference into one operation.
+    """
     total = tl.zeros((COUNT,), ACC)
     scores, digits = (), ()
     if STRAIGHT:
@@ -68,7 +72,7 @@ def _digits(
             largest = tl.maximum(largest, logits[p])
         for p in tl.static_range(P):
             above = logits[p] - largest
-            total += share(above)
+            total += tl.exp(above)
             above = tl.where(above > _LOWEST, above, _LOWEST)
             scores, digits = insert(scores, digits, above, tl.full((COUNT,), p, tl.int32), 0, RANKS)
     else:
@@ -79,16 +83,10 @@ def _digits(
             scores, digits = scores + (tl.full((COUNT,), _NOTHING, ACC),), digits + (tl.zeros((COUNT,), tl.int32),)
         for p in range(P):
             above = _scaled(tl.load(rows + p), scale, ACC) - largest
-            total += share(above)
+            total += tl.exp(above)
             above = tl.where(above > _LOWEST, above, _LOWEST)
             scores, digits = insert(scores, digits, above, tl.zeros((COUNT,), tl.int32) + p, 0, RANKS)
     return scores, digits, total
-
-
-@triton.jit
-def share(above):
-    """Return e^above for ``above`` = logit − max; NaN if it is not ≤ 0 (if a logit is NaN or +inf, or all are -inf)."""
-    return tl.where(above <= 0, tl.exp(above), float("nan"))
 
 
 @triton.jit

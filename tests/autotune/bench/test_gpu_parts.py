@@ -195,49 +195,20 @@ def test_each_process_compiles_its_share_of_the_schedules(monkeypatch: pytest.Mo
 
 def test_without_the_library_nothing_is_compiled(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    monkeypatch.setattr(warm, "together", lambda *_: pytest.fail("a process was started"))
     assert warm.peers(run) == []
 
 
-def test_processes_that_fail_to_compile_are_noted(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Side:
-        def __init__(self, command: list[str], **_: Any) -> None:
-            self.code = int(command[-2] == "3")
-
-        def wait(self, timeout: float) -> int:
-            return self.code
-
-        def kill(self) -> None:
-            pass
+def test_processes_that_do_not_compile_their_share_are_noted(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(commands: dict[str, list[str]], seconds: float, folder: object) -> dict[str, int | None]:
+        assert seconds <= warm.SHARE * run.seconds < run.seconds, "they are ended before the part is"
+        assert [command[-2:] for command in commands.values()] == [[str(i), "12"] for i in range(12)]
+        return {name: {"3": 1, "4": None, "5": None}.get(name, 0) for name in commands}
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr(subprocess, "Popen", Side)
+    monkeypatch.setattr(warm, "together", ended)
     warm.peers(run)
-    assert run.notices == ["1 of 12 processes that compile flash-linear-attention's kernels failed"]
-
-
-def test_processes_that_compile_too_long_are_ended_before_the_part_is(
-    run: GpuRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waited: list[float] = []
-    ended: list[object] = []
-
-    class Side:
-        def __init__(self, command: list[str], **_: Any) -> None:
-            self.command = command
-
-        def wait(self, timeout: float) -> int:
-            waited.append(timeout)
-            raise subprocess.TimeoutExpired(self.command, timeout)
-
-        def poll(self) -> None:
-            return None
-
-        def kill(self) -> None:
-            ended.append(self)
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr(subprocess, "Popen", Side)
-    warm.peers(run)
-    assert max(waited) <= warm.SHARE * run.seconds < run.seconds
-    assert len(ended) == warm.PROCESSES
+    assert run.notices == [
+        "2 of 12 processes that compile flash-linear-attention's kernels did not end in time",
+        "1 of 12 processes that compile flash-linear-attention's kernels failed",
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import tvm
 from tvm.script import tirx as T
+from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
 from lowering.gpu.memory_scan.shared.recompute import Recompute
@@ -163,12 +164,13 @@ def _reads(sizes: _Sizes, threads: Threads) -> Any:
         I = emit.argument(inverses, (N, LP, K), sums)
         dR = emit.argument(grad_read_weights, (N, L, K), dtype)
         P = emit.argument(pushes, (N, LP, K), sums)
-        for n in T.thread_binding(N, thread="blockIdx.x") if cuda else T.parallel(N):
-            with T.sblock("reads"):
-                vn = T.axis.spatial(N, n)
-                T.reads(PR[vn, 0:count, 0:LP, 0:K], R[vn, 0:L, 0:K], I[vn, 0:LP, 0:K])
-                T.writes(dR[vn, 0:L, 0:K], P[vn, 0:LP, 0:K])
-                _each_sum(threads, vn, L, PR, lambda at, dot: _read(at, dot, R, I, dR, P))
+        for n in T.thread_binding(N, thread="blockIdx.y") if cuda else T.parallel(N):
+            for b in T.thread_binding(_blocks(L * K), thread="blockIdx.x") if cuda else T.serial(_blocks(L * K)):
+                with T.sblock("reads"):
+                    vn, vb = T.axis.remap("SS", [n, b])
+                    T.reads(PR[vn, 0:count, 0:LP, 0:K], R[vn, 0:L, 0:K], I[vn, 0:LP, 0:K])
+                    T.writes(dR[vn, 0:L, 0:K], P[vn, 0:LP, 0:K])
+                    _sum(threads, vn, vb, L, PR, lambda at, dot: _read(at, dot, R, I, dR, P))
 
     return threads.bound(reads)
 
@@ -190,27 +192,35 @@ def _writes(sizes: _Sizes, threads: Threads) -> Any:
         LP = T.int64()
         PW = emit.argument(write_parts, (N, count, LP, K), sums)
         dW = emit.argument(grad_write_weights, (N, L, K), dtype)
-        for n in T.thread_binding(N, thread="blockIdx.x") if cuda else T.parallel(N):
-            with T.sblock("writes"):
-                vn = T.axis.spatial(N, n)
-                T.reads(PW[vn, 0:count, 0:LP, 0:K])
-                T.writes(dW[vn, 0:L, 0:K])
-                _each_sum(threads, vn, L, PW, lambda at, dot: emit.store(dW, at, dot.astype(dtype)))
+        for n in T.thread_binding(N, thread="blockIdx.y") if cuda else T.parallel(N):
+            for b in T.thread_binding(_blocks(L * K), thread="blockIdx.x") if cuda else T.serial(_blocks(L * K)):
+                with T.sblock("writes"):
+                    vn, vb = T.axis.remap("SS", [n, b])
+                    T.reads(PW[vn, 0:count, 0:LP, 0:K])
+                    T.writes(dW[vn, 0:L, 0:K])
+                    _sum(threads, vn, vb, L, PW, lambda at, dot: emit.store(dW, at, dot.astype(dtype)))
 
     return threads.bound(writes)
 
 
-def _each_sum(threads: Threads, n: Any, tokens: Any, parts: Any, give: Callable[[list[Any], Any], None]) -> None:
-    """Emit ``give([n, t, k], sum)`` with the sums over tiles of head ``n``."""
+def _blocks(items: Any) -> Any:
+    """Return the number of programs that sum ``items``, one in each thread."""
+    return (items + SUM_THREADS - 1) // SUM_THREADS
+
+
+def _sum(threads: Threads, n: Any, block: Any, tokens: Any, parts: Any, give: Callable[[list[Any], Any], None]) -> None:
+    """Emit ``give([n, t, k], sum)`` with the sum over the tiles of head ``n``, for the thread's item of the block."""
     count, K = int(parts.shape[1]), int(parts.shape[3])
 
-    def one(e: Any) -> None:
-        t, k = e // K, e % K
-        total = emit.registers(threads.cuda, 1, str(parts.dtype))
-        emit.store(total, [0], parts[n, 0, t, k])
-        for g in range(1, count):
-            emit.store(total, [0], total[0] + parts[n, g, t, k])
-        give([n, t, k], total[0])
+    def one(thread: Any) -> None:
+        e = block * SUM_THREADS + thread
+        with builder.If(e < tokens * K), builder.Then():
+            t, k = e // K, e % K
+            total = emit.registers(threads.cuda, 1, str(parts.dtype))
+            emit.store(total, [0], parts[n, 0, t, k])
+            for g in range(1, count):
+                emit.store(total, [0], total[0] + parts[n, g, t, k])
+            give([n, t, k], total[0])
 
     with threads.program():
-        threads.spread(tokens * K, one)
+        threads.each(one)

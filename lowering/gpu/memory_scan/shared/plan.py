@@ -126,8 +126,9 @@ def _sum(kernels: Kernels, name: str, tensors: tuple[Tensor, ...]) -> TirLaunch:
     T, K = workload.shape["T"], workload.shape["K"]
     size, sums, count = BYTES[workload.dtype], word(workload), schedule.tiles(workload)
     moved = heads * T * K * (count * sums + size + (2 * sums + size if name == "reads" else 0))
-    work = Work(heads, SUM_THREADS, moved, moved, steps=-(-T * K // SUM_THREADS))
-    return TirLaunch(kernels, name, (heads,), tensors, SUM_THREADS, work)
+    blocks = -(-T * K // SUM_THREADS)
+    work = Work(blocks * heads, SUM_THREADS, moved, moved)
+    return TirLaunch(kernels, name, (blocks, heads), tensors, SUM_THREADS, work)
 
 
 def _forward(*how: Any) -> Any:
