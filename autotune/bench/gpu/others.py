@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autotune.bench.gpu.run import GpuRun, finite, without_fla
+from autotune.bench.gpu.run import GpuRun, finite, require_fla
 from autotune.bench.run import Candidate
 
 GLA, FLASH, CUDNN = "flash-linear-attention, chunk_gla", "FlashAttention through SDPA", "cuDNN attention through SDPA"
@@ -35,10 +35,9 @@ class Sizes(NamedTuple):
 
 def chunk_gla(run: GpuRun, sizes: Sizes) -> Candidate:
     """flash-linear-attention's gated linear attention forward and backward, all gradients."""
-    try:
-        from fla.ops.gla import chunk_gla as op
-    except ImportError as error:
-        raise without_fla(error) from None
+    require_fla()
+    from fla.ops.gla import chunk_gla as op
+
     generator = torch.Generator(run.device).manual_seed(0)
 
     def normal(width: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autotune.bench.gpu.run import without_fla
+from autotune.bench.gpu.run import require_fla
 from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 
 
@@ -98,10 +98,7 @@ class Peer(nn.Module):
         self, config: RamNetConfig, kind: type[GatedLinearAttention] | type[GatedDeltaNet], compiles: bool
     ) -> None:
         super().__init__()
-        try:
-            import fla.ops  # noqa: F401 that it is there
-        except ImportError as error:
-            raise without_fla(error) from None
+        require_fla()
         self.skeleton = RamNetForCausalLM(config)
         for block in self.skeleton.blocks:
             block.mixer = kind(config.hidden_size)
