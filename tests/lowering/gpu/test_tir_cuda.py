@@ -97,16 +97,16 @@ def barriers(text: str) -> list[tuple[str, int]]:
 WARPS, WHOLE = "warp", "threads"
 
 
-# Barriers of the loads and stores of state and mass; before the first chunk's operands are in shared memory, after it,
-# and after slots are marked; the same of a later chunk; and after each of the steps of the unrolled tokens.
-FILL, FIRST, NEXT, STEP = [(WARPS, 1)] * 4, [(WARPS, 0)] * 3, [(WARPS, 1)] * 3, [WARPS] * STRAIGHT
+# Barriers of the loads and stores of state and mass; around the first chunk's operands; around a later chunk's; and
+# after each of the two phases of the unrolled tokens.
+FILL, FIRST, NEXT, TOKENS = [(WARPS, 1)] * 4, [(WARPS, 0)] * 2, [(WARPS, 1)] * 2, [WARPS] * 2 * STRAIGHT
 
 
 @pytest.mark.parametrize(("chunk", "loops"), [(8, 1), (32, 2)])
 def test_a_scan_has_its_barriers(chunk: int, loops: int) -> None:
     schedule = SCAN.model_copy(update={"chunk": chunk})
     text = body_of(text_of(workload("memory_scan"), schedule), "memory_scan")
-    assert barriers(text) == FILL + FIRST + [(kind, loops) for kind in 2 * STEP] + NEXT
+    assert barriers(text) == FILL + FIRST + [(kind, loops) for kind in TOKENS] + NEXT
 
 
 def test_a_removed_barrier_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +132,8 @@ def test_the_barriers_of_steps_and_of_the_backward() -> None:
     kernels_of = {part.split("_kernel(")[0].split()[-1]: part for part in text.split('extern "C" __global__')[1:]}
     each = {name: barriers(part) for name, part in kernels_of.items() if "{" in part}
     assert each["reads"] == each["writes"] == []
-    for name, steps in (("recompute", 2), ("reverse", 3)):
-        # One copy of the loop with the mass and one without.
-        assert each[name] == FILL + 2 * (FIRST + [(kind, 2) for kind in steps * STEP] + NEXT)
+    # One copy of the loop with the mass and one without.
+    assert each["recompute"] == each["reverse"] == FILL + 2 * (FIRST + [(kind, 2) for kind in TOKENS] + NEXT)
 
 
 def test_prefetches_stay_between_their_barriers() -> None:

@@ -11,7 +11,6 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.gpu.memory_scan.shared.rows import Rows
 from lowering.gpu.memory_scan.shared.walk import TokenWalk
 from lowering.gpu.memory_scan.shared.writes import Writes
 from lowering.gpu.threads import Threads
@@ -71,15 +70,13 @@ class _Tokens:
     def __init__(self, walk: TokenWalk, writes: Writes, RS: Any, R: Any, O: Any) -> None:
         self.walk, self.writes, self.output = walk, writes, O
         self.slots, self.weights = walk.by_slot(RS, R)
-        self.rows = Rows(walk, self.slots, after=writes.slots)
         self.totals = walk.threads.private(walk.straight * walk.channels, walk.sums)
 
     def emit(self, S0: Any, Z0: Any, S: Any, Z: Any) -> None:
         walk = self.walk
         with walk.threads.program():
             walk.fill(S0, Z0)
-            operands, rows = [*self.writes.operands, self.slots, self.weights], [self.writes.rows, self.rows]
-            walk.go(operands, rows, [self.writes.step(), self.read], self.give)
+            walk.go([(self.writes.operands, self.writes.work()), ((self.slots, self.weights), self.read)], self.give)
             walk.give_rows(S)
             with builder.If(walk.g == 0), builder.Then():
                 walk.give_mass(Z)
@@ -88,16 +85,17 @@ class _Tokens:
         """Emit the thread's part of a token's output: its slots' rows times r / (z + ε)."""
         walk, each = self.walk, range(self.walk.width)
         eps = emit.constant(walk.constants["eps"], walk.sums)
+        slots = [self.slots.get(thread, turn, j) for j in each]
+        rows, masses = [walk.row(thread, slot) for slot in slots], walk.masses(slots)
         factors = emit.registers(walk.threads.cuda, walk.width, walk.sums)
-        self.rows.again(thread, turn, with_mass=True)
         ahead()
         for j in each:
-            weight, mass = self.weights.get(thread, turn, j), self.rows.mass(thread, turn, j)
-            emit.store(factors, [j], walk.threads.quotient(weight, mass + eps, walk.sums))
+            weight = self.weights.get(thread, turn, j)
+            emit.store(factors, [j], walk.threads.quotient(weight, masses[j] + eps, walk.sums))
         for c in range(walk.channels):
-            total = factors[0] * self.rows.row(thread, turn, 0, c)
+            total = factors[0] * rows[0][c]
             for j in each[1:]:
-                total = total + factors[j] * self.rows.row(thread, turn, j, c)
+                total = total + factors[j] * rows[j][c]
             self.totals.store(thread, turn * walk.channels + c, total)
 
     def give(self, first: Any) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.gpu.memory_scan.shared.rows import Rows
 from lowering.gpu.memory_scan.shared.walk import TokenWalk
 from lowering.gpu.memory_scan.shared.writes import Writes
 
@@ -25,7 +24,6 @@ class Recompute:
         self.walk, self.writes = walk, writes
         (self.slots,), (self.grads,) = walk.by_slot(RS), walk.by_channel(dO)
         self.history, self.parts, self.old_masses, self.inverses = outputs
-        self.rows = Rows(walk, self.slots, after=writes.slots)
         self.dots = walk.threads.private(walk.straight * walk.width, walk.sums)
 
     def emit(self, S0: Any, Z0: Any) -> None:
@@ -39,9 +37,9 @@ class Recompute:
                     self.go(with_mass=False)
 
     def go(self, with_mass: bool) -> None:
-        operands, rows = [*self.writes.operands, self.slots, self.grads], [self.writes.rows, self.rows]
-        steps = [self.writes.step(with_mass, self.keep), partial(self.read, with_mass=with_mass)]
-        self.walk.go(operands, rows, steps, self.give, with_mass)
+        reads = (self.slots, self.grads)
+        write = self.writes.work(with_mass, self.keep)
+        self.walk.go([(self.writes.operands, write), (reads, partial(self.read, with_mass=with_mass))], self.give)
 
     def keep(self, thread: Any, t: Any, j: int, row: Callable[[int], Any], mass: Any) -> None:
         """Emit stores of the row and the mass that a write replaces."""
@@ -55,17 +53,18 @@ class Recompute:
         """Emit the thread's part of the dot product of each row read."""
         walk, each = self.walk, range(self.walk.width)
         one, eps = emit.constant(1, walk.sums), emit.constant(walk.constants["eps"], walk.sums)
+        slots = [self.slots.get(thread, turn, j) for j in each]
+        rows = [walk.row(thread, slot) for slot in slots]
+        masses = walk.masses(slots) if with_mass else None
         inverses = emit.registers(walk.threads.cuda, walk.width, walk.sums)
-        self.rows.again(thread, turn, with_mass)
         ahead()
         for j in each:
-            dot = self.rows.row(thread, turn, j, 0) * self.grads.get(thread, turn, 0)
+            dot = rows[j][0] * self.grads.get(thread, turn, 0)
             for c in range(1, walk.channels):
-                dot = dot + self.rows.row(thread, turn, j, c) * self.grads.get(thread, turn, c)
+                dot = dot + rows[j][c] * self.grads.get(thread, turn, c)
             self.dots.store(thread, turn * walk.width + j, dot)
-            if with_mass:
-                mass = self.rows.mass(thread, turn, j)
-                emit.store(inverses, [j], walk.threads.quotient(one, mass + eps, walk.sums))
+            if masses is not None:
+                emit.store(inverses, [j], walk.threads.quotient(one, masses[j] + eps, walk.sums))
                 with builder.If(walk.first_group(thread)), builder.Then():
                     emit.store(self.inverses, [walk.n, t, walk.slot(thread, j)], inverses[j])
 

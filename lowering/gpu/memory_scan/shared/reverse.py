@@ -13,7 +13,6 @@ import tvm.tirx as tir
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.gpu.memory_scan.shared.rows import Rows
 from lowering.gpu.memory_scan.shared.walk import TokenWalk
 
 
@@ -35,8 +34,6 @@ class Reverse:
          self.pushes) = walk.by_slot(*by_slot)  # fmt: skip
         self.grads, self.values = walk.by_channel(*by_channel)
         self.history = walk.by_both(history)
-        self.read_rows = Rows(walk, self.read_slots)
-        self.write_rows = Rows(walk, self.write_slots, after=self.read_slots)
         self.dots = walk.threads.private(walk.straight * walk.width, walk.sums)
         self.totals = walk.threads.private(walk.straight * walk.channels, walk.sums)
 
@@ -53,64 +50,60 @@ class Reverse:
             walk.give_rows(dS)
 
     def go(self, with_mass: bool) -> None:
-        operands = [self.read_slots, self.read_weights, self.inverses, self.grads]
-        operands += [self.write_slots, self.weights, self.values, self.history]
-        operands += [self.pushes, self.old_masses] if with_mass else []
-        steps = [partial(step, with_mass=with_mass) for step in (self.read, self.write, self.differentiate)]
-        rows = [self.read_rows, self.write_rows]
-        self.walk.go(operands, rows, steps, self.give, with_mass, reverse_time=True)
+        reads = [self.read_slots, self.read_weights, self.inverses, self.grads]
+        writes = [self.write_slots, self.weights, self.values, self.history]
+        if with_mass:
+            reads.append(self.pushes)
+            writes.append(self.old_masses)
+        phases = [(reads, partial(self.read, with_mass=with_mass)), (writes, partial(self.write, with_mass=with_mass))]
+        self.walk.go(phases, self.give, reverse_time=True)
 
     def read(self, thread: Any, turn: int, t: Any, ahead: Callable[[], None], with_mass: bool) -> None:
         """Emit adding the output's gradient to the gradients of the rows that the token read."""
-        walk, rows = self.walk, self.read_rows
+        walk, each = self.walk, range(self.walk.width)
+        slots = [self.read_slots.get(thread, turn, j) for j in each]
+        old, masses = [walk.row(thread, slot) for slot in slots], walk.masses(slots) if with_mass else None
         ahead()
-        for j in range(walk.width):
-            slot = rows.slot(thread, turn, j)
+        for j in each:
             pull = self.read_weights.get(thread, turn, j) * self.inverses.get(thread, turn, j)
 
             def pulled(c: int, j: int = j, pull: Any = pull) -> Any:
-                return rows.row(thread, turn, j, c) + pull * self.grads.get(thread, turn, c)
+                return old[j][c] + pull * self.grads.get(thread, turn, c)
 
-            walk.put_row(thread, slot, pulled)
-            if with_mass:
+            walk.put_row(thread, slots[j], pulled)
+            if masses is not None:
                 with builder.If(walk.first_group(thread)), builder.Then():
-                    emit.store(walk.mass, [slot], rows.mass(thread, turn, j) - self.pushes.get(thread, turn, j))
+                    emit.store(walk.mass, [slots[j]], masses[j] - self.pushes.get(thread, turn, j))
 
     def write(self, thread: Any, turn: int, t: Any, ahead: Callable[[], None], with_mass: bool) -> None:
-        """Emit multiplying the gradients of the rows that the token wrote by its decays."""
-        walk, rows, each = self.walk, self.write_rows, range(self.walk.width)
-        decays = walk.decays([self.weights.get(thread, turn, j) for j in each])
-        rows.again(thread, turn, with_mass)
-        ahead()
-        for j in each:
-            slot = rows.slot(thread, turn, j)
-            walk.put_row(thread, slot, lambda c, j=j: decays[j] * rows.row(thread, turn, j, c))  # type: ignore[misc]
-            if with_mass:
-                with builder.If(walk.first_group(thread)), builder.Then():
-                    emit.store(walk.mass, [slot], decays[j] * rows.mass(thread, turn, j))
-
-    def differentiate(self, thread: Any, turn: int, t: Any, ahead: Callable[[], None], with_mass: bool) -> None:
-        """Emit the gradients of the token's value and weights."""
-        walk, rows, each = self.walk, self.write_rows, range(self.walk.width)
+        """Emit the gradients of the token's value and weights, and multiply the rows' gradients by its decays."""
+        walk, each = self.walk, range(self.walk.width)
         gamma, proxy_eps = walk.constants["decay_power"], walk.constants["proxy_eps"]
         zero, one = (emit.constant(number, walk.sums) for number in (0, 1))
+        slots, weights = ([x.get(thread, turn, j) for j in each] for x in (self.write_slots, self.weights))
+        grads, decays = [walk.row(thread, slot) for slot in slots], walk.decays(weights)
+        masses = walk.masses(slots) if with_mass else None
         slopes, dot = (emit.registers(walk.threads.cuda, size, walk.sums) for size in (walk.width, 1))
         ahead()
         for j in each:
-            emit.store(slopes, [j], emit.decay_slope(self.weights.get(thread, turn, j), gamma, proxy_eps, walk.sums))
+            emit.store(slopes, [j], emit.decay_slope(weights[j], gamma, proxy_eps, walk.sums))
             for c in range(walk.channels):
                 # The weight's gradient is dS·v from the write and dS·row from the decay; both are one dot product.
                 row = self.history.get(thread, turn, j * walk.channels + c)
-                term = rows.row(thread, turn, j, c) * (self.values.get(thread, turn, c) + slopes[j] * row)
+                term = grads[j][c] * (self.values.get(thread, turn, c) + slopes[j] * row)
                 emit.store(dot, [0], term if c == 0 else dot[0] + term)
-            if with_mass:
-                through = rows.mass(thread, turn, j) * (one + slopes[j] * self.old_masses.get(thread, turn, j))
-                emit.store(dot, [0], dot[0] + tir.Select(walk.first_group(thread), through, zero))
+            if masses is not None:
+                first = walk.first_group(thread)
+                through = masses[j] * (one + slopes[j] * self.old_masses.get(thread, turn, j))
+                emit.store(dot, [0], dot[0] + tir.Select(first, through, zero))
+                with builder.If(first), builder.Then():
+                    emit.store(walk.mass, [slots[j]], decays[j] * masses[j])
             self.dots.store(thread, turn * walk.width + j, dot[0])
+            walk.put_row(thread, slots[j], lambda c, j=j: decays[j] * grads[j][c])  # type: ignore[misc]
         for c in range(walk.channels):
-            total = self.weights.get(thread, turn, 0) * rows.row(thread, turn, 0, c)
+            total = weights[0] * grads[0][c]
             for j in each[1:]:
-                total = total + self.weights.get(thread, turn, j) * rows.row(thread, turn, j, c)
+                total = total + weights[j] * grads[j][c]
             self.totals.store(thread, turn * walk.channels + c, total)
 
     def give(self, first: Any) -> None:

@@ -1,8 +1,8 @@
 """The loop that the scans of form "shared" have in common: a warp scans a head's tokens with rows in shared memory.
 
-Thread (lane, group) handles its group's channels in K / lanes of a token's slots. Within a step, threads access
-disjoint data, since a token's slots are distinct; after each step there is a warp barrier. One chunk of operands is in
-shared memory while the next is loaded, and a thread loads a token's operands and rows one token ahead.
+Thread (lane, group) handles its group's channels in K / lanes of a token's slots. Within a phase, threads access
+disjoint data, since a token's slots are distinct; between phases there is a warp barrier. One chunk of operands is in
+shared memory while the next is loaded, and a thread loads a token's operands one token ahead.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
 from lowering.gpu.memory_scan.shared.operand import Operand
-from lowering.gpu.memory_scan.shared.rows import Rows
 from lowering.gpu.threads import Private, Threads
 from schedules.gpu.shared import SharedScan
 from schedules.workload import Workload
 
-# Called as (thread, turn, t, ahead): a thread's part of a step of token t. It calls ``ahead`` after its loads: the first
-# step's loads the next token's operands, and the last step's its rows.
-TokenStep = Callable[[Any, int, Any, Callable[[], None]], None]
+# Called as (thread, turn, t, ahead): a thread's work on token t. It calls ``ahead``, which prefetches, after its loads.
+TokenWork = Callable[[Any, int, Any, Callable[[], None]], None]
 
 
 class TokenWalk:
@@ -74,15 +72,13 @@ class TokenWalk:
         """Return whether the thread is in group 0, so that one thread per slot is selected."""
         return thread % self.groups == 0
 
-    def go(
-        self, operands: Sequence[Operand], rows: Sequence[Rows], steps: Sequence[TokenStep],
-        give: Callable[[Any], None], with_mass: bool = True, reverse_time: bool = False,
-    ) -> None:  # fmt: skip
-        """Emit the loop over all tokens, with the ``steps`` of a token and what they use, and ``give(t)`` after each
-        unrolled group.
+    def go(self, phases: Sequence[tuple[Sequence[Operand], TokenWork]], give: Callable[[Any], None],
+           reverse_time: bool = False) -> None:  # fmt: skip
+        """Emit the loop over all tokens, with ``phases`` and their operands, and ``give(t)`` after each unrolled group.
 
         t is the first token of the group. Turn i is the group's i-th token, in reverse time the i-th from its end.
         """
+        operands = [operand for mine, _ in phases for operand in mine]
         parts = self.chunk // self.straight
 
         def ask(step: Any) -> None:
@@ -100,9 +96,6 @@ class TokenWalk:
             for operand in operands:
                 operand.put()
             self.threads.barrier()
-            for each in rows:
-                each.mark()
-            self.threads.barrier()
 
         ask(emit.constant(0, "int32"))
         put()
@@ -111,45 +104,47 @@ class TokenWalk:
             ask(step + 1)
             with builder.serial(0, parts) as part:
                 first = (parts - 1 - part if reverse_time else part) * self.straight
-                self._straight(operands, rows, steps, c, first, with_mass, reverse_time)
+                self._straight(phases, c, first, reverse_time)
                 give(c * self.chunk + first)
             put()
 
     def _straight(
-        self, operands: Sequence[Operand], rows: Sequence[Rows], steps: Sequence[TokenStep], c: Any, first: Any,
-        with_mass: bool, reverse_time: bool,
-    ) -> None:  # fmt: skip
+        self, phases: Sequence[tuple[Sequence[Operand], TokenWork]], c: Any, first: Any, reverse_time: bool
+    ) -> None:
         def token(turn: int) -> Any:
             return first + (self.straight - 1 - turn if reverse_time else turn)
 
-        def fetch(thread: Any, turn: int) -> None:
+        def fetch(thread: Any, turn: int, operands: Sequence[Operand]) -> None:
             for operand in operands if turn < self.straight else ():
                 operand.fetch(thread, token(turn), turn)
 
-        def load(thread: Any, turn: int) -> None:
-            for each in rows if turn < self.straight else ():
-                each.load(thread, turn, with_mass)
-
-        self.threads.each(lambda thread: fetch(thread, 0))
-        self.threads.each(lambda thread: load(thread, 0))
+        for operands, _ in phases:
+            self.threads.each(lambda thread, mine=operands: fetch(thread, 0, mine))  # type: ignore[misc]
         for turn in range(self.straight):
-            for step in steps:
+            for operands, work in phases:
 
-                def mine(thread: Any, turn: int = turn, step: TokenStep = step) -> None:
-                    def ahead() -> None:
-                        if step is steps[0]:
-                            fetch(thread, turn + 1)
-                        if step is steps[-1]:
-                            load(thread, turn + 1)
-
-                    step(thread, turn, c * self.chunk + token(turn), ahead)
+                def mine(thread: Any, turn: int = turn, work: TokenWork = work, operands: Any = operands) -> None:
+                    work(thread, turn, c * self.chunk + token(turn), lambda: fetch(thread, turn + 1, operands))
 
                 self.threads.each(mine)
                 self.threads.barrier()
 
+    def row(self, thread: Any, slot: Any) -> Any:
+        """Emit loads of the thread's channels of a slot's row into registers."""
+        held = emit.registers(self.threads.cuda, self.channels, self.sums)
+        emit.copy(held, [0], self.rows, [slot, self.column(thread)], self.channels)
+        return held
+
     def put_row(self, thread: Any, slot: Any, value: Callable[[int], Any]) -> None:
         """Emit stores of the thread's channels of a slot's row."""
         emit.put(self.threads.cuda, self.rows, [slot, self.column(thread)], self.channels, value)
+
+    def masses(self, slots: Sequence[Any]) -> Any:
+        """Emit loads of the masses of the thread's slots into registers."""
+        held = emit.registers(self.threads.cuda, self.width, self.sums)
+        for j, slot in enumerate(slots):
+            emit.store(held, [j], self.mass[slot])
+        return held
 
     def decays(self, weights: Sequence[Any]) -> Any:
         """Emit (1 − w)^γ of the thread's weights into registers."""

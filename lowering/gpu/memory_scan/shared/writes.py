@@ -8,8 +8,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as builder
 
 from lowering import emit
-from lowering.gpu.memory_scan.shared.rows import Rows
-from lowering.gpu.memory_scan.shared.walk import TokenStep, TokenWalk
+from lowering.gpu.memory_scan.shared.walk import TokenWalk, TokenWork
 
 # Called as (thread, t, j, row, mass) for the write to the thread's j-th slot of token t. row(c), channel c of the row,
 # and mass, which may be None, are the values before the write.
@@ -24,29 +23,23 @@ class Writes:
         self.slots, self.weights = walk.by_slot(WS, W)
         (self.values,) = walk.by_channel(V)
         self.operands = (self.slots, self.weights, self.values)
-        self.rows = Rows(walk, self.slots)
 
-    def step(self, with_mass: bool = True, keep: Keep | None = None) -> TokenStep:
-        """Return the step for ``TokenWalk.go``."""
-        walk, each, rows = self.walk, range(self.walk.width), self.rows
+    def work(self, with_mass: bool = True, keep: Keep | None = None) -> TokenWork:
+        """Return the phase for ``TokenWalk.go``."""
+        walk, each = self.walk, range(self.walk.width)
 
         def write(thread: Any, turn: int, t: Any, ahead: Callable[[], None]) -> None:
-            slots = [rows.slot(thread, turn, j) for j in each]
-            weights = [self.weights.get(thread, turn, j) for j in each]
-            decays = walk.decays(weights)
-            masses = [rows.mass(thread, turn, j) if with_mass else None for j in each]
+            slots, weights = ([x.get(thread, turn, j) for j in each] for x in (self.slots, self.weights))
+            old, decays = [walk.row(thread, slot) for slot in slots], walk.decays(weights)
+            masses = walk.masses(slots) if with_mass else [None] * walk.width
             ahead()
             for j in each:
-
-                def old(c: int, j: int = j) -> Any:
-                    return rows.row(thread, turn, j, c)
-
                 if keep is not None:
-                    keep(thread, t, j, old, masses[j])
+                    keep(thread, t, j, lambda c, row=old[j]: row[c], masses[j])  # type: ignore[misc]
 
-                def grown(c: int, j: int = j, old: Callable[[int], Any] = old) -> Any:
+                def grown(c: int, j: int = j) -> Any:
                     added = weights[j] * self.values.get(thread, turn, c)
-                    return walk.threads.multiply_add(decays[j], old(c), added, walk.sums)
+                    return walk.threads.multiply_add(decays[j], old[j][c], added, walk.sums)
 
                 walk.put_row(thread, slots[j], grown)
                 if with_mass:
