@@ -70,7 +70,12 @@ def flusher() -> Callable[[], object]:
 def captured(call: Callable[[], object]) -> Callable[[], object]:
     """Capture ``call`` as a CUDA graph and return its replay function, which needs no host work between launches.
 
-    Raises RuntimeError if ``call`` synchronises with the device.
+    A graph has the addresses of the tensors that ``call`` uses, so the function keeps ``call``, and them, alive. Raises
+    RuntimeError if ``call`` synchronises with the device.
     """
-    replay, _ = record_cuda(call, call)
-    return replay
+    replay, result = record_cuda(call, call)
+
+    def again(_used: object = (call, result)) -> None:
+        replay()
+
+    return again

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # What a file of binaries holds besides them.
 _FORMAT = "with resources"
+# Bytes of the widest load of a thread.
+ALIGNMENT = 16
 # Loaded kernels, by everything that they are compiled from.
 _cubins: dict[tuple[Any, ...], Cubin] = {}
 _loops: dict[tuple[Any, ...], Callable[..., None]] = {}
@@ -195,6 +197,11 @@ def types(values: Tensor, memory: Tensor, *others: Tensor) -> tuple[torch.dtype,
     if torch.float64 in {x.dtype for x in (values, memory, *others)}:
         return torch.float64, torch.float64, torch.float64
     return values.dtype, memory.dtype, torch.float32
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor that begins at a multiple of ``ALIGNMENT`` bytes, as wide loads require: itself or a copy."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def refuse_two_types(memory: Tensor, mass: Tensor) -> None:

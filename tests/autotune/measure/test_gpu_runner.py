@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import weakref
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from autotune.bench import eager_scan_gradients
-from autotune.measure import eager_scan
+from autotune.measure import cuda_clock, eager_scan
 from autotune.measure.cuda_clock import CudaClock
 from autotune.measure.eager_decode_heads import EAGER, separated
 from autotune.measure.gpu_runner import Eager, GpuRunner
@@ -211,6 +212,21 @@ def test_a_candidate_is_built_checked_and_timed_beside_eager(runner: GpuRunner) 
     timings = runner.measure({"eager": None, "good": good}, rounds=3, seconds=0.1)
     assert set(timings) == {"eager", "good"} and all(timing.median > 0 for timing in timings.values())
     assert next(runner.captures) == 1, "the kernel is captured, the eager form is not"  # type: ignore[attr-defined]
+
+
+def test_a_captured_graph_keeps_what_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph has addresses only: without the model whose memory it reads, a replay would fault."""
+    monkeypatch.setattr(cuda_clock, "record_cuda", lambda run, rehearse: (lambda: None, torch.zeros(1)))
+    model = torch.nn.Linear(2, 2)
+    kept = weakref.ref(model)
+    replay = cuda_clock.captured(partial(model, torch.ones(2)))
+    del model
+    gc.collect()
+    assert kept() is not None
+    replay()
+    del replay
+    gc.collect()
+    assert kept() is None
 
 
 def test_wrong_numbers_and_refused_schedules_are_errors(runner: GpuRunner) -> None:

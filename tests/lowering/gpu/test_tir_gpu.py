@@ -124,6 +124,20 @@ def test_a_layers_token_in_one_launch(cape_heads: int, position: int, unroll: in
         assert relative_rmse(got, want.view(got.shape)) < TOLERANCE[torch.float32]
 
 
+def test_a_scan_takes_tensors_that_begin_anywhere() -> None:
+    """Wide loads fault on a GPU unless their addresses are multiples of 16 bytes."""
+    tensors = [x.flatten(0, 1) for x in scan_inputs(1, 2, 5, 4, 16, 8, seed=9).values()]
+    shifted = [torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape) for x in tensors]
+    assert any(x.data_ptr() % 16 for x in shifted)
+    for op, schedule, given in (
+        ("memory_scan", SharedScan(channels=4, slot_lanes=4, chunk=8), [*shifted, 1.0, 1e-6]),
+        ("memory_scan_backward", SharedScanBackward(channels=4, slot_lanes=4, chunk=8),
+         [*shifted[4:], *shifted, 1.0, 1e-6, 0.01]),
+    ):  # fmt: skip
+        launches: Any = plan(op, schedule, *given).launches
+        assert all(x.data_ptr() % 16 == 0 for launch in launches for x in launch.tensors)
+
+
 def both_ways(op: Op, schedule: Schedule, tensors: list[Tensor], outputs: list[Tensor]) -> list[list[Tensor]]:
     """Run an op's only kernel with its loops over threads forwards and in reverse."""
     launch: Any = plan(op, schedule, *tensors, 1.0, 1e-6).launches[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tvm.tirx as tir
@@ -29,7 +30,9 @@ class Operand:
         self.slots = self.dtype == "int32"
         # Elements per token and per load of a thread; a thread computes with ``runs`` runs of ``run`` elements.
         self.row = (walk.K if by_slot else 1) * (walk.tile if by_channel else 1)
-        self.moved = walk.channels if by_channel else 1
+        # A thread loads several elements at once, if all threads then have something to load.
+        wide = max(walk.chunk * walk.K // walk.threads.count, 1)
+        self.moved = walk.channels if by_channel else math.gcd(walk.K, 4 if wide >= 4 else 2 if wide >= 2 else 1)
         self.runs: int = walk.width if self.raw else 1
         self.run: int = walk.channels if by_channel else walk.width
         self.packed = 2 if self.dtype in ("bfloat16", "float16") and self.moved % 2 == 0 else 1
@@ -55,14 +58,14 @@ class Operand:
             # The index is clamped so that the load needs no branch: branches would be most of the code.
             at = [walk.n, t if whole else tir.min(t, walk.tokens - 1)]
             if self.by_slot:
-                at.append(first // walk.tile if self.by_channel else first)
+                at.append(first // walk.tile if self.by_channel else first // self.packed)
             if self.by_channel:
                 last = self.buffer.shape[-1] - self.words
                 at.append(tir.min(channel // self.packed, last) if walk.D % walk.tile else channel // self.packed)
             place = self.coming.at(thread, turn * self.words)
             emit.copy(self.coming.buffer, place, self.buffer, at, self.words)
             for word in range(0 if whole else self.words):
-                nothing = first if self.slots else emit.constant(0, self.coming.dtype)
+                nothing = first + word if self.slots else emit.constant(0, self.coming.dtype)
                 number = self.coming.load(thread, turn * self.words + word)
                 self.coming.store(thread, turn * self.words + word, tir.Select(t < walk.tokens, number, nothing))
 

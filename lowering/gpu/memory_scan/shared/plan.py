@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
-from lowering.gpu.tir import Kernels, TirLaunch, types
+from lowering.gpu.tir import Kernels, TirLaunch, aligned, types
 from schedules.gpu import shared
 from schedules.gpu.shared import BYTES, SUM_THREADS, THREADS, SharedScan, SharedScanBackward, word
 
@@ -24,8 +24,9 @@ def plan(
     sizes, constants = (*write_slots.shape, *memory.shape[1:]), {"decay_power": decay_power, "eps": eps}
     kernels = Kernels(_forward, "memory_scan", sizes, dtype, state, schedule, constants)
     schedule.require(kernels.workload)
-    inputs = (write_slots, write_weights.to(dtype), read_slots, read_weights.to(dtype), values.to(dtype),
-              memory.to(state), mass.to(state))  # fmt: skip
+    given = (write_slots, write_weights.to(dtype), read_slots, read_weights.to(dtype), values.to(dtype),
+             memory.to(state), mass.to(state))  # fmt: skip
+    inputs = tuple(map(aligned, given))
     outputs = tuple(torch.empty_like(x) for x in inputs[4:])
     return Plan((_walk(kernels, "memory_scan", (*inputs, *outputs)),), outputs)
 
@@ -54,6 +55,7 @@ def plan_backward(
         write_slots, read_slots, *(x.to(dtype) for x in (grad_output, write_weights, read_weights, values)),
         *(x.to(state) for x in (grad_memory, grad_mass, memory, mass)),
     ]  # fmt: skip
+    given = [aligned(x) for x in given]
     grads = [torch.empty_like(x, dtype=dtype) for x in (write_weights, read_weights, values)]
     grads += [torch.empty_like(x, dtype=state) for x in (memory, mass)]
     launches = []
