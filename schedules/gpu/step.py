@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from schedules.base import KNOB_VALUES, Schedule
-from schedules.gpu.address import default_unroll, refuse_threads, refuse_unroll
+from schedules.gpu.address import default_unroll, refuse_threads, refuse_unroll, unrolls
 from schedules.workload import Workload
 
 
@@ -40,7 +40,7 @@ class DecodeHeads(Schedule):
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
-        return {"compiler": ("triton", "tir"), "threads": (32, 64, 128, 256), "unroll": (0, 1, 2)}
+        return {"compiler": ("triton", "tir"), "threads": (32, 64, 128, 256), "unroll": unrolls(workload)}
 
     def refusal(self, workload: Workload) -> str | None:
         needed = _accesses(workload)

@@ -13,6 +13,10 @@ from lowering.gpu.resources import Work
 from lowering.gpu.tir import Kernels, TirLaunch, aligned, types
 from schedules.gpu import shared
 from schedules.gpu.shared import BYTES, SUM_THREADS, THREADS, SharedScan, SharedScanBackward, word
+from schedules.workload import Workload
+
+# Bytes that memory moves at least.
+_SECTOR = 32
 
 
 def plan(
@@ -108,7 +112,7 @@ def _walk(kernels: Kernels, name: str, tensors: tuple[Tensor, ...]) -> TirLaunch
     programs = heads * count
     by_slot = K * (of.slots * 4 + of.by_slot * size + walk.by_slot * sums)
     by_channel = D * (of.by_channel + walk.by_channel) * size
-    kept = K * D * BYTES[shared.history_type(workload)] if walk.kept else 0
+    kept = _kept_bytes(workload, tile, writes=name == "recompute") if walk.kept else 0
     state = 2 * heads * M * (D + 1) * sums
     moved = heads * T * (by_slot + by_channel + kept) + state
     again = heads * T * (by_slot * count + by_channel + kept) + state
@@ -121,6 +125,18 @@ def _walk(kernels: Kernels, name: str, tensors: tuple[Tensor, ...]) -> TirLaunch
         iterations=(-(-T // schedule.chunk), schedule.chunk // schedule.straight),
     )  # fmt: skip
     return TirLaunch(kernels, name, (count, heads), tensors, THREADS, work)
+
+
+def _kept_bytes(workload: Workload, tile: int, writes: bool) -> float:
+    """Return the bytes of memory that the saved rows of a token cost.
+
+    Each tile's part of a row is accessed at another time. If it is less than a sector, memory moves the whole sector,
+    which it reads first to write a part.
+    """
+    size = BYTES[shared.history_type(workload)]
+    part = min(tile, workload.shape["D"]) * size
+    more = max(1.0, _SECTOR / part) * (2 if writes and part < _SECTOR else 1)
+    return workload.shape["K"] * workload.shape["D"] * size * more
 
 
 def _sum(kernels: Kernels, name: str, tensors: tuple[Tensor, ...]) -> TirLaunch:
