@@ -112,7 +112,7 @@ STAGES: dict[str, Stage] = {
     "ranks": _parts(60, "ranks"),
     "tune": _parts(180, "tune"),
     "tuned-scan": _parts(40, "scan"),
-    "tuned-gla": _parts(20, "gla"),
+    "tuned-gla": _parts(45, "gla"),
     "tuned-decode": _parts(50, "decode"),
     "ncu": _parts(30, "ncu"),
 }
