@@ -116,8 +116,12 @@ def drawn(workload: Workload, target: str) -> list[Schedule]:
 def add_facts(
     run: Run, workloads: Sequence[Workload], seconds: float,
     correlated: Callable[[str, Workload, float], Correlation] = lambda *of: rank_correlation(*of),
+    on_found: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """Add a fact for each workload whose schedules have a clear order, and a notice for each workload."""
+    """Add a fact for each workload whose schedules have a clear order, and a notice for each workload.
+
+    ``on_found`` is called after each workload.
+    """
     for i, workload in enumerate(workloads):
         run.on_step(f"rank correlation, {workload.op}")
         share = seconds / len(workloads)
@@ -125,10 +129,11 @@ def add_facts(
             found = correlated(run.target, workload, share)
         except (RuntimeError, ImportError) as problem:
             run.notice(f"{FACT}, {workload.name}: {problem}")
-            continue
-        if found.rho is not None:
-            run.facts[f"{FACT}, {i + 1}. {workload.op}"] = found.rho
-        run.notice(f"{FACT}, {i + 1}. {workload.name}: {found}")
+        else:
+            if found.rho is not None:
+                run.facts[f"{FACT}, {i + 1}. {workload.op}"] = found.rho
+            run.notice(f"{FACT}, {i + 1}. {workload.name}: {found}")
+        on_found()
 
 
 def correlate(pairs: Sequence[Pair]) -> Correlation:

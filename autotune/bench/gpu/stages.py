@@ -51,7 +51,8 @@ def correlation(run: GpuRun) -> list[Table]:
             most = candidates.CORRELATED
             return rank_correlation(target, workload, seconds, known=known, most=most, runner=runner)
 
-        add_facts(run, candidates.workloads(), SHARE * run.seconds, correlated)
+        # A visit that is cut off keeps what was found of the ops before.
+        add_facts(run, candidates.workloads(), SHARE * run.seconds, correlated, lambda: run.on_table(run))
     return []
 
 

@@ -148,7 +148,9 @@ def test_the_model_is_compared_with_measurements_where_there_is_an_order(monkeyp
 
     monkeypatch.setattr(correlation, "rank_correlation", compared)
     run = Run()
-    correlation.add_facts(run, workloads, 30)
+    found: list[int] = []
+    correlation.add_facts(run, workloads, 30, on_found=lambda: found.append(len(run.notices)))
+    assert found == [1, 2, 3], "it is told after each workload"
     assert run.facts == {f"{FACT}, 1. address_decode": 0.8}
     assert [notice.rpartition(": ")[2] for notice in run.notices] == [
         "0.80 (0 schedules; two halves of the rounds agree to 0.90)",
