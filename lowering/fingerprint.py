@@ -41,9 +41,7 @@ _TEMPLATES: dict[str, dict[str, dict[str, str]]] = {
         "memory_scan": {
             "serial": "lowering.gpu.memory_scan.serial.forward", "slots": "lowering.gpu.memory_scan.slots.forward",
         },
-        "memory_scan_backward": {
-            "serial": "lowering.gpu.memory_scan.serial.backward", "slots": "lowering.gpu.memory_scan.slots.backward",
-        },
+        "memory_scan_backward": {"slots": "lowering.gpu.memory_scan.slots.backward"},
         "memory_step": {"": "lowering.gpu.memory_step.triton"},
         "decode_heads": {"": "lowering.gpu.decode_heads.triton"},
     },

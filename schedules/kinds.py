@@ -9,6 +9,10 @@ from schedules import cpu, gpu
 from schedules.base import Schedule
 from schedules.workload import Workload
 
+# What earlier versions had: forms by op, whose records are not read, and the knobs of such forms.
+FORMER_FORMS = {"memory_scan_backward": ("serial",)}
+_FORMER_KNOBS = {"tile", "spans", "checkpoint"}
+
 
 def kinds(op: str, target: str) -> Mapping[str, type[Schedule]]:
     """Return the schedule classes of ``op`` on ``target`` by form; an op without forms has one, under "".
@@ -39,5 +43,5 @@ def schedule_of(op: str, target: str, knobs: Mapping[str, Any]) -> Schedule:
     if not isinstance(form, str) or form not in forms:
         raise ValueError(f"form is {form!r}; it must be one of {', '.join(forms)}")
     # Older records hold the knobs of all forms.
-    others = {name for kind in forms.values() for name in kind.model_fields} - forms[form].model_fields.keys()
+    others = _FORMER_KNOBS.union(*(kind.model_fields for kind in forms.values())) - forms[form].model_fields.keys()
     return forms[form](**{name: value for name, value in knobs.items() if name not in others})

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ramnet.config import one_line
 from ramnet.files import locked, read_text, write_text_atomic
 from schedules.base import Schedule
-from schedules.kinds import default_schedule, schedule_of
+from schedules.kinds import FORMER_FORMS, default_schedule, schedule_of
 from schedules.workload import Workload
 
 How = Literal["measured", "modelled, not run"]  # modelled: predicted from the binary compiled for the target
@@ -142,6 +142,8 @@ def _read(path: Path) -> list[Record]:
     for number, line in enumerate(io.StringIO(read_text(path)), start=1):
         try:
             record = Record.model_validate_json(line)
+            if record.knobs.get("form") in FORMER_FORMS.get(record.workload.op, ()):
+                continue
             record.schedule()
         except ValidationError as error:
             raise ValueError(f"{path}, line {number}, is not a record: {one_line(error)}") from None

@@ -22,7 +22,6 @@ def _triton() -> dict[tuple[str, str], Callable[..., Plan]]:
     from lowering.gpu.address_decode import triton as address_decode
     from lowering.gpu.address_decode import triton_backward as address_decode_backward
     from lowering.gpu.decode_heads import triton as decode_heads
-    from lowering.gpu.memory_scan.serial import backward as serial_backward
     from lowering.gpu.memory_scan.serial import forward as serial_forward
     from lowering.gpu.memory_scan.slots import backward as slots_backward
     from lowering.gpu.memory_scan.slots import forward as slots_forward
@@ -33,7 +32,6 @@ def _triton() -> dict[tuple[str, str], Callable[..., Plan]]:
         ("address_decode_backward", ""): address_decode_backward.plan,
         ("memory_scan", "serial"): serial_forward.plan,
         ("memory_scan", "slots"): slots_forward.plan,
-        ("memory_scan_backward", "serial"): serial_backward.plan,
         ("memory_scan_backward", "slots"): slots_backward.plan,
         ("memory_step", ""): memory_step.plan,
         ("decode_heads", ""): decode_heads.plan,

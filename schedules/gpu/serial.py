@@ -1,11 +1,10 @@
-"""Schedules of the GPU scans of form "serial", by Triton.
+"""Schedules of the GPU's forward scan of form "serial", by Triton.
 
 A program scans the tokens of a head in order for a tile of channels, whose state is in the L2 cache.
 """
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal, Self
 
 from schedules.base import KNOB_VALUES, Schedule
@@ -23,7 +22,7 @@ ALIGNED = 4
 
 
 class SerialScan(Schedule):
-    """Schedule of the forward scan."""
+    """Schedule of the forward scan; the backward has no such form."""
 
     compiler: ClassVar[str] = "triton"
 
@@ -59,36 +58,6 @@ class SerialScan(Schedule):
         if tile > threads and tile >= 2 * D:
             return f"tile is {tile}; it must be at most threads = {threads} or less than 2 · D = {2 * D}"
         return None
-
-
-class SerialScanBackward(SerialScan):
-    """Schedule of the backward."""
-
-    # The tokens between two saved copies of the state, from which the forward is recomputed.
-    checkpoint: int = 256
-
-    @classmethod
-    def default(cls, workload: Workload) -> Self:
-        return cls(spans=_spans(workload), checkpoint=_checkpoint(workload))
-
-    @classmethod
-    def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:
-        checkpoints = tuple(sorted({64, 256, 1024, 4096, _checkpoint(workload)}))
-        return super().space(workload) | {"checkpoint": checkpoints}
-
-    def refusal(self, workload: Workload) -> str | None:
-        if self.checkpoint < 1:
-            return f"checkpoint is {self.checkpoint}; it must be 1 or more"
-        return super().refusal(workload)
-
-
-def _checkpoint(workload: Workload) -> int:
-    """Return the power of two for which copies of the state and replaced rows take the least memory.
-
-    T/c copies of M rows and the K replaced rows of c tokens are fewest at c = √(T · M / K).
-    """
-    T, M, K = (workload.shape[axis] for axis in "TMK")
-    return 1 << max(4, round(math.log2(max(T * M / K, 1)) / 2))
 
 
 def _spans(workload: Workload) -> int:

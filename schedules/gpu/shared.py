@@ -5,6 +5,7 @@ A warp scans the tokens of a head in order with a tile of channels of the state 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -67,7 +68,13 @@ class SharedScan(Schedule):
 
     @classmethod
     def default(cls, workload: Workload) -> Self:
-        return cls()
+        """Return programs of 16 channels, or as near to that as is valid, with as many lanes for slots as possible.
+
+        At M = 1024, that is the fastest on an H100 and an H200: three programs fit on a processor.
+        """
+        every = (cls(channels=channels, slot_lanes=lanes, chunk=8) for channels in CHANNELS for lanes in SLOT_LANES)
+        valid = [schedule for schedule in every if schedule.refusal(workload) is None]
+        return min(valid, key=lambda s: (abs(math.log2(s.tile / 16)), -s.slot_lanes), default=cls())
 
     @classmethod
     def space(cls, workload: Workload) -> dict[str, KNOB_VALUES]:

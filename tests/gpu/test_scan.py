@@ -14,6 +14,7 @@ from autotune.bench.gpu.scan import untuned
 from lowering.gpu.backend import GpuKernels
 from ramnet.ops import reference
 from schedules.base import Schedule
+from schedules.gpu import SCHEDULES
 from schedules.workload import Workload
 from tests.gpu.conftest import DEVICE
 from tests.samples import TOLERANCE, as_backends_take, cotangents, relative_rmse, scan_inputs
@@ -44,15 +45,17 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def kernels(target: str, form: str, sizes: tuple[int, ...], dtype: torch.dtype) -> GpuKernels:
-    """Return a backend that runs one form of the scan or, for "chosen", the recorded schedule."""
+    """Return a backend that runs one form of the scan or, for "chosen" and where there is no such form, the recorded
+    schedule."""
     if form == "chosen":
         return GpuKernels(target)
     batch, heads, tokens, top_k, slots, dim = sizes
     shape = {"N": batch * heads, "T": tokens, "K": top_k, "M": slots, "D": dim}
     named: Any = str(dtype).removeprefix("torch.")
     given: dict[str, Schedule] = {
-        op: untuned(Workload(op=op, shape=shape, dtype=named), form) for op in ("memory_scan", "memory_scan_backward")
-    }
+        op: untuned(Workload(op=op, shape=shape, dtype=named), form)
+        for op in ("memory_scan", "memory_scan_backward") if form in SCHEDULES[op]
+    }  # fmt: skip
     return GpuKernels(target, given=given)
 
 

@@ -178,13 +178,15 @@ def test_gpu_kernels_of_a_scan_are_right_on_a_large_memory(form: str, knobs: dic
     inputs = [x.flatten(0, 1) for x in large.values()]
     rows = spread(torch.arange(8)).long()
 
-    forward, backward = (gpu.SCHEDULES[op][form](**knobs) for op in ("memory_scan", "memory_scan_backward"))
+    forward = gpu.SCHEDULES["memory_scan"][form](**knobs)
     output, new_memory, new_mass = walked("memory_scan", forward, *inputs, 1.0, 1e-6)
     assert relative_rmse(output.view(expected[0].shape), expected[0]) < 1e-5
     assert relative_rmse(new_memory[:, rows], expected[1].flatten(0, 1)) < 1e-5
     assert relative_rmse(new_mass[:, rows], expected[2].flatten(0, 1)) < 1e-5
     del new_memory
-
+    if form not in gpu.SCHEDULES["memory_scan_backward"]:
+        return
+    backward = gpu.SCHEDULES["memory_scan_backward"][form](**knobs)
     wide = [given[0].flatten(0, 1), untouched_zeros().flatten(0, 1), torch.zeros_like(mass).flatten(0, 1)]
     found = walked("memory_scan_backward", backward, *wide, *inputs, 1.0, 1e-6, 0.01)
     for actual, wanted in zip(found[:3], gradients[:3], strict=True):

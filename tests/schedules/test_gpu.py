@@ -19,7 +19,6 @@ from schedules.gpu import (
     DecodeHeads,
     MemoryStep,
     SerialScan,
-    SerialScanBackward,
     SharedScan,
     SharedScanBackward,
     SlotsScan,
@@ -51,7 +50,6 @@ ADDRESS, GRADIENT, HEADS = work("address_decode"), work("address_decode_backward
         (SerialScan(), work("memory_scan", K=16)), (SerialScan(tile=128, threads=32), work("memory_scan", D=68)),
         (SerialScan(tile=128, threads=64), work("memory_scan", D=68)),
         (SerialScan(tile=64, threads=64), work("memory_scan", D=63)),
-        (SerialScanBackward(checkpoint=1), BACK),
         (SharedScan(slot_lanes=8, chunk=8), SCAN),
         (SharedScan(channels=2, chunk=8, slot_lanes=8), work("memory_scan", D=66)),
         (SharedScan(slot_lanes=8, chunk=8), work("memory_scan", N=65535)),
@@ -86,7 +84,6 @@ def test_schedules_at_a_limit_are_valid(schedule: Schedule, workload: Workload) 
         (SerialScan(tile=128), work("memory_scan", D=66),
          "tile is 128; it must be at most threads = 64, as D = 66 is not a multiple of 4"),
         (SerialScan(tile=128), SCAN, "tile is 128; it must be at most threads = 64 or less than 2 · D = 128"),
-        (SerialScanBackward(checkpoint=0), BACK, "checkpoint is 0; it must be 1 or more"),
         (SharedScanBackward(heads=-1), BACK,
          "heads is -1; it must be 0, for all heads, or the number of heads per group"),
         (SharedScan(slot_lanes=16), SCAN, "slot_lanes is 16; it must be a power of two up to 32 that divides K = 8"),
@@ -143,9 +140,7 @@ def test_the_sizes_of_form_shared() -> None:
         # T · K / (2 · M) = 4096 · 8 / 2048 = 16.
         (SCAN, SerialScan(spans=16)), (work("memory_scan", T=8192), SerialScan(spans=16)),
         (work("memory_scan", T=4095), SerialScan(spans=8)), (work("memory_scan", T=1), SerialScan(spans=1)),
-        # √(4096 · 1024 / 8) is 724, which is above 2^9.5.
-        (BACK, SerialScanBackward(spans=16, checkpoint=1024)),
-        (work("memory_scan_backward", T=1), SerialScanBackward(checkpoint=16)),
+        (BACK, SlotsScan()), (work("memory_scan_backward", T=1), SlotsScan()),
         (work("memory_scan", K=17), SlotsScan()),
         (work("memory_scan", K=17, D=257), SlotsScan(threads=128)),
         (work("memory_scan_backward", K=17, D=256), SlotsScan()),
@@ -153,6 +148,21 @@ def test_the_sizes_of_form_shared() -> None:
 )  # fmt: skip
 def test_defaults(workload: Workload, default: Schedule) -> None:
     assert default_schedule(workload, "h200") == default
+    assert default.refusal(workload) is None
+
+
+@pytest.mark.parametrize(
+    ("workload", "knobs"),
+    [
+        (SCAN, (4, 8)), (BACK, (4, 8)),  # 16 channels
+        (work("memory_scan", "float64"), (2, 4)),  # 16 bytes hold 2 channels
+        (work("memory_scan", K=7), (1, 1)),  # a token's slots are not divided, so a warp has 32 channels
+        (work("memory_scan", M=4096), (2, 8)),  # 16 channels of so many slots do not fit
+    ],
+)  # fmt: skip
+def test_the_default_of_form_shared_has_16_channels_or_nearly(workload: Workload, knobs: tuple[int, int]) -> None:
+    default = SCHEDULES[workload.op]["shared"].default(workload)
+    assert (default.channels, default.slot_lanes) == knobs  # type: ignore[attr-defined]
     assert default.refusal(workload) is None
 
 
@@ -202,7 +212,8 @@ def test_knobs_of_other_forms_are_ignored() -> None:
     for op, kind in (("memory_scan", SharedScan), ("memory_scan_backward", SharedScanBackward)):
         assert schedule_of(op, "a100", {"form": "shared", "chunk": 8}) == kind(chunk=8)
         # Older records have the knobs of all forms.
-        assert schedule_of(op, "a100", {"form": "shared", "chunk": 8, "tile": 64, "spans": 2}) == kind(chunk=8)
+        former = {"tile": 64, "spans": 2, "checkpoint": 256}
+        assert schedule_of(op, "a100", {"form": "shared", "chunk": 8, **former}) == kind(chunk=8)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +223,6 @@ def test_knobs_of_other_forms_are_ignored() -> None:
         ("memory_scan", {"tile": 64}, "form is None; it must be one of serial, slots, shared"),
         ("memory_scan", {"form": ["slots"]}, "form is ['slots']; it must be one of serial, slots, shared"),
         ("memory_scan", {"form": "slots", "depth": 3}, "depth"),
-        # Only the backward has this knob.
-        ("memory_scan", {"form": "serial", "checkpoint": 64}, "checkpoint"),
         ("memory_step", {"form": "slots"}, "form"),
         ("attention", {}, "attention has no kernel for a100; there are address_decode, address_decode_backward,"),
     ],

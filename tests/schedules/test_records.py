@@ -228,6 +228,16 @@ def test_a_record_of_an_op_without_a_kernel_is_refused_with_its_line(file: Path)
         load(file)
 
 
+def test_records_of_a_form_that_was_removed_are_ignored(file: Path) -> None:
+    scan = Workload(op="memory_scan_backward", shape=dict.fromkeys(AXES["memory_scan_backward"], 2))
+    former = {"form": "serial", "tile": 64, "threads": 64, "spans": 1, "checkpoint": 256}
+    old = record(scan).model_copy(update={"target": "h200", "knobs": former})
+    path = file.with_name("h200.jsonl")
+    path.write_text(old.model_dump_json() + "\n")
+    assert load(path) == []
+    assert choose(scan, "h200", "here").source == "default"
+
+
 def test_records_of_another_target_are_ignored(file: Path) -> None:
     merge(file, [record(step())])
     file.rename(records_path("h200"))

@@ -42,7 +42,7 @@ def parts() -> dict[str, Callable[[GpuRun], list[Table]]]:
     once: Any = shortly
     timing.SHORTEST_SAMPLE, bench_run.interleaved = 1e-6, once
     # TIR's backward takes half a minute to build for a CPU.
-    scan.FORMS = ("serial",)  # type: ignore[assignment]
+    scan.FORMS = ("slots",)  # type: ignore[assignment]
     # Of so few channels, bfloat16 exchanges many addresses.
     training.TOLERANCE = training.LOSS_TOLERANCE = 1.0
     correlation.ROUNDS = 3

@@ -24,7 +24,7 @@ from schedules.gpu import SCHEDULES
 from schedules.workload import Workload
 
 CHUNKED, SORTED = "eager, chunked", "eager, sorted"
-FORMS = ("serial", "slots", "shared")
+FORMS = ("slots", "shared")
 NAME, GLA_NAME = "memory_scan forward + backward", "scan and gated linear attention"
 # The reference loops over tokens; beyond this many it would take most of the time.
 LONGEST_CHECKED = 8192

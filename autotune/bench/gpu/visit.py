@@ -31,8 +31,7 @@ MOST_OUTPUT = 200_000
 TESTS = (
     "tests/gpu/test_scan.py", "tests/gpu/test_model.py", "tests/gpu/test_measuring.py",
     "tests/lowering/test_gpu_model.py", "tests/lowering/test_graphs.py",
-    "tests/lowering/gpu/test_scan_slots_backward.py", "tests/lowering/gpu/test_scan_serial_backward.py",
-    "tests/lowering/gpu/test_scan_slots.py",
+    "tests/lowering/gpu/test_scan_slots_backward.py", "tests/lowering/gpu/test_scan_slots.py",
     "tests/lowering/gpu/test_scan_serial.py", "tests/lowering/gpu/test_decode_heads.py",
     "tests/lowering/gpu/test_address_decode.py", "tests/lowering/gpu/test_memory_step.py",
     "tests/lowering/gpu/test_slot_order.py", "tests/lowering/gpu/test_driver.py",

@@ -50,7 +50,7 @@ def test_a_form_of_the_kernels_is_checked_against_the_reference() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs, grads = scan.scan_inputs(scan.Sizes(1, 1, 2, 2, 1, 5, 4), device)
     expected = scan.training(inputs, grads)(ops.memory_scan)
-    assert len(scan._one_form("h200", "serial", inputs, grads, expected)()) == 8
+    assert len(scan._one_form("h200", "slots", inputs, grads, expected)()) == 8
 
 
 def test_the_bandwidth_bound_counts_inputs_and_outputs_of_both_passes_once() -> None:

@@ -277,5 +277,5 @@ def test_a_trial_has_only_the_knobs_of_its_form(tmp_path: Path) -> None:
         assert found.optuna.get_trials()[trial.number].params.keys() == {"form"} | names
         assert type(schedule) is SCHEDULES[work.op][form] and schedule.refusal(work) is None
         found.succeed(trial, gain(schedule))
-    assert {schedule.form for schedule in found.finished()} == {"serial", "slots", "shared"}  # type: ignore[attr-defined]
+    assert {schedule.form for schedule in found.finished()} == {"slots", "shared"}  # type: ignore[attr-defined]
     assert len(set(found.valid)) == len(found.valid) > len(found.finished()) == 15

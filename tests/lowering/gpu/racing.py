@@ -11,11 +11,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from lowering.gpu.memory_scan.serial import mass as memory_scan_mass
-from lowering.gpu.memory_scan.serial import mass_backward as memory_scan_mass_backward
-from lowering.gpu.memory_scan.serial.mass import Factors
 from lowering.gpu.plan import Plan
 from lowering.gpu.resources import Work
 from lowering.gpu.triton.launch import TritonLaunch
@@ -50,12 +47,6 @@ def plan_mass_without(number: int, *arguments: Any) -> Plan:
     return Plan(tuple(_without(memory_scan_mass, number).forward(Accesses(*arguments[:4]), *arguments[4:-1])[0]), ())
 
 
-def plan_mass_backward_without(number: int, *arguments: Any) -> Plan:
-    along, accesses, factors, others = arguments[:2], arguments[2:6], arguments[6:9], arguments[9:-1]
-    backward = _without(memory_scan_mass_backward, number).backward
-    return Plan(tuple(backward(*along, Accesses(*accesses), Factors(*factors), *others)), ())
-
-
 def _without(module: ModuleType, number: int) -> Any:
     """Import ``module`` from its source without the barrier of that index."""
     source = Path(str(module.__file__)).read_text(encoding="utf-8")
@@ -76,12 +67,4 @@ def mass_arguments() -> list[Any]:
     """Return the arguments of ``mass.forward``, with the tensors of its accesses listed separately."""
     slots = torch.zeros(1, 7, 8, dtype=torch.int32)
     weights = torch.zeros(1, 7, 8)
-    return [slots, weights, slots, weights, torch.zeros(2, 1, 16), 1.0, 1e-6, True]
-
-
-def mass_backward_arguments() -> list[Any]:
-    """Return the arguments of ``mass_backward.backward``, with the tensors of its tuples listed separately."""
-    slots = torch.zeros(1, 7, 8, dtype=torch.int32)
-    along, weights = torch.zeros(1, 1, 7, 8), torch.zeros(1, 7, 8)
-    kept: list[Tensor] = [weights] * 3
-    return [along, along, slots, weights, slots, weights, *kept, torch.zeros(2, 1, 16), weights, weights, 1.0, 0.01]
+    return [slots, weights, slots, weights, torch.zeros(2, 1, 16), 1.0, 1e-6]

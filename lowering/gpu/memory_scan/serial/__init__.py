@@ -1,1 +1,1 @@
-"""The serial scan: kernels of the mass, then of the rows; ``rows_backward`` and ``mass_backward`` are the gradients."""
+"""The serial scan, forward only: kernels of the mass, then of the rows."""

@@ -86,9 +86,9 @@ def plan(
     spans = mass_spans.number(write_slots.shape[1], schedule.spans)
     z = new_mass.unsqueeze(0) if mass.dtype == acc and spans == 1 else mass.new_empty((spans, *mass.shape), dtype=acc)
     accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
-    mass_walk, factors = memory_scan_mass.forward(accesses, z, decay_power, eps, keep=False)
+    mass_walk, factors = memory_scan_mass.forward(accesses, z, decay_power, eps)
     launches = [copy(memory, state), copy(mass, z[0]), *mass_walk]
-    launches.append(_rows(accesses, factors.reads, values, state, output, decay_power, schedule))
+    launches.append(_rows(accesses, factors, values, state, output, decay_power, schedule))
     if state is not new_memory:
         launches.append(copy(state, new_memory))
     if mass.dtype != acc or spans > 1:

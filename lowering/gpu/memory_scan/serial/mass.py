@@ -7,9 +7,6 @@ global memory, so there is a barrier between a store and the next load, and betw
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,15 +25,11 @@ LANES = 64
 
 @triton.jit(do_not_specialize=["T", "SPAN"])
 def walk_mass(
-    write_slots, write_weights, read_slots, read_weights, mass, factors, inverses, replaced, T, SPAN,
-    M: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr, POWER: tl.constexpr, EPS: tl.constexpr, KEEP: tl.constexpr,
-    ACC: tl.constexpr,
+    write_slots, write_weights, read_slots, read_weights, mass, factors, T, SPAN, M: tl.constexpr, K: tl.constexpr,
+    LANES: tl.constexpr, POWER: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Update mass [spans, N, M] in place from before to after each span of SPAN tokens, and compute factors [N, T, K],
-    r / (z + ε) at each read.
-
-    With KEEP, also store inverses [N, T, K], 1 / (z + ε), and replaced [N, T, K], z before each write.
-    """
+    r / (z + ε) at each read."""
     head = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     inside = lane < K
@@ -58,18 +51,13 @@ def walk_mass(
         next_weight = tl.load(write_weights + at + one * K, mask=inside, other=0)
         next_read_slot = tl.load(read_slots + at + one * K, mask=inside, other=0)
         read_weight = tl.load(read_weights + at, mask=inside, other=0)
-        if KEEP:
-            tl.store(replaced + at, held, mask=inside)
         w = weight.to(ACC)
         tl.store(z + write_slot, decay(w, POWER) * held + w, mask=inside)
         tl.debug_barrier()
         total = tl.load(z + read_slot, mask=inside, other=1)
         held = tl.load(z + next_write_slot, mask=inside, other=0)
         tl.debug_barrier()
-        inverse = 1 / (total + EPS)
-        if KEEP:
-            tl.store(inverses + at, inverse, mask=inside)
-        tl.store(factors + at, read_weight.to(ACC) * inverse, mask=inside)
+        tl.store(factors + at, read_weight.to(ACC) * (1 / (total + EPS)), mask=inside)
         write_slot, next_write_slot, weight = next_write_slot, far_write_slot, next_weight
         read_slot = next_read_slot
         at += K
@@ -104,24 +92,8 @@ def sum_mass(
         at += K
 
 
-class Factors(NamedTuple):
-    """Results of the scan of the mass, [N, T, K].
-
-    Attributes:
-        reads: r / (z + ε) of each read.
-        inverses: 1 / (z + ε) of each read.
-        replaced: z before each write.
-    """
-
-    reads: Tensor
-    inverses: Tensor
-    replaced: Tensor
-
-
-def forward(
-    accesses: Accesses, mass: Tensor, decay_power: float, eps: float, keep: bool
-) -> tuple[list[Launch], Factors]:
-    """Return the launches, and the factors, inverses and replaced masses [N, T, K]; the last two only if ``keep``.
+def forward(accesses: Accesses, mass: Tensor, decay_power: float, eps: float) -> tuple[list[Launch], Tensor]:
+    """Return the launches, and the factors [N, T, K], r / (z + ε) of each read.
 
     ``mass`` [spans, N, M] has the dtype of sums. Before the launches, its first span must hold the mass before all
     tokens; after them, its last span holds the mass after all tokens.
@@ -130,17 +102,16 @@ def forward(
     heads, tokens, top_k = write_slots.shape
     spans = mass.shape[0]
     factors = write_weights.new_empty(write_slots.shape, dtype=mass.dtype)
-    inverses, replaced = (torch.empty_like(factors) if keep else factors for _ in range(2))
     sizes = {"T": tokens, "SPAN": triton.cdiv(tokens, spans), "M": mass.shape[2], "K": top_k, "LANES": LANES,
              "POWER": decay_power, "ACC": in_triton(mass.dtype)}  # fmt: skip
     writes = {"write_slots": write_slots, "write_weights": write_weights}
     arguments = {
         **writes, "read_slots": read_slots, "read_weights": read_weights, "mass": mass, "factors": factors,
-        "inverses": inverses, "replaced": replaced, "EPS": eps, "KEEP": keep, **sizes,
+        "EPS": eps, **sizes,
     }  # fmt: skip
     count, size = write_slots.numel(), mass.element_size()
     operands = count * (write_slots.element_size() + write_weights.element_size())
-    results = (3 if keep else 1) * count * size
+    results = count * size
     walk = Work(
         programs=heads * spans, threads=LANES, dram_bytes=2 * operands + results + 2 * mass.nbytes,
         cache_bytes=2 * operands + results + 3 * count * size,
@@ -151,7 +122,7 @@ def forward(
         cache_bytes=operands + 4 * count * size, steps=triton.cdiv(tokens, spans), barriers=1,
     )  # fmt: skip
     launches = [
-        *first_masses(sum_mass, {**writes, **sizes}, mass, LANES, pairs, reverse=False),
+        *first_masses(sum_mass, {**writes, **sizes}, mass, LANES, pairs),
         TritonLaunch(walk_mass, (heads, spans), arguments, LANES, walk),
     ]
-    return launches, Factors(factors, inverses, replaced)
+    return launches, factors

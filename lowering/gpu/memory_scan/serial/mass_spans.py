@@ -1,8 +1,7 @@
 """The mass of a long sequence, computed as a parallel scan over spans of tokens.
 
-Over a span, every slot's mass (in reverse, its gradient) changes from z to gain · z + sum. These pairs are computed for
-all spans in parallel. Then a sequential pass over the spans gives the first mass of each, from which all spans are
-scanned in parallel.
+Over a span, every slot's mass changes from z to gain · z + sum. These pairs are computed for all spans in parallel.
+Then a sequential pass over the spans gives the first mass of each, from which all spans are scanned in parallel.
 """
 
 from __future__ import annotations
@@ -32,27 +31,21 @@ def open_spans(gains, sums, SIZE, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["SIZE", "SPANS"])
-def join_spans(mass, gains, sums, SIZE, SPANS, BLOCK: tl.constexpr, REVERSE: tl.constexpr):
-    """Compute the mass [SPANS, SIZE] at the start of each span from that of the first span (REVERSE: the last).
+def join_spans(mass, gains, sums, SIZE, SPANS, BLOCK: tl.constexpr):
+    """Compute the mass [SPANS, SIZE] at the start of each span from that of the first span.
 
     No element is both stored and loaded, so no barrier is needed.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < SIZE
-    step = SIZE
-    if REVERSE:
-        at += (SPANS - 1).to(tl.int64) * SIZE
-        step = -SIZE
     z = tl.load(mass + at, mask=inside)
     for _ in range(SPANS - 1):
         z = tl.load(gains + at, mask=inside) * z + tl.load(sums + at, mask=inside)
-        at += step
+        at += SIZE
         tl.store(mass + at, z, mask=inside)
 
 
-def first_masses(
-    kernel: Any, arguments: Mapping[str, Any], mass: Tensor, threads: int, work: Work, reverse: bool
-) -> list[Launch]:
+def first_masses(kernel: Any, arguments: Mapping[str, Any], mass: Tensor, threads: int, work: Work) -> list[Launch]:
     """Return the launches that compute the first mass of each span, mass [S, N, M]; none if there is one span.
 
     ``kernel`` computes the pairs of all spans; it takes "gains" and "sums" besides its ``arguments``.
@@ -63,7 +56,7 @@ def first_masses(
     pairs = TritonLaunch(
         kernel, (mass.shape[1], mass.shape[0]), {**arguments, "gains": gains, "sums": sums}, threads, work
     )
-    return [opened(gains, sums), pairs, joined(mass, gains, sums, reverse)]
+    return [opened(gains, sums), pairs, joined(mass, gains, sums)]
 
 
 def number(tokens: int, wanted: int) -> int:
@@ -80,13 +73,12 @@ def opened(gains: Tensor, sums: Tensor) -> Launch:
     return TritonLaunch(open_spans, (programs,), arguments, THREADS, work)
 
 
-def joined(mass: Tensor, gains: Tensor, sums: Tensor, reverse: bool) -> Launch:
-    """Return the launch of ``join_spans``, which fills mass [S, N, M] except its first span (``reverse``: its last)."""
+def joined(mass: Tensor, gains: Tensor, sums: Tensor) -> Launch:
+    """Return the launch of ``join_spans``, which fills mass [S, N, M] except its first span."""
     spans = mass.shape[0]
     size = mass[0].numel()
     programs = triton.cdiv(size, BLOCK)
-    arguments = {"mass": mass, "gains": gains, "sums": sums, "SIZE": size, "SPANS": spans, "BLOCK": BLOCK,
-                 "REVERSE": reverse}  # fmt: skip
+    arguments = {"mass": mass, "gains": gains, "sums": sums, "SIZE": size, "SPANS": spans, "BLOCK": BLOCK}
     moved = 3 * mass.nbytes
     work = Work(programs, THREADS, dram_bytes=moved, cache_bytes=moved, steps=spans)
     return TritonLaunch(join_spans, (programs,), arguments, THREADS, work)

@@ -40,7 +40,7 @@ def plan_backward(
     read_slots: Tensor, read_weights: Tensor, values: Tensor, memory: Tensor, mass: Tensor, decay_power: float,
     eps: float, proxy_eps: float, schedule: SharedScanBackward,
 ) -> Plan:  # fmt: skip
-    """Plan the gradients; see ``lowering.gpu.memory_scan.serial.backward.plan``. They are float64 if an input is."""
+    """Plan the gradients; see ``lowering.gpu.memory_scan.slots.backward.plan``. They are float64 if an input is."""
     dtype, state, sums = types(values, memory, mass, write_weights)
     (heads, T, K), D = write_slots.shape, memory.shape[-1]
     constants = {"decay_power": decay_power, "eps": eps, "proxy_eps": proxy_eps}
