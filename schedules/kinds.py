@@ -9,9 +9,8 @@ from schedules import cpu, gpu
 from schedules.base import Schedule
 from schedules.workload import Workload
 
-# What earlier versions had: forms by op, whose records are not read, and the knobs of such forms.
-FORMER_FORMS = {"memory_scan_backward": ("serial",)}
-_FORMER_KNOBS = {"tile", "spans", "checkpoint"}
+# The forms that an op had in earlier versions, whose records are not read, with their knobs.
+FORMER_FORMS = {"memory_scan_backward": {"serial": ("tile", "threads", "spans", "checkpoint")}}
 
 
 def kinds(op: str, target: str) -> Mapping[str, type[Schedule]]:
@@ -43,5 +42,6 @@ def schedule_of(op: str, target: str, knobs: Mapping[str, Any]) -> Schedule:
     if not isinstance(form, str) or form not in forms:
         raise ValueError(f"form is {form!r}; it must be one of {', '.join(forms)}")
     # Older records hold the knobs of all forms.
-    others = _FORMER_KNOBS.union(*(kind.model_fields for kind in forms.values())) - forms[form].model_fields.keys()
+    of_forms = [*(kind.model_fields for kind in forms.values()), *FORMER_FORMS.get(op, {}).values()]
+    others = {name for knobs_of in of_forms for name in knobs_of} - forms[form].model_fields.keys()
     return forms[form](**{name: value for name, value in knobs.items() if name not in others})

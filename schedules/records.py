@@ -142,7 +142,7 @@ def _read(path: Path) -> list[Record]:
     for number, line in enumerate(io.StringIO(read_text(path)), start=1):
         try:
             record = Record.model_validate_json(line)
-            if record.knobs.get("form") in FORMER_FORMS.get(record.workload.op, ()):
+            if record.knobs.get("form") in FORMER_FORMS.get(record.workload.op, {}):
                 continue
             record.schedule()
         except ValidationError as error:

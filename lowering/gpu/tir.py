@@ -21,6 +21,7 @@ from lowering.gpu.instructions import issued, of_cubin
 from lowering.gpu.plan import Launch
 from lowering.gpu.resources import Compiled, Resources, Work
 from lowering.parsing import on_a_short_stack
+from schedules.gpu.shared import VECTOR
 from schedules.workload import AXES, DYNAMIC_AXES, Op, Workload
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 # What a file of binaries holds besides them.
 _FORMAT = "with resources"
-# Bytes of the widest load of a thread.
-ALIGNMENT = 16
 # Loaded kernels, by everything that they are compiled from.
 _cubins: dict[tuple[Any, ...], Cubin] = {}
 _loops: dict[tuple[Any, ...], Callable[..., None]] = {}
@@ -200,8 +199,8 @@ def types(values: Tensor, memory: Tensor, *others: Tensor) -> tuple[torch.dtype,
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Return a tensor that begins at a multiple of ``ALIGNMENT`` bytes, as wide loads require: itself or a copy."""
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+    """Return a tensor that begins at a multiple of ``VECTOR`` bytes, as wide loads require: itself or a copy."""
+    return tensor if tensor.data_ptr() % VECTOR == 0 else tensor.clone()
 
 
 def refuse_two_types(memory: Tensor, mass: Tensor) -> None:

@@ -212,8 +212,12 @@ def test_knobs_of_other_forms_are_ignored() -> None:
     for op, kind in (("memory_scan", SharedScan), ("memory_scan_backward", SharedScanBackward)):
         assert schedule_of(op, "a100", {"form": "shared", "chunk": 8}) == kind(chunk=8)
         # Older records have the knobs of all forms.
-        former = {"tile": 64, "spans": 2, "checkpoint": 256}
-        assert schedule_of(op, "a100", {"form": "shared", "chunk": 8, **former}) == kind(chunk=8)
+        assert schedule_of(op, "a100", {"form": "shared", "chunk": 8, "tile": 64, "spans": 2}) == kind(chunk=8)
+
+
+def test_knobs_of_a_form_that_was_removed_are_ignored() -> None:
+    old = {"form": "slots", "tile": 64, "spans": 2, "checkpoint": 256}
+    assert schedule_of("memory_scan_backward", "a100", old) == SlotsScan()
 
 
 @pytest.mark.parametrize(
@@ -223,6 +227,8 @@ def test_knobs_of_other_forms_are_ignored() -> None:
         ("memory_scan", {"tile": 64}, "form is None; it must be one of serial, slots, shared"),
         ("memory_scan", {"form": ["slots"]}, "form is ['slots']; it must be one of serial, slots, shared"),
         ("memory_scan", {"form": "slots", "depth": 3}, "depth"),
+        # Only the backward had this knob.
+        ("memory_scan", {"form": "serial", "checkpoint": 64}, "checkpoint"),
         ("memory_step", {"form": "slots"}, "form"),
         ("attention", {}, "attention has no kernel for a100; there are address_decode, address_decode_backward,"),
     ],

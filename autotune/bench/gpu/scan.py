@@ -19,7 +19,7 @@ from autotune.measure import eager_scan
 from lowering.gpu.backend import GpuKernels
 from ramnet import ops
 from ramnet.ops import reference
-from schedules.base import Schedule, combinations
+from schedules.base import Schedule
 from schedules.gpu import SCHEDULES
 from schedules.workload import Workload
 
@@ -186,16 +186,9 @@ def _one_form(
 
 
 def untuned(workload: Workload, form: str) -> Schedule:
-    """Return the default schedule of a form or, if that is not valid, the first valid one.
-
-    Raises ValueError, with the form's reason, if none is valid.
-    """
-    kind = SCHEDULES[workload.op][form]
-    first = kind()
-    found = (first, *combinations(kind, kind.space(workload)))
-    schedule = next((each for each in found if each.refusal(workload) is None), None)
-    if schedule is None:
-        raise ValueError(f"{workload.op}: {first.refusal(workload)}")
+    """Return the default schedule of a form. Raises ValueError, with the form's reason, if none is valid."""
+    schedule = SCHEDULES[workload.op][form].default(workload)
+    schedule.require(workload)
     return schedule
 
 

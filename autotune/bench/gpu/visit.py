@@ -77,7 +77,7 @@ class Visit:
         """Return the command of the tests, the longest first."""
         files = TESTS if self.device == "cuda" else DRY_TESTS
         workers = WORKERS if self.device == "cuda" else 2
-        # Of a worker's threads, each for every core, those of the others would wait for ever.
+        # Ten workers with a thread for every core finished no test in two minutes.
         settings = ["CUBLAS_WORKSPACE_CONFIG=:4096:8", "OMP_NUM_THREADS=1"]
         return [
             "env", *settings, sys.executable, "-m", "pytest", "-p", "tests.gpu.each_result",
