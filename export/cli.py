@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from export.quality import HeldOut
     from ramnet import RamNetForCausalLM
     from ramnet.config import RamNetConfig
-    from schedules.deployment import Deployment
+    from schedules.deployment import AnyDeployment
 
 
 @click.command()
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     help="Processor of compiled code, such as x86-64 (several) or rpi5, in c and in onnx with --kernels; cpu is this.",
 )  # fmt: skip
 @click.option("--ort", is_flag=True, help="Also write the graphs in onnxruntime's own format, with --format onnx.")
-@click.option("--tuned", is_flag=True, help="Take what `ramnet tune-model` found on this CPU, with --format c.")
+@click.option("--tuned", is_flag=True, help="Take what `ramnet tune-model` found on this CPU, in c and onnx.")
 @click.option(
     "--calibrate", type=click.Path(path_type=Path), show_default="the text that CHECKPOINT was trained on",
     help="Text that --precision int4 is calibrated on, read as bytes.",
@@ -63,6 +63,7 @@ def export(
     Nothing is written unless the export gives the results of PyTorch within a tolerance.
     """
     from ramnet import RamNetForCausalLM
+    from schedules.deployment import Deployment, OnnxDeployment
 
     given = {
         "--precision": precision,
@@ -75,16 +76,18 @@ def export(
     for name, value in given.items():
         if value and name not in _OPTIONS[kind]:
             raise click.UsageError(f"{name} has no meaning for --format {kind}; omit it")
-    if tuned and (precision or target):
-        raise click.UsageError("--tuned determines --precision and --target; omit them")
+    if tuned and (precision or target or kernels):
+        raise click.UsageError("--tuned determines --precision, --kernels and --target; omit them")
     if kind == "onnx" and target and not kernels:
         raise click.UsageError("--target needs --kernels; graphs of standard operators run on any processor")
     model = RamNetForCausalLM.from_pretrained(checkpoint)
     precision, target = precision or "float32", target or "cpu"
     notices: list[str] = []
     if kind == "onnx":
+        found = _tuned(model.config, checkpoint, kind) if tuned else None
+        assert found is None or isinstance(found, OnnxDeployment)
         text = _text(checkpoint, notices)
-        _onnx(model, output, text=text, precision=precision, kernels=kernels, target=target, ort=ort)
+        _onnx(model, output, text=text, precision=precision, kernels=kernels, target=target, ort=ort, deployment=found)
     elif kind == "executorch":
         from export.executorch.build import STAGES, export_executorch
 
@@ -99,7 +102,8 @@ def export(
     else:
         from export.c.build import STAGES, export_c
 
-        deployment = _tuned(model.config, checkpoint) if tuned else None
+        deployment = _tuned(model.config, checkpoint, kind) if tuned else None
+        assert deployment is None or isinstance(deployment, Deployment)
         precision = deployment.precision if deployment else precision
         windows = _calibration(checkpoint, precision, calibrate, notices)
         _described(
@@ -114,7 +118,7 @@ def export(
 
 
 _OPTIONS = {
-    "onnx": ("--precision", "--kernels", "--target", "--ort"),
+    "onnx": ("--precision", "--kernels", "--target", "--ort", "--tuned"),
     "c": ("--precision", "--target", "--tuned", "--calibrate"),
     "wasm": ("--precision", "--calibrate"),
     "executorch": ("--precision", "--kernels"),
@@ -128,7 +132,7 @@ def _onnx(model: RamNetForCausalLM, output: Path, **options: Any) -> None:
 
     try:
         with _progress(STAGES) as advance:
-            checks = export_onnx(model, output, schedules=_schedules(model.config), on_progress=advance, **options)
+            checks = export_onnx(model, output, on_progress=advance, **options)
     except VerificationError as error:
         console().print(_table(error.checks))
         raise
@@ -182,16 +186,15 @@ def _text(checkpoint: Path, notices: list[str]) -> HeldOut | None:
         return None
 
 
-def _tuned(config: RamNetConfig, checkpoint: Path) -> Deployment:
-    """Return the recorded deployment. Raises ValueError if there is none."""
+def _tuned(config: RamNetConfig, checkpoint: Path, kind: str) -> AnyDeployment:
+    """Return the recorded deployment in a format. Raises ValueError if there is none."""
     from lowering.targets import cpu_name
     from schedules.deployment import find
 
-    record = find(config, cpu_name())
+    record = find(config, cpu_name(), kind)
     if record is None:
-        raise ValueError(
-            f"{checkpoint} was not tuned on this CPU; run: ramnet tune-model {click.format_filename(checkpoint)}"
-        )
+        command = f"ramnet tune-model {click.format_filename(checkpoint)} --format {kind}"
+        raise ValueError(f"{checkpoint} was not tuned on this CPU in this format; run: {command}")
     return record.chosen.deployment
 
 
@@ -220,18 +223,6 @@ def verify(directory: Path) -> None:
         f"{click.format_filename(directory)} is as it was exported: its files have their digests, and the logits of"
         f" {found.tokens} tokens are off by {found.error:.1e} (relative; the tolerance is {found.tolerance:.0e})"
     )
-
-
-def _schedules(config: RamNetConfig) -> dict[str, Any]:
-    """Return, for each op of the model, the record that its kernel on a CPU would use, or the default's knobs."""
-    from schedules.of_model import of_model
-    from schedules.records import choose
-
-    choices = {workload.name: choose(workload, "cpu", device="") for workload in of_model(config)}
-    return {
-        name: choice.record.model_dump() if choice.record else {"default": choice.schedule.model_dump()}
-        for name, choice in choices.items()
-    }
 
 
 def _table(checks: list[Check]) -> Table:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,26 +17,45 @@ from schedules.records import records_folder
 FILENAME = "deployments.jsonl"
 
 
-class Deployment(BaseModel):
+class AnyDeployment(BaseModel):
     """How a token of a model is computed.
 
     Attributes:
+        format: of the export. files: the knobs that determine its files; deployments that share them are a group.
         precision: the type of the weight matrices.
+        threads: that compute a single token.
+    """
+
+    format: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    precision: str
+    threads: int = Field(ge=1)
+
+    @property
+    def group(self) -> str:
+        """The name of its group."""
+        return " ".join(f"{knob}={getattr(self, knob)}" for knob in self.files)
+
+
+class Deployment(AnyDeployment):
+    """How the C library computes a token of a model.
+
+    Attributes:
         rows: outputs of a matrix product that are computed in one loop.
         lanes: partial sums of a dot product; integers have as many as the processor's instruction.
         tokens: tokens of a block that are computed in one loop.
         block: tokens of a prompt that share a read of the weights.
-        threads: of the library.
         spins: how often an idle thread looks for work before it sleeps.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    format = "c"
+    files = ("precision",)
 
-    precision: str
     rows: int = Field(ge=1)
     lanes: int = Field(ge=1)
     tokens: int = Field(ge=1)
-    threads: int = Field(ge=1)
     spins: int = Field(ge=0)
     block: int = Field(default=32, ge=32, le=128)
 
@@ -43,6 +63,29 @@ class Deployment(BaseModel):
         return (
             f"{self.precision}, {self.rows} rows of {self.lanes} lanes, {self.tokens} of {self.block} tokens,"
             f" {self.threads} threads, {self.spins} spins"
+        )
+
+
+class OnnxDeployment(AnyDeployment):
+    """How onnxruntime computes a token of a model.
+
+    Attributes:
+        kernels: whether each layer's memory is a node that runs on the tuned kernels.
+        prompt_threads: that compute a prompt.
+        spinning: whether idle threads look for work before they sleep.
+    """
+
+    format = "onnx"
+    files = ("precision", "kernels")
+
+    kernels: bool
+    prompt_threads: int = Field(ge=1)
+    spinning: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.precision}, {'kernels' if self.kernels else 'standard operators'}, {self.threads} threads,"
+            f" {self.prompt_threads} for prompts, {'spinning' if self.spinning else 'sleeping'}"
         )
 
 
@@ -57,7 +100,7 @@ class Point(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    deployment: Deployment
+    deployment: Deployment | OnnxDeployment
     seconds: float
     loss: float
     size: int
@@ -68,8 +111,8 @@ class DeploymentRecord(BaseModel):
 
     Attributes:
         model: ``digest`` of the configuration.
-        gain: the time of ``lowering.compile`` divided by the chosen one's, the median of paired rounds; None if there
-            was no time for it.
+        gain: the time of ``gain_over`` divided by the chosen one's, the median of paired rounds; None if there was no
+            time for it.
         front: the points that no other one beats in both time and loss.
         prompt_seconds: the time of a token of a prompt of 256; None if it was not measured.
     """
@@ -81,6 +124,7 @@ class DeploymentRecord(BaseModel):
     chosen: Point
     gain: float | None
     gain_spread: float | None
+    gain_over: str = "lowering.compile"
     judged_by: str
     most_loss: float
     front: list[Point]
@@ -114,17 +158,22 @@ def load(file: Path) -> list[DeploymentRecord]:
 
 
 def merge(file: Path, record: DeploymentRecord) -> None:
-    """Add a record to the file, in place of one of the same model and device. Processes may do so concurrently."""
+    """Add a record to the file, in place of one of the same model, device and format. Processes may do so
+    concurrently."""
     with locked(file):
-        others = [each for each in load(file) if (each.model, each.device) != (record.model, record.device)]
-        rows = sorted([*others, record], key=lambda each: (each.model, each.device))
+        others = [each for each in load(file) if _key(each) != _key(record)]
+        rows = sorted([*others, record], key=_key)
         write_text_atomic(file, "".join(json.dumps(each.model_dump()) + "\n" for each in rows))
 
 
-def find(config: RamNetConfig, device: str, file: Path | None = None) -> DeploymentRecord | None:
-    """Return the record of a model on a device, or None."""
-    model = digest(config)
-    return next((x for x in load(file or path()) if (x.model, x.device) == (model, device)), None)
+def find(config: RamNetConfig, device: str, kind: str, file: Path | None = None) -> DeploymentRecord | None:
+    """Return the record of a model on a device in the format ``kind``, "c" or "onnx"; None if there is none."""
+    key = (digest(config), device, kind)
+    return next((each for each in load(file or path()) if _key(each) == key), None)
+
+
+def _key(record: DeploymentRecord) -> tuple[str, str, str]:
+    return record.model, record.device, record.chosen.deployment.format
 
 
 def front(points: Sequence[Point]) -> list[Point]:

@@ -12,6 +12,10 @@ import click
 
 @click.command("tune-model")
 @click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--format", "kind", type=click.Choice(["c", "onnx"]), default="c", show_default=True, help="Format of the export."
+)
+@click.option("--kernels", is_flag=True, help="Also try the tuned kernels in ONNX Runtime, with --format onnx.")
 @click.option("--preset", help="A model configuration with random weights, instead of CHECKPOINT.")
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), default=180.0, help="Seconds, set-up included.")
 @click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="The most threads to try.")
@@ -30,23 +34,27 @@ import click
     help="File that the chosen deployment is merged into.",
 )
 def tune_model(
-    checkpoint: Path | None, preset: str | None, budget: float, threads: int | None, seed: int, output: Path,
-    records_file: Path | None,
+    checkpoint: Path | None, kind: str, kernels: bool, preset: str | None, budget: float, threads: int | None,
+    seed: int, output: Path, records_file: Path | None,
 ) -> None:  # fmt: skip
-    """Find how a model is best deployed on this CPU: precision, loops, threads.
+    """Find how a model is best deployed on this CPU: precision, loops and threads of the C library, or precision,
+    kernels, threads and their spinning in ONNX Runtime.
 
-    Int8 is tried first, then the precisions of the fewest bytes. Each trial builds a C library of the whole model,
-    checks it against PyTorch, and times a token, in a process that is killed if it hangs. The fastest deployment that
-    predicts at most 0.5 % worse than float32 is recorded, and `ramnet export --format c --tuned` uses it.
+    Int8 is tried first, then the precisions of the fewest bytes. Each trial checks a deployment of the whole model on
+    samples and times a token, in a process that is killed if it hangs. The fastest deployment that predicts at most
+    0.5 % worse than float32 is recorded, and `ramnet export --tuned` with the same format uses it.
     """
     begin = perf_counter()
     if (checkpoint is None) == (preset is None):
         raise click.UsageError("give either CHECKPOINT or --preset")
+    if kernels and kind != "onnx":
+        raise click.UsageError("--kernels has no meaning for --format c, which has them always; omit it")
     import torch
 
     from autotune.deployment import report
     from autotune.deployment.costs import Costs, Progress
     from autotune.deployment.search import Search
+    from autotune.deployment.space import CSpace, OnnxSpace
     from autotune.deployment.stored import Stored
     from autotune.measure.bandwidth import bandwidth, cache_sizes
     from export.quality import calibration, held_out
@@ -80,21 +88,23 @@ def tune_model(
                 f" {progress.doing}"
             )
 
-        stored = Stored(model.eval(), text, Path(folder), windows)
-        in_cache = min(stored.sizes.values()) <= most * cache_sizes()[2] // 2
+        config = model.config
+        space = OnnxSpace(config, most, kernels) if kind == "onnx" else CSpace(config, most)
+        stored = Stored(model.eval(), text, Path(folder), space, windows)
+        in_cache = min(space.sizes.values()) <= most * cache_sizes()[2] // 2
         read = bandwidth("L2" if in_cache else "DRAM", most)
         with Search(
-            stored, journal, threads=most, seed=seed, bandwidth=read, budget=Costs(budget, begin), on_progress=show
+            stored, journal, seed=seed, bandwidth=read, budget=Costs(budget, begin), on_progress=show
         ) as search:  # fmt: skip
             search.run()
             record = search.finish()
             points = [*search.tried_points(), record.chosen]
         deployment.merge(records_file, record)
-    report.save(record, points, stored.sizes, read, picture)
+    report.save(record, points, space.sizes, read, picture)
     screen.print(report.table(record, read))
-    gain = "not compared with lowering.compile, for lack of time"
+    gain = f"not compared with {record.gain_over}, for lack of time"
     if record.gain is not None:
-        gain = f"{record.gain:.2f}× the tokens/s of lowering.compile (spread {record.gain_spread:.0%})"
+        gain = f"{record.gain:.2f}× the tokens/s of {record.gain_over} (spread {record.gain_spread:.0%})"
     loss = f"{record.chosen.loss:+.3%} bits a token, judged by {record.judged_by}"
     screen.print(f"{record.chosen.deployment}: {gain}, {loss}", soft_wrap=True)
     if record.prompt_seconds is not None:

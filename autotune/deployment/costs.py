@@ -34,8 +34,8 @@ TRIAL = 2.0  # seconds of timing
 AGAIN = Part("measuring the best again", 1, 6.0)  # which were built, but have to be opened
 PROMPTS = Part("choosing how prompts are read", len(TOKENS) - 1, 6.0)
 BLOCK = Part("choosing how often prompts read the weights", len(BLOCKS) - 1, 6.0)
-AGAINST = Part("measuring it beside lowering.compile", 2, 12.0)  # which builds one of its own
-PARTS = (AGAIN, PROMPTS, BLOCK, AGAINST)  # in order
+PROMPT_THREADS = Part("choosing the threads of prompts", 2, 6.0)
+AGAINST = Part("measuring it beside what it is compared with", 2, 12.0)  # lowering.compile builds a library of its own
 
 # The timings of a search of this many seconds take as long as they say; those of a shorter one take less.
 _USUAL = 180.0

@@ -34,7 +34,7 @@ def megabytes(size: int) -> str:
 def save(
     record: DeploymentRecord, points: Sequence[Point], sizes: Mapping[str, int], bandwidth: float, picture: Path
 ) -> None:
-    """Draw every point, the front, the chosen point, ``lowering.compile``, and the floor of each precision.
+    """Draw every point, the front, the chosen point, what it is compared with, and the floor of each precision.
 
     ``sizes`` are the bytes of weights that a token reads, by precision.
     """
@@ -74,8 +74,9 @@ def save(
         zorder=4,
     )
     if record.gain is not None:
-        compiled = record.chosen.seconds * record.gain
-        axes.scatter([compiled], [0], s=50, marker="x", color="black", label="lowering.compile")
+        axes.scatter(
+            [record.chosen.seconds * record.gain], [0], s=50, marker="x", color="black", label=record.gain_over
+        )
     axes.axhline(record.most_loss, color="0.3", linestyle="--", linewidth=1, label="largest loss allowed")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter("s"))

@@ -1,17 +1,15 @@
 """An Optuna search with two goals: the time of a token, and how well the model still predicts.
 
 A token reads all weights once, so the time of that, the floor, tells what to try: precisions from the fewest bytes on,
-after the first one, which is likely to be allowed. A precision that loses too much, or whose floor is above a time that
-was measured, is not searched further. Nothing begins that is not expected to end within the budget.
+after the first one, which is likely to be allowed. A group of deployments that loses too much, or whose floor is above
+a time that was measured, is not searched further. Nothing begins that is not expected to end within the budget.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import product
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -19,18 +17,16 @@ from typing import Any, Self
 
 from autotune.deployment import costs
 from autotune.deployment.costs import Costs, Part, Progress
+from autotune.deployment.space import Either
 from autotune.deployment.stored import Stored
 from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request, Trials
 from autotune.study.journal import open_journal
 from autotune.study.worker import LONGEST_LIMIT, FailedError, OutOfTimeError, Process
-from lowering.aot import build, weights
-from lowering.aot.function import FORMATS
 from lowering.targets import cpu_name
-from schedules.deployment import Deployment, DeploymentRecord, Point, digest, front
+from schedules.deployment import DeploymentRecord, Point, digest, front
 
 # The constraint: the chosen deployment predicts at most this much worse than float32, relative to its bits a token.
 MOST_LOSS = 0.005
-ROWS, LANES, SPINS = (1, 2, 4, 8), (16, 32, 64), (0, 2000, 20000, 200000)
 _PATIENCE = 5
 # It loses 0.14 % at most in all models that were measured, random weights among them, and int4 0.8 %.
 _FIRST = "int8"
@@ -42,25 +38,26 @@ class Search:
     """A search for one model on this CPU.
 
     Args:
-        stored: the model's weights.
+        stored: the model.
         journal: the file of all trials, which a later run resumes.
         bandwidth: bytes/s that the CPU reads weights with.
         budget: the seconds of the search.
     """
 
     def __init__(
-        self, stored: Stored, journal: Path, *, threads: int, seed: int, bandwidth: float, budget: Costs,
+        self, stored: Stored, journal: Path, *, seed: int, bandwidth: float, budget: Costs,
         on_progress: Callable[[Progress], None],
     ) -> None:  # fmt: skip
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.stored, self.threads, self.seed, self.bandwidth, self.costs = stored, threads, seed, bandwidth, budget
+        self.stored, self.space, self.seed, self.bandwidth, self.costs = stored, stored.space, seed, bandwidth, budget
         self.on_progress = on_progress
         self.process = Process(Trials)
-        self.fingerprint = hashlib.sha256("\n".join(build.sources()).encode()).hexdigest()[:12]
+        self.parts = [*(costs.AGAIN, *(part for part, _, _ in self.space.prompts)), costs.AGAINST]  # of ``finish``
+        self.fingerprint = self.space.fingerprint()
         model = f"{digest(stored.config)} {stored.digest}"
-        name = f"deployment {model} | {cpu_name()} | {threads} | {self.fingerprint}"
+        name = f"deployment {model} | {cpu_name()} | {self.space.threads} | {self.fingerprint}"
         self.study = optuna.create_study(
             storage=open_journal(journal), study_name=name, directions=["minimize", "minimize"], load_if_exists=True
         )
@@ -73,34 +70,17 @@ class Search:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
 
-    def defaults(self) -> dict[str, Deployment]:
-        """Return the default of each precision in the order in which they are tried."""
-        spins = build.LOOPS.spins
-        return {
-            p: Deployment(precision=p, threads=self.threads, spins=spins, **FORMATS[p].default._asdict())
-            for p in sorted(self.stored.sizes, key=lambda precision: precision != _FIRST)
-        }
-
-    def every(self) -> list[Deployment]:
-        """Return all deployments of the space."""
-        found = dict.fromkeys(self.defaults().values())
-        sizes = product(self.stored.sizes, ROWS, LANES, range(1, self.threads + 1), SPINS)
-        for precision, rows, lanes, threads, spins in sizes:
-            tokens, own = FORMATS[precision].default.tokens, FORMATS[precision].default.lanes
-            # Integers have as many lanes as the processor's instruction; one thread does not wait for others.
-            point = Deployment(
-                precision=precision, rows=rows, lanes=own if precision in weights.SCALED else lanes, tokens=tokens,
-                threads=threads, spins=build.LOOPS.spins if threads == 1 else spins,
-            )  # fmt: skip
-            found[point] = None
-        return list(found)
+    def defaults(self) -> dict[str, Either]:
+        """Return the default of each group in the order in which they are tried."""
+        every = sorted(self.space.defaults(), key=lambda default: default.precision != _FIRST)
+        return {default.group: default for default in every}
 
     def run(self) -> None:
         """Try deployments, the default of each precision first, while another one and the comparisons of ``finish``
         are expected to end in time."""
         import optuna
 
-        every = self.every()
+        every = self.space.every()
         while left := self._left(every):
             begin, default = perf_counter(), left[0] in self.defaults().values()
             reserve = self._expected(costs.AGAIN) if self._best() < inf else 0.0
@@ -120,19 +100,20 @@ class Search:
                 self.study.tell(trial, [point.seconds, point.loss])
             self.costs.trial[default] = perf_counter() - begin
 
-    def _left(self, every: list[Deployment]) -> list[Deployment]:
-        """Return untried deployments of the precisions that are worth it: only defaults, while there are some."""
+    def _left(self, every: list[Either]) -> list[Either]:
+        """Return untried deployments of the groups that are worth it: only defaults, while there are some."""
         tried, losses, best = self.tried(), self.losses(), self._best()
-        defaults = self.defaults()
-        failed = {p for p, default in defaults.items() if default in tried and p not in losses}
-        worth = [
-            p for p in defaults
-            if p not in failed and losses.get(p, 0) <= MOST_LOSS and self.stored.sizes[p] / self.bandwidth < best
-        ]  # fmt: skip
-        first = [defaults[p] for p in worth if defaults[p] not in tried]
-        return first or [each for each in every if each.precision in worth and each not in tried]
+        defaults, sizes = self.defaults(), self.space.sizes
+        failed = {group for group, default in defaults.items() if default in tried and group not in losses}
+        worth = {
+            group: default for group, default in defaults.items()
+            if group not in failed and losses.get(group, 0) <= MOST_LOSS
+            and sizes[default.precision] / self.bandwidth < best
+        }  # fmt: skip
+        first = [default for default in worth.values() if default not in tried]
+        return first or [each for each in every if each.group in worth and each not in tried]
 
-    def _next(self, left: list[Deployment]) -> tuple[Any, Deployment]:
+    def _next(self, left: list[Either]) -> tuple[Any, Either]:
         """Return a trial of the first of ``left`` if it is a default, else of one of them that Optuna suggests."""
         import optuna
 
@@ -142,38 +123,21 @@ class Search:
             drawn = random.Random(self.seed + tried).choice(left)
             self.study.sampler = optuna.samplers.TPESampler(seed=(self.seed * 100_003 + tried) % 2**32)
             for _ in range(_PATIENCE):
-                trial, found = self._trial({"precision": drawn.precision})
+                trial, found = self._trial(drawn.model_dump(include=set(drawn.files)))
                 if found in left:
                     return trial, found
                 self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         return self._trial(drawn.model_dump())
 
-    def _trial(self, knobs: dict[str, Any]) -> tuple[Any, Deployment]:
+    def _trial(self, knobs: dict[str, Any]) -> tuple[Any, Either]:
         """Return a trial with these knobs, to which Optuna adds the others."""
         self.study.enqueue_trial(knobs)
         trial = self.study.ask()
-        return trial, self._suggest(trial)
+        return trial, self.space.suggest(trial)
 
-    def _suggest(self, trial: Any) -> Deployment:
-        precision = trial.suggest_categorical("precision", list(FORMATS))
-        default = FORMATS[precision].default
-        knobs = {
-            "rows": trial.suggest_categorical("rows", ROWS),
-            "lanes": trial.suggest_categorical("lanes", LANES),
-            "threads": trial.suggest_int("threads", 1, self.threads),
-            "spins": trial.suggest_categorical("spins", SPINS),
-        }
-        if precision in weights.SCALED:
-            knobs["lanes"] = default.lanes
-        if knobs["threads"] == 1:
-            knobs["spins"] = build.LOOPS.spins
-        return Deployment(precision=precision, tokens=default.tokens, **knobs)
-
-    def _measure(self, deployment: Deployment) -> Point:
-        """Measure a deployment beside the default of its precision, whose time and loss are known, or are measured."""
-        precision = deployment.precision
-        default, losses = self.defaults()[precision], self.losses()
-        self.stored.write(precision)
+    def _measure(self, deployment: Either) -> Point:
+        """Measure a deployment beside the default of its group, whose time and loss are known, or are measured."""
+        default, losses = self.defaults()[deployment.group], self.losses()
         seconds = self.costs.timing(costs.TRIAL)
         if deployment == default:
             answer = self.ask({}, base=default, rounds=9, seconds=seconds, judge=True)
@@ -182,12 +146,13 @@ class Search:
         else:
             answer = self.ask({"it": deployment}, base=default, rounds=9, seconds=seconds)
             known = next(point for point in self.tried_points() if point.deployment == default)
-            seconds, loss = known.seconds * answer.times["it"].ratio, losses[precision]
-        return Point(deployment=deployment, seconds=seconds, loss=loss, size=self.stored.sizes[precision])
+            seconds, loss = known.seconds * answer.times["it"].ratio, losses[deployment.group]
+        size = self.space.sizes[deployment.precision]
+        return Point(deployment=deployment, seconds=seconds, loss=loss, size=size)
 
     def finish(self) -> DeploymentRecord:
-        """Measure the best together, choose among them, tune prompts of the chosen one, and compare it with
-        ``lowering.compile``, as far as there is time.
+        """Measure the best together, choose among them, tune prompts of the chosen one, and compare it with the
+        space's baseline, as far as there is time.
 
         Raises:
             RuntimeError: if no deployment that loses little could be measured, with the first error.
@@ -207,22 +172,27 @@ class Search:
         fastest = finalists[min(times, key=lambda name: times[name].ratio, default=BASE)]
         chosen, prompt = self._for_prompts(fastest)
         point = points.pop(fastest).model_copy(update={"deployment": chosen})
-        times = self._compare(costs.AGAINST, {}, base=point.deployment, rounds=25, compiled=True)
-        compiled = times.get(COMPILED)
-        if compiled:
+        baseline, compiled = self.space.baseline, self.space.baseline is None
+        others = {} if baseline is None else {str(baseline): baseline}
+        gain_over = COMPILED if baseline is None else str(baseline)
+        times = {}
+        if baseline is None or baseline.group in self.losses() or self.costs.left() > self.costs.of_trial(True):
+            times = self._compare(costs.AGAINST, others, base=point.deployment, rounds=25, compiled=compiled)
+        over = times.get(gain_over)
+        if over:
             point = point.model_copy(update={"seconds": times[BASE].seconds})
         return DeploymentRecord(
             model=digest(self.stored.config), device=cpu_name(), chosen=point,
-            gain=compiled.ratio if compiled else None, gain_spread=compiled.spread if compiled else None,
+            gain=over.ratio if over else None, gain_spread=over.spread if over else None, gain_over=gain_over,
             judged_by=self.stored.judged_by, most_loss=MOST_LOSS, front=front([*points.values(), point]),
             trials=len(self.tried_points()), prompt_seconds=prompt, fingerprint=self.fingerprint,
             date=datetime.now(UTC).date().isoformat(),
         )  # fmt: skip
 
-    def _for_prompts(self, chosen: Deployment) -> tuple[Deployment, float | None]:
+    def _for_prompts(self, chosen: Either) -> tuple[Either, float | None]:
         """Choose how prompts are read, as far as there is time. Returns it, and the seconds of a prompt's token."""
         seconds = None
-        for part, knob, values in ((costs.PROMPTS, "tokens", costs.TOKENS), (costs.BLOCK, "block", costs.BLOCKS)):
+        for part, knob, values in self.space.prompts:
             ways = {str(n): chosen.model_copy(update={knob: n}) for n in values}
             times = self._compare(part, ways, base=chosen, rounds=7, prompts=True)
             if times:
@@ -235,7 +205,7 @@ class Search:
     def _nothing(self) -> str:
         """Say why there is nothing to choose from."""
         errors = [trial.user_attrs["error"] for trial in self.tried().values() if "error" in trial.user_attrs]
-        if errors or not self._left(self.every()):
+        if errors or not self._left(self.space.every()):
             return "; ".join(["no deployment could be measured", *errors[:1]])
         return (
             f"no deployment that loses at most {MOST_LOSS:.1%} was measured within the budget of"
@@ -244,16 +214,14 @@ class Search:
 
     def _expected(self, part: Part) -> float:
         """Return the seconds that a part and those after it are expected to take."""
-        return sum(map(self.costs.of_part, costs.PARTS[costs.PARTS.index(part) :]))
+        return sum(map(self.costs.of_part, self.parts[self.parts.index(part) :]))
 
-    def _compare(
-        self, part: Part, others: dict[str, Deployment], *, base: Deployment, **options: Any
-    ) -> dict[str, Measured]:
+    def _compare(self, part: Part, others: dict[str, Either], *, base: Either, **options: Any) -> dict[str, Measured]:
         """Time deployments; nothing if that, and the parts after it, are not expected to end in time."""
         if self.costs.left() < self._expected(part):
             return {}
         self.on_progress(self.progress(part.doing))
-        if part is costs.AGAINST:
+        if options.get("compiled"):
             self.stored.write_model()
         self.process.deadline = self.costs.end
         try:
@@ -261,20 +229,25 @@ class Search:
         except OutOfTimeError:
             return {}
 
-    def ask(self, others: dict[str, Deployment], *, base: Deployment, **options: Any) -> Answer:
+    def ask(self, others: dict[str, Either], *, base: Either, **options: Any) -> Answer:
         """Measure in a process of its own. Raises FailedError if it fails or takes too long."""
+        try:
+            for deployment in (base, *others.values()):
+                self.stored.write(deployment)
+        except (ValueError, RuntimeError) as error:
+            raise FailedError("not_written", str(error)) from None
         request = Request(config=self.stored.config, folder=self.stored.folder, base=base, others=others, **options)
         limit = min(LONGEST_LIMIT, max(60.0, self.costs.seconds))
         found: Answer = self.process.call("run", limit, "run", request)
         self.costs.opening = max(self.costs.opening, found.opening or 0.0)
         return found
 
-    def tried(self) -> dict[Deployment, Any]:
+    def tried(self) -> dict[Either, Any]:
         """Return the trials that were measured or failed, by deployment."""
         from optuna.trial import FixedTrial
 
         ended = (t for t in self.study.get_trials(deepcopy=False) if {"point", "error"} & t.user_attrs.keys())
-        return {self._suggest(FixedTrial(trial.params)): trial for trial in ended}
+        return {self.space.suggest(FixedTrial(trial.params)): trial for trial in ended}
 
     def tried_points(self) -> list[Point]:
         """Return what was measured."""
@@ -282,8 +255,8 @@ class Search:
         return [Point.model_validate_json(text) for text in texts if text]
 
     def losses(self) -> dict[str, float]:
-        """Return the loss of each precision whose default was measured."""
-        return {point.deployment.precision: point.loss for point in self.tried_points()}
+        """Return the loss of each group whose default was measured."""
+        return {point.deployment.group: point.loss for point in self.tried_points()}
 
     def _best(self) -> float:
         return min((point.seconds for point in self.tried_points() if point.loss <= MOST_LOSS), default=inf)

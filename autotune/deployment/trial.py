@@ -1,6 +1,6 @@
 """Trials of deployments, in a process of their own that can be killed.
 
-Each builds deployments, checks them against PyTorch's logits, and times them in turn.
+Each opens deployments, checks them on samples, and times them in turn.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 from pydantic import BaseModel
 
 from autotune.deployment import judge
+from autotune.deployment.space import Either
 from autotune.deployment.stored import MODEL
 from autotune.measure.timing import interleaved, ratio
 from export.c.session import WEIGHTS, CModel
 from export.samples import TOLERANCE, Samples
 from ramnet.config import RamNetConfig
-from schedules.deployment import Deployment
+from schedules.deployment import OnnxDeployment
 
 BASE, COMPILED = "base", "lowering.compile"
 BLOCK = 256  # tokens of a prompt
@@ -29,7 +30,7 @@ class Request(BaseModel):
     """What to measure.
 
     Attributes:
-        folder: of ``Stored``, with the precisions of these deployments and, to time ``lowering.compile``, the model.
+        folder: of ``Stored``, with the groups of these deployments and, to time ``lowering.compile``, the model.
         base: the deployment that the ratios are relative to.
         others: deployments to time, by name.
         compiled: also time ``lowering.compile``.
@@ -39,8 +40,8 @@ class Request(BaseModel):
 
     config: RamNetConfig
     folder: Path
-    base: Deployment
-    others: dict[str, Deployment]
+    base: Either
+    others: dict[str, Either]
     compiled: bool = False
     prompts: bool = False
     judge: bool = False
@@ -61,7 +62,7 @@ class Answer(BaseModel):
 
     Attributes:
         bits: bits a token of the base, if it was judged, and of float32.
-        opening: the longest seconds of building, loading and checking a library; None if all were open.
+        opening: the longest seconds of building, loading and checking a deployment; None if all were open.
     """
 
     times: dict[str, Measured]
@@ -73,14 +74,14 @@ class Trials:
     """Runs requests. Models stay open until a request is without them."""
 
     def __init__(self) -> None:
-        self.open: dict[Deployment, CModel] = {}
+        self.open: dict[Either, Any] = {}
 
     def run(self, request: Request) -> Answer:
         """Raises ValueError if a deployment's logits are wrong."""
         import lowering.aot.token  # noqa: F401  takes seconds once, which are not those of a library
 
         candidates: dict[str, Any] = {}
-        kept: dict[Deployment, CModel] = {}
+        kept: dict[Either, Any] = {}
         opening = None
         for name, deployment in {BASE: request.base, **request.others}.items():
             begin, known = perf_counter(), kept.get(deployment) or self.open.get(deployment)
@@ -97,7 +98,7 @@ class Trials:
         for name, timing in timings.items():
             over = ratio(timings, of=name, over=BASE)
             times[name] = Measured(seconds=timing.median / count, ratio=over.median, spread=over.spread)
-        base = kept[request.base]
+        base: Any = kept[request.base]
         bits = None
         if request.judge:
             bits = judge.bits(request.folder / judge.FILENAME, lambda ids: base.tokens(base.state(), ids, len(ids)))
@@ -107,22 +108,41 @@ class Trials:
 _IN_A_ROW = 8
 
 
-def _read(model: CModel, state: Any, prompts: bool) -> None:
+def _read(model: Any, state: Any, prompts: bool) -> None:
     if prompts:
-        state.reset()
         model.tokens(state, np.arange(BLOCK) * 37 % model.vocabulary)
     else:
         for i in range(_IN_A_ROW):
             model.token(state, i * 37 % model.vocabulary)
 
 
-def _open(request: Request, deployment: Deployment) -> CModel:
-    """Build a library and check its logits on the samples."""
+class Onnx:
+    """An ONNX export with the methods of ``CModel``, of which ``tokens`` leaves the state as it is."""
+
+    def __init__(self, folder: Path, deployment: OnnxDeployment) -> None:
+        from export.onnx.model import OnnxModel
+
+        self._model = OnnxModel(folder, deployment=deployment)
+        self.state, self.vocabulary = self._model.state, self._model.config.vocab_size
+
+    def token(self, state: Any, token: int) -> Any:
+        return self._model.step(np.array([[token]]), state)[0, 0]
+
+    def tokens(self, state: Any, ids: Any, last: int = 1) -> Any:
+        return self._model.prefill(ids.astype(np.int64)[None], state)[0][0, -last:]
+
+
+def _open(request: Request, deployment: Either) -> Any:
+    """Open a deployment, whose library is built, and check its logits on the samples."""
     from lowering.aot import build
 
-    path = build.shared_library(request.config, deployment.precision, build.Loops.of(deployment))
-    folder = request.folder / deployment.precision
-    model = CModel(path, folder / WEIGHTS, deployment.threads)
+    folder = request.folder / deployment.group
+    model: Any
+    if isinstance(deployment, OnnxDeployment):
+        model = Onnx(folder, deployment)
+    else:
+        path = build.shared_library(request.config, deployment.precision, build.Loops.of(deployment))
+        model = CModel(path, folder / WEIGHTS, deployment.threads)
     samples = Samples.load(folder)
     half, state = len(samples.ids) // 2, model.state()
     first = [model.token(state, int(token)) for token in samples.ids[:half]]

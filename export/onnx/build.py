@@ -29,6 +29,10 @@ from export.onnx.sidecar import (
     initial_state,
 )
 from ramnet import RamNetForCausalLM
+from ramnet.config import RamNetConfig
+from schedules.deployment import OnnxDeployment
+from schedules.of_model import of_model
+from schedules.records import choose
 
 FILES = (*DIGESTED, DESCRIPTION)  # of every export
 _OPTIONAL = (LIBRARY, *ORT_FILES)
@@ -57,7 +61,7 @@ def export_onnx(
     kernels: bool = False,
     target: str = "cpu",
     ort: bool = False,
-    schedules: dict[str, Any] | None = None,
+    deployment: OnnxDeployment | None = None,
     text: quality.HeldOut | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> list[verify.Check]:
@@ -75,7 +79,7 @@ def export_onnx(
             is built for ``target`` and lies beside the graphs. The check then runs in a process of its own.
         target: "cpu" for this machine's processor, "x86-64-v3" or "x86-64-v4".
         ort: also write decode.ort and prefill.ort, in onnxruntime's own format.
-        schedules: records of the tuned kernels, to be stored in ramnet.json.
+        deployment: what ``ramnet tune-model`` found for this CPU, whose precision and kernels are used.
         text: on which bits per byte are measured, if any.
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
@@ -90,6 +94,8 @@ def export_onnx(
         RuntimeError: with ``kernels``, if there is no C compiler, or the library crashes the process that checks it.
     """
     need("onnx", "onnxscript", "onnxruntime")
+    if deployment is not None:
+        precision, kernels = deployment.precision, deployment.kernels
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     from export.onnx.kernels import build as build_library
@@ -123,7 +129,8 @@ def export_onnx(
             files=digests(aside),
             largest_errors={},
             agreement=1.0,
-            schedules=schedules,
+            schedules=_schedules(model.config),
+            deployment=deployment,
         )
         sidecar.save(aside)
         checks = []
@@ -136,17 +143,29 @@ def export_onnx(
             "largest_errors": {f"{check.name}, batch {check.batch}": check.error for check in checks},
             "agreement": sum(check.agreement for check in checks) / len(checks),
         }
-        run = OnnxModel(aside, threads=1)
+        threads = deployment.threads if deployment else 1
+        run = OnnxModel(aside, untuned_threads=threads)
         ids = samples.Samples.of(model).ids
         row = ids.astype(np.int64)[None]
         samples.Samples(ids, run.prefill(row)[0][0]).save(aside)
         if ort:
             ort_format.save(run, row, aside, aside / LIBRARY if kernels else None)
         state = run.state()
-        found["speed"] = quality.speed(lambda token: run.step(np.array([[token]]), state), run.config.vocab_size, 1)
+        found["speed"] = quality.speed(
+            lambda token: run.step(np.array([[token]]), state), run.config.vocab_size, threads
+        )
         if text is not None:
             found["quality"] = quality.measure(model, text, lambda ids: run.prefill(ids.astype(np.int64)[None])[0][0])
         described = sidecar.model_copy(update=found)
         describe.save_card(described, checks, aside)
         described.model_copy(update={"files": digests(aside)}).save(aside)
     return checks
+
+
+def _schedules(config: RamNetConfig) -> dict[str, Any]:
+    """Return, for each op of the model, the record that its kernel on a CPU would use, or the default's knobs."""
+    choices = {workload.name: choose(workload, "cpu", device="") for workload in of_model(config)}
+    return {
+        name: choice.record.model_dump() if choice.record else {"default": choice.schedule.model_dump()}
+        for name, choice in choices.items()
+    }

@@ -47,6 +47,7 @@ def save_card(sidecar: Sidecar, checks: list[Check], directory: Path) -> None:
     kernels = sidecar.kernels and ("this kind of processor" if sidecar.kernels == "cpu" else sidecar.kernels)
     operators = "standard operators" if not kernels else "the tuned kernels of its memory as custom operators"
     register = f'\noptions.RegisterCustomOpsLibrary("./{LIBRARY}");  // runs its code' if kernels else ""
+    tuned, processor = sidecar.deployment, sidecar.speed and sidecar.speed.processor
     slots = str(sidecar.config.layers[0].slots)
     found = {name: text.format(kernels=kernels) for name, text in _FILES.items() if (directory / name).exists()}
     card = Card(
@@ -67,6 +68,7 @@ def save_card(sidecar: Sidecar, checks: list[Check], directory: Path) -> None:
             "`past_recurrent.NAME` is the state before the tokens and `present_recurrent.NAME` the state after them;"
             " `position`, int64 [batch], counts the tokens of each row. `slots.LAYER` are the slots that each token"
             " reads and writes; they cost nothing if they are not requested.",
+            *([f"Tuned by `ramnet tune-model` for {processor}: {tuned}."] if tuned else []),
         ],
     )
     card.save(sidecar.config, directory)

@@ -15,6 +15,7 @@ from export.onnx.ports import GRAPHS, PAST, PRESENT, SLOTS, WEIGHTS, difference,
 from export.onnx.runtime import BoundStep, OnnxGraph
 from export.onnx.sidecar import LIBRARY, Sidecar
 from export.onnx.state import POSITION, OnnxState
+from schedules.deployment import OnnxDeployment
 
 
 class OnnxModel:
@@ -24,20 +25,32 @@ class OnnxModel:
         directory: the folder that ``ramnet export`` wrote. While the model exists, its files may be removed or
             replaced, as by another export, but not overwritten in place, because onnxruntime maps the weights. An
             export with kernels holds a library, whose code is run: load it only if you trust where it comes from.
-        threads: the number of onnxruntime's threads, at least 1; None leaves it to onnxruntime.
+        threads: the number of onnxruntime's threads, at least 1. By default it is that of ``deployment`` or, for an
+            export that was not tuned, ``untuned_threads``.
+        deployment: how onnxruntime runs the graphs; by default what the export was tuned to.
+        untuned_threads: None leaves the number to onnxruntime.
 
     Raises:
         ValueError: if ``directory`` is not an export, or a file is damaged.
         ImportError: if onnxruntime is not installed.
     """
 
-    def __init__(self, directory: str | Path, threads: int | None = None) -> None:
+    def __init__(
+        self, directory: str | Path, threads: int | None = None, *, deployment: OnnxDeployment | None = None,
+        untuned_threads: int | None = None,
+    ) -> None:  # fmt: skip
         need("onnxruntime")
         directory = Path(directory)
         self.sidecar = Sidecar.load(directory)
         self.config = self.sidecar.config
         library = directory / LIBRARY if self.sidecar.kernels else None  # its digest is right: ``Sidecar.load``
-        self.graphs = {kind: OnnxGraph(directory / f"{kind}.onnx", threads, library) for kind in GRAPHS}
+        tuned = deployment or self.sidecar.deployment
+        per_graph = {"decode": tuned.threads, "prefill": tuned.prompt_threads} if tuned else {}
+        self.graphs = {}
+        for kind in GRAPHS:
+            count = per_graph.get(kind, untuned_threads) if threads is None else threads
+            spinning = tuned is None or tuned.spinning
+            self.graphs[kind] = OnnxGraph(directory / f"{kind}.onnx", count, library, spinning)
         for kind, graph in self.graphs.items():
             if wrong := difference(self.config, kind, graph.inputs, graph.outputs):
                 raise ValueError(f"{graph.path} is not the graph of {DESCRIPTION} beside it: it {wrong}")

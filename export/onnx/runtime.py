@@ -31,12 +31,15 @@ class OnnxGraph:
         path: the .onnx or .ort file; the weights of an .onnx file must be in the same folder.
         threads: the number of onnxruntime's threads, at least 1; None leaves it to onnxruntime.
         library: custom operators, whose code is run.
+        spinning: whether idle threads look for work before they sleep.
 
     Raises:
         ValueError: if ``threads`` is below 1, or onnxruntime cannot load the file.
     """
 
-    def __init__(self, path: Path, threads: int | None = None, library: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, threads: int | None = None, library: Path | None = None, spinning: bool = True
+    ) -> None:
         import onnxruntime
 
         if threads is not None and threads < 1:
@@ -48,6 +51,7 @@ class OnnxGraph:
         self.path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         options.log_severity_level = 4  # errors are raised, too, and need not be logged
         if library is not None:
             with _one_sentence(ValueError, f"{library} cannot be loaded by onnxruntime"):

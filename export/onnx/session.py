@@ -24,11 +24,11 @@ class OnnxOutput(NamedTuple):
 class OnnxSession:
     """An exported model, called like ``RamNetForCausalLM`` but with an ``OnnxState``.
 
-    It takes and raises what ``OnnxModel`` does, but ``threads=None`` uses ``torch.get_num_threads()``.
+    It takes and raises what ``OnnxModel`` does, but an export that was not tuned runs on ``torch.get_num_threads()``.
     """
 
     def __init__(self, directory: str | Path, threads: int | None = None) -> None:
-        self.model = model.OnnxModel(directory, torch.get_num_threads() if threads is None else threads)
+        self.model = model.OnnxModel(directory, threads, untuned_threads=torch.get_num_threads())
         self.sidecar, self.config, self.graphs = self.model.sidecar, self.model.config, self.model.graphs
 
     def __call__(self, input_ids: Tensor, state: OnnxState | None = None, *, in_place: bool = False) -> OnnxOutput:

@@ -12,6 +12,7 @@ from export.description import text_of
 from export.manifest import Quality, Speed
 from export.onnx.ports import GRAPHS, WEIGHTS, Port, difference, inputs, outputs
 from ramnet.config import RamNetConfig
+from schedules.deployment import OnnxDeployment
 
 # ramnet-onnx-1 had one position for all rows, ramnet-onnx-2 no digests of samples and of a model card.
 FORMAT: Literal["ramnet-onnx-3"] = "ramnet-onnx-3"
@@ -52,6 +53,7 @@ class Sidecar(BaseModel):
         largest_errors: the error of each check of the verification, by its name.
         agreement: the fraction of tokens whose most probable next token was PyTorch's.
         schedules: the record of each op, or the default's knobs.
+        deployment: found by ``ramnet tune-model`` on the processor of ``speed``; None is onnxruntime's default.
         speed: of the decode graph; None if it was not measured.
         quality: what the precision costs; None if it was not measured.
     """
@@ -71,6 +73,7 @@ class Sidecar(BaseModel):
     largest_errors: dict[str, float]
     agreement: float
     schedules: dict[str, Any] | None
+    deployment: OnnxDeployment | None = None
     speed: Speed | None = None
     quality: Quality | None = None
 

@@ -14,11 +14,13 @@ import onnx
 import pytest
 import torch
 
-from export.onnx import describe, graphs, ports, verify
+from export.onnx import build, describe, graphs, ports, verify
 from export.onnx.build import FILES, VerificationError, export_onnx
 from export.onnx.session import OnnxSession
 from export.onnx.sidecar import Sidecar
 from export.samples import Samples
+from schedules.of_model import of_model
+from schedules.records import choose
 from tests.export.conftest import Exported, assert_verified_without_torch, make_model
 from tests.samples import full_disk
 
@@ -46,7 +48,10 @@ def test_sidecar_describes_the_export(mixed: Exported) -> None:
     assert sidecar.config == mixed.model.config
     assert sidecar.opset == 18
     assert sidecar.versions["torch"] == version("torch")
-    assert sidecar.schedules == {"cpu": ["a record"]}
+    assert sidecar.schedules == {
+        workload.name: {"default": choose(workload, "cpu", device="").schedule.model_dump()}
+        for workload in of_model(mixed.model.config)
+    }
     assert max(sidecar.largest_errors.values()) < 1e-5
     decode = {port.name: (port.shape, port.dtype) for port in sidecar.graphs["decode"].inputs}
     assert decode["input_ids"] == (["batch", 1], "int64")
@@ -92,7 +97,6 @@ def test_an_earlier_export_is_replaced_atomically(mixed: Exported, tmp_path: Pat
 
     export_onnx(copy.deepcopy(mixed.model).double(), directory)  # of any floating type; the graphs are float32
     assert sorted(entries(tmp_path)) == sorted(f"parent/onnx/{file}" for file in FILES)
-    assert Sidecar.load(directory).schedules is None
 
 
 @pytest.mark.parametrize("stage", ["decode.onnx built", "graphs checked", "prefill of 1"])
@@ -115,6 +119,7 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_export(
 
     made = export_named("wide")
     monkeypatch.setattr(graphs, "build", lambda model, kind, kernels: onnx_ir.load(made.onnx / f"{kind}.onnx"))
+    monkeypatch.setattr(build, "_schedules", lambda config: {"cpu": "x" * 20_000})
     sizes = {name: (made.onnx / name).stat().st_size for name in FILES}
     room = {
         "weights.bin": 1000,
@@ -126,7 +131,7 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_export(
     before = entries(tmp_path)
     problem = re.escape(f"{tmp_path / 'onnx'} cannot be written: ")
     with full_disk(after=room), pytest.raises(OSError, match=problem):
-        export_onnx(made.model, tmp_path / "onnx", schedules={"cpu": "x" * 20_000})
+        export_onnx(made.model, tmp_path / "onnx")
     assert entries(tmp_path) == before
 
 

@@ -17,6 +17,8 @@ def main(directory: str, text: str, count: int) -> None:
     folder = Path(directory)
     description = json.loads((folder / "ramnet.json").read_text(encoding="utf-8"))
     options = onnxruntime.SessionOptions()
+    tuned = description.get("deployment") or {}  # by `ramnet tune-model`
+    options.intra_op_num_threads = tuned.get("threads", 0)  # 0 leaves it to onnxruntime
     if description["kernels"]:
         options.register_custom_ops_library(str(folder / "libramnet_onnxruntime.so"))
     prefill, decode = (onnxruntime.InferenceSession(folder / f"{kind}.onnx", options) for kind in ("prefill", "decode"))

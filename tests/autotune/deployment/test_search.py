@@ -15,9 +15,10 @@ from click.testing import CliRunner
 pytest.importorskip("tvm", reason="the library needs tvm: pip install 'ramnet[tvm]'")
 pytest.importorskip("optuna", reason="the tuner needs optuna: pip install 'ramnet[tune]'")
 
-from autotune.deployment import cli, costs, judge, search
+from autotune.deployment import cli, costs, judge, search, space
 from autotune.deployment.report import table
 from autotune.deployment.search import MOST_LOSS, Search
+from autotune.deployment.space import CSpace, Either, OnnxSpace, Space
 from autotune.deployment.stored import Stored
 from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request, Trials
 from autotune.study.worker import FailedError, OutOfTimeError
@@ -25,15 +26,19 @@ from export.c.build import export_c
 from export.quality import HeldOut
 from export.samples import Samples
 from ramnet import RamNetForCausalLM
-from schedules.deployment import Deployment, DeploymentRecord, Point, find, front, load, merge
+from schedules.deployment import Deployment, DeploymentRecord, OnnxDeployment, Point, find, front, load, merge
 from tests.lowering.aot.c_library import TINY, model_of
 
 LOSSES = {"float32": 0.0, "bfloat16": 0.001, "int8": 0.004, "int4": 0.05}
 
 
-def seconds(deployment: Deployment) -> float:
-    """A machine on which int4 is fastest, int8 next, and two rows are best."""
+def seconds(deployment: Either) -> float:
+    """A machine on which int4 is fastest, int8 next, and two rows are best; and in ONNX Runtime kernels, and threads
+    that sleep."""
     speed = {"float32": 8.0, "bfloat16": 4.0, "int8": 2.0, "int4": 1.0}[deployment.precision]
+    if isinstance(deployment, OnnxDeployment):
+        slower = 1 + (not deployment.kernels) + 0.1 * deployment.spinning + 0.1 / deployment.prompt_threads
+        return 1e-6 * speed * slower / deployment.threads
     prompts = (1 + 1 / deployment.tokens) * (1 + 8 / deployment.block)
     return 1e-6 * speed * (1 + abs(deployment.rows - 2)) / deployment.threads * prompts
 
@@ -59,7 +64,7 @@ class Machine:
 
     def __init__(self, makes: object) -> None:
         self.deadline: float | None = None
-        self.built: set[Deployment] = set()
+        self.built: set[Either] = set()
 
     def call(self, method: str, limit: float, phase: str, request: Request) -> Answer:
         found = Machine.answer(request)
@@ -83,10 +88,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> type[Machine]:
     for module in (cli, search, costs):
         monkeypatch.setattr(module, "perf_counter", lambda: Machine.clock)
 
-    def write(self: Stored, precision: str) -> None:
-        if not (self.folder / precision).exists():
+    def write(self: Stored, deployment: Either) -> None:
+        if not (self.folder / deployment.group).exists():
             Machine.clock += WRITING
-            (self.folder / precision).mkdir()
+            (self.folder / deployment.group).mkdir()
 
     monkeypatch.setattr(judge, "save", lambda path, model, text: path.touch())
     monkeypatch.setattr(Stored, "write", write)
@@ -94,23 +99,23 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> type[Machine]:
     monkeypatch.setattr(Machine, "cut", 0)
     monkeypatch.setattr(search, "Process", Machine)
     monkeypatch.setattr(Machine, "answer", staticmethod(answer))
-    monkeypatch.setattr(search, "ROWS", (1, 2, 4))
-    monkeypatch.setattr(search, "LANES", (16, 32))
+    monkeypatch.setattr(space, "ROWS", (1, 2, 4))
+    monkeypatch.setattr(space, "LANES", (16, 32))
     return Machine
 
 
 @pytest.fixture
 def made(tmp_path: Path, machine: type[Machine], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
     """Makes searches on one journal, which begin when they are made."""
-    monkeypatch.setattr(search, "SPINS", (20000,))
+    monkeypatch.setattr(space, "SPINS", (20000,))
     model, count = model_of(TINY), iter(range(100))
 
-    def make(bandwidth: float = inf, budget: float = inf) -> Search:
+    def make(bandwidth: float = inf, budget: float = inf, of: Space | None = None) -> Search:
         folder = tmp_path / f"weights{next(count)}"
         folder.mkdir()
-        stored = Stored(model, None, folder)
+        stored = Stored(model, None, folder, of or CSpace(TINY, 2))
         return Search(
-            stored, tmp_path / "journal.log", threads=2, seed=0, bandwidth=bandwidth,
+            stored, tmp_path / "journal.log", seed=0, bandwidth=bandwidth,
             budget=costs.Costs(budget, Machine.clock), on_progress=lambda _: None,
         )  # fmt: skip
 
@@ -182,9 +187,9 @@ def test_a_budget_that_nothing_fits_into_is_a_sentence(
 def test_precisions_that_lose_too_much_or_cannot_be_faster_are_neither_searched_nor_written(
     made: Callable[..., Search],
 ) -> None:
-    sizes = made().stored.sizes
+    sizes = made().space.sizes
     # Reading the weights in bfloat16 takes longer than the default in int8, in int8 it does not.
-    default = seconds(made().defaults()["int8"])
+    default = seconds(made().defaults()["precision=int8"])
     bandwidth = sizes["bfloat16"] / (1.1 * default)
     assert sizes["int8"] < bandwidth * default
     found = made(bandwidth)
@@ -192,13 +197,15 @@ def test_precisions_that_lose_too_much_or_cannot_be_faster_are_neither_searched_
     tried = [point.deployment.precision for point in found.tried_points()]
     assert tried.count("int4") == 1, "its loss is too large"
     assert set(tried) == {"int4", "int8"} and tried.count("int8") > 1
-    assert {path.name for path in found.stored.folder.iterdir()} == {"int4", "int8", judge.FILENAME}
+    assert {path.name for path in found.stored.folder.iterdir()} == {
+        "precision=int4", "precision=int8", judge.FILENAME,
+    }  # fmt: skip
 
 
 def test_the_fastest_within_the_largest_loss_is_recorded(made: Callable[[], Search], tmp_path: Path) -> None:
     found = made()
     found.run()
-    assert len(found.tried_points()) == 1 + sum(each.precision != "int4" for each in found.every()), (
+    assert len(found.tried_points()) == 1 + sum(each.precision != "int4" for each in found.space.every()), (
         "a search without an end tries all"
     )
     record = found.finish()
@@ -212,9 +219,53 @@ def test_the_fastest_within_the_largest_loss_is_recorded(made: Callable[[], Sear
     merge(file, record.model_copy(update={"gain": 1.0}))
     merge(file, record.model_copy(update={"device": "another"}))
     merge(file, record)
+    merge(file, record.model_copy(update={"chosen": in_onnx(record.chosen)}))
+    assert find(TINY, record.device, "onnx", file) != find(TINY, record.device, "c", file)
     assert sorted(load(file), key=lambda each: each.device != "another")[1] == record
-    assert find(TINY, record.device, file) == record
-    assert find(TINY, "unknown", file) is None
+    assert find(TINY, record.device, "c", file) == record
+    assert find(TINY, "unknown", "c", file) is None
+
+
+def in_onnx(point: Point) -> Point:
+    deployment = OnnxDeployment(precision="int8", kernels=False, threads=1, prompt_threads=1, spinning=True)
+    return point.model_copy(update={"deployment": deployment})
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_the_fastest_way_to_run_an_onnx_export_is_recorded(made: Callable[..., Search], kernels: bool) -> None:
+    found = made(of=OnnxSpace(TINY, 4, kernels))
+    found.run()
+    assert {point.deployment for point in found.tried_points()} == set(found.space.every())
+    record = found.finish()
+    chosen = OnnxDeployment(precision="int8", kernels=kernels, threads=4, prompt_threads=4, spinning=False)
+    assert record.chosen.deployment == chosen
+    untuned = OnnxDeployment(precision="float32", kernels=False, threads=4, prompt_threads=4, spinning=True)
+    assert record.gain == pytest.approx(seconds(untuned) / seconds(chosen)) and record.gain_over == str(untuned)
+
+
+def test_an_onnx_export_is_compared_with_the_untuned_one_even_if_that_was_not_worth_a_trial(
+    made: Callable[..., Search],
+) -> None:
+    space = OnnxSpace(TINY, 2, kernels=True)
+    found = made(bandwidth=space.sizes["float32"] / 1e-5, of=space)
+    found.run()
+    assert {point.deployment.precision for point in found.tried_points()} == {"int8"}
+    assert found.finish().gain is not None
+
+
+def test_each_onnx_deployment_is_tried_once_and_one_thread_does_not_wait() -> None:
+    every = OnnxSpace(TINY, 3, kernels=True).every()
+    assert len(set(every)) == len(every) == 2 * 2 * (2 * 3 - 1)
+    assert all(each.spinning for each in every if isinstance(each, OnnxDeployment) and each.threads == 1)
+
+
+def test_a_later_run_of_another_process_writes_what_its_comparisons_read(made: Callable[..., Search]) -> None:
+    first = made()
+    first.run()
+    later = made()  # with a folder of its own
+    later.run()
+    chosen = later.finish().chosen.deployment
+    assert (later.stored.folder / chosen.group).exists()
 
 
 def test_the_report_marks_the_chosen_point_even_if_it_was_slower_the_second_time(made: Callable[[], Search]) -> None:
@@ -231,7 +282,7 @@ def test_the_report_marks_the_chosen_point_even_if_it_was_slower_the_second_time
 def test_a_failure_is_not_repeated_but_a_killed_trial_is(
     made: Callable[[], Search], machine: type[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Deployment] = []
+    asked: list[Either] = []
     kills = iter([True])
 
     def failing(request: Request) -> Answer:
@@ -247,13 +298,31 @@ def test_a_failure_is_not_repeated_but_a_killed_trial_is(
     with pytest.raises(KeyboardInterrupt):
         made().run()
     again = made()
-    default = again.defaults()["bfloat16"]
+    default = again.defaults()["precision=bfloat16"]
     assert default not in again.tried()
     again.run()
     assert asked.count(default) == 2
     failed = [each for each, trial in again.tried().items() if "error" in trial.user_attrs]
-    assert failed == [again.defaults()["int8"]], "a precision whose default fails is left"
+    assert failed == [again.defaults()["precision=int8"]], "a precision whose default fails is left"
     assert asked.count(failed[0]) == 1
+
+
+def test_files_that_cannot_be_made_are_a_failed_trial(
+    made: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Stored.write
+
+    def failing(self: Stored, deployment: Either) -> None:
+        if isinstance(deployment, OnnxDeployment) and deployment.kernels:
+            raise RuntimeError("there is no C compiler")
+        write(self, deployment)
+
+    monkeypatch.setattr(Stored, "write", failing)
+    found = made(of=OnnxSpace(TINY, 2, kernels=True))
+    found.run()
+    failed = [trial.user_attrs["error"] for trial in found.tried().values() if "error" in trial.user_attrs]
+    assert failed == 2 * ["there is no C compiler"], "once for each precision"
+    assert found.finish().chosen.deployment.group == "precision=int8 kernels=False"
 
 
 def test_nothing_measured_is_a_sentence(
@@ -273,9 +342,9 @@ def test_nothing_measured_is_a_sentence(
 def test_a_trial_builds_checks_times_and_judges(tmp_path: Path, by: str) -> None:
     model, ids = model_of(TINY), np.arange(192).reshape(2, 96) % 256
     text = None if by != "text" else HeldOut("held out", ids, np.where(ids % 5, ids + 1, -100))
-    stored = Stored(model, text, tmp_path)
-    stored.write("float32")
+    stored = Stored(model, text, tmp_path, CSpace(TINY, 1))
     base = Deployment(precision="float32", rows=4, lanes=16, tokens=4, threads=1, spins=0, block=128)
+    stored.write(base)
     request = Request(config=TINY, folder=tmp_path, base=base, others={"it": base}, judge=True, rounds=1, seconds=0.0)
     trials = Trials()
     found = trials.run(request)
@@ -285,15 +354,15 @@ def test_a_trial_builds_checks_times_and_judges(tmp_path: Path, by: str) -> None
     assert found.bits is not None
     if text is None:
         with np.errstate(all="raise"):
-            samples = Samples.load(tmp_path / "float32").logits.astype(np.float64)
+            samples = Samples.load(tmp_path / base.group).logits.astype(np.float64)
         p = np.exp(samples) / np.exp(samples).sum(1, keepdims=True)
         want = -(p * np.log2(p)).sum(1).mean()
     else:
         want = _bits(model, text)
     assert found.bits == pytest.approx((want, want), rel=1e-4)
-    altered = Samples.load(tmp_path / "float32")
+    altered = Samples.load(tmp_path / base.group)
     altered.logits[0] += 1
-    altered.save(tmp_path / "float32")
+    altered.save(tmp_path / base.group)
     assert trials.run(request).times, "a model that stays open is not checked again"
     with pytest.raises(ValueError, match="the logits are off by"):
         Trials().run(request)
