@@ -10,7 +10,12 @@ from ramnet.training import sweep_cli
 
 
 @click.command()
-@click.option("--scale", type=click.Choice(["quick", "day", "paper"]), default="quick", help="How much is trained.")
+@click.option(
+    "--scale",
+    type=click.Choice(["quick", "day", "paper", "ablations"]),
+    default="quick",
+    help="How much is trained; ablations changes the defaults of one RAM-Net, one at a time.",
+)
 @sweep_cli.options("runs/recall")
 def recall(scale: str, output: Path, jobs: int, kernels: str) -> None:
     """Compare RAM-Net's recall with other mixers by state size, and by the order of its addresses."""

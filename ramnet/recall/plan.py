@@ -37,6 +37,7 @@ class Scale:
         seeds: seeds of that run.
         slots: M of the RAM-Nets whose state size varies.
         key_dims: widths of the keys and values of the baselines' single head.
+        ablations: train what ``ablations`` yields, instead of RAM-Nets of these sizes and the baselines.
     """
 
     trained: tuple[tuple[int, int], ...]
@@ -47,12 +48,14 @@ class Scale:
     seeds: tuple[int, ...]
     slots: tuple[int, ...]
     key_dims: tuple[int, ...]
+    ablations: bool = False
 
 
 _MIX = ((4, 64), (8, 128), (16, 256), (32, 256), (64, 256))  # the paper's training mix
 SCALES = {
     "quick": Scale(PAPERS_SETTINGS[:4], PAPERS_SETTINGS[:4], 300, 1200, 64, (0,), (64,), (64,)),
     "day": Scale(_MIX, PAPERS_SETTINGS, 400, 4000, 128, (0,), (16, 64, 256, 1024), (32, 64)),
+    "ablations": Scale(PAPERS_SETTINGS[:4], PAPERS_SETTINGS[:4], 200, 600, 64, (0,), (), (), ablations=True),
     "paper": Scale(_MIX, PAPERS_SETTINGS, 4000, 40000, 256, (0, 1, 2), (16, 64, 256, 1024, 4096), (32, 64, 128)),
 }
 
@@ -87,6 +90,9 @@ def orders(slots: int) -> list[int]:
 
 def configurations(scale: Scale) -> Iterator[tuple[str, Config]]:
     """Yield a name, unique within the scale, and the configuration of everything that is trained."""
+    if scale.ablations:
+        yield from ablations()
+        return
     for slots in scale.slots:
         for order in orders(slots):
             config = ram_net(slots, order)
@@ -96,6 +102,32 @@ def configurations(scale: Scale) -> Iterator[tuple[str, Config]]:
             yield f"{name} {key_dim}", baseline(name, key_dim)
         yield f"window {key_dim}", baseline("window", 64, window=key_dim // 2)
     yield "attention", baseline("attention", 64)
+
+
+def ablations() -> Iterator[tuple[str, RamNetConfig]]:
+    """Yield the RAM-Net with M = 64 and U = 3, and it with one default of its configuration changed, by name."""
+    base = ram_net(64, 3)
+    changes: dict[str, dict[str, Any]] = {
+        "as it is": {},
+        "embedding_std=0.02": {"embedding_std": 0.02},
+        "final_gain=1": {"final_gain": 1.0},
+        "address_bias=None": {"address_bias": None},
+        "address_bias=None, conv_layers=1": {"address_bias": None, "conv_layers": 1},
+        "conv_layers=1": {"conv_layers": 1},
+        "one layer, conv_layers=1": {
+            "num_layers": 1, "cape_full_layers": 0, "order": 3, "sub_dim": 4, "top_k": 16, "address_bias": None,
+            "conv_layers": 1,
+        },
+        "first layer M=64": {"order": (3, 3)},
+        "first layer K=8": {"top_k": (8, 16)},
+        "K=8": {"top_k": (4, 8)},
+        "γ=0.25": {"decay_power": 0.25},
+        "γ=4": {"decay_power": 4.0},
+        "τ=0.5": {"temperature": 0.5},
+        "τ=2": {"temperature": 2.0},
+    }  # fmt: skip
+    for name, change in changes.items():
+        yield f"RAM-Net {name}", base.model_copy(update=change)
 
 
 def sweep(scale: Scale) -> Sweep:

@@ -45,16 +45,20 @@ class Line:
 
 
 def lines(outcomes: Sequence[Outcome], configs: Mapping[str, Config], scale: Scale) -> list[Line]:
-    """Return a line for each model, the smallest state of each family first."""
+    """Return a line for each model, the smallest state of each family first; ablations in their own order."""
     tokens = max(length for _, length in scale.tested)
     found = [Line(each, configs[name], tokens) for name, each in by_name(outcomes).items()]
+    if scale.ablations:
+        return found
     return sorted(found, key=lambda line: (list(FAMILIES.values()).index(line.family), line.state, line.name))
 
 
 def save(found: Sequence[Line], scale: Scale, folder: Path) -> list[Path]:
-    """Write the four files, each atomically, and return their paths."""
+    """Write a table, its data and, but for ablations, two pictures, each atomically. Returns their paths."""
     write_text_atomic(folder / DATA, json.dumps([_facts(line) for line in found], indent=1) + "\n")
     write_text_atomic(folder / TABLE, markdown(found, scale))
+    if scale.ablations:
+        return [folder / name for name in (DATA, TABLE)]
     _draw_states(found, folder / BY_STATE)
     _draw_orders(found, folder / BY_ORDER)
     return [folder / name for name in (DATA, TABLE, BY_STATE, BY_ORDER)]

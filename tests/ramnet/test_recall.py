@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 
 from ramnet.recall import plan, report
 from ramnet.recall.cli import recall
-from ramnet.recall.plan import SCALES, Scale, baseline, configurations, orders, ram_net
+from ramnet.recall.plan import SCALES, Scale, ablations, baseline, configurations, orders, ram_net
 from ramnet.training.model import state_size
 from ramnet.training.mqar import Mix, Mqar
 from ramnet.training.sweep import Run
@@ -47,6 +48,21 @@ def test_every_scale_trains_and_tests_settings_that_exist() -> None:
     for scale in SCALES.values():
         assert [Mqar(*setting) for setting in (*scale.trained, *scale.tested)]
         assert len({name for name, _ in configurations(scale)}) == len(list(configurations(scale)))
+
+
+def test_ablations_change_one_model_each_in_another_way(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = list(dict(ablations()).values())
+    assert changed[0] == ram_net(64, 3) and len(set(changed)) == len(changed)
+    few = dict(list(ablations())[:2])
+    monkeypatch.setattr(plan, "ablations", lambda: few.items())
+    monkeypatch.setitem(plan.SCALES, "ablations", replace(SMALL, ablations=True))
+    done = CliRunner().invoke(recall, ["--scale", "ablations", "--output", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    rows = (tmp_path / report.TABLE).read_text().splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(few)
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_the_command_writes_a_table_data_and_two_pictures(
