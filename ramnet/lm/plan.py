@@ -49,13 +49,16 @@ SCALES = {
 
 
 def ram_net(scale: Scale, conv_layers: int) -> RamNetConfig:
-    """Return the RAM-Net of a scale, whose first half moves addresses. Without convolutions it begins with offsets.
+    """Return the RAM-Net of a scale.
+
+    Without convolutions, the first half of the layers moves addresses and begins with offsets, in place of one. With
+    convolutions no layer does: bits per byte are 1.966 then, and 2.033 with the first half moving (one seed, "quick").
 
     Addresses move by a slot per token and come back after M tokens. With M = 256, the trained length, training never
     meets a slot that was written before: after 300 steps, the same bytes took 2.29 bits with 64 bytes of context and
     2.47 with 4096. With 16 slots, they take 2.28 with both.
     """
-    size, moved = scale.hidden_size, scale.num_layers // 2
+    size, moved = scale.hidden_size, 0 if conv_layers else scale.num_layers // 2
     others = scale.num_layers - moved
     return RamNetConfig(
         **_shared(scale, conv_layers), num_heads=size // 32, order=(2,) * moved + (4,) * others, sub_dim=4,
