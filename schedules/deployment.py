@@ -17,7 +17,7 @@ from schedules.records import records_folder
 FILENAME = "deployments.jsonl"
 
 
-class AnyDeployment(BaseModel):
+class _Deployment(BaseModel):
     """How a token of a model is computed.
 
     Attributes:
@@ -39,7 +39,7 @@ class AnyDeployment(BaseModel):
         return " ".join(f"{knob}={getattr(self, knob)}" for knob in self.files)
 
 
-class Deployment(AnyDeployment):
+class Deployment(_Deployment):
     """How the C library computes a token of a model.
 
     Attributes:
@@ -66,7 +66,7 @@ class Deployment(AnyDeployment):
         )
 
 
-class OnnxDeployment(AnyDeployment):
+class OnnxDeployment(_Deployment):
     """How onnxruntime computes a token of a model.
 
     Attributes:
@@ -89,6 +89,9 @@ class OnnxDeployment(AnyDeployment):
         )
 
 
+AnyDeployment = Deployment | OnnxDeployment
+
+
 class Point(BaseModel):
     """A deployment that was measured.
 
@@ -100,7 +103,7 @@ class Point(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    deployment: Deployment | OnnxDeployment
+    deployment: AnyDeployment
     seconds: float
     loss: float
     size: int

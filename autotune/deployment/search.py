@@ -17,13 +17,12 @@ from typing import Any, Self
 
 from autotune.deployment import costs
 from autotune.deployment.costs import Costs, Part, Progress
-from autotune.deployment.space import Either
 from autotune.deployment.stored import Stored
 from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request, Trials
 from autotune.study.journal import open_journal
 from autotune.study.worker import LONGEST_LIMIT, FailedError, OutOfTimeError, Process
 from lowering.targets import cpu_name
-from schedules.deployment import DeploymentRecord, Point, digest, front
+from schedules.deployment import AnyDeployment, DeploymentRecord, Point, digest, front
 
 # The constraint: the chosen deployment predicts at most this much worse than float32, relative to its bits a token.
 MOST_LOSS = 0.005
@@ -70,7 +69,7 @@ class Search:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
 
-    def defaults(self) -> dict[str, Either]:
+    def defaults(self) -> dict[str, AnyDeployment]:
         """Return the default of each group in the order in which they are tried."""
         every = sorted(self.space.defaults(), key=lambda default: default.precision != _FIRST)
         return {default.group: default for default in every}
@@ -100,7 +99,7 @@ class Search:
                 self.study.tell(trial, [point.seconds, point.loss])
             self.costs.trial[default] = perf_counter() - begin
 
-    def _left(self, every: list[Either]) -> list[Either]:
+    def _left(self, every: list[AnyDeployment]) -> list[AnyDeployment]:
         """Return untried deployments of the groups that are worth it: only defaults, while there are some."""
         tried, losses, best = self.tried(), self.losses(), self._best()
         defaults, sizes = self.defaults(), self.space.sizes
@@ -113,7 +112,7 @@ class Search:
         first = [default for default in worth.values() if default not in tried]
         return first or [each for each in every if each.group in worth and each not in tried]
 
-    def _next(self, left: list[Either]) -> tuple[Any, Either]:
+    def _next(self, left: list[AnyDeployment]) -> tuple[Any, AnyDeployment]:
         """Return a trial of the first of ``left`` if it is a default, else of one of them that Optuna suggests."""
         import optuna
 
@@ -129,13 +128,13 @@ class Search:
                 self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         return self._trial(drawn.model_dump())
 
-    def _trial(self, knobs: dict[str, Any]) -> tuple[Any, Either]:
+    def _trial(self, knobs: dict[str, Any]) -> tuple[Any, AnyDeployment]:
         """Return a trial with these knobs, to which Optuna adds the others."""
         self.study.enqueue_trial(knobs)
         trial = self.study.ask()
         return trial, self.space.suggest(trial)
 
-    def _measure(self, deployment: Either) -> Point:
+    def _measure(self, deployment: AnyDeployment) -> Point:
         """Measure a deployment beside the default of its group, whose time and loss are known, or are measured."""
         default, losses = self.defaults()[deployment.group], self.losses()
         seconds = self.costs.timing(costs.TRIAL)
@@ -189,7 +188,7 @@ class Search:
             date=datetime.now(UTC).date().isoformat(),
         )  # fmt: skip
 
-    def _for_prompts(self, chosen: Either) -> tuple[Either, float | None]:
+    def _for_prompts(self, chosen: AnyDeployment) -> tuple[AnyDeployment, float | None]:
         """Choose how prompts are read, as far as there is time. Returns it, and the seconds of a prompt's token."""
         seconds = None
         for part, knob, values in self.space.prompts:
@@ -216,7 +215,9 @@ class Search:
         """Return the seconds that a part and those after it are expected to take."""
         return sum(map(self.costs.of_part, self.parts[self.parts.index(part) :]))
 
-    def _compare(self, part: Part, others: dict[str, Either], *, base: Either, **options: Any) -> dict[str, Measured]:
+    def _compare(
+        self, part: Part, others: dict[str, AnyDeployment], *, base: AnyDeployment, **options: Any
+    ) -> dict[str, Measured]:
         """Time deployments; nothing if that, and the parts after it, are not expected to end in time."""
         if self.costs.left() < self._expected(part):
             return {}
@@ -229,7 +230,7 @@ class Search:
         except OutOfTimeError:
             return {}
 
-    def ask(self, others: dict[str, Either], *, base: Either, **options: Any) -> Answer:
+    def ask(self, others: dict[str, AnyDeployment], *, base: AnyDeployment, **options: Any) -> Answer:
         """Measure in a process of its own. Raises FailedError if it fails or takes too long."""
         try:
             for deployment in (base, *others.values()):
@@ -242,7 +243,7 @@ class Search:
         self.costs.opening = max(self.costs.opening, found.opening or 0.0)
         return found
 
-    def tried(self) -> dict[Either, Any]:
+    def tried(self) -> dict[AnyDeployment, Any]:
         """Return the trials that were measured or failed, by deployment."""
         from optuna.trial import FixedTrial
 

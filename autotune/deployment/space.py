@@ -20,9 +20,8 @@ from lowering.aot.function import FORMATS
 from lowering.fingerprint import closure, code
 from ramnet import RamNetForCausalLM
 from ramnet.config import RamNetConfig
-from schedules.deployment import Deployment, OnnxDeployment
+from schedules.deployment import AnyDeployment, Deployment, OnnxDeployment
 
-Either = Deployment | OnnxDeployment
 ROWS, LANES, SPINS = (1, 2, 4, 8), (16, 32, 64), (0, 2000, 20000, 200000)
 
 
@@ -40,25 +39,25 @@ class Space(ABC):
 
     sizes: dict[str, int]
     prompts: tuple[tuple[Part, str, tuple[int, ...]], ...]
-    baseline: Either | None
+    baseline: AnyDeployment | None
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
     @abstractmethod
-    def defaults(self) -> list[Either]:
+    def defaults(self) -> list[AnyDeployment]:
         """Return the default of each group, those of the fewest bytes first."""
 
     @abstractmethod
-    def every(self) -> list[Either]:
+    def every(self) -> list[AnyDeployment]:
         """Return all deployments."""
 
     @abstractmethod
-    def suggest(self, trial: Any) -> Either:
+    def suggest(self, trial: Any) -> AnyDeployment:
         """Return the deployment that an Optuna trial suggests."""
 
     @abstractmethod
-    def write(self, model: RamNetForCausalLM, deployment: Either, folder: Path, calibration: Any) -> None:
+    def write(self, model: RamNetForCausalLM, deployment: AnyDeployment, folder: Path, calibration: Any) -> None:
         """Write the files of a deployment's group, and samples, to a new folder.
 
         Raises ValueError or RuntimeError if they cannot be made for this model or on this machine.
@@ -81,22 +80,22 @@ class CSpace(Space):
         sizes = {precision: weights.read_by_token(config, precision) for precision in fit}
         self.sizes = dict(sorted(sizes.items(), key=lambda item: item[1]))
 
-    def defaults(self) -> list[Either]:
+    def defaults(self) -> list[AnyDeployment]:
         spins = build.LOOPS.spins
         return [
             Deployment(precision=p, threads=self.threads, spins=spins, **FORMATS[p].default._asdict())
             for p in self.sizes
         ]
 
-    def every(self) -> list[Either]:
-        found: dict[Either, None] = dict.fromkeys(self.defaults())
+    def every(self) -> list[AnyDeployment]:
+        found: dict[AnyDeployment, None] = dict.fromkeys(self.defaults())
         for precision, rows, lanes, threads, spins in product(
             self.sizes, ROWS, LANES, range(1, self.threads + 1), SPINS
         ):
             found[self._of(precision, {"rows": rows, "lanes": lanes, "threads": threads, "spins": spins})] = None
         return list(found)
 
-    def suggest(self, trial: Any) -> Either:
+    def suggest(self, trial: Any) -> AnyDeployment:
         precision = trial.suggest_categorical("precision", list(FORMATS))
         knobs = {
             "rows": trial.suggest_categorical("rows", ROWS),
@@ -117,7 +116,7 @@ class CSpace(Space):
         return Deployment(precision=precision, tokens=default.tokens, **knobs)
 
     def write(
-        self, model: RamNetForCausalLM, deployment: Either, folder: Path, calibration: Sequence[Tensor] | None
+        self, model: RamNetForCausalLM, deployment: AnyDeployment, folder: Path, calibration: Sequence[Tensor] | None
     ) -> None:
         folder.mkdir()
         write_weights(model, deployment.precision, folder, calibration)
@@ -148,17 +147,17 @@ class OnnxSpace(Space):
         self.prompts = ((costs.PROMPT_THREADS, "prompt_threads", tuple(some)),)
         self.baseline = self._of("float32", kernels=False, threads=threads)
 
-    def defaults(self) -> list[Either]:
+    def defaults(self) -> list[AnyDeployment]:
         return [
             self._of(precision, kernels=kernels, threads=self.threads)
             for precision, kernels in product(self.sizes, self.formulations)
         ]
 
-    def every(self) -> list[Either]:
+    def every(self) -> list[AnyDeployment]:
         every = product(self.sizes, self.formulations, range(1, self.threads + 1), (True, False))
         return list(dict.fromkeys(self._of(p, kernels=k, threads=n, spinning=s) for p, k, n, s in every))
 
-    def suggest(self, trial: Any) -> Either:
+    def suggest(self, trial: Any) -> AnyDeployment:
         return self._of(
             trial.suggest_categorical("precision", list(self.sizes)),
             kernels=trial.suggest_categorical("kernels", self.formulations),
@@ -173,7 +172,7 @@ class OnnxSpace(Space):
             spinning=spinning or threads == 1,
         )  # fmt: skip
 
-    def write(self, model: RamNetForCausalLM, deployment: Either, folder: Path, calibration: object) -> None:
+    def write(self, model: RamNetForCausalLM, deployment: AnyDeployment, folder: Path, calibration: object) -> None:
         from export.onnx.build import export_onnx
 
         assert isinstance(deployment, OnnxDeployment)

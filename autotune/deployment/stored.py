@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from autotune.deployment import judge
-from autotune.deployment.space import Either, Space
+from autotune.deployment.space import Space
 from export.quality import HeldOut
 from ramnet import RamNetForCausalLM
+from schedules.deployment import AnyDeployment
 
 MODEL = "model"
 
@@ -48,7 +49,7 @@ class Stored:
         """Write the model in float32 as ``from_pretrained`` reads it."""
         self._model.save_pretrained(self.folder / MODEL)
 
-    def write(self, deployment: Either) -> None:
+    def write(self, deployment: AnyDeployment) -> None:
         """Write what a deployment reads, if it is not there."""
         folder = self.folder / deployment.group
         if not folder.exists():

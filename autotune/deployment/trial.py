@@ -14,13 +14,12 @@ import numpy as np
 from pydantic import BaseModel
 
 from autotune.deployment import judge
-from autotune.deployment.space import Either
 from autotune.deployment.stored import MODEL
 from autotune.measure.timing import interleaved, ratio
 from export.c.session import WEIGHTS, CModel
 from export.samples import TOLERANCE, Samples
 from ramnet.config import RamNetConfig
-from schedules.deployment import OnnxDeployment
+from schedules.deployment import AnyDeployment, OnnxDeployment
 
 BASE, COMPILED = "base", "lowering.compile"
 BLOCK = 256  # tokens of a prompt
@@ -40,8 +39,8 @@ class Request(BaseModel):
 
     config: RamNetConfig
     folder: Path
-    base: Either
-    others: dict[str, Either]
+    base: AnyDeployment
+    others: dict[str, AnyDeployment]
     compiled: bool = False
     prompts: bool = False
     judge: bool = False
@@ -74,14 +73,14 @@ class Trials:
     """Runs requests. Models stay open until a request is without them."""
 
     def __init__(self) -> None:
-        self.open: dict[Either, Any] = {}
+        self.open: dict[AnyDeployment, Any] = {}
 
     def run(self, request: Request) -> Answer:
         """Raises ValueError if a deployment's logits are wrong."""
         import lowering.aot.token  # noqa: F401  takes seconds once, which are not those of a library
 
         candidates: dict[str, Any] = {}
-        kept: dict[Either, Any] = {}
+        kept: dict[AnyDeployment, Any] = {}
         opening = None
         for name, deployment in {BASE: request.base, **request.others}.items():
             begin, known = perf_counter(), kept.get(deployment) or self.open.get(deployment)
@@ -132,7 +131,7 @@ class Onnx:
         return self._model.prefill(ids.astype(np.int64)[None], state)[0][0, -last:]
 
 
-def _open(request: Request, deployment: Either) -> Any:
+def _open(request: Request, deployment: AnyDeployment) -> Any:
     """Open a deployment, whose library is built, and check its logits on the samples."""
     from lowering.aot import build
 

@@ -18,7 +18,7 @@ pytest.importorskip("optuna", reason="the tuner needs optuna: pip install 'ramne
 from autotune.deployment import cli, costs, judge, search, space
 from autotune.deployment.report import table
 from autotune.deployment.search import MOST_LOSS, Search
-from autotune.deployment.space import CSpace, Either, OnnxSpace, Space
+from autotune.deployment.space import CSpace, OnnxSpace, Space
 from autotune.deployment.stored import Stored
 from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request, Trials
 from autotune.study.worker import FailedError, OutOfTimeError
@@ -26,13 +26,23 @@ from export.c.build import export_c
 from export.quality import HeldOut
 from export.samples import Samples
 from ramnet import RamNetForCausalLM
-from schedules.deployment import Deployment, DeploymentRecord, OnnxDeployment, Point, find, front, load, merge
+from schedules.deployment import (
+    AnyDeployment,
+    Deployment,
+    DeploymentRecord,
+    OnnxDeployment,
+    Point,
+    find,
+    front,
+    load,
+    merge,
+)
 from tests.lowering.aot.c_library import TINY, model_of
 
 LOSSES = {"float32": 0.0, "bfloat16": 0.001, "int8": 0.004, "int4": 0.05}
 
 
-def seconds(deployment: Either) -> float:
+def seconds(deployment: AnyDeployment) -> float:
     """A machine on which int4 is fastest, int8 next, and two rows are best; and in ONNX Runtime kernels, and threads
     that sleep."""
     speed = {"float32": 8.0, "bfloat16": 4.0, "int8": 2.0, "int4": 1.0}[deployment.precision]
@@ -64,7 +74,7 @@ class Machine:
 
     def __init__(self, makes: object) -> None:
         self.deadline: float | None = None
-        self.built: set[Either] = set()
+        self.built: set[AnyDeployment] = set()
 
     def call(self, method: str, limit: float, phase: str, request: Request) -> Answer:
         found = Machine.answer(request)
@@ -88,7 +98,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> type[Machine]:
     for module in (cli, search, costs):
         monkeypatch.setattr(module, "perf_counter", lambda: Machine.clock)
 
-    def write(self: Stored, deployment: Either) -> None:
+    def write(self: Stored, deployment: AnyDeployment) -> None:
         if not (self.folder / deployment.group).exists():
             Machine.clock += WRITING
             (self.folder / deployment.group).mkdir()
@@ -282,7 +292,7 @@ def test_the_report_marks_the_chosen_point_even_if_it_was_slower_the_second_time
 def test_a_failure_is_not_repeated_but_a_killed_trial_is(
     made: Callable[[], Search], machine: type[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Either] = []
+    asked: list[AnyDeployment] = []
     kills = iter([True])
 
     def failing(request: Request) -> Answer:
@@ -312,7 +322,7 @@ def test_files_that_cannot_be_made_are_a_failed_trial(
 ) -> None:
     write = Stored.write
 
-    def failing(self: Stored, deployment: Either) -> None:
+    def failing(self: Stored, deployment: AnyDeployment) -> None:
         if isinstance(deployment, OnnxDeployment) and deployment.kernels:
             raise RuntimeError("there is no C compiler")
         write(self, deployment)
