@@ -18,7 +18,7 @@ from typing import Any, Self
 from autotune.deployment import costs
 from autotune.deployment.costs import Costs, Part, Progress
 from autotune.deployment.stored import Stored
-from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request, Trials
+from autotune.deployment.trial import BASE, COMPILED, UNTUNED, Answer, Measured, Request, Trials
 from autotune.study.journal import open_journal
 from autotune.study.worker import LONGEST_LIMIT, FailedError, OutOfTimeError, Process
 from lowering.targets import cpu_name
@@ -172,8 +172,8 @@ class Search:
         chosen, prompt = self._for_prompts(fastest)
         point = points.pop(fastest).model_copy(update={"deployment": chosen})
         baseline, compiled = self.space.baseline, self.space.baseline is None
-        others = {} if baseline is None else {str(baseline): baseline}
-        gain_over = COMPILED if baseline is None else str(baseline)
+        others = {} if baseline is None else {UNTUNED: baseline}
+        gain_over = COMPILED if baseline is None else UNTUNED
         times = {}
         if baseline is None or baseline.group in self.losses() or self.costs.left() > self.costs.of_trial(True):
             times = self._compare(costs.AGAINST, others, base=point.deployment, rounds=25, compiled=compiled)

@@ -21,7 +21,7 @@ from export.samples import TOLERANCE, Samples
 from ramnet.config import RamNetConfig
 from schedules.deployment import AnyDeployment, OnnxDeployment
 
-BASE, COMPILED = "base", "lowering.compile"
+BASE, COMPILED, UNTUNED = "base", "lowering.compile", "the untuned export"
 BLOCK = 256  # tokens of a prompt
 
 
@@ -87,31 +87,43 @@ class Trials:
             model = kept[deployment] = known or _open(request, deployment)
             if known is None:
                 opening = max(opening or 0.0, perf_counter() - begin)
-            candidates[name] = partial(_read, model, model.state(), request.prompts)
+            candidates[name] = model
         self.open = kept
-        count = BLOCK if request.prompts else _IN_A_ROW
+        base = kept[request.base]
+        count = BLOCK if request.prompts else _in_a_row(base)
+        for name, model in candidates.items():
+            candidates[name] = partial(_read, model, model.state(), count, request.prompts)
         if request.compiled:
-            candidates[COMPILED] = _compiled(request)
+            candidates[COMPILED] = _compiled(request, count)
         timings = interleaved(candidates, request.rounds, request.seconds)
         times = {}
         for name, timing in timings.items():
             over = ratio(timings, of=name, over=BASE)
             times[name] = Measured(seconds=timing.median / count, ratio=over.median, spread=over.spread)
-        base: Any = kept[request.base]
         bits = None
         if request.judge:
             bits = judge.bits(request.folder / judge.FILENAME, lambda ids: base.tokens(base.state(), ids, len(ids)))
         return Answer(times=times, bits=bits, opening=opening)
 
 
-_IN_A_ROW = 8
+# Threads of the deployment that was timed before look for work for some milliseconds more.
+_FEWEST, _MOST, _SECONDS_IN_A_ROW = 8, 512, 0.05
 
 
-def _read(model: Any, state: Any, prompts: bool) -> None:
+def _in_a_row(model: Any) -> int:
+    """Return how many tokens are timed in a row."""
+    state = model.state()
+    _read(model, state, _FEWEST, prompts=False)
+    begin = perf_counter()
+    _read(model, state, _FEWEST, prompts=False)
+    return min(_MOST, max(_FEWEST, round(_SECONDS_IN_A_ROW * _FEWEST / (perf_counter() - begin))))
+
+
+def _read(model: Any, state: Any, count: int, prompts: bool) -> None:
     if prompts:
-        model.tokens(state, np.arange(BLOCK) * 37 % model.vocabulary)
+        model.tokens(state, np.arange(count) * 37 % model.vocabulary)
     else:
-        for i in range(_IN_A_ROW):
+        for i in range(count):
             model.token(state, i * 37 % model.vocabulary)
 
 
@@ -152,7 +164,7 @@ def _open(request: Request, deployment: AnyDeployment) -> Any:
     return model
 
 
-def _compiled(request: Request) -> Any:
+def _compiled(request: Request, count: int) -> Any:
     """Return a function that reads tokens with ``lowering.compile`` as it is by default."""
     import torch
 
@@ -162,7 +174,7 @@ def _compiled(request: Request) -> Any:
     torch.set_num_threads(request.base.threads)
     model = RamNetForCausalLM.from_pretrained(request.folder / MODEL).eval()
     compiled, state = lowering.compile(model), RamState.zeros(request.config, 1)
-    ids = [torch.tensor([[i * 37 % request.config.vocab_size]]) for i in range(_IN_A_ROW)]
+    ids = [torch.tensor([[i * 37 % request.config.vocab_size]]) for i in range(count)]
 
     @torch.no_grad()
     def read() -> None:
