@@ -63,7 +63,6 @@ def export(
     Nothing is written unless the export gives the results of PyTorch within a tolerance.
     """
     from ramnet import RamNetForCausalLM
-    from schedules.deployment import Deployment, OnnxDeployment
 
     given = {
         "--precision": precision,
@@ -82,12 +81,14 @@ def export(
         raise click.UsageError("--target needs --kernels; graphs of standard operators run on any processor")
     model = RamNetForCausalLM.from_pretrained(checkpoint)
     precision, target = precision or "float32", target or "cpu"
+    deployment = _tuned(model.config, checkpoint, kind) if tuned else None
     notices: list[str] = []
     if kind == "onnx":
-        found = _tuned(model.config, checkpoint, kind) if tuned else None
-        assert found is None or isinstance(found, OnnxDeployment)
         text = _text(checkpoint, notices)
-        _onnx(model, output, text=text, precision=precision, kernels=kernels, target=target, ort=ort, deployment=found)
+        _onnx(
+            model, output, text=text, precision=precision, kernels=kernels, target=target, ort=ort,
+            deployment=deployment,
+        )  # fmt: skip
     elif kind == "executorch":
         from export.executorch.build import STAGES, export_executorch
 
@@ -102,8 +103,6 @@ def export(
     else:
         from export.c.build import STAGES, export_c
 
-        deployment = _tuned(model.config, checkpoint, kind) if tuned else None
-        assert deployment is None or isinstance(deployment, Deployment)
         precision = deployment.precision if deployment else precision
         windows = _calibration(checkpoint, precision, calibrate, notices)
         _described(

@@ -21,7 +21,8 @@ class _Deployment(BaseModel):
     """How a token of a model is computed.
 
     Attributes:
-        format: of the export. files: the knobs that determine its files; deployments that share them are a group.
+        format: of the export.
+        files: the knobs that determine its files; deployments that share them are a group.
         precision: the type of the weight matrices.
         threads: that compute a single token.
     """

@@ -53,7 +53,7 @@ class Search:
         self.stored, self.space, self.seed, self.bandwidth, self.costs = stored, stored.space, seed, bandwidth, budget
         self.on_progress = on_progress
         self.process = Process(Trials)
-        self.parts = [*(costs.AGAIN, *(part for part, _, _ in self.space.prompts)), costs.AGAINST]  # of ``finish``
+        self.parts = [costs.AGAIN, *(part for part, _, _ in self.space.prompts), costs.AGAINST]  # of ``finish``
         self.fingerprint = self.space.fingerprint()
         model = f"{digest(stored.config)} {stored.digest}"
         name = f"deployment {model} | {cpu_name()} | {self.space.threads} | {self.fingerprint}"
@@ -75,7 +75,7 @@ class Search:
         return {default.group: default for default in every}
 
     def run(self) -> None:
-        """Try deployments, the default of each precision first, while another one and the comparisons of ``finish``
+        """Try deployments, the default of each group first, while another one and the comparisons of ``finish``
         are expected to end in time."""
         import optuna
 
@@ -171,12 +171,11 @@ class Search:
         fastest = finalists[min(times, key=lambda name: times[name].ratio, default=BASE)]
         chosen, prompt = self._for_prompts(fastest)
         point = points.pop(fastest).model_copy(update={"deployment": chosen})
-        baseline, compiled = self.space.baseline, self.space.baseline is None
-        others = {} if baseline is None else {UNTUNED: baseline}
-        gain_over = COMPILED if baseline is None else UNTUNED
-        times = {}
-        if baseline is None or baseline.group in self.losses() or self.costs.left() > self.costs.of_trial(True):
-            times = self._compare(costs.AGAINST, others, base=point.deployment, rounds=25, compiled=compiled)
+        baseline = self.space.baseline
+        others, gain_over = ({}, COMPILED) if baseline is None else ({UNTUNED: baseline}, UNTUNED)
+        times = self._compare(
+            costs.AGAINST, others, base=point.deployment, rounds=25, compiled=gain_over == COMPILED
+        )  # fmt: skip
         over = times.get(gain_over)
         if over:
             point = point.model_copy(update={"seconds": times[BASE].seconds})
@@ -218,8 +217,12 @@ class Search:
     def _compare(
         self, part: Part, others: dict[str, AnyDeployment], *, base: AnyDeployment, **options: Any
     ) -> dict[str, Measured]:
-        """Time deployments; nothing if that, and the parts after it, are not expected to end in time."""
-        if self.costs.left() < self._expected(part):
+        """Time deployments; nothing if that, and the parts after it, are not expected to end in time.
+
+        A default's trial, which writes files, too, tells how long files take that are not written yet.
+        """
+        missing = {each.group for each in (base, *others.values()) if not self.stored.has(each)}
+        if self.costs.left() < self._expected(part) + len(missing) * self.costs.of_trial(True):
             return {}
         self.on_progress(self.progress(part.doing))
         if options.get("compiled"):

@@ -21,8 +21,8 @@ class Stored:
 
     Args:
         model: a model in float32, which must not change.
-        space: of the deployments.
         text: held-out text that judges the precisions; None for the model's own predictions.
+        space: of the deployments.
         calibration: windows of text, int64 [length] each, that int4 is calibrated on, if any.
 
     Attributes:
@@ -49,8 +49,11 @@ class Stored:
         """Write the model in float32 as ``from_pretrained`` reads it."""
         self._model.save_pretrained(self.folder / MODEL)
 
+    def has(self, deployment: AnyDeployment) -> bool:
+        """Return whether what a deployment reads is there."""
+        return (self.folder / deployment.group).exists()
+
     def write(self, deployment: AnyDeployment) -> None:
         """Write what a deployment reads, if it is not there."""
-        folder = self.folder / deployment.group
-        if not folder.exists():
-            self.space.write(self._model, deployment, folder, self._calibration)
+        if not self.has(deployment):
+            self.space.write(self._model, deployment, self.folder / deployment.group, self._calibration)

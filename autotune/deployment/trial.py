@@ -79,7 +79,7 @@ class Trials:
         """Raises ValueError if a deployment's logits are wrong."""
         import lowering.aot.token  # noqa: F401  takes seconds once, which are not those of a library
 
-        candidates: dict[str, Any] = {}
+        models: dict[str, Any] = {}
         kept: dict[AnyDeployment, Any] = {}
         opening = None
         for name, deployment in {BASE: request.base, **request.others}.items():
@@ -87,12 +87,13 @@ class Trials:
             model = kept[deployment] = known or _open(request, deployment)
             if known is None:
                 opening = max(opening or 0.0, perf_counter() - begin)
-            candidates[name] = model
+            models[name] = model
         self.open = kept
-        base = kept[request.base]
+        base = models[BASE]
         count = BLOCK if request.prompts else _in_a_row(base)
-        for name, model in candidates.items():
-            candidates[name] = partial(_read, model, model.state(), count, request.prompts)
+        candidates: dict[str, Any] = {
+            name: partial(_read, model, model.state(), count, request.prompts) for name, model in models.items()
+        }
         if request.compiled:
             candidates[COMPILED] = _compiled(request, count)
         timings = interleaved(candidates, request.rounds, request.seconds)

@@ -143,14 +143,14 @@ def export_onnx(
             "largest_errors": {f"{check.name}, batch {check.batch}": check.error for check in checks},
             "agreement": sum(check.agreement for check in checks) / len(checks),
         }
-        threads = deployment.threads if deployment else 1
-        run = OnnxModel(aside, untuned_threads=threads)
+        run = OnnxModel(aside, untuned_threads=1)
         ids = samples.Samples.of(model).ids
         row = ids.astype(np.int64)[None]
         samples.Samples(ids, run.prefill(row)[0][0]).save(aside)
         if ort:
             ort_format.save(run, row, aside, aside / LIBRARY if kernels else None)
         state = run.state()
+        threads = deployment.threads if deployment else 1
         found["speed"] = quality.speed(
             lambda token: run.step(np.array([[token]]), state), run.config.vocab_size, threads
         )

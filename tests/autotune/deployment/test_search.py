@@ -8,7 +8,6 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -20,20 +19,15 @@ from autotune.deployment.report import table
 from autotune.deployment.search import MOST_LOSS, Search
 from autotune.deployment.space import CSpace, OnnxSpace, Space
 from autotune.deployment.stored import Stored
-from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request, Trials
+from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request
 from autotune.study.worker import FailedError, OutOfTimeError
 from export.c.build import export_c
-from export.quality import HeldOut
-from export.samples import Samples
-from ramnet import RamNetForCausalLM
 from schedules.deployment import (
     AnyDeployment,
-    Deployment,
     DeploymentRecord,
     OnnxDeployment,
     Point,
     find,
-    front,
     load,
     merge,
 )
@@ -348,54 +342,6 @@ def test_nothing_measured_is_a_sentence(
         found.finish()
 
 
-@pytest.mark.parametrize("by", ["its own predictions", "text"])
-def test_a_trial_builds_checks_times_and_judges(tmp_path: Path, by: str) -> None:
-    model, ids = model_of(TINY), np.arange(192).reshape(2, 96) % 256
-    text = None if by != "text" else HeldOut("held out", ids, np.where(ids % 5, ids + 1, -100))
-    stored = Stored(model, text, tmp_path, CSpace(TINY, 1))
-    base = Deployment(precision="float32", rows=4, lanes=16, tokens=4, threads=1, spins=0, block=128)
-    stored.write(base)
-    request = Request(config=TINY, folder=tmp_path, base=base, others={"it": base}, judge=True, rounds=1, seconds=0.0)
-    trials = Trials()
-    found = trials.run(request)
-    assert found.times["it"].seconds > 0 and found.times[BASE].ratio == 1
-    library = trials.open[base]
-    assert library.step([library.state() for _ in range(128)], np.zeros(128)).shape == (128, 256), "a block of 128"
-    assert found.bits is not None
-    if text is None:
-        with np.errstate(all="raise"):
-            samples = Samples.load(tmp_path / base.group).logits.astype(np.float64)
-        p = np.exp(samples) / np.exp(samples).sum(1, keepdims=True)
-        want = -(p * np.log2(p)).sum(1).mean()
-    else:
-        want = _bits(model, text)
-    assert found.bits == pytest.approx((want, want), rel=1e-4)
-    altered = Samples.load(tmp_path / base.group)
-    altered.logits[0] += 1
-    altered.save(tmp_path / base.group)
-    assert trials.run(request).times, "a model that stays open is not checked again"
-    with pytest.raises(ValueError, match="the logits are off by"):
-        Trials().run(request)
-
-
-def _bits(model: RamNetForCausalLM, text: HeldOut) -> float:
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    with torch.no_grad():
-        logits = model(torch.from_numpy(text.ids)).logits
-    return float(cross_entropy(logits.flatten(0, 1), torch.from_numpy(text.labels).flatten())) / float(np.log(2))
-
-
-def test_points_that_another_beats_in_both_are_not_in_the_front() -> None:
-    def point(seconds: float, loss: float) -> Point:
-        deployment = Deployment(precision="int8", rows=1, lanes=16, tokens=4, threads=1, spins=0)
-        return Point(deployment=deployment, seconds=seconds, loss=loss, size=1)
-
-    points = [point(2.0, 0.1), point(1.0, 0.2), point(2.0, 0.3), point(3.0, 0.1), point(3.0, 0.0)]
-    assert [(each.seconds, each.loss) for each in front(points)] == [(1.0, 0.2), (2.0, 0.1), (3.0, 0.0)]
-
-
 def test_the_command_records_draws_and_the_export_takes_it(
     tmp_path: Path, machine: type[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,9 +365,3 @@ def test_the_command_records_draws_and_the_export_takes_it(
     assert arguments[1] == chosen.precision == "int8"
     assert (arguments[4].tiling.rows, arguments[4].tiling.tokens) == (chosen.rows, chosen.tokens)
     assert arguments[4].block == chosen.block == 128
-
-
-def test_a_damaged_record_file_names_its_line(tmp_path: Path) -> None:
-    (tmp_path / "records.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match=r"records.jsonl, line 1, is not a record"):
-        load(tmp_path / "records.jsonl")
