@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TARGET ?= cpu
 BUDGET ?= 180
+FORMAT ?= c
 JOBS   ?= auto
 VENV   := .venv
 ifdef RAMNET_PYTHON
@@ -31,12 +32,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 setup: $(READY)  ## Build .venv
 
 ifeq ($(origin CHECKPOINT), command line)
-TUNE := tune-model $(CHECKPOINT)
+TUNE := tune-model $(CHECKPOINT) --format $(FORMAT)
 else
 TUNE := tune --target $(TARGET)
 endif
 
-tune: setup  ## Tune the memory ops for TARGET (cpu) in BUDGET (180) seconds; with CHECKPOINT=…, the model as it is deployed
+tune: setup  ## Tune the memory ops for TARGET (cpu) in BUDGET (180) seconds; with CHECKPOINT=…, the model as FORMAT (c, onnx) deploys it
 	$(RAMNET) $(TUNE) --budget $(BUDGET)
 
 bench: setup  ## Compare every op and the model on TARGET with eager PyTorch, other libraries and the bandwidth bound

@@ -40,7 +40,9 @@ typedef struct {
                               OrtSession** session);
   unused* skipped8[2];
   OrtStatus* (*CreateSessionOptions)(OrtSessionOptions** options);
-  unused* skipped11[15];
+  unused* skipped11[13];
+  OrtStatus* (*SetIntraOpNumThreads)(OrtSessionOptions* options, int threads); /* 0: as many as there are cores */
+  unused* skipped25;
   OrtStatus* (*CreateCustomOpDomain)(const char* name, OrtDomain** domain);
   OrtStatus* (*CustomOpDomain_Add)(OrtDomain* domain, const OrtCustomOp* op);
   OrtStatus* (*AddCustomOpDomain)(OrtSessionOptions* options, OrtDomain* domain);

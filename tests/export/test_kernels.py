@@ -118,6 +118,15 @@ def test_the_program_in_c_writes_what_pytorch_generates(
     for directory, reference in ((exported, model), (standard.onnx, standard.model)):
         done = subprocess.run([program, directory, "A text", "12"], capture_output=True, check=True)
         assert done.stdout == bytes(reference.generate(ids, 12, temperature=0)[0].tolist()) + b"\n"
+    running = []
+    for threads in (1, 3):
+        command = [program, exported, "A text", "1000000", str(threads)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.read(len("A text") + 1)
+            running.append(len(list(Path(f"/proc/{process.pid}/task").iterdir())))
+            process.kill()
+    assert running[1] - running[0] == 2
     done = subprocess.run([program, tmp_path, "A text", "12"], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert f"{tmp_path}/decode.onnx" in done.stderr

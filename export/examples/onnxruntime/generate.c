@@ -1,4 +1,5 @@
-/* Continues a text with a byte-level export: generate DIRECTORY TEXT BYTES. It takes the most probable byte each time.
+/* Continues a text with a byte-level export: generate DIRECTORY TEXT BYTES [THREADS]. It takes the most probable byte
+ * each time. ramnet.json has the threads of a tuned export under "deployment"; by default, there is one for each core.
  *
  * An export with kernels holds a library, whose code is run: use it only if you trust where it comes from. */
 #include <stdio.h>
@@ -70,13 +71,15 @@ int main(int count, char** arguments) {
   OrtTypeInfo* info;
   void* library;
   char path[4096];
-  if (count != 4 || *arguments[2] == 0) return fprintf(stderr, "usage: %s DIRECTORY TEXT BYTES\n", arguments[0]), 2;
+  if ((count != 4 && count != 5) || *arguments[2] == 0)
+    return fprintf(stderr, "usage: %s DIRECTORY TEXT BYTES [THREADS]\n", arguments[0]), 2;
   const unsigned char* text = (const unsigned char*)arguments[2];
 
   api = OrtGetApiBase()->GetApi(ORT_VERSION);
   if (api == NULL) return fprintf(stderr, "ONNX Runtime 1.17 or later is needed\n"), 1;
   check(api->CreateEnv(3, "ramnet", &env)); /* logs errors */
   check(api->CreateSessionOptions(&options));
+  check(api->SetIntraOpNumThreads(options, count == 5 ? atoi(arguments[4]) : 0));
   check(api->CreateCpuMemoryInfo(0, 0, &cpu));
   check(api->GetAllocatorWithDefaultOptions(&allocator));
   snprintf(path, sizeof path, "%s/libramnet_onnxruntime.so", arguments[1]);
