@@ -182,6 +182,11 @@ def cpu_features() -> frozenset[str]:
     return frozenset((fields.get("flags") or fields.get("Features") or "").split())
 
 
+def cpu_vendor() -> str:
+    """Return the processor's vendor as Linux calls it, such as "GenuineIntel"; empty where the system reports none."""
+    return _cpu_fields().get("vendor_id", "")
+
+
 @cache
 def cpu_name() -> str:
     """Return the processor's model name and its widest vector extension, as far as the system reports them."""

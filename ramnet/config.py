@@ -38,11 +38,13 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "order": 4, "sub_dim": 4, "top_k": 8, "cape_full_layers": 1, "cape_half_layers": 1,
         "intermediate_size": 256, "conv_layers": 2,
     },
-    # Multi-query associative recall: one gated convolution, one RAM-Net layer, no FFN.
+    # Multi-query associative recall by two RAM-Net layers, without convolution or FFN. The first, whose addresses move,
+    # brings a key to its value; the second recalls. docs/learning.md changes each of these numbers.
     "mqar": {
-        "vocab_size": 8192, "hidden_size": 64, "num_layers": 1, "num_heads": 2, "value_dim": 32,
-        "order": 6, "sub_dim": 2, "top_k": 16, "cape_full_layers": 0, "cape_half_layers": 0,
-        "intermediate_size": 0, "conv_layers": 1, "tie_embeddings": True,
+        "vocab_size": 8192, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "value_dim": 16,
+        "order": (2, 3), "sub_dim": 4, "top_k": (4, 16), "cape_full_layers": 1, "cape_half_layers": 0,
+        "intermediate_size": 0, "tie_embeddings": True,
+        "embedding_std": 1.0, "final_gain": 0.03, "address_bias": "offsets",
     },
     # The paper's language model: 340 769 632 parameters without the input embedding.
     "340m": {

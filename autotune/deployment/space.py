@@ -17,6 +17,8 @@ from export.c.build import write_weights
 from export.libraries import need
 from lowering.aot import build, weights
 from lowering.aot.function import FORMATS
+from lowering.aot.machines import host
+from lowering.aot.token import tiling
 from lowering.fingerprint import closure, code
 from ramnet import RamNetForCausalLM
 from ramnet.config import RamNetConfig
@@ -76,6 +78,7 @@ class CSpace(Space):
 
     def __init__(self, config: RamNetConfig, threads: int) -> None:
         super().__init__(threads)
+        self.config = config
         fit = (precision for precision in weights.FILE_TYPES if _fits(config, precision))
         sizes = {precision: weights.read_by_token(config, precision) for precision in fit}
         self.sizes = dict(sorted(sizes.items(), key=lambda item: item[1]))
@@ -83,7 +86,7 @@ class CSpace(Space):
     def defaults(self) -> list[AnyDeployment]:
         spins = build.LOOPS.spins
         return [
-            Deployment(precision=p, threads=self.threads, spins=spins, **FORMATS[p].default._asdict())
+            Deployment(precision=p, threads=self.threads, spins=spins, **tiling(self.config, p, host())._asdict())
             for p in self.sizes
         ]
 

@@ -53,13 +53,11 @@ def prefix(machine: Machine) -> str:
     return f"ramnet_{machine.symbol}_"
 
 
-def function(
-    name: str, parameters: Parameters, made_for: tuple[Machine, Tiling | None], body: Callable[[Any], None]
-) -> Any:
+def function(name: str, parameters: Parameters, made_for: tuple[Machine, Tiling], body: Callable[[Any], None]) -> Any:
     """Return the function ``ramnet_<symbol of the machine>_<name>``, whose code ``body`` emits.
 
     Args:
-        made_for: the processor, and the loops of products, or None for those of the precision.
+        made_for: the processor, and the loops of products.
         body: takes a namespace with the parameters by their names: numbers, buffers and matrices. If there are
             matrices, the last two parameters are ``rounded`` and ``steps``, the scratch memory of ``Matrix.prepare``.
     """

@@ -116,6 +116,7 @@ class Machine:
         dot: the integer dot product.
         lanes: partial sums of a dot product of floating numbers, if other than a format's own.
         needs: what its code may use and processors of the architecture may lack, as Linux calls it.
+        rows_in_turn: whether a token reads several rows at a time of weights that do not stay in a cache.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Machine:
     dot: Dot
     lanes: int | None = None
     needs: tuple[str, ...] = ()
+    rows_in_turn: bool = False
 
     @property
     def symbol(self) -> str:
@@ -174,13 +176,15 @@ WASM = Machine(
 def host() -> Machine:
     """Return this machine."""
     from lowering.cpu.build import processor
-    from lowering.targets import cpu_features
+    from lowering.targets import cpu_features, cpu_vendor
 
     features = cpu_features()
     known = {"avx512_vnni": _VNNI, "avx2": _AVX2, "i8mm": _I8MM, "asimddp": _SDOT}
     dot = next((dot for feature, dot in known.items() if feature in features), Dot())
     needs = tuple(feature for feature in _USED.get(platform.machine(), ()) if feature in features)
-    return Machine("cpu", {"kind": "llvm", "mcpu": processor()}, dot, needs=needs)
+    return Machine(
+        "cpu", {"kind": "llvm", "mcpu": processor()}, dot, needs=needs, rows_in_turn=cpu_vendor() == "GenuineIntel"
+    )
 
 
 # What LLVM may use in kernels.

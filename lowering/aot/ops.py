@@ -16,6 +16,7 @@ from tvm.script.ir_builder import tirx as builder
 
 from lowering.aot.function import Buffer, Parameters, function
 from lowering.aot.machines import Machine
+from lowering.aot.matrix import Tiling
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.memory_scan import _Chunk
 from lowering.cpu.memory_step import Places, prefetch, token
@@ -139,7 +140,7 @@ class Ops:
         return {"write_slots": slots, "write_weights": weights, "read_slots": slots, "read_weights": weights}
 
     def _function(self, name: str, body: Callable[[Any], None], parameters: Parameters) -> Any:
-        return function(f"{name}_{self.index}", parameters, (self.machine, None), body)
+        return function(f"{name}_{self.index}", parameters, (self.machine, Tiling()), body)
 
 
 def module(kinds: Iterable[Ops]) -> IRModule:

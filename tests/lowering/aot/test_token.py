@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from lowering.aot import weights
+from lowering.aot import build, weights
+from lowering.aot.machines import WASM, host
 from ramnet import RamNetConfig
 from tests.lowering.aot.c_library import OTHER_SIZES, TINY, CLibrary, as_stored, eager_logits, error, ids_of, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+from lowering.aot.matrix import Tiling
+from lowering.aot.token import tiling
 
 ODD: dict[str, Any] = {
     "vocab_size": 37, "hidden_size": 18, "num_layers": 3, "num_heads": 3, "value_dim": 7, "order": 3, "sub_dim": 3,
@@ -68,6 +72,30 @@ def test_stored_weights_are_read_as_they_are_stored(precision: str, allowed: flo
     alone = np.stack([library.token(state, int(each)) for each in ids])
     assert error(alone, want) < allowed
     assert np.array_equal(library.tokens(library.state(), ids, 45), alone)
+
+
+@pytest.mark.parametrize(
+    ("precision", "allowed"), [("float32", 1e-5), ("bfloat16", 1e-5), ("int8", 0.05), ("int4", 0.05)]
+)
+def test_rows_that_are_read_one_after_the_other(precision: str, allowed: float, tmp_path: Path) -> None:
+    """They are what a model has whose weights do not stay in a cache."""
+    model = model_of(TINY)
+    loops = build.Loops(Tiling(rows=1, lanes=32))
+    library = CLibrary(model, tmp_path, precision, path=build.shared_library(TINY, precision, loops))
+    ids = ids_of(45, TINY.vocab_size)  # 32 tokens, 12, and one
+    want = eager_logits(as_stored(model, precision), ids)
+    state = library.state()
+    assert error(np.stack([library.token(state, int(each)) for each in ids]), want) < allowed
+    assert error(library.tokens(library.state(), ids, 45), want) < allowed
+
+
+def test_rows_take_turns_if_the_weights_stay_in_a_cache_and_on_intels_processors() -> None:
+    large, machine = RamNetConfig.preset("340m"), replace(host(), rows_in_turn=False)
+    for precision in weights.FILE_TYPES:
+        assert tiling(large, precision, machine).rows == 1
+        assert tiling(large, precision, replace(machine, rows_in_turn=True)).rows > 1
+        assert tiling(TINY, precision, machine).rows > 1
+    assert tiling(large, "float32", WASM).lanes == 4
 
 
 def test_sequences_of_a_step_are_independent(tmp_path: Path) -> None:

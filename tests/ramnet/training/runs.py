@@ -10,8 +10,9 @@ from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.training import Recipe
 from ramnet.training.mqar import Mqar
 
-SMALL = RamNetConfig.preset(
-    "mqar", vocab_size=64, hidden_size=32, value_dim=16, order=5, top_k=8, embedding_std=0.25
+SMALL = RamNetConfig(
+    vocab_size=64, hidden_size=32, num_layers=1, num_heads=2, value_dim=16, order=5, sub_dim=2, top_k=8,
+    conv_layers=1, tie_embeddings=True, embedding_std=0.25,
 )  # fmt: skip
 TASK = Mqar(pairs=3, length=12, vocab_size=64)
 

@@ -88,7 +88,7 @@ def test_a_seed_repeats_the_data_and_another_does_not() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_the_accuracy_of_logits_that_are_not_finite_is_not_a_number(value: float) -> None:
-    model = RamNetForCausalLM(RamNetConfig.preset("mqar", vocab_size=32, hidden_size=8, order=2, top_k=2))
+    model = RamNetForCausalLM(RamNetConfig.preset("mqar", vocab_size=32, hidden_size=8))
     task = Mqar(2, 8, 32)
     assert 0 <= task.evaluate(model) <= 1
     model.norm.bias.data.fill_(value)

@@ -47,7 +47,9 @@ def test_the_vectors_of_a_baseline_do_not_decay() -> None:
 
 
 def test_a_parameter_without_a_gradient_shrinks_by_its_decay() -> None:
-    model = make(RamNetConfig.preset("mqar", vocab_size=16, hidden_size=8, order=2, top_k=2))
+    model = make(
+        RamNetConfig.preset("mqar", vocab_size=16, hidden_size=8, num_layers=1, order=2, top_k=2, conv_layers=1)
+    )
     before = {name: x.detach().clone() for name, x in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
