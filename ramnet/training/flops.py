@@ -7,17 +7,21 @@ import time
 import torch
 from torch import nn
 
+from ramnet.training.model import Model
+
 _SIZE = {"cpu": 512, "cuda": 4096}  # of the square matrices whose product is timed
 
 
-def flops_per_token(model: nn.Module) -> int:
-    """Return the operations of the linear layers of ``model`` for one token of a training step, head included.
+def step_flops(model: Model, tokens: int, labels: int) -> int:
+    """Return the operations of the linear layers of ``model`` in a training step; the head's are those of its labels.
 
     Each weight is multiplied and added once forward and twice backward: 6 operations. The memory ops of RAM-Net, which
     move bytes rather than compute (0.2 % of the operations at the sizes of "340m"), and the products of attention are
     not counted, nor is what is recomputed.
     """
-    return 6 * sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    every = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    head = model.head.weight.numel()
+    return 6 * ((every - head) * tokens + head * labels)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

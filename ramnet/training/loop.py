@@ -21,7 +21,7 @@ from ramnet.model import not_finite
 from ramnet.state import RamState
 from ramnet.training import checkpoint
 from ramnet.training.batch import Batch
-from ramnet.training.flops import flops_per_token, peak_flops
+from ramnet.training.flops import peak_flops, step_flops
 from ramnet.training.metrics import Metrics
 from ramnet.training.model import Model
 from ramnet.training.objective import Execution, Objective, recomputed
@@ -171,9 +171,9 @@ def train(
             written = checkpoint.complete(model.config, saved) if parallel.shards else model
             checkpoint.save(output, progress, written, saved, generator)
 
-    # The share of the machine's operations is shown only, so it is not measured otherwise.
-    peak = peak_flops(device, getattr(torch, recipe.precision)) if console is not None else math.inf
-    work, tokens, reported = flops_per_token(model), 0, result.elapsed
+    # The share of the machines' operations is shown only, so it is not measured otherwise.
+    peak = parallel.count * peak_flops(device, getattr(torch, recipe.precision)) if console is not None else math.inf
+    tokens, labels, reported = 0, 0, result.elapsed
     began, saved_at = time.monotonic() - result.elapsed, time.monotonic()
 
     def clock() -> float:
@@ -189,7 +189,9 @@ def train(
             batch = Batch(*task.batch(recipe.batch_size, generator))
             tokens += batch.inputs.numel()
             optimizer.zero_grad()
-            counted = (batch.labels != IGNORED).sum().to(device)
+            counted = (batch.labels != IGNORED).sum()
+            labels += int(counted)
+            counted = counted.to(device)
             mine = parallel.batch(batch).to(device)
             parts = mine.split(execution.micro_batch or len(mine.inputs))
             states = [None] * len(parts) if carried is None else carried.split([len(part.inputs) for part in parts])
@@ -218,8 +220,9 @@ def train(
                 step=result.step, loss=nats, learning_rate=rate, gradient_norm=length,
                 tokens_per_second=batch.inputs.numel() / (result.elapsed - before), elapsed=result.elapsed,
             )  # fmt: skip
-            per_second = tokens / (result.elapsed - reported)
-            speed = f"{per_second:,.0f} tokens/s  {per_second * work / peak:.1%} of peak"
+            passed = result.elapsed - reported
+            share = step_flops(model, tokens, labels) / passed / peak
+            speed = f"{tokens / passed:,.0f} tokens/s  {share:.1%} of peak"
             if in_a_row == MOST_SKIPPED:
                 raise Diverged(
                     f"{MOST_SKIPPED} steps in a row were not finite, at step {result.step} with a loss of {nats} and a"
@@ -237,7 +240,7 @@ def train(
                     f"step {result.step:5d}  {result.elapsed:4.0f} s  loss {nats:.3f}  {speed}  {held_out}{skipped}"
                 )
                 result.elapsed = clock()
-                tokens, reported = 0, result.elapsed
+                tokens, labels, reported = 0, 0, result.elapsed
                 save(saved)
                 saved_at = time.monotonic()
     result.metric, saved = measure()

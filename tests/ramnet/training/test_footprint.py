@@ -15,7 +15,7 @@ from ramnet import RamNetConfig
 from ramnet.loss import IGNORED
 from ramnet.training import Recipe, train
 from ramnet.training.batch import Batch
-from ramnet.training.flops import flops_per_token
+from ramnet.training.flops import step_flops
 from ramnet.training.footprint import Rows, checkpoint_bytes, held, one_pass, state_bytes
 from ramnet.training.model import make
 from ramnet.training.objective import Objective, recomputed
@@ -67,9 +67,7 @@ def test_activations_are_what_the_allocator_holds(precision: str, recompute: boo
 
 def test_operations_are_those_of_the_linear_layers_and_of_what_is_recomputed() -> None:
     model, tokens = make(CONFIG), ROWS.size * ROWS.length
-    head, every = 6 * model.head.weight.numel(), flops_per_token(model)
-    labelled = ROWS.size * ROWS.labels
-    once = (every - head) * tokens + head * labelled
+    once = step_flops(model, tokens, ROWS.size * ROWS.labels)
     # The product that ends a block is not recomputed, as nothing in the block needs its result.
     recomputed_layers = ("mixer.query_key_value", "mixer.output", "ffn.gate_up")
     again = 2 * tokens * sum(b.get_submodule(n).weight.numel() for b in model.blocks for n in recomputed_layers)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.training import train
-from ramnet.training.flops import flops_per_token
+from ramnet.training.flops import step_flops
 from ramnet.training.metrics import FILE, Metrics, picture, read
 from tests.ramnet.training.runs import RECIPE, TASK, PowerCutError, StopsAfter, fresh
 
@@ -104,7 +104,7 @@ def test_the_operations_of_matrix_products_are_those_that_torch_counts(tied: boo
     model, ids = RamNetForCausalLM(config), torch.zeros(2, 6, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         model(ids).logits.sum().backward()
-    assert flops_per_token(model) * ids.numel() == counter.get_total_flops()
+    assert step_flops(model, ids.numel(), ids.numel()) == counter.get_total_flops()
 
 
 def test_speed_and_share_of_the_peak_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,4 +116,5 @@ def test_speed_and_share_of_the_peak_are_shown(monkeypatch: pytest.MonkeyPatch) 
     assert len(said) == 7
     for speed, share in said:
         per_second = float(speed.replace(",", ""))
-        assert float(share) == pytest.approx(100 * per_second * flops_per_token(model) / 1e9, abs=0.1, rel=0.01)
+        per_token = step_flops(model, TASK.length, TASK.pairs) / TASK.length
+        assert float(share) == pytest.approx(100 * per_second * per_token / 1e9, abs=0.1, rel=0.01)
