@@ -44,18 +44,19 @@ def product(matrix: Matrix, X: Any, p: Any, put: Callable[[Any, Any, Any], None]
     """
     # Divisors, so that blocks do not overlap: ``put`` may add to its output in place.
     block = largest_divisor(matrix.outputs, max(matrix.tiling.rows, matrix.several.rows))
-    together = largest_divisor(block, matrix.tiling.rows)
     tokens = matrix.several.tokens
     prepared = matrix.prepare(X, p.n, (p.rounded, p.steps))
 
-    def tile(first: Any, count: int, which: list[Any]) -> None:
-        rows = [first + j for j in range(count)]
-        for row, dots in zip(rows, matrix.dots(rows, prepared, which), strict=True):
-            for token, dot in zip(which, dots, strict=True):
-                put(token, row, dot)
+    def tiles(b: Any, rows: int, which: list[Any]) -> None:
+        together = largest_divisor(block, rows)
+        with builder.serial(0, block // together) as r:
+            these = [b * block + r * together + j for j in range(together)]
+            for row, dots in zip(these, matrix.dots(these, prepared, which), strict=True):
+                for token, dot in zip(which, dots, strict=True):
+                    put(token, row, dot)
 
     with builder.parallel(0, matrix.outputs // block) as b, T.sblock("product"):
         with builder.serial(0, p.n // tokens) as g, T.sblock("tokens"):
-            tile(b * block, block, [g * tokens + j for j in range(tokens)])
-        with builder.serial(0, p.n % tokens) as j, builder.serial(0, block // together) as r, T.sblock("token"):
-            tile(b * block + r * together, together, [p.n // tokens * tokens + j])
+            tiles(b, matrix.several.rows, [g * tokens + j for j in range(tokens)])
+        with builder.serial(0, p.n % tokens) as j, T.sblock("token"):
+            tiles(b, matrix.tiling.rows, [p.n // tokens * tokens + j])
