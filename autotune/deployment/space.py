@@ -18,7 +18,7 @@ from export.libraries import need
 from lowering.aot import build, weights
 from lowering.aot.function import FORMATS
 from lowering.aot.machines import host
-from lowering.aot.token import tiling
+from lowering.aot.token import default_tiling
 from lowering.fingerprint import closure, code
 from ramnet import RamNetForCausalLM
 from ramnet.config import RamNetConfig
@@ -84,10 +84,9 @@ class CSpace(Space):
         self.sizes = dict(sorted(sizes.items(), key=lambda item: item[1]))
 
     def defaults(self) -> list[AnyDeployment]:
-        spins = build.LOOPS.spins
+        machine, common = host(), {"threads": self.threads, "spins": build.LOOPS.spins}
         return [
-            Deployment(precision=p, threads=self.threads, spins=spins, **tiling(self.config, p, host())._asdict())
-            for p in self.sizes
+            Deployment(precision=p, **common, **default_tiling(self.config, p, machine)._asdict()) for p in self.sizes
         ]
 
     def every(self) -> list[AnyDeployment]:

@@ -36,7 +36,7 @@ _F32 = "float32"
 STREAMED = 8 << 20
 
 
-def tiling(config: RamNetConfig, precision: str, machine: Machine) -> Tiling:
+def default_tiling(config: RamNetConfig, precision: str, machine: Machine) -> Tiling:
     """Return the loops of a model's products, unless a search has found better ones.
 
     Weights that do not stay in a cache are read one row after the other, as they lie in memory. On a Zen 4, where rows
@@ -51,12 +51,12 @@ def tiling(config: RamNetConfig, precision: str, machine: Machine) -> Tiling:
     return usual._replace(rows=1, lanes=lanes)
 
 
-def module(config: RamNetConfig, precision: str, machine: Machine, loops: Tiling | None = None) -> IRModule:
+def module(config: RamNetConfig, precision: str, machine: Machine, tiling: Tiling | None = None) -> IRModule:
     """Return the functions of a model whose matrices are stored as ``precision``.
 
-    ``loops`` None takes those of ``tiling``.
+    ``tiling`` None takes ``default_tiling``.
     """
-    kernels = _Kernels(config, precision, machine, loops or tiling(config, precision, machine))
+    kernels = _Kernels(config, precision, machine, tiling or default_tiling(config, precision, machine))
     functions = [kernels.embed(), kernels.head()]
     for i, layer in enumerate(config.kinds):
         functions += [kernels.address(layer, i), kernels.memory(layer, i), kernels.mix(layer, i)]

@@ -66,10 +66,8 @@ def ram_net(slots: int, order: int) -> RamNetConfig:
     Its first layer moves addresses; as it sees a few tokens back, 16 slots do for it.
     """
     sub_dim = round(slots ** (1 / order))
-    return RamNetConfig(
-        **_SKELETON, num_heads=4, value_dim=16, order=(2, order), sub_dim=(4, sub_dim), top_k=(4, min(16, slots)),
-        cape_full_layers=1, address_bias="offsets",
-    )  # fmt: skip
+    sizes: dict[str, Any] = {"order": (2, order), "sub_dim": (4, sub_dim), "top_k": (4, min(16, slots))}
+    return RamNetConfig.preset("mqar", **_SKELETON, **sizes)
 
 
 def name_of(config: RamNetConfig) -> str:

@@ -173,6 +173,7 @@ def train(
 
     # The share of the machines' operations is shown only, so it is not measured otherwise.
     peak = parallel.count * peak_flops(device, getattr(torch, recipe.precision)) if console is not None else math.inf
+    of_token, of_label = step_flops(model, 1, 0), step_flops(model, 0, 1)
     tokens, labels, reported = 0, 0, result.elapsed
     began, saved_at = time.monotonic() - result.elapsed, time.monotonic()
 
@@ -221,7 +222,7 @@ def train(
                 tokens_per_second=batch.inputs.numel() / (result.elapsed - before), elapsed=result.elapsed,
             )  # fmt: skip
             passed = result.elapsed - reported
-            share = step_flops(model, tokens, labels) / passed / peak
+            share = (of_token * tokens + of_label * labels) / passed / peak
             speed = f"{tokens / passed:,.0f} tokens/s  {share:.1%} of peak"
             if in_a_row == MOST_SKIPPED:
                 raise Diverged(

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from lowering.aot import build, weights
-from lowering.aot.machines import WASM, host
 from ramnet import RamNetConfig
 from tests.lowering.aot.c_library import OTHER_SIZES, TINY, CLibrary, as_stored, eager_logits, error, ids_of, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+from lowering.aot.machines import WASM, host
 from lowering.aot.matrix import Tiling
-from lowering.aot.token import tiling
+from lowering.aot.token import default_tiling
 
 ODD: dict[str, Any] = {
     "vocab_size": 37, "hidden_size": 18, "num_layers": 3, "num_heads": 3, "value_dim": 7, "order": 3, "sub_dim": 3,
@@ -92,10 +92,10 @@ def test_rows_that_are_read_one_after_the_other(precision: str, allowed: float, 
 def test_rows_take_turns_if_the_weights_stay_in_a_cache_and_on_intels_processors() -> None:
     large, machine = RamNetConfig.preset("340m"), replace(host(), rows_in_turn=False)
     for precision in weights.FILE_TYPES:
-        assert tiling(large, precision, machine).rows == 1
-        assert tiling(large, precision, replace(machine, rows_in_turn=True)).rows > 1
-        assert tiling(TINY, precision, machine).rows > 1
-    assert tiling(large, "float32", WASM).lanes == 4
+        assert default_tiling(large, precision, machine).rows == 1
+        assert default_tiling(large, precision, replace(machine, rows_in_turn=True)).rows > 1
+        assert default_tiling(TINY, precision, machine).rows > 1
+    assert default_tiling(large, "float32", WASM).lanes == 4
 
 
 def test_sequences_of_a_step_are_independent(tmp_path: Path) -> None:
