@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowering import targets
 from lowering.backends import backend_name
 from lowering.gpu.compilers import interpreted
-from lowering.model import heads_block
+from lowering.model import heads_block, huge_pages
 from lowering.model.token import Token
 from lowering.model.token_graphs import TokenGraphs
 from lowering.model.untouched import is_hooked
@@ -103,6 +103,8 @@ class _CompiledModel(RamNetForCausalLM):
         self.compiled_token = torch.compile(_own(heads_block.decode), **options)
         self.graphs = TokenGraphs(self, self._token) if on_gpu and kernels and not interpreted() else None
         self.token = Token(model) if kernels and not on_gpu else None
+        if self.token is not None:
+            huge_pages.collapse(model.parameters())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copying and unpickling compile a copy of the original model."""
