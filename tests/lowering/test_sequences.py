@@ -23,9 +23,10 @@ BOUNDS = torch.tensor([0, 2, 2, 6])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 0, 1]])
 
 
-def compiled(target: str, model: RamNetForCausalLM, backend: str = "eager") -> RamNetForCausalLM:
+def compiled(target: str, model: RamNetForCausalLM) -> RamNetForCausalLM:
+    """Compile to graphs that run as they are: ``test_masks.py`` and ``test_packed.py`` trace gradients, too."""
     torch.compiler.reset()
-    return lowering.compile(model, target, backend=backend)
+    return lowering.compile(model, target, backend="eager")
 
 
 def assert_states_match(actual: RamState, expected: RamState, tolerance: float = 1e-5) -> None:
@@ -40,9 +41,7 @@ def test_logits_state_and_gradients_are_the_references(target: str, kind: str) -
     options = {"attention_mask": MASK.to(text.device)} if kind == "padded" else {"cu_seqlens": BOUNDS}
     real = options.get("attention_mask", torch.ones_like(text)).bool()
     results = []
-    # Graphs of both passes are traced on a CPU alone: test_gpu_model.py does so on GPU kernels, without sequences.
-    backend = "aot_eager" if target == "cpu" else "eager"
-    for call in (compiled(target, model, backend), model):
+    for call in (compiled(target, model), model):
         model.zero_grad()
         out = call(text, **options)
         out.logits[real].square().mean().backward()
