@@ -19,6 +19,8 @@ from ramnet.config import one_line
 from ramnet.files import read_text, write_text_atomic
 from ramnet.processes import process_pool
 from ramnet.training.loop import TrainingTask
+from ramnet.training.metrics import FILE as METRICS
+from ramnet.training.metrics import read
 from ramnet.training.model import Config, Model, make
 from ramnet.training.recipe import Recipe
 
@@ -55,6 +57,7 @@ class Outcome(BaseModel):
     """The result of a run.
 
     Attributes:
+        loss: mean of the last tenth of the steps, in nats per label; None if training diverged.
         metric: the task's; None if training diverged.
         scores: the task's, of runs that ask for them; empty if training diverged.
     """
@@ -66,6 +69,7 @@ class Outcome(BaseModel):
     steps: int
     seed: int
     seconds: float
+    loss: float | None
     metric: float | None
     scores: list[float]
 
@@ -85,8 +89,9 @@ class Sweep:
     Attributes:
         models: the models' configurations by their names.
         search: how each of ``RATES`` is tried, but for the rate.
-        final: how the best of them is trained to the end, but for rate and seed.
+        final: how the best of them are trained to the end, but for rate and seed.
         seeds: seeds of those runs.
+        finalists: how many of the best rates are trained to the end.
     """
 
     models: Mapping[str, Config]
@@ -94,16 +99,18 @@ class Sweep:
     search: Recipe
     final: Recipe
     seeds: tuple[int, ...]
+    finalists: int = 1
 
     def __len__(self) -> int:
         """Return the number of runs, if no model ends worse than in its search."""
-        return len(self.models) * (len(RATES) + len(self.seeds))
+        return len(self.models) * (len(RATES) + self.finalists * len(self.seeds))
 
     def run(self, folder: Path, jobs: int, kernels: str, done: Callable[[Outcome], None]) -> list[Outcome]:
         """Return the outcomes of each model and seed at the best of its learning rates, without those that diverged.
 
-        The rate that is best in the search is trained to the end. If the model ends worse than in the search, as it may
-        at a high rate, which stays high for longer, the next best is, too.
+        The rates with the least loss in the search are trained to the end, as losses differ before any metric does. If
+        the model ends with a worse metric than in the search, as it may at a high rate, which stays high for longer,
+        the next rate is, too.
 
         Args:
             folder: where outcomes and checkpoints are kept. A run whose outcome is there is not repeated.
@@ -119,25 +126,23 @@ class Sweep:
             for rate in RATES
         ]
         tried = by_name(_outcomes(search, folder, jobs, kernels, done))
-        left = {name: sorted(tried[name], key=self._worth, reverse=True) for name in self.models if name in tried}
+        ranked = {name: sorted(tried[name], key=_loss) for name in self.models if name in tried}
         best: dict[str, list[Outcome]] = {}
-        waiting = list(left)
+        waiting, begin, end = list(ranked), 0, self.finalists
         while waiting:
-            searched = {name: left[name].pop(0) for name in waiting}
-            final = [
-                self.final_run(name, outcome.learning_rate, seed)
-                for name, outcome in searched.items()
-                for seed in self.seeds
-            ]
-            ended = by_name(_outcomes(final, folder, jobs, kernels, done))
-            for name, outcomes in ended.items():
-                if name not in best or self._worth(*outcomes) > self._worth(*best[name]):
+            chosen = [(name, outcome.learning_rate) for name in waiting for outcome in ranked[name][begin:end]]
+            final = [self.final_run(*each, seed) for each in chosen for seed in self.seeds]
+            ended = _outcomes(final, folder, jobs, kernels, done)
+            for name, rate in chosen:
+                outcomes = [each for each in ended if (each.name, each.learning_rate) == (name, rate)]
+                if self._worth(*outcomes) > self._worth(*best.get(name, [])):
                     best[name] = outcomes
             waiting = [
                 name
-                for name, outcome in searched.items()
-                if left[name] and self._worth(*ended.get(name, [])) < self._worth(outcome) - NOISE
+                for name in waiting
+                if ranked[name][end:] and self._worth(*best.get(name, [])) < max(map(self._worth, ranked[name])) - NOISE
             ]
+            begin, end = end, end + 1
         return [outcome for name in self.models for outcome in sorted(best.get(name, []), key=lambda each: each.seed)]
 
     def final_run(self, name: str, rate: float, seed: int) -> Run:
@@ -149,6 +154,10 @@ class Sweep:
         """Return the mean of the task's metric, negated if lower is better; minus infinity of no outcome."""
         sign = 1 if self.task.best == "highest" else -1
         return mean(sign * outcome.metric for outcome in outcomes if outcome.metric is not None) if outcomes else -inf
+
+
+def _loss(outcome: Outcome) -> float:
+    return inf if outcome.loss is None else outcome.loss
 
 
 def _outcomes(runs: list[Run], folder: Path, jobs: int, kernels: str, done: Callable[[Outcome], None]) -> list[Outcome]:
@@ -191,19 +200,26 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
     torch.manual_seed(run.recipe.seed)
     model, output = make(run.config), folder / run.key()
     resume = (output / checkpoint.FILE).exists()
-    metric, scores, seconds = None, [], 0.0
+    loss, metric, scores, seconds = None, None, [], 0.0
     try:
         with ops.using(kernels):
             result = train(
                 model, run.task, run.recipe, output=output, resume=resume, checkpoint_seconds=CHECKPOINT_SECONDS
             )
             metric, seconds = result.metric, result.elapsed
+            loss = _last_loss(output / METRICS)
             scores = run.task.scores(model) if run.scored else []
     except Diverged:
         pass
     outcome = Outcome(
         name=run.name, learning_rate=run.recipe.learning_rate, steps=run.recipe.steps or 0, seed=run.recipe.seed,
-        seconds=seconds, metric=metric, scores=scores,
+        seconds=seconds, loss=loss, metric=metric, scores=scores,
     )  # fmt: skip
     write_text_atomic(folder / f"{run.key()}.json", outcome.model_dump_json(indent=1) + "\n")
     return outcome
+
+
+def _last_loss(metrics: Path) -> float | None:
+    """Return the mean loss of the last tenth of the steps in a file of metrics, without those that were skipped."""
+    losses = [record["loss"] for record in read(metrics) if record.get("loss") is not None]
+    return mean(losses[len(losses) * 9 // 10 :]) if losses else None

@@ -21,8 +21,9 @@ from tests.ramnet.training.sweeps import trained
 __all__ = ["trained"]
 
 SMALL = Scale(
-    ((1, 8),), ((1, 8), (2, 16)), search_steps=2, steps=4, batch_size=2, seeds=(0, 1), slots=(4,), key_dims=()
-)
+    trained=((1, 8),), tested=((1, 8), (2, 16)), search_steps=2, steps=4, batch_size=2, seeds=(0, 1), slots=(4,),
+    key_dims=(),
+)  # fmt: skip
 
 
 def test_a_mix_draws_as_many_tokens_at_each_setting() -> None:

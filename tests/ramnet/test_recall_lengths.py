@@ -70,7 +70,8 @@ def test_the_command_measures_every_ram_net_of_a_sweep(
     train(fresh(), TASK, Recipe(steps=1, batch_size=2), output=sweep / "search")
     shutil.copytree(sweep / "search", sweep / "final")
     for name, scores in (("search", []), ("final", [0.5])):
-        outcome = Outcome(name="RAM-Net", learning_rate=0.01, steps=1, seed=0, seconds=1.0, metric=0.5, scores=scores)
+        outcome = Outcome(name="RAM-Net", learning_rate=0.01, steps=1, seed=0, seconds=1.0, loss=1.0, metric=0.5,
+                          scores=scores)  # fmt: skip
         (sweep / f"{name}.json").write_text(outcome.model_dump_json())
     (sweep / "recall.json").write_text("[]")
     alone = tmp_path / "alone"

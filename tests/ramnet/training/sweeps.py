@@ -11,12 +11,12 @@ from ramnet.training.sweep import RATES, Outcome, Run
 
 
 def outcome_of(run: Run, scores: tuple[float, ...] = (0.9, 0.5)) -> Outcome:
-    """The third rate has the highest metric, and the first the lowest."""
+    """The third rate has the highest metric and the least loss, and the first the lowest and the greatest."""
     metric = (0.1, 0.2, 0.7, 0.2)[RATES.index(run.recipe.learning_rate)]
     found = list(scores) if run.scored else []
     recipe = run.recipe
     return Outcome(name=run.name, learning_rate=recipe.learning_rate, steps=recipe.steps or 0, seed=recipe.seed,
-                   seconds=1.0, metric=metric, scores=found)  # fmt: skip
+                   seconds=1.0, loss=1 - metric, metric=metric, scores=found)  # fmt: skip
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -36,7 +38,41 @@ def test_the_best_of_four_rates_is_trained_to_the_end(trained: list[Run], tmp_pa
 
 def test_the_best_may_be_the_lowest(trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mix, "best", "lowest")
-    assert {outcome.learning_rate for outcome in SWEEP.run(tmp_path, 1, "", lambda _: None)} == {RATES[0]}
+    every = dataclasses.replace(SWEEP, finalists=4)
+    assert {outcome.learning_rate for outcome in every.run(tmp_path, 1, "", lambda _: None)} == {RATES[0]}
+
+
+def test_the_least_loss_of_the_search_is_trained_to_the_end_whatever_its_metric(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as no model has begun to recall, accuracies are chance."""
+
+    def found(run: Run) -> Outcome:
+        loss = 9.1 if run.recipe.learning_rate == 3.2e-2 else 9.2
+        return outcome_of(run).model_copy(update={"loss": loss, "metric": 0.5 if run.scored else 0.0001})
+
+    monkeypatch.setattr("tests.ramnet.training.sweeps.outcome_of", found)
+    SWEEP.run(tmp_path, 1, "", lambda _: None)
+    assert {run.recipe.learning_rate for run in trained if run.scored} == {3.2e-2}
+
+
+def test_the_best_of_several_finalists_is_taken(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the search the third rate is the best and the fourth the next; at the end it is the other way round."""
+
+    def found(run: Run) -> Outcome:
+        place = RATES.index(run.recipe.learning_rate)
+        metric = (0.1, 0.2, 0.7, 0.9)[place] if run.scored else (0.1, 0.2, 0.7, 0.6)[place]
+        return outcome_of(run).model_copy(update={"loss": 1 - metric, "metric": metric})
+
+    monkeypatch.setattr("tests.ramnet.training.sweeps.outcome_of", found)
+    several = dataclasses.replace(SWEEP, finalists=2)
+    outcomes = several.run(tmp_path, 1, "", lambda _: None)
+    assert len(trained) == len(several) == 2 * (4 + 2 * 2)
+    assert [(o.name, o.learning_rate, o.seed) for o in outcomes] == [
+        (name, 3.2e-2, seed) for name in MODELS for seed in (0, 1)
+    ]
 
 
 def test_the_next_best_rate_is_trained_to_the_end_if_a_model_ends_worse_than_in_its_search(
@@ -57,13 +93,13 @@ def test_the_next_best_rate_is_trained_to_the_end_if_a_model_ends_worse_than_in_
     ]  # fmt: skip
     final = [(run.name, run.recipe.learning_rate) for run in trained if run.scored and run.recipe.seed == 0]
     assert final[:4] == [("first", 1e-2), ("second", 1e-2), ("first", 3.2e-3), ("second", 3.2e-3)]
-    assert final[4:] == [("second", 3.2e-2), ("second", 1e-3)]
+    assert final[4:] == [("first", 3.2e-2), ("second", 3.2e-2), ("first", 1e-3), ("second", 1e-3)]
 
 
 def test_what_diverges_is_left_out(trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverging(run: Run) -> Outcome:
         found = outcome_of(run)
-        return found if run.name == "second" else found.model_copy(update={"metric": None, "scores": []})
+        return found if run.name == "second" else found.model_copy(update={"loss": None, "metric": None, "scores": []})
 
     monkeypatch.setattr("tests.ramnet.training.sweeps.outcome_of", diverging)
     outcomes = SWEEP.run(tmp_path, 1, "", lambda _: None)
@@ -103,6 +139,8 @@ def test_a_run_trains_evaluates_and_writes_its_outcome(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
         assert outcome == Outcome.model_validate_json((tmp_path / f"{run.key()}.json").read_text())
         assert len(outcome.scores) == (2 if scored else 0) and 0 <= outcome.metric <= 1
+        records = (tmp_path / run.key() / "metrics.jsonl").read_text().splitlines()
+        assert outcome.loss == json.loads(records[-1])["loss"]  # of 2 steps, the last
         if scored:
             assert outcome.metric == sum(outcome.scores) / 2
 
