@@ -21,7 +21,7 @@ _SKELETON: dict[str, Any] = {"vocab_size": 8192, "hidden_size": 64, "num_layers"
 # Logits begin near 0 with either. Each kind of model has the better one: docs/learning.md has both of every mixer.
 _RAM_NETS_START: dict[str, Any] = {"embedding_std": 1.0, "final_gain": 0.03}
 _BASELINES_START: dict[str, Any] = {"embedding_std": 0.02, "final_gain": 1.0}
-FINALISTS = 3  # learning rates that are trained to the end
+FINALISTS = 2  # learning rates that are trained to the end
 
 
 @dataclass(frozen=True)
