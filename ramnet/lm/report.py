@@ -12,8 +12,7 @@ from typing import Any
 from ramnet.files import write_png, write_text_atomic
 from ramnet.lm.plan import MIXERS, Scale
 from ramnet.markdown import markdown_table
-from ramnet.training.metrics import FILE as METRICS
-from ramnet.training.metrics import read
+from ramnet.training.metrics import losses
 from ramnet.training.model import Config, parameter_count, state_size
 from ramnet.training.sweep import Outcome, Sweep, by_name
 
@@ -99,10 +98,9 @@ def _draw_steps(found: Sequence[Line], sweep: Sweep, folder: Path) -> None:
     axes, figure = _axes("step", "training loss (bits per byte)")
     for i, line in enumerate(found):
         run = sweep.final_run(line.name, line.rate, sweep.seeds[0])
-        records = read(folder / run.key() / METRICS)
-        losses = [record["loss"] / math.log(2) for record in records if record.get("loss") is not None]
-        width = max(1, len(losses) // 50)
-        means = [mean(losses[at : at + width]) for at in range(0, len(losses) - width + 1, width)]
+        bits = [loss / math.log(2) for loss in losses(folder / run.key()).values()]
+        width = max(1, len(bits) // 50)
+        means = [mean(bits[at : at + width]) for at in range(0, len(bits) - width + 1, width)]
         axes.plot([width * (k + 1) for k in range(len(means))], means, **_style(i, line.name))
     _write(figure, folder / BY_STEP)
 

@@ -74,6 +74,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def losses(folder: Path) -> dict[int, float]:
+    """Return the loss of each step in ``metrics.jsonl``, in nats per label, without those that were not finite."""
+    return {record["step"]: record["loss"] for record in read(folder / FILE) if record.get("loss") is not None}
+
+
 def _tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -88,17 +93,17 @@ def picture(folder: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    records = [record for record in read(folder / FILE) if record.get("loss") is not None]
-    steps, losses = ([record[name] for record in records] for name in ("step", "loss"))
+    found = losses(folder)
+    steps = list(found)
     average: list[float] = []
     share = 0.0
-    for loss in losses:  # weights of 0.98^age, which add up to ``share``
+    for loss in found.values():  # weights of 0.98^age, which add up to ``share``
         share = 0.98 * share + 0.02
         before = average[-1] if average else 0.0
         average.append(before + (loss - before) * 0.02 / share)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per label)")
-    axes.plot(steps, losses, color="#9ecae1", linewidth=0.6, label="each step")
+    axes.plot(steps, list(found.values()), color="#9ecae1", linewidth=0.6, label="each step")
     axes.plot(steps, average, color="#08519c", label="average of about 50 steps")
     axes.grid(alpha=0.3)
     axes.legend()

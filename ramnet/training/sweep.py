@@ -19,8 +19,7 @@ from ramnet.config import one_line
 from ramnet.files import read_text, write_text_atomic
 from ramnet.processes import process_pool
 from ramnet.training.loop import TrainingTask
-from ramnet.training.metrics import FILE as METRICS
-from ramnet.training.metrics import read
+from ramnet.training.metrics import losses
 from ramnet.training.model import Config, Model, make
 from ramnet.training.recipe import Recipe
 
@@ -207,7 +206,7 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
                 model, run.task, run.recipe, output=output, resume=resume, checkpoint_seconds=CHECKPOINT_SECONDS
             )
             metric, seconds = result.metric, result.elapsed
-            loss = _last_loss(output / METRICS)
+            loss = _last_loss(output)
             scores = run.task.scores(model) if run.scored else []
     except Diverged:
         pass
@@ -219,7 +218,7 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
     return outcome
 
 
-def _last_loss(metrics: Path) -> float | None:
-    """Return the mean loss of the last tenth of the steps in a file of metrics, without those that were skipped."""
-    losses = [record["loss"] for record in read(metrics) if record.get("loss") is not None]
-    return mean(losses[len(losses) * 9 // 10 :]) if losses else None
+def _last_loss(folder: Path) -> float | None:
+    """Return the mean loss of the last tenth of a run's steps; None if no loss was finite."""
+    found = list(losses(folder).values())
+    return mean(found[len(found) * 9 // 10 :]) if found else None

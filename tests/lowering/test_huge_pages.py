@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from pathlib import Path
@@ -43,36 +44,36 @@ def test_a_large_tensor_is_moved_with_its_values_at_its_address() -> None:
     assert tensor.data_ptr() == address and torch.equal(tensor, tensor_of(8 * HUGE))
 
 
-def test_other_tensors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    advised: list[int] = []
+@pytest.fixture
+def advised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int | None, int, int]]:
+    """The beginning, size and advice of each call of a system that refuses all of them."""
+    calls: list[tuple[int | None, int, int]] = []
 
     class System:
         def __init__(self, _: None) -> None: ...
-        def madvise(self, begin: object, size: object, advice: int) -> int:
-            advised.append(advice)
+        def madvise(self, begin: ctypes.c_void_p, size: ctypes.c_size_t, advice: int) -> int:
+            calls.append((begin.value, size.value, advice))
             return -1
 
     monkeypatch.setattr(huge_pages.ctypes, "CDLL", System)
+    return calls
+
+
+def test_other_tensors_are_left_alone(advised: list[tuple[int | None, int, int]]) -> None:
     large = tensor_of(2 * HUGE)
     huge_pages.collapse([tensor_of(HUGE // 2), large.to("meta"), large.bfloat16(), large.view(2, -1).t()])
     assert advised == []
     huge_pages.collapse([large])
-    assert set(advised) == {25}, "an error of the system is no fault"
+    assert {advice for *_, advice in advised} == {25}, "an error of the system is no fault"
 
 
 @pytest.mark.parametrize("offset", [0, 4, HUGE - 4])
-def test_all_pages_that_hold_a_part_of_the_tensor_are_given(monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
-    given: list[int] = []
-
-    class System:
-        def __init__(self, _: None) -> None: ...
-        def madvise(self, begin: huge_pages.ctypes.c_void_p, size: huge_pages.ctypes.c_size_t, advice: int) -> None:
-            assert begin.value is not None and size.value == HUGE
-            given.append(begin.value)
-
-    monkeypatch.setattr(huge_pages.ctypes, "CDLL", System)
+def test_all_pages_that_hold_a_part_of_the_tensor_are_given(
+    advised: list[tuple[int | None, int, int]], offset: int
+) -> None:
     room = tensor_of(5 * HUGE)
     first = -(-room.data_ptr() // HUGE) * HUGE
     tensor = room[(first + offset - room.data_ptr()) // 4 :][: HUGE // 4 + 2]
     huge_pages.collapse([tensor])
-    assert given == [first + i * HUGE for i in range(2 if offset < HUGE - 4 else 3)]
+    pages = range(2 if offset < HUGE - 4 else 3)
+    assert [(begin, size) for begin, size, _ in advised] == [(first + i * HUGE, HUGE) for i in pages]
