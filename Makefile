@@ -43,10 +43,11 @@ tune: setup  ## Tune the memory ops for TARGET (cpu) in BUDGET (180) seconds; wi
 bench: setup  ## Compare every op and the model on TARGET with eager PyTorch, other libraries and the bandwidth bound
 	$(RAMNET) bench --target $(TARGET)
 
-# Parallel tests use all cores, so threads that spin while they wait would only slow down others: with passive waiting,
-# tests/ramnet and tests/export take 76 s instead of 132 s on two cores. Tests of one file share what they compile.
+# Parallel tests use all cores, so each has one thread, and threads that a test adds sleep while they wait: on two cores,
+# passive waiting reduces the time of tests/ramnet and tests/export from 132 s to 76 s, and one thread instead of two the
+# time of tests that trace models to 0.84 of it. Tests of one file share what they compile.
 test: setup  ## Run the tests, JOBS (auto: one per core) files at a time
-	OMP_WAIT_POLICY=passive $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
 
 SECONDS_OF_FUZZING ?= 60
 

@@ -104,15 +104,27 @@ def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Give torch, and with it the CPU kernels, two threads; ``make test`` gives a process one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=["", "cpu"], ids=["reference", "cpu"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test on the reference and on the CPU kernels, with every torch.empty filled with NaN."""
+    """Runs the test on the reference and on the CPU kernels of two threads, with every torch.empty filled with NaN."""
     import torch
 
     from ramnet import ops
 
     if request.param:
         pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
+        request.getfixturevalue("two_threads")
     torch.use_deterministic_algorithms(True)
     try:
         with ops.using(request.param):

@@ -21,6 +21,9 @@ from tests.samples import relative_rmse
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
 @pytest.fixture(params=["whole tokens", "blocks"])
 def calls(
     request: pytest.FixtureRequest, model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,8 @@ from lowering.cpu.backend import _run as run_on_slots  # noqa: E402
 from lowering.cpu.build import cache_key, lower  # noqa: E402
 from lowering.parsing import on_a_short_stack  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 CONSTANTS = {"decay_power": 0.5, "eps": 1e-6, "proxy_eps": 0.01}
 
 
