@@ -12,8 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ramnet.loss import IGNORED
@@ -21,6 +20,7 @@ from ramnet.model import not_finite
 from ramnet.state import RamState
 from ramnet.training import checkpoint
 from ramnet.training.batch import Batch
+from ramnet.training.display import Speed, progress_bar
 from ramnet.training.flops import peak_flops, step_flops
 from ramnet.training.metrics import Metrics
 from ramnet.training.model import Model
@@ -171,45 +171,31 @@ def train(
             written = checkpoint.complete(model.config, saved) if parallel.shards else model
             checkpoint.save(output, progress, written, saved, generator)
 
-    # The share of the machines' operations is shown only, so it is not measured otherwise.
+    # The share of the machines' operations is shown only, so their peak is not measured otherwise.
     peak = parallel.count * peak_flops(device, getattr(torch, recipe.precision)) if console is not None else math.inf
-    of_token, of_label = step_flops(model, 1, 0), step_flops(model, 0, 1)
-    tokens, labels, reported = 0, 0, result.elapsed
+    speed = Speed(step_flops(model, 1, 0), step_flops(model, 0, 1), peak, since=result.elapsed)
     began, saved_at = time.monotonic() - result.elapsed, time.monotonic()
 
     def clock() -> float:
         return parallel.of_first(time.monotonic() - began, device)
 
     in_a_row = 0
-    with recomputed(model, execution.recompute), _progress(console) as bar:
+    with recomputed(model, execution.recompute), progress_bar(console) as bar:
         line = bar.add_task("training", total=1.0, loss=math.nan, speed="", held_out="", skipped="")
         while (spent := recipe.spent(result.step, result.elapsed)) < 1:
             rate = recipe.learning_rate_at(result.step, spent)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = Batch(*task.batch(recipe.batch_size, generator))
-            tokens += batch.inputs.numel()
             optimizer.zero_grad()
-            counted = (batch.labels != IGNORED).sum()
-            labels += int(counted)
-            counted = counted.to(device)
-            mine = parallel.batch(batch).to(device)
-            parts = mine.split(execution.micro_batch or len(mine.inputs))
-            states = [None] * len(parts) if carried is None else carried.split([len(part.inputs) for part in parts])
-            losses = []
-            for i, part in enumerate(parts):
-                with located(), parallel.accumulating(objective, i == len(parts) - 1):
-                    loss, states[i] = objective(part, states[i])
-                    # The gradients of the processes are averaged, and must be added up.
-                    (loss * parallel.count / counted).backward()
-                losses.append(loss.detach().double() / counted)
-            total = parallel.total(torch.stack(losses).sum())
+            with located():
+                loss, after = _add_gradients(objective, batch, carried, execution.micro_batch, parallel, device)
             norm = checkpoint.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm))
-            nats, length = torch.stack([total, norm.double()]).tolist()
+            nats, length = torch.stack([loss, norm.double()]).tolist()
             if math.isfinite(nats) and math.isfinite(length):
                 optimizer.step()
                 in_a_row = 0
-                carried = None if states[0] is None else RamState.merge(states)
+                carried = after
             else:
                 carried = None  # it may hold NaN; the rows go on from a fresh state
                 in_a_row += 1
@@ -221,9 +207,7 @@ def train(
                 step=result.step, loss=nats, learning_rate=rate, gradient_norm=length,
                 tokens_per_second=batch.inputs.numel() / (result.elapsed - before), elapsed=result.elapsed,
             )  # fmt: skip
-            passed = result.elapsed - reported
-            share = (of_token * tokens + of_label * labels) / passed / peak
-            speed = f"{tokens / passed:,.0f} tokens/s  {share:.1%} of peak"
+            speed.add(batch, result.elapsed)
             if in_a_row == MOST_SKIPPED:
                 raise Diverged(
                     f"{MOST_SKIPPED} steps in a row were not finite, at step {result.step} with a loss of {nats} and a"
@@ -231,17 +215,18 @@ def train(
                 )
             skipped = f"  {result.skipped} skipped" if result.skipped else ""
             completed = recipe.spent(result.step, result.elapsed)
-            bar.update(line, completed=completed, loss=nats, speed=speed, skipped=skipped)
+            bar.update(line, completed=completed, loss=nats, speed=speed.text, skipped=skipped)
             # No checkpoint is written after a skipped step, as a resumed run counts skipped steps in a row from 0.
             if parallel.of_first(time.monotonic() - saved_at, device) > checkpoint_seconds and in_a_row == 0:
                 metric, saved = measure()
                 held_out = f"{task.metric} {metric:.3f}"
                 bar.update(line, held_out=held_out)
                 bar.console.print(
-                    f"step {result.step:5d}  {result.elapsed:4.0f} s  loss {nats:.3f}  {speed}  {held_out}{skipped}"
+                    f"step {result.step:5d}  {result.elapsed:4.0f} s  loss {nats:.3f}  {speed.text}  {held_out}"
+                    + skipped
                 )
                 result.elapsed = clock()
-                tokens, labels, reported = 0, 0, result.elapsed
+                speed.restart(result.elapsed)
                 save(saved)
                 saved_at = time.monotonic()
     result.metric, saved = measure()
@@ -249,15 +234,27 @@ def train(
     return result
 
 
-def _progress(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("loss {task.fields[loss]:.3f} {task.fields[speed]} {task.fields[held_out]}{task.fields[skipped]}"),
-        TimeRemainingColumn(),
-        console=console or Console(quiet=True),
-    )
+def _add_gradients(
+    objective: nn.Module, batch: Batch, carried: RamState | None, micro_batch: int | None, parallel: Parallel,
+    device: torch.device,
+) -> tuple[Tensor, RamState | None]:  # fmt: skip
+    """Add the gradients of a batch's loss to the parameters', in parts of ``micro_batch`` of this process's rows.
+
+    Returns the loss of all processes' rows in nats per label, float64 [], and the state after this process's rows.
+    """
+    counted = (batch.labels != IGNORED).sum().to(device)
+    mine = parallel.batch(batch).to(device)
+    parts = mine.split(micro_batch or len(mine.inputs))
+    before = [None] * len(parts) if carried is None else carried.split([len(part.inputs) for part in parts])
+    losses, after = [], []
+    for i, (part, state) in enumerate(zip(parts, before, strict=True)):
+        with parallel.accumulating(objective, i == len(parts) - 1):
+            loss, state = objective(part, state)
+            # The gradients of the processes are averaged, and must be added up.
+            (loss * parallel.count / counted).backward()
+        losses.append(loss.detach().double() / counted)
+        after.append(state)
+    return parallel.total(torch.stack(losses).sum()), None if after[0] is None else RamState.merge(after)
 
 
 def _same_run(progress: checkpoint.Progress, model: Model, task: TrainingTask, recipe: Recipe, path: Path) -> None:
