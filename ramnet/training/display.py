@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ramnet.loss import IGNORED
-from ramnet.training.batch import Batch
-
 
 @dataclass
 class Speed:
@@ -33,10 +30,10 @@ class Speed:
     labels: int = 0
     text: str = ""
 
-    def add(self, batch: Batch, elapsed: float) -> None:
-        """Count a batch that was trained on, after ``elapsed`` seconds of training."""
-        self.tokens += batch.inputs.numel()
-        self.labels += int((batch.labels != IGNORED).sum())
+    def add(self, tokens: int, labels: int, elapsed: float) -> None:
+        """Count what a step has trained on, after ``elapsed`` seconds of training."""
+        self.tokens += tokens
+        self.labels += labels
         passed = elapsed - self.since
         share = (self.of_token * self.tokens + self.of_label * self.labels) / passed / self.peak
         self.text = f"{self.tokens / passed:,.0f} tokens/s  {share:.1%} of peak"

@@ -187,9 +187,13 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = Batch(*task.batch(recipe.batch_size, generator))
+            counted = (batch.labels != IGNORED).sum()
+            mine = parallel.batch(batch).to(device)
             optimizer.zero_grad()
             with located():
-                loss, after = _add_gradients(objective, batch, carried, execution.micro_batch, parallel, device)
+                loss, after = _add_gradients(
+                    objective, mine, counted.to(device), carried, execution.micro_batch, parallel
+                )
             norm = checkpoint.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm))
             nats, length = torch.stack([loss, norm.double()]).tolist()
             if math.isfinite(nats) and math.isfinite(length):
@@ -207,7 +211,7 @@ def train(
                 step=result.step, loss=nats, learning_rate=rate, gradient_norm=length,
                 tokens_per_second=batch.inputs.numel() / (result.elapsed - before), elapsed=result.elapsed,
             )  # fmt: skip
-            speed.add(batch, result.elapsed)
+            speed.add(batch.inputs.numel(), int(counted), result.elapsed)
             if in_a_row == MOST_SKIPPED:
                 raise Diverged(
                     f"{MOST_SKIPPED} steps in a row were not finite, at step {result.step} with a loss of {nats} and a"
@@ -235,15 +239,18 @@ def train(
 
 
 def _add_gradients(
-    objective: nn.Module, batch: Batch, carried: RamState | None, micro_batch: int | None, parallel: Parallel,
-    device: torch.device,
+    objective: nn.Module, mine: Batch, counted: Tensor, carried: RamState | None, micro_batch: int | None,
+    parallel: Parallel,
 ) -> tuple[Tensor, RamState | None]:  # fmt: skip
-    """Add the gradients of a batch's loss to the parameters', in parts of ``micro_batch`` of this process's rows.
+    """Add the gradients of a batch's loss to the parameters'.
+
+    Args:
+        mine: this process's rows of the batch, which are computed ``micro_batch`` at a time.
+        counted: labels of all processes' rows, int64 [].
+        carried: the state before this process's rows.
 
     Returns the loss of all processes' rows in nats per label, float64 [], and the state after this process's rows.
     """
-    counted = (batch.labels != IGNORED).sum().to(device)
-    mine = parallel.batch(batch).to(device)
     parts = mine.split(micro_batch or len(mine.inputs))
     before = [None] * len(parts) if carried is None else carried.split([len(part.inputs) for part in parts])
     losses, after = [], []

@@ -20,7 +20,6 @@ from tests.samples import relative_rmse
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
 
-
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
