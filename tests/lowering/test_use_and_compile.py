@@ -22,8 +22,8 @@ def model() -> RamNetForCausalLM:
     torch.manual_seed(0)
     return RamNetForCausalLM(
         RamNetConfig(
-            vocab_size=61, hidden_size=24, num_layers=2, num_heads=2, value_dim=12, order=3, sub_dim=3, top_k=4,
-            cape_full_layers=1, cape_half_layers=1, intermediate_size=40, conv_layers=1, decay_power=2.0,
+            vocab_size=61, hidden_size=24, num_layers=1, num_heads=2, value_dim=12, order=3, sub_dim=3, top_k=4,
+            cape_half_layers=1, intermediate_size=40, conv_layers=1, decay_power=2.0,
         )
     )  # fmt: skip
 

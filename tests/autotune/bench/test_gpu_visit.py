@@ -173,7 +173,7 @@ def test_a_dry_run_interprets_tiny_kernels(tmp_path: Path) -> None:
         from autotune.bench.gpu import dry_run, part_process
         from autotune.bench.gpu.run import GpuRun
         for name, part in dry_run.parts().items():
-            if name in ("gla", "position"):
+            if name in ("decode", "position"):
                 part(run := GpuRun("h100", True, device="cpu"))
                 print(name, sum(len(table.rows) for table in run.tables), run.tables[0].failed)
     """
@@ -183,4 +183,4 @@ def test_a_dry_run_interprets_tiny_kernels(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     timed = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines()}
-    assert timed["position"] == 2 and timed["gla"] >= 1, done.stdout
+    assert timed["position"] == 2 and timed["decode"] >= 1, done.stdout
