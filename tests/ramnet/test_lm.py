@@ -47,9 +47,13 @@ def test_only_convolutions_tell_the_two_kinds_apart() -> None:
     models = configurations(SCALES["quick"])
     for name, config in models.items():
         assert config.conv_layers == (2 if name.endswith("convolutions") else 0)
-    assert {(c.hidden_size, c.num_layers, c.embedding_std, c.final_gain) for c in models.values()} == {
-        (128, 2, 1.0, 1.0)
-    }
+    assert {(c.hidden_size, c.num_layers, c.final_gain) for c in models.values()} == {(128, 2, 1.0)}
+
+
+def test_the_two_models_that_end_lower_from_small_embeddings_begin_with_them() -> None:
+    starts = {name: config.embedding_std for name, config in configurations(SCALES["quick"]).items()}
+    smaller = {"Transformer++ + convolutions", "Gated DeltaNet + convolutions"}
+    assert starts == {name: 0.02 if name in smaller else 1.0 for name in starts}
 
 
 def test_the_scores_are_bits_of_all_labels_of_repeated_names_and_by_context(files: list[str]) -> None:
