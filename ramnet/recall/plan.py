@@ -35,10 +35,10 @@ class Scale:
         steps: steps of the runs with the ``FINALISTS`` best of them.
         batch_size: examples of the shortest length in a step.
         seeds: seeds of those runs.
-        slots: M of the RAM-Nets whose state size varies.
+        memories: M and U of the RAM-Nets.
         key_dims: widths of the keys of the baselines' single head, whose values are 64 wide; a sliding window has half
             as many tokens, which is about the same state.
-        ablations: train what ``ablations`` yields, instead of RAM-Nets of these sizes and the baselines.
+        ablations: train what ``ablations`` yields, instead of these RAM-Nets and the baselines.
     """
 
     trained: tuple[tuple[int, int], ...]
@@ -47,22 +47,30 @@ class Scale:
     steps: int
     batch_size: int
     seeds: tuple[int, ...]
-    slots: tuple[int, ...]
+    memories: tuple[tuple[int, int], ...]
     key_dims: tuple[int, ...]
     ablations: bool = False
 
 
+def every_order(slots: int) -> list[tuple[int, int]]:
+    """Return M = ``slots`` with every U for which P = M^(1/U) is a whole number of at least 2."""
+    return [(slots, u) for u in range(1, slots.bit_length()) if round(slots ** (1 / u)) ** u == slots]
+
+
 _MIX = ((4, 64), (8, 128), (16, 256), (32, 256), (64, 256))  # the paper's training mix
-# "quick" compares at equal state: M = 64 is 5440 numbers, and keys of width 40 are 5248 to 5376.
+# "quick" compares at equal state: M = 64 is 5440 numbers, and keys of width 40 are 5248 to 5376. "day" has the paper's
+# Figure 4 at M = 256, and beyond it the best U of each M.
 SCALES = {
     "quick": Scale(trained=PAPERS_SETTINGS[:4], tested=PAPERS_SETTINGS[:4], search_steps=200, steps=1200,
-                   batch_size=64, seeds=(0,), slots=(64,), key_dims=(40,)),
+                   batch_size=64, seeds=(0,), memories=(*every_order(64),), key_dims=(40,)),
     "day": Scale(trained=_MIX, tested=PAPERS_SETTINGS, search_steps=300, steps=3000,
-                 batch_size=128, seeds=(0,), slots=(64, 256, 512, 1024), key_dims=(32, 64)),
+                 batch_size=128, seeds=(0,), memories=((64, 3), *every_order(256), (512, 3), (1024, 5)),
+                 key_dims=(64,)),
     "ablations": Scale(trained=PAPERS_SETTINGS[:4], tested=PAPERS_SETTINGS[:4], search_steps=200,
-                       steps=600, batch_size=64, seeds=(0,), slots=(), key_dims=(), ablations=True),
+                       steps=600, batch_size=64, seeds=(0,), memories=(), key_dims=(), ablations=True),
     "paper": Scale(trained=_MIX, tested=PAPERS_SETTINGS, search_steps=4000, steps=40000,
-                   batch_size=256, seeds=(0, 1, 2), slots=(16, 64, 256, 1024, 4096), key_dims=(32, 64, 128)),
+                   batch_size=256, seeds=(0, 1, 2), key_dims=(32, 64, 128),
+                   memories=tuple(each for slots in (16, 64, 256, 1024, 4096) for each in every_order(slots))),
 }  # fmt: skip
 
 
@@ -87,20 +95,14 @@ def baseline(name: Any, key_dim: int, window: int | None = None) -> BaselineConf
                           window=window, conv_layers=1)  # fmt: skip
 
 
-def orders(slots: int) -> list[int]:
-    """Return every U for which P = M^(1/U) is a whole number of at least 2."""
-    return [u for u in range(1, slots.bit_length()) if round(slots ** (1 / u)) ** u == slots]
-
-
 def configurations(scale: Scale) -> Iterator[tuple[str, Config]]:
     """Yield a name, unique within the scale, and the configuration of everything that is trained."""
     if scale.ablations:
         yield from ablations()
         return
-    for slots in scale.slots:
-        for order in orders(slots):
-            config = ram_net(slots, order)
-            yield name_of(config), config
+    for slots, order in scale.memories:
+        config = ram_net(slots, order)
+        yield name_of(config), config
     for key_dim in scale.key_dims:
         for name in ("linear", "gla", "deltanet", "gated_deltanet", "mamba2", "rwkv7"):
             yield f"{name} {key_dim}", baseline(name, key_dim)

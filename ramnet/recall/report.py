@@ -106,7 +106,7 @@ def _draw_states(found: Sequence[Line], picture: Path) -> None:
 
 
 def _draw_orders(found: Sequence[Line], picture: Path) -> None:
-    """Draw mean accuracy against the order U for each number of slots M (the paper's Figure 4)."""
+    """Draw mean accuracy against the order U for each number of slots M that has several (the paper's Figure 4)."""
     from matplotlib.figure import Figure
 
     points: dict[int, dict[int, float]] = defaultdict(dict)
@@ -117,7 +117,8 @@ def _draw_orders(found: Sequence[Line], picture: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for slots, by_order in sorted(points.items()):
-        axes.plot(*zip(*sorted(by_order.items()), strict=True), marker="o", label=f"M = {slots}")
+        if len(by_order) > 1:
+            axes.plot(*zip(*sorted(by_order.items()), strict=True), marker="o", label=f"M = {slots}")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("order U of the address, at the same number of slots")
     axes.set_ylabel("mean accuracy")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from ramnet.recall import plan, report
 from ramnet.recall.cli import recall
-from ramnet.recall.plan import SCALES, Scale, ablations, baseline, configurations, orders, ram_net
+from ramnet.recall.plan import SCALES, Scale, ablations, baseline, configurations, every_order, ram_net
 from ramnet.training.model import state_size
 from ramnet.training.mqar import Mix, Mqar
 from ramnet.training.sweep import Run
@@ -21,8 +21,8 @@ from tests.ramnet.training.sweeps import trained
 __all__ = ["trained"]
 
 SMALL = Scale(
-    trained=((1, 8),), tested=((1, 8), (2, 16)), search_steps=2, steps=4, batch_size=2, seeds=(0, 1), slots=(4,),
-    key_dims=(),
+    trained=((1, 8),), tested=((1, 8), (2, 16)), search_steps=2, steps=4, batch_size=2, seeds=(0, 1),
+    memories=((4, 1), (4, 2)), key_dims=(),
 )  # fmt: skip
 
 
@@ -34,9 +34,9 @@ def test_a_mix_draws_as_many_tokens_at_each_setting() -> None:
 
 
 def test_orders_divide_the_same_number_of_slots() -> None:
-    assert orders(64) == [1, 2, 3, 6] and orders(256) == [1, 2, 4, 8] and orders(2) == [1]
-    for order in orders(256):
-        assert [layer.slots for layer in ram_net(256, order).layers] == [16, 256]
+    assert every_order(64) == [(64, 1), (64, 2), (64, 3), (64, 6)] and every_order(2) == [(2, 1)]
+    for slots, order in (*every_order(256), *every_order(512)):
+        assert [layer.slots for layer in ram_net(slots, order).layers] == [16, slots]
 
 
 def test_states_are_memories_masses_and_last_inputs() -> None:
