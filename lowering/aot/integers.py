@@ -62,7 +62,7 @@ class Int8(Matrix):
         with builder.serial(0, self.inputs // width) as i:
             at = tir.Ramp(i * width, 1, width)
             for r, row in enumerate(rows):
-                self.fetch(rows, r, i * width, width)
+                self.fetch(rows, tokens, r, i * width, width)
                 weights = self.weight[row, at]
                 for token, total in zip(tokens, sums[r], strict=True):
                     activations = rounded[tir.Ramp(token * self.inputs + i * width, 1, width)]
@@ -102,7 +102,7 @@ class Int8(Matrix):
 
         with builder.serial(0, self.inputs // 16) as i:
             for r in range(len(rows)):
-                self.fetch(rows, r, i * 16, 16)
+                self.fetch(rows, tokens, r, i * 16, 16)
             weights = pairs([self.weight[row, tir.Ramp(i * 16, 1, 16)] for row in rows])
             activations = pairs([rounded[tir.Ramp(token * self.inputs + i * 16, 1, 16)] for token in tokens])
             for of_rows, w in zip(sums, weights, strict=True):
@@ -178,7 +178,7 @@ class Int4(Matrix):
             builder.buffer_store(total, tir.Broadcast(emit.constant(0, "float32"), lanes), [every])
         with builder.serial(0, self.loads) as i:
             for r, row in enumerate(rows):
-                self.fetch(rows, r, i * width, width)
+                self.fetch(rows, tokens, r, i * width, width)
                 packed = self.weight[row, tir.Ramp(i * width, 1, width)]
                 low, high = (packed & of_all(15, width)), packed >> of_all(4, width)
                 nibbles = [each.astype(f"int8x{width}") for each in (low, high)]

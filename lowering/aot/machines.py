@@ -116,7 +116,8 @@ class Machine:
         dot: the integer dot product.
         lanes: partial sums of a dot product of floating numbers, if other than a format's own.
         needs: what its code may use and processors of the architecture may lack, as Linux calls it.
-        rows_in_turn: whether a token reads several rows at a time of weights that do not stay in a cache.
+        rows_in_turn: whether a token's loop reads neighbouring rows in turn, with prefetches, and not rows that are far
+            apart, each as it lies in memory.
     """
 
     name: str

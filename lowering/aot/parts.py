@@ -50,7 +50,7 @@ def product(matrix: Matrix, X: Any, p: Any, put: Callable[[Any, Any, Any], None]
     def tiles(b: Any, rows: int, which: list[Any]) -> None:
         together = largest_divisor(block, rows)
         with builder.serial(0, block // together) as r:
-            these = [b * block + r * together + j for j in range(together)]
+            these = matrix.together(b * (block // together) + r, together, len(which))
             for row, dots in zip(these, matrix.dots(these, prepared, which), strict=True):
                 for token, dot in zip(which, dots, strict=True):
                     put(token, row, dot)
