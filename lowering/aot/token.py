@@ -46,9 +46,7 @@ def default_tiling(config: RamNetConfig, precision: str, machine: Machine) -> Ti
     one thread 0.83 and 0.71.
     """
     usual = FORMATS[precision].usual(machine)
-    if machine.rows_in_turn or read_by_token(config, precision) < STREAMED:
-        return usual
-    if precision in SCALED:
+    if machine.rows_in_turn or precision in SCALED or read_by_token(config, precision) < STREAMED:
         return usual
     return usual._replace(rows=1, lanes=32 if machine.lanes is None else usual.lanes)
 

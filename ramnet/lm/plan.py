@@ -87,10 +87,8 @@ def baseline(scale: Scale, mixer: Any, conv_layers: int) -> BaselineConfig:
 
 
 def _shared(scale: Scale, conv_layers: int) -> dict[str, Any]:
-    return {
-        "vocab_size": 256, "hidden_size": scale.hidden_size, "num_layers": scale.num_layers,
-        "conv_layers": conv_layers,
-    }  # fmt: skip
+    sizes = {"hidden_size": scale.hidden_size, "num_layers": scale.num_layers}
+    return {"vocab_size": 256, **sizes, "conv_layers": conv_layers}
 
 
 def configurations(scale: Scale) -> dict[str, Config]:

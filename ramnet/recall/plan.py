@@ -62,7 +62,7 @@ _MIX = ((4, 64), (8, 128), (16, 256), (32, 256), (64, 256))  # the paper's train
 # Figure 4 at M = 256, and beyond it the best U of each M.
 SCALES = {
     "quick": Scale(trained=PAPERS_SETTINGS[:4], tested=PAPERS_SETTINGS[:4], search_steps=200, steps=1200,
-                   batch_size=64, seeds=(0,), memories=(*every_order(64),), key_dims=(40,)),
+                   batch_size=64, seeds=(0,), memories=tuple(every_order(64)), key_dims=(40,)),
     "day": Scale(trained=_MIX, tested=PAPERS_SETTINGS, search_steps=300, steps=3000,
                  batch_size=128, seeds=(0,), memories=((64, 3), *every_order(256), (512, 3), (1024, 5)),
                  key_dims=(64,)),

@@ -89,6 +89,22 @@ def test_rows_that_are_read_one_after_the_other(precision: str, allowed: float, 
     assert error(library.tokens(library.state(), ids, 45), want) < allowed
 
 
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", 1e-5), ("int4", 0.05)])
+def test_rows_in_the_form_for_processors_of_another_maker(
+    precision: str, allowed: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neighbours in turn on a processor that is not Intel's, and far apart on Intel's."""
+    other = "AuthenticAMD" if host().rows_in_turn else "GenuineIntel"
+    monkeypatch.setattr("lowering.targets.cpu_vendor", lambda: other)
+    monkeypatch.setenv("RAMNET_CACHE", str(tmp_path / "cache"))
+    assert host().rows_in_turn == (other == "GenuineIntel")
+    model = model_of(TINY)
+    library, ids = CLibrary(model, tmp_path, precision), ids_of(45, TINY.vocab_size)
+    want = eager_logits(as_stored(model, precision), ids)
+    state = library.state()
+    assert error(np.stack([library.token(state, int(each)) for each in ids]), want) < allowed
+
+
 def test_weights_of_floating_numbers_beyond_a_cache_are_read_by_rows_but_on_intels_processors() -> None:
     large, machine = RamNetConfig.preset("340m"), replace(host(), rows_in_turn=False)
     for precision in weights.FILE_TYPES:
