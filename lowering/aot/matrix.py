@@ -45,7 +45,7 @@ class Matrix(ABC):
         tiling: the loops of a token that is computed alone, and how many tokens are computed together.
 
     Attributes:
-        default: the loops if the weights stay in a cache.
+        default: the loops, unless ``default_tiling`` has rows read one after the other.
         several: the loops of tokens that are computed together.
     """
 
