@@ -83,6 +83,14 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
+@pytest.fixture(autouse=True)
+def kept_memory(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether this process was to keep freed memory, which it would do in all later tests. Empty if not."""
+    asked: list[bool] = []
+    monkeypatch.setattr("ramnet.allocator.keep_freed_memory", lambda: asked.append(True))
+    return asked
+
+
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """Run ``ramnet`` with these arguments in this process and return its exit status."""

@@ -89,7 +89,7 @@ def bench(
 
 def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None) -> Iterator[Report]:
     from autotune.bench.cpu import everything
-    from autotune.measure.freed_memory import keep_freed_memory
+    from ramnet.allocator import keep_freed_memory
 
     if not run.kernels:
         run.on_step("no kernels")

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from autotune.measure.freed_memory import keep_freed_memory
 from autotune.measure.problems import OneKernel, Problem, checked
 from autotune.measure.timing import Timing, interleaved
 from lowering.cpu.build import Kernel, lower
+from ramnet import allocator
 from ramnet.ops import reference
 from schedules.base import Schedule
 from schedules.workload import Workload
@@ -29,7 +29,7 @@ class CpuRunner:
     def open(self, workload: Workload, target: str, threads: int) -> None:
         """Draw the inputs and compute the expected results."""
         torch.set_num_threads(threads)
-        keep_freed_memory()
+        allocator.keep_freed_memory()
         self.target, self.kernels = target, {}
         self.timed, self.checked = Problem(workload), Problem(checked(workload))
         _ = self.timed.arguments, self.checked.expected

@@ -250,9 +250,11 @@ def _train(
     import torch
 
     from ramnet import ops
+    from ramnet.allocator import keep_freed_memory
     from ramnet.training.loop import train as run_training
     from ramnet.training.metrics import picture
 
+    keep_freed_memory()
     recipe, progress = _settled(ctx, options, parallel, seconds)
     torch.manual_seed(recipe.seed)
     model, output = _model(ctx, options, progress, screen), options["output"]

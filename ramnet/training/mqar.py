@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ramnet.loss import IGNORED
+from ramnet.loss import IGNORED, LOGITS_AT_ONCE
 from ramnet.training.model import Model
 
 GAP_POWER = 0.01  # a query is at gap i, counted from 1, with probability p_i ∝ i^(GAP_POWER − 1)
@@ -125,10 +125,12 @@ def count_right(model: Model, inputs: Tensor, labels: Tensor) -> float:
 def right(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
     """Return for each label [B, T] other than IGNORED, row by row, 1.0 if it is the most probable token and else 0.0.
 
-    It is NaN if the logits are not finite. ``hidden`` is [B, T, C].
+    It is NaN if the logits are not finite. ``hidden`` is [B, T, C]. ``LOGITS_AT_ONCE`` logits exist at a time.
     """
     asked = labels != IGNORED
-    largest, likeliest = model.head(hidden[asked]).max(dim=-1)
+    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    best = [model.head(part).max(dim=-1) for part in hidden[asked].split(rows)]
+    largest, likeliest = (torch.cat(each) for each in zip(*best, strict=True))
     return (likeliest == labels[asked]) + 0 * largest
 
 

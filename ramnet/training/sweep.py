@@ -192,9 +192,11 @@ def known_outcome(path: Path) -> Outcome | None:
 def _train(run: Run, folder: Path, kernels: str) -> Outcome:
     """Train on one thread, from the run's last checkpoint if there is one, and write the outcome."""
     from ramnet import ops
+    from ramnet.allocator import keep_freed_memory
     from ramnet.training import checkpoint
     from ramnet.training.loop import Diverged, train
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(run.recipe.seed)
     model, output = make(run.config), folder / run.key()

@@ -16,7 +16,7 @@ from dataclasses import asdict
 
 from autotune.bench.cpu import language_model
 from autotune.bench.run import Row, Run, Table
-from autotune.measure.freed_memory import keep_freed_memory
+from ramnet.allocator import keep_freed_memory
 
 # "340m" on two cores takes 1.16 to 1.18 times its bandwidth bound with this, 1.30 with 1000 spins, and 1.24 to 1.31
 # with none, timed by single tokens. The value was chosen after these measurements.

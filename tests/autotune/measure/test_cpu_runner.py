@@ -28,7 +28,7 @@ def rows() -> list[int]:
 
 
 @pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> Iterator[CpuRunner]:
+def runner(rows: list[int]) -> Iterator[CpuRunner]:
     """Kernels that are the reference, with an error of 1 in the last element if they should be wrong."""
 
     def build(workload: Workload, target: str, schedule: Schedule) -> Kernel:
@@ -39,7 +39,6 @@ def runner(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> Iterator[CpuRunn
 
         return Kernel(workload, schedule, function, True)
 
-    monkeypatch.setattr("autotune.measure.cpu_runner.keep_freed_memory", lambda: None)  # a setting of the whole process
     before = torch.get_num_threads()
     runner = CpuRunner(build)
     runner.open(WORKLOAD, "cpu", 3)

@@ -30,11 +30,12 @@ def page(tmp_path: Path) -> Path:
     return file
 
 
-def test_text_is_trained_and_resumed(ramnet: Command, tmp_path: Path, page: Path) -> None:
+def test_text_is_trained_and_resumed(ramnet: Command, tmp_path: Path, page: Path, kept_memory: list[bool]) -> None:
     output = tmp_path / "run"
     status, out, err = ramnet("text", "--data", page, "--steps", "2", "--output", output, *TINY_TEXT)
     assert (status, err) == (0, "")
     assert re.search(r"bits per byte \d\.\d+ after 2 steps", out)
+    assert kept_memory == [True]
     # What the run was comes from its checkpoint: neither --data nor --length is needed again.
     status, out, err = ramnet("text", "--output", output, "--resume", "--kernels", "reference")
     assert (status, err) == (0, "")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ramnet import RamNetConfig, RamNetForCausalLM
+from ramnet.training import mqar
 from ramnet.training.mqar import Mqar
 
 IGNORED = -100
@@ -93,6 +94,20 @@ def test_the_accuracy_of_logits_that_are_not_finite_is_not_a_number(value: float
     assert 0 <= task.evaluate(model) <= 1
     model.norm.bias.data.fill_(value)
     assert math.isnan(task.evaluate(model))
+
+
+@torch.no_grad()
+def test_right_answers_are_the_same_however_many_logits_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = RamNetForCausalLM(RamNetConfig.preset("mqar", vocab_size=32, hidden_size=8))
+    ids, labels = Mqar(2, 8, 32).batch(5, torch.Generator().manual_seed(0))
+    hidden = model.hidden_states(ids)[0]
+    labels[labels != IGNORED] = model.head(hidden).argmax(dim=-1)[labels != IGNORED]
+    labels[3:] = labels[3:].where(labels[3:] == IGNORED, 0)
+    expected = [float(i < 6) for i in range(10)]
+    assert mqar.right(model, hidden, labels).tolist() == expected
+    monkeypatch.setattr(mqar, "LOGITS_AT_ONCE", 3 * 32)
+    assert mqar.right(model, hidden, labels).tolist() == expected
 
 
 @pytest.mark.parametrize(

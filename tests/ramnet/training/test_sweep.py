@@ -131,7 +131,7 @@ def test_each_thing_that_determines_a_run_is_in_its_key() -> None:
     assert runs[0].key() == Run("a", ram_net(4, 1), SEARCH, task, False).key()
 
 
-def test_a_run_trains_evaluates_and_writes_its_outcome(tmp_path: Path) -> None:
+def test_a_run_trains_evaluates_and_writes_its_outcome(tmp_path: Path, kept_memory: list[bool]) -> None:
     for config, scored in ((ram_net(4, 2), True), (baseline("gla", 8), False)):
         run = Run("model", config, SEARCH, TASK, scored)
         threads = torch.get_num_threads()
@@ -143,6 +143,7 @@ def test_a_run_trains_evaluates_and_writes_its_outcome(tmp_path: Path) -> None:
         assert outcome.loss == json.loads(records[-1])["loss"]  # of 2 steps, the last
         if scored:
             assert outcome.metric == sum(outcome.scores) / 2
+    assert len(kept_memory) == 2
 
 
 def test_an_interrupted_sweep_ends_its_processes_at_once(tmp_path: Path) -> None:
