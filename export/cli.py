@@ -73,14 +73,14 @@ def export(
         "--calibrate": calibrate,
     }
     for name, value in given.items():
-        if value and name not in _OPTIONS[kind]:
+        if value not in (None, False) and name not in _OPTIONS[kind]:
             raise click.UsageError(f"{name} has no meaning for --format {kind}; omit it")
-    if tuned and (precision or target or kernels):
+    if tuned and (precision is not None or target is not None or kernels):
         raise click.UsageError("--tuned determines --precision, --kernels and --target; omit them")
-    if kind == "onnx" and target and not kernels:
+    if kind == "onnx" and target is not None and not kernels:
         raise click.UsageError("--target needs --kernels; graphs of standard operators run on any processor")
     model = RamNetForCausalLM.from_pretrained(checkpoint)
-    precision, target = precision or "float32", target or "cpu"
+    precision, target = "float32" if precision is None else precision, "cpu" if target is None else target
     deployment = _tuned(model.config, checkpoint, kind) if tuned else None
     notices: list[str] = []
     if kind == "onnx":

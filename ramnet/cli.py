@@ -58,10 +58,13 @@ def main(command: click.Command = ramnet) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
+        if isinstance(stop.__cause__, EOFError):  # of which click, too, makes an Abort
+            click.echo(f"ramnet: {_sentence(stop.__cause__)}", err=True)
+            sys.exit(1)
         click.echo("ramnet: interrupted", err=True)
         sys.exit(130)
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, OverflowError) as error:
         click.echo(f"ramnet: {_sentence(error)}", err=True)
         sys.exit(1)
 

@@ -25,6 +25,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         OSError: if ``path`` cannot be written; the message names it.
     """
     path = Path(path)
+    if not path.name:
+        raise IsADirectoryError(f"'{path}' cannot be written: it is not the name of a file")
     missing = [folder for folder in path.parents if not folder.exists()]  # deepest first
     nearest = path.parents[len(missing)]
     if not nearest.is_dir():
@@ -207,6 +209,32 @@ def locked(path: Path) -> Iterator[None]:
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield
                 return
+
+
+@contextmanager
+def locked_alone(path: Path, taken: str) -> Iterator[None]:
+    """Hold an exclusive lock on the file ``path``, which exists as long as the block runs.
+
+    Missing parent folders are created, and removed again after the block if they are empty. Raises ValueError with the
+    message ``taken`` if another process holds the lock.
+    """
+    missing = [folder for folder in path.parents if not folder.exists()]  # deepest first
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            held = False
+        if not held:  # or its holder has removed it since it was opened
+            raise ValueError(taken)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            for each in missing:
+                with suppress(OSError):  # rmdir fails for a folder that is not empty, which is to stay
+                    each.rmdir()
 
 
 def require_writable(*paths: Path) -> None:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 def check_type(ids: Tensor, name: str = "input_ids") -> None:
-    """Raise TypeError if ``ids`` is neither int64 nor int32."""
+    """Raise TypeError if ``ids`` is not a tensor of int64 or int32."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name} is a {type(ids).__name__}; it must be a tensor of torch.int64")
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{name} is {ids.dtype}; it must be torch.int64")
 

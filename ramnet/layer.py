@@ -12,6 +12,7 @@ from ramnet import ops
 from ramnet.config import AddressBias, RamLayerConfig
 from ramnet.sequences import Sequences
 from ramnet.state import RamState
+from ramnet.state_checks import check_no_gradients
 
 
 class RamLayerOutput(NamedTuple):
@@ -144,9 +145,9 @@ class RamLayer(nn.Module):
             ``output`` [B, T, C], 0 for padding, and ``state``. A sequence may be split over several calls.
 
         Raises:
-            ValueError: if ``x`` is not [B, T, C], ``in_place`` is set and T ≠ 1, the mask or the documents do not fit
-                (``Sequences.padded``, ``Sequences.packed``), or ``state`` does not fit the layer, batch or device
-                (``RamState.check``). ``state`` is not modified then.
+            ValueError: if ``x`` is not [B, T, C], ``in_place`` is set and T ≠ 1 or gradients are asked for, the mask or
+                the documents do not fit (``Sequences.padded``, ``Sequences.packed``), or ``state`` does not fit the
+                layer, batch or device (``RamState.check``). ``state`` is not modified then.
             TypeError: if a mask, documents or a state have a wrong dtype.
         """
         c = self.config
@@ -155,6 +156,8 @@ class RamLayer(nn.Module):
         batch, tokens, _ = x.shape
         if in_place and tokens != 1:
             raise ValueError(f"in_place takes one token at a time, not {tokens}")
+        if in_place:
+            check_no_gradients(self, x)
         if sequences is None:
             sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), x.device)
         rows = batch if sequences is None else sequences.lengths.shape[0]

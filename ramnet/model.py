@@ -18,6 +18,7 @@ from ramnet.ids import check_range, check_type
 from ramnet.loss import IGNORED, check_labels, next_labels, summed_cross_entropy
 from ramnet.sequences import Sequences
 from ramnet.state import RamState, read_safetensors, write_safetensors
+from ramnet.state_checks import check_no_gradients
 
 WEIGHT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -94,9 +95,9 @@ class RamNetForCausalLM(nn.Module):
         Raises:
             ValueError: if ids or labels are not [B, T] or, on the CPU, outside the vocabulary; if ``state`` does not
                 fit the model, batch or device (``RamState.check``); if the mask or the documents do not fit
-                (``Sequences.padded``, ``Sequences.packed``); if ``in_place`` is set and T ≠ 1; or if
-                ``logits_to_keep`` is negative. ``state`` is not modified then. On a GPU, torch's device-side assertion
-                stops at an id outside the vocabulary, and the values of a mask are not checked.
+                (``Sequences.padded``, ``Sequences.packed``); if ``in_place`` is set and T ≠ 1 or gradients are asked
+                for; or if ``logits_to_keep`` is negative. ``state`` is not modified then. On a GPU, torch's device-side
+                assertion stops at an id outside the vocabulary, and the values of a mask are not checked.
             TypeError: if ids or labels are not integers, or a mask, documents or a state have a wrong dtype.
         """
         if logits_to_keep is not None and logits_to_keep < 0:
@@ -164,6 +165,8 @@ class RamNetForCausalLM(nn.Module):
         batch, tokens, _ = x.shape
         if in_place and tokens != 1:
             raise ValueError(f"in_place takes one token at a time, not {tokens}")
+        if in_place:
+            check_no_gradients(self, x)
         sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), x.device)
         rows, lengths = (batch, tokens) if sequences is None else (sequences.lengths.shape[0], sequences.lengths)
         state = RamState.ready(state, self.config, rows, self.embedding.weight, x.device, in_place)

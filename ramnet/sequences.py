@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ramnet.ops.packed import check_bounds
-from ramnet.state import can_be_read
+from ramnet.state_checks import can_be_read
 
 _MASK_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

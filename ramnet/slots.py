@@ -12,16 +12,21 @@ def with_more_slots(model: RamNetForCausalLM, layer: int, sub_vectors: int = 1) 
     """Return a copy of ``model`` in which the heads of ``layer`` have M · P^sub_vectors slots.
 
     To each query and key, copies of its first sub-vectors are appended, with their biases: U becomes U + sub_vectors.
-    Nothing is trained. Tokens whose digits are uncertain then spread over more slots, so that the writes of different
-    tokens overlap less. States of ``model`` do not fit the new one.
+    Nothing is trained, and hooks are not copied. Tokens whose digits are uncertain then spread over more slots, so that
+    the writes of different tokens overlap less. States of ``model`` do not fit the new one.
 
     Args:
         layer: from 0; none of its heads may use CAPE, whose shifts by the slot number would no longer match.
         sub_vectors: from 1 to the layer's order U.
 
     Raises:
-        ValueError: if an argument is out of range, or the larger layer is (``RamNetConfig``).
+        TypeError: if ``layer`` or ``sub_vectors`` is not an integer.
+        ValueError: if an argument is out of range, the larger layer is (``RamNetConfig``), or ``model`` has other
+            parameters than its configuration says, as with adapters or parametrisations.
     """
+    for name, value in (("layer", layer), ("sub_vectors", sub_vectors)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}; it must be an integer")
     c = model.config
     if not 0 <= layer < c.num_layers:
         raise ValueError(f"layer is {layer}; it must be in 0..{c.num_layers - 1}")
@@ -39,11 +44,19 @@ def with_more_slots(model: RamNetForCausalLM, layer: int, sub_vectors: int = 1) 
         each = x.view(2, old.num_heads, old.order, old.sub_dim, *others)
         return torch.cat([each, each[:, :, :sub_vectors]], dim=2)
 
-    tensors = {name: x.detach().clone() for name, x in model.named_parameters()}
+    given = dict(model.named_parameters())
+    with torch.device("meta"):
+        usual = {name for name, _ in RamNetForCausalLM(c).named_parameters()}
+    if unlike := sorted(usual ^ given.keys()):
+        raise ValueError(f"the model is not as it was built: {unlike[0]} is a parameter of only one of the two")
+    tensors = {name: x.detach().clone() for name, x in given.items()}
     mixer = f"blocks.{layer}.mixer."
     matrix = tensors[weight := mixer + "query_key_value.weight"]
     addresses, values = matrix.tensor_split([2 * old.num_heads * old.order * old.sub_dim])
     tensors[weight] = torch.cat([longer(addresses, c.hidden_size).flatten(0, 3), values])
     if (bias := mixer + "address_bias") in tensors:
         tensors[bias] = longer(tensors[bias])
-    return RamNetForCausalLM.of(config, tensors)
+    larger = RamNetForCausalLM.of(config, tensors).train(model.training)
+    for name, parameter in larger.named_parameters():
+        parameter.requires_grad_(given[name].requires_grad)
+    return larger

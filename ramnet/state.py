@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from ramnet.config import RamLayerConfig, RamNetConfig
+from ramnet.config import RamNetConfig
 from ramnet.files import safetensors_read, safetensors_written_aside
+from ramnet.state_checks import Layer, can_be_read, check_state, shapes_of
 from ramnet.state_files import Described, check
-
-
-class Layer(Protocol):
-    """The part of ``ramnet.RamLayer`` that determines the shapes of its state."""
-
-    config: RamLayerConfig
 
 
 @dataclass
@@ -54,7 +49,7 @@ class RamState:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        memory, mass, conv = _shapes(layers, batch_size).values()
+        memory, mass, conv = shapes_of(layers, batch_size).values()
         return cls(
             memory=[torch.zeros(shape, dtype=dtype, device=device) for shape in memory],
             mass=[torch.full(shape, 1 / shape[2], dtype=dtype, device=device) for shape in mass],
@@ -72,6 +67,8 @@ class RamState:
             # At least float32: in a narrower dtype, the rounding of every write adds up over a long sequence.
             exact = torch.promote_types(weight.dtype, torch.float32)
             return cls.zeros(layers, batch_size, dtype=exact, device=device)
+        if not isinstance(state, cls):
+            raise TypeError(f"state is a {type(state).__name__}; it must be a {cls.__name__}")
         state.check(layers, batch_size, device, in_place)
         return state
 
@@ -98,7 +95,14 @@ class RamState:
         )
 
     def reorder(self, index: Tensor) -> Self:
-        """Return a state whose row i is row ``index[i]`` of this one, as beam search needs; ``index`` is int64 [B']."""
+        """Return a state whose row i is row ``index[i]`` of this one, as beam search needs; ``index`` is int64 [B'].
+
+        Raises ValueError if there is no such row; on a GPU, torch's device-side assertion stops at it.
+        """
+        if can_be_read(index) and index.numel():
+            for row in (int(each) for each in index.aminmax()):
+                if not 0 <= row < self.batch_size:
+                    raise ValueError(f"index holds {row}; the rows of this state are 0..{self.batch_size - 1}")
         return type(self)(
             [x.index_select(0, index) for x in self.memory],
             [x.index_select(0, index) for x in self.mass],
@@ -110,8 +114,13 @@ class RamState:
     def merge(cls, states: Sequence[RamState]) -> Self:
         """Concatenate the rows of ``states``. Their positions may differ.
 
-        Raises ValueError if ``states`` is empty, or their layers, shapes, dtypes or devices differ.
+        Raises ValueError if ``states`` is empty, or their layers, shapes, dtypes or devices differ; TypeError if one is
+        not a state.
         """
+        states = list(states)
+        for i, state in enumerate(states):
+            if not isinstance(state, RamState):
+                raise TypeError(f"states[{i}] is a {type(state).__name__}; it must be a RamState")
         if not states:
             raise ValueError("states is empty; there must be at least one")
         first = states[0].tensors()
@@ -136,7 +145,7 @@ class RamState:
         Raises ValueError if a size is below 1, or the sizes do not add up to the batch size.
         """
         sizes = [1] * self.batch_size if sizes is None else list(sizes)
-        if sum(sizes) != self.batch_size or min(sizes) < 1:
+        if sum(sizes) != self.batch_size or min(sizes, default=1) < 1:
             raise ValueError(f"sizes is {sizes}; they must be at least 1 and add up to {self.batch_size} rows")
         rows = torch.arange(self.batch_size, device=self.position.device).split(sizes)
         return [self.reorder(index) for index in rows]
@@ -165,8 +174,16 @@ class RamState:
         return cls(memory, mass, conv, position)
 
     def save(self, path: str | Path) -> None:
-        """Write the state as safetensors, atomically. Raises OSError, naming the file, if it cannot be written."""
-        write_safetensors(path, {name: x.contiguous() for name, x in self.tensors().items()})
+        """Write the state as safetensors, atomically.
+
+        Raises:
+            OSError: if the file cannot be written; the message names it.
+            ValueError: if ``load`` would not read it: a number of layers, a shape or a dtype is wrong.
+        """
+        tensors = self.tensors()
+        _described(path, tensors)
+        # Copies, as layers may share tensors, which safetensors refuses.
+        write_safetensors(path, {name: x.clone(memory_format=torch.contiguous_format) for name, x in tensors.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -175,9 +192,7 @@ class RamState:
         Files of version 0.1.0 hold a single position, which is used for every row.
         """
         tensors = read_safetensors(path)
-        counts = check(
-            path, {name: Described(str(x.dtype), x.is_floating_point(), tuple(x.shape)) for name, x in tensors.items()}
-        )
+        counts = _described(path, tensors)
         layers = {name: [tensors[f"{name}.{i}"] for i in range(count)] for name, count in counts.items()}
         position = tensors["position"]
         if position.dim() == 0:
@@ -194,32 +209,15 @@ class RamState:
         """Check that this is a state of ``layers`` (as in ``zeros``) for ``batch_size`` rows on ``device``.
 
         Args:
-            in_place: also check that every tensor can be updated in place: it must be contiguous, not require
-                gradients and, outside inference mode, not be an inference tensor.
+            in_place: also check that every tensor can be updated in place: it must be contiguous, of one layer only,
+                not require gradients and, outside inference mode, not be an inference tensor.
 
         Raises:
-            ValueError: if a number of layers, a shape or a device is wrong, a position is negative, or a tensor cannot
-                be updated in place.
+            ValueError: if a number of layers, a shape or a device is wrong, a position is not in 0..2^62, or a tensor
+                cannot be updated in place.
             TypeError: if a dtype is wrong.
         """
-        for name, shapes in _shapes(layers, batch_size).items():
-            tensors: list[Tensor] = getattr(self, name)
-            if len(tensors) != len(shapes):
-                raise ValueError(f"state.{name} has {len(tensors)} layers; this model has {len(shapes)}")
-            for i, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
-                _check(f"state.{name}[{i}]", tensor, shape, device, in_place)
-                if not tensor.is_floating_point():
-                    raise TypeError(f"state.{name}[{i}] is {tensor.dtype}; it must be a floating type")
-        for i, (memory, mass) in enumerate(zip(self.memory, self.mass, strict=True)):
-            if memory.dtype != mass.dtype:
-                raise TypeError(
-                    f"state.mass[{i}] is {mass.dtype} but state.memory[{i}] is {memory.dtype}; use one type"
-                )
-        _check("state.position", self.position, (batch_size,), device, in_place)
-        if self.position.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"state.position is {self.position.dtype}; it must be torch.int64")
-        if can_be_read(self.position) and batch_size and (lowest := int(self.position.min())) < 0:
-            raise ValueError(f"state.position holds {lowest}; it must be >= 0")
+        check_state(self, layers, batch_size, device, in_place)
 
 
 # A pytree, so that torch.export, torch.func and torch.compile can flatten a state into its tensors.
@@ -228,38 +226,10 @@ torch.export.register_dataclass(RamState, serialized_type_name="ramnet.RamState"
 torch.serialization.add_safe_globals([RamState])
 
 
-def _shapes(layers: RamNetConfig | Sequence[Layer], batch_size: int) -> dict[str, list[tuple[int, ...]]]:
-    """Return the shapes of memory, mass and conv for each layer."""
-    convs: list[tuple[int, ...]] = []
-    if isinstance(layers, RamNetConfig):
-        convs = [(batch_size, layers.conv_kernel - 1, layers.hidden_size)] * layers.conv_layers
-        configs: Sequence[RamLayerConfig] = layers.layers
-    else:
-        configs = [layer.config for layer in layers]
-    heads: list[tuple[int, ...]] = [(batch_size, c.num_heads, c.slots) for c in configs]
-    return {"memory": [(*h, c.value_dim) for h, c in zip(heads, configs, strict=True)], "mass": heads, "conv": convs}
-
-
-def can_be_read(tensor: Tensor) -> bool:
-    """Return whether values can be read without synchronising: on the CPU, and not while a graph is traced."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device, in_place: bool) -> None:
-    if tensor.shape != shape:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
-    if tensor.device != device:
-        raise ValueError(f"{name} is on {tensor.device} but input_ids is on {device}")
-    if not in_place:
-        return
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} has strides {list(tensor.stride())}; only a contiguous state is updated in place")
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{name} requires gradients, which a state that is updated in place cannot have")
-    if not torch.compiler.is_compiling() and tensor.is_inference() and not torch.is_inference_mode_enabled():
-        raise ValueError(
-            f"{name} was made in torch.inference_mode() and cannot be updated in place outside it; use state.clone()"
-        )
+def _described(path: str | Path, tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Return what ``state_files.check`` does."""
+    described = {name: Described(str(x.dtype), x.is_floating_point(), tuple(x.shape)) for name, x in tensors.items()}
+    return check(path, described)
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -9,6 +9,8 @@ from time import perf_counter
 
 import click
 
+from ramnet.finite import Finite
+
 
 @click.command("tune-model")
 @click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
@@ -17,7 +19,7 @@ import click
 )
 @click.option("--kernels", is_flag=True, help="Also try the tuned kernels in ONNX Runtime, with --format onnx.")
 @click.option("--preset", help="A model configuration with random weights, instead of CHECKPOINT.")
-@click.option("--budget", type=click.FloatRange(min=0, min_open=True), default=180.0, help="Seconds, set-up included.")
+@click.option("--budget", type=Finite(0, min_open=True), default=180.0, help="Seconds, set-up included.")
 @click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores", help="The most threads to try.")
 @click.option("--seed", type=int, default=0, help="Seed of Optuna's sampler.")
 @click.option(
@@ -60,7 +62,7 @@ def tune_model(
     from export.quality import calibration, held_out
     from ramnet import RamNetConfig, RamNetForCausalLM
     from ramnet.console import console, duration
-    from ramnet.files import require_writable
+    from ramnet.files import locked_alone, require_writable
     from schedules import deployment
 
     records_file = records_file or deployment.path()
@@ -79,7 +81,11 @@ def tune_model(
         except ValueError as error:
             beside.print(f"precisions are judged by the model's own predictions: {error}", soft_wrap=True)
     most = threads or os.cpu_count() or 1
-    with beside.status("reading the weights") as status, tempfile.TemporaryDirectory(prefix="ramnet-") as folder:
+    with (
+        locked_alone(output / ".lock", f"{output} is in use: another process searches there; choose another --output"),
+        beside.status("reading the weights") as status,
+        tempfile.TemporaryDirectory(prefix="ramnet-") as folder,
+    ):
 
         def show(progress: Progress) -> None:
             best = "" if progress.best is None else f"best {duration(progress.best)} a token, "

@@ -67,6 +67,7 @@ class OnnxModel:
         """Return logits [B, T, V] of ids [B, T] after ``state``, and a new state, from the graph that is faster."""
         tokens = self.check(input_ids)
         state = self.state(len(input_ids)) if state is None else state
+        _check_type(state)
         # Per token, ONNX's Scan, which kernels replace, copies the state, and a step reads the weights. Measured with
         # 2 layers of width 128 on one thread: equal at M = 256, where twice the state is as large as the weights; at
         # M = 4096 steps take half the time.
@@ -101,6 +102,7 @@ class OnnxModel:
         tokens = self.check(input_ids)
         if tokens != 1:
             raise ValueError(f"in_place takes one token at a time, not {tokens}")
+        _check_type(state)
         step = self._steps.get(state)
         if step is None:
             self._check_state(state, len(input_ids))
@@ -121,6 +123,7 @@ class OnnxModel:
 
     def _check_state(self, state: OnnxState, batch: int) -> None:
         """Raise ValueError if ``state`` does not fit the model or the batch size."""
+        _check_type(state)
         found = {name: list(array.shape) for name, array in state.tensors.items()}
         for port in inputs(self.config, "decode"):
             if port.name.startswith(PAST):
@@ -131,6 +134,11 @@ class OnnxModel:
         if found:
             raise ValueError(f"state holds {', '.join(found)}, which this model does not have")
         _check_position(state)
+
+
+def _check_type(state: object) -> None:
+    if not isinstance(state, OnnxState):
+        raise TypeError(f"state is a {type(state).__name__}; it must be an OnnxState, which OnnxState.of makes of one")
 
 
 def _check_position(state: OnnxState) -> None:

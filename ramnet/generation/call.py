@@ -120,6 +120,9 @@ def generate(  # noqa: PLR0913 - the settings of a generation, each a keyword, a
     seeds = seeds_of_rows(seed, len(prompts))
     if state is not None and (not isinstance(state, list | tuple) or len(state) != len(prompts)):
         raise ValueError(f"state must be a list of {len(prompts)} states of one row, one for each prompt")
+    for i, each in enumerate(state or ()):
+        if each is None:
+            raise TypeError(f"state[{i}] is None; each prompt needs a state, or none of them")
     texts: list[Tensor] = []
     states: list[Any] = []
     size = max(1, len(prompts)) if isinstance(model, torch.nn.Module) else 1  # exported graphs take no mask
@@ -157,7 +160,11 @@ def _prompt(model: LanguageModel, ids: Tensor | Sequence[int]) -> Tensor:
     if not isinstance(ids, Sequence):
         raise TypeError(f"input_ids holds {ids!r}; a list must hold prompts, each a tensor or a list of token ids")
     device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else None
-    return torch.tensor([ids], device=device) if len(ids) else torch.empty(1, 0, dtype=torch.int64)
+    try:
+        return torch.tensor([ids], device=device) if len(ids) else torch.empty(1, 0, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        wrong = next((each for each in ids if not isinstance(each, int) or not -(2**63) <= each < 2**63), ids)
+        raise TypeError(f"a prompt holds {wrong!r}; it must hold token ids") from None
 
 
 def _left_padded(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -53,6 +53,8 @@ class Stops:
     ) -> None:  # fmt: skip
         for token in tokens:
             check("stop_tokens", token, Integral, lambda x: 0 <= x < 2**63, "token ids")
+        if not isinstance(strings, Iterable) or isinstance(strings, bytes):
+            raise TypeError(f"stop is {strings!r}; it must be a string or several")
         strings = [strings] if isinstance(strings, str) else list(strings)
         for string in strings:
             if not isinstance(string, str):

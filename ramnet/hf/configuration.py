@@ -80,6 +80,14 @@ class HFRamNetConfig(PreTrainedConfig):
         """Convolution blocks and RAM-Net blocks; ``hidden_states`` of a model's output has one entry more."""
         return self.ramnet.conv_layers + self.ramnet.num_layers
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
+        """Return the configuration of a file. Raises ValueError if it has no field ``ramnet``."""
+        own = RamNetConfig.model_fields.keys() & config_dict.keys() - {"vocab_size"}  # which the constructor names
+        if config_dict.get("ramnet") is None and options.get("ramnet") is None and not own:
+            raise ValueError("the configuration has no field ramnet, which holds the fields of a RamNetConfig")
+        return super().from_dict(config_dict, **options)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON has it."""
         return {**super().to_dict(), "ramnet": self.ramnet.model_dump(mode="json")}

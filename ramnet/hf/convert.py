@@ -61,11 +61,13 @@ def convert(source: str | Path, output: str | Path) -> None:
     The configuration, each weight, with its dtype, and the files of a tokenizer stay as they are.
 
     Raises:
-        ValueError: if ``source`` is not a checkpoint, or ``output`` is the same folder.
+        ValueError: if ``source`` is not a checkpoint, or ``output`` is the same folder or a file.
         OSError: if a file cannot be written.
     """
     if Path(source).resolve() == Path(output).resolve():
         raise ValueError(f"{output} would be written over what is read; choose another folder")
+    if Path(output).exists() and not Path(output).is_dir():
+        raise ValueError(f"{output} is a file; a checkpoint needs a folder")
     model = read(source)
     if of_transformers(source):
         model.save_pretrained(output)

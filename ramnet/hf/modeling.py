@@ -130,15 +130,16 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
             num_items_in_batch: what the summed loss is divided by, instead of the number of its labels; Trainer gives
                 the number of labels of all accumulated batches.
             **ignored: options of other models, such as ``output_attentions``; ``position_ids`` only beside
-                ``cu_seq_lens_q``, as a RAM-Net counts positions itself.
+                ``cu_seq_lens_q``, as a RAM-Net counts positions itself. ``past_key_values`` and ``cache_params`` are
+                other models' names of ``cache``.
 
         Returns:
             ``loss`` in nats, ``logits`` [B, T, V], ``cache`` and ``hidden_states``, as far as they were asked for.
 
         Raises:
-            ValueError: if not exactly one of ``input_ids`` and ``inputs_embeds`` is given, or ``position_ids`` is given
-                without ``cu_seq_lens_q``; and as ``RamNetForCausalLM.forward``.
-            TypeError: as ``RamNetForCausalLM.forward``.
+            ValueError: if not exactly one of ``input_ids`` and ``inputs_embeds`` is given, two caches are given, or
+                ``position_ids`` is given without ``cu_seq_lens_q``; and as ``RamNetForCausalLM.forward``.
+            TypeError: if a cache is another model's; and as ``RamNetForCausalLM.forward``.
         """
         if (input_ids is None) == (inputs_embeds is None):
             given = (
@@ -152,6 +153,7 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
                 "position_ids is given, but a RAM-Net counts positions itself;"
                 " mark padding by attention_mask and packed documents by cu_seq_lens_q"
             )
+        cache = _cache(cache, ignored)
         read = inputs_embeds if input_ids is None else input_ids
         assert read is not None
         tokens = read.shape[1]
@@ -222,6 +224,19 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
+
+
+def _cache(cache: Any, others: dict[str, Any]) -> HFRamNetCache | None:
+    """Return the cache that is given as ``cache``, or by the names that it has in other models."""
+    names = ("past_key_values", "cache_params")
+    given = {"cache": cache} | {name: others[name] for name in names if name in others}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if not isinstance(value, HFRamNetCache):
+            raise TypeError(f"{name} is a {type(value).__name__}; a RAM-Net goes on from the cache of an output")
+        if value is not next(iter(given.values())):
+            raise ValueError(f"{' and '.join(given)} are different caches; give one of them")
+    return next(iter(given.values()), None)
 
 
 @contextmanager

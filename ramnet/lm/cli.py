@@ -18,7 +18,7 @@ def lm(scale: str, data: tuple[str, ...], output: Path, jobs: int, kernels: str)
     from ramnet.lm import report
     from ramnet.lm.plan import SCALES, sweep
 
-    sweep_cli.check(output)
+    sweep_cli.check(output, kernels, *report.FILES)
     plan = SCALES[scale]
     runs = sweep(plan, data)
     outcomes = sweep_cli.run(runs, output, jobs, kernels)

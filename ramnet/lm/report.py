@@ -16,7 +16,7 @@ from ramnet.training.metrics import losses
 from ramnet.training.model import Config, parameter_count, state_size
 from ramnet.training.sweep import Outcome, Sweep, by_name
 
-TABLE, DATA, BY_STEP, BY_CONTEXT = "lm.md", "lm.json", "steps.png", "context.png"
+FILES = TABLE, DATA, BY_STEP, BY_CONTEXT = "lm.md", "lm.json", "steps.png", "context.png"
 
 
 class Line:

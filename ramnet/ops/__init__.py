@@ -113,7 +113,8 @@ def memory_step(  # noqa: PLR0913 - as memory_scan
     """Run one token of ``memory_scan``, updating ``memory`` and ``mass`` in place, in time O(K·D) for any M.
 
     The arguments are those of ``memory_scan`` without the dimension T. ``memory`` and ``mass`` must be contiguous.
-    Returns output [B, H, D] of the dtype of ``values``, which is not differentiable. Raises as ``memory_scan`` does.
+    Returns output [B, H, D] of the dtype of ``values``. Raises as ``memory_scan`` does, and ValueError if gradients are
+    asked for, which it does not compute.
     """
     accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
     checks.memory_step(accesses, values, memory, mass, decay_power, eps)

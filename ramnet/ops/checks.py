@@ -117,6 +117,12 @@ def memory_step(
     for name, tensor in (("memory", memory), ("mass", mass)):
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {list(tensor.stride())}; memory_step updates only contiguous state")
+    if torch.is_grad_enabled():
+        named = {"write_weights": accesses.write_weights, "read_weights": accesses.read_weights, "values": values,
+                 "memory": memory, "mass": mass}  # fmt: skip
+        for name, tensor in named.items():
+            if tensor.requires_grad:
+                raise ValueError(f"{name} requires gradients, which memory_step does not compute; use torch.no_grad()")
 
 
 def cyclic_shift(slots: Tensor, position: int | Tensor, num_slots: int) -> None:

@@ -22,7 +22,7 @@ def recall(scale: str, output: Path, jobs: int, kernels: str) -> None:
     from ramnet.recall import report
     from ramnet.recall.plan import SCALES, sweep
 
-    sweep_cli.check(output)
+    sweep_cli.check(output, kernels, *report.FILES)
     plan = SCALES[scale]
     runs = sweep(plan)
     outcomes = sweep_cli.run(runs, output, jobs, kernels)

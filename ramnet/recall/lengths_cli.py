@@ -26,7 +26,7 @@ def recall_lengths(checkpoints: tuple[Path, ...], pairs: int, output: Path, kern
     from ramnet.training.mqar import Mqar
     from ramnet.training.sweep_cli import check
 
-    check(output)
+    check(output, kernels)
     screen = console()
     folders = [folder for given in checkpoints for folder in lengths.folders(given)]
     models = [RamNetForCausalLM.from_pretrained(folder) for folder in folders]

@@ -14,7 +14,7 @@ from ramnet.recall.plan import Scale
 from ramnet.training.model import Config, state_size
 from ramnet.training.sweep import Outcome, by_name
 
-TABLE, DATA, BY_STATE, BY_ORDER = "recall.md", "recall.json", "state.png", "order.png"
+FILES = TABLE, DATA, BY_STATE, BY_ORDER = "recall.md", "recall.json", "state.png", "order.png"
 FAMILIES = {
     "RAM-Net": "RAM-Net", "linear": "linear attention", "gla": "GLA", "deltanet": "DeltaNet",
     "gated_deltanet": "Gated DeltaNet", "mamba2": "Mamba-2", "rwkv7": "RWKV-7", "window": "sliding window",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ramnet.config import RamNetConfig, one_line
+from ramnet.files import locked_alone
 from ramnet.model import WEIGHT_TYPES, filled, not_finite
 from ramnet.state import RamState, read_safetensors, write_safetensors
 from ramnet.training.model import Config, Model, make
@@ -183,13 +184,31 @@ def _carried(path: Path, found: dict[str, Tensor], config: Config, device: torch
     return state
 
 
-def check_writable(directory: Path) -> None:
-    """Raise ValueError if ``directory`` cannot be created or written to, without creating anything."""
+def check_writable(directory: Path, *names: str) -> None:
+    """Raise ValueError if ``directory`` cannot be created or written to, or one of its files ``names`` is a folder.
+    Nothing is created."""
+    for name in names:
+        if (directory / name).is_dir():
+            raise ValueError(f"{directory / name} is a folder; it must be a file, or absent")
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"{directory} cannot be a folder: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"{directory} cannot be written: {existing} is read-only; choose another --output")
+
+
+@contextmanager
+def alone(directory: Path | None) -> Iterator[None]:
+    """Keep other processes from training in ``directory`` within the block; None does nothing.
+
+    Raises ValueError if another process trains there.
+    """
+    if directory is None:
+        yield
+        return
+    check_writable(directory)
+    with locked_alone(directory / ".lock", f"{directory} is in use: another process trains there; choose another"):
+        yield
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ramnet.finite import Finite
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -56,7 +58,7 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
         click.option("--clip-norm", type=float, default=1.0, help="Largest norm of the gradient."),
         click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32",
                      help="Of matrix products. Weights, moments, addresses and memory are float32 in either case."),
-        click.option("--micro-batch", type=click.IntRange(min=1), metavar="ROWS",
+        click.option("--micro-batch", type=click.IntRange(1, 2**31), metavar="ROWS",
                      help="Compute a step's gradient from parts of this many examples, to need less memory."),
         click.option("--recompute", is_flag=True,
                      help="Recompute each block's activations in the backward pass, to need less memory."),
@@ -66,7 +68,7 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
         click.option("--kernels", show_default="those of the machine",
                      help="Kernels of the memory ops: cpu (tuned, TVM), gpu (Triton) or reference (plain PyTorch)."),
         click.option("--compile/--no-compile", "compiled", default=False, help="Compile the model with torch.compile."),
-        click.option("--checkpoint-seconds", type=float, default=30.0,
+        click.option("--checkpoint-seconds", type=Finite(0), default=30.0,
                      help="Seconds between checkpoints, each evaluated on held-out data."),
         click.option("--dry-run", is_flag=True,
                      help="Print the memory, operations and time that the run needs; train and write nothing."),
@@ -167,7 +169,9 @@ def _run(
         screen.quiet = (parallel := torchruns(options["parallel"])).rank > 0
         _dry_run(ctx, options, rows, seconds, parallel, screen)
         return
-    with processes(options["parallel"]) as parallel:
+    from ramnet.training.checkpoint import alone
+
+    with processes(options["parallel"]) as parallel, alone(None if parallel.rank else options["output"]):
         screen.quiet = parallel.rank > 0
         _train(ctx, options, make_task, seconds, parallel, screen)
 
@@ -176,7 +180,7 @@ def _settled(
     ctx: click.Context, options: dict[str, Any], parallel: Parallel, seconds: float
 ) -> tuple[Recipe, Progress | None]:
     """Return the recipe, and the progress of the run that is resumed."""
-    from ramnet.training import checkpoint
+    from ramnet.training import checkpoint, metrics
     from ramnet.training.recipe import BUDGET, Recipe
 
     output, source = options["output"], options["source"]
@@ -196,7 +200,7 @@ def _settled(
         recipe["seconds"] = seconds
     checked = Recipe(**recipe)
     if output is not None:
-        checkpoint.check_writable(output)
+        checkpoint.check_writable(output, checkpoint.FILE, metrics.FILE, metrics.PICTURE)
     return checked, progress
 
 

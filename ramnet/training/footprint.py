@@ -14,10 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ramnet.baselines import BaselineConfig
-from ramnet.loss import summed_cross_entropy
+from ramnet.loss import LOGITS_AT_ONCE, summed_cross_entropy
 from ramnet.state import RamState
 from ramnet.training.model import Model, make
 from ramnet.training.objective import recomputed
+
+PARTS = 8  # of the logits that are traced; a batch of a million tokens of 32 000 has two thousand
 
 
 class Rows(NamedTuple):
@@ -63,17 +65,29 @@ def one_pass(model: Model, rows: Rows, precision: torch.dtype, recompute: bool, 
             mine.grad = torch.zeros_like(mine)
         counted = _Counted(x for p in copy.parameters() for x in (p, p.grad) if x is not None)
         with recomputed(copy, recompute), counted:
-            _loss(copy, rows, precision).backward()
-    return Pass(counted.most, counted.flops)
+            loss, left_out = _loss(copy, rows, precision)
+            loss.backward()
+    # A label's logits, once more in the backward pass, and their two gradients.
+    head = 2 * copy.head.weight.numel() * 4
+    return Pass(counted.most, counted.flops + left_out * head)
 
 
-def _loss(model: Model, rows: Rows, precision: torch.dtype) -> Tensor:
-    """As ``Objective`` does, whose number of labels depends on their values, which there are none of."""
+def _loss(model: Model, rows: Rows, precision: torch.dtype) -> tuple[Tensor, int]:
+    """As ``Objective`` does, whose number of labels depends on their values, which there are none of.
+
+    Also returns how many labels are left out, of more parts of the logits than ``PARTS``: each part is traced in turn,
+    and needs what the others do.
+    """
     ids = torch.zeros(rows.size, rows.length, dtype=torch.int64)
-    at = torch.zeros(rows.size * rows.labels, dtype=torch.int64)
+    labels, vocab_size = rows.size * rows.labels, model.config.vocab_size
+    traced = min(labels, PARTS * max(1, LOGITS_AT_ONCE // vocab_size))
+    at = torch.zeros(labels, dtype=torch.int64)
     with torch.autocast(ids.device.type, dtype=precision, enabled=precision != torch.float32):
         hidden, _ = model.hidden_states(ids)
-        return summed_cross_entropy(model.head, hidden.flatten(0, 1)[at], at, model.config.vocab_size)
+        hidden = hidden.flatten(0, 1)[at]
+        if traced < labels:
+            hidden, at = hidden[:traced], at[:traced]
+        return summed_cross_entropy(model.head, hidden, at, vocab_size), labels - traced
 
 
 class _Counted(TorchDispatchMode):

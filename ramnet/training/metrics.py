@@ -60,15 +60,17 @@ class Metrics:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics file, up to one that was cut off; none if there is no file."""
+    """Return the records of a metrics file, up to one that was cut off or damaged; none if there is no file."""
     records: list[dict[str, Any]] = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                break
+            if not isinstance(record.get("loss"), int | float | None):
                 break
             records.append(record)
     return records

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ramnet.loss import IGNORED, LOGITS_AT_ONCE
 from ramnet.training.model import Model
+from ramnet.training.recipe import MOST
 
 GAP_POWER = 0.01  # a query is at gap i, counted from 1, with probability p_i ∝ i^(GAP_POWER − 1)
 HELD_OUT_EXAMPLES = 1000
@@ -26,7 +27,7 @@ class Mqar:
         vocab_size: V; keys are 1..V/2−1 and values V/2..V−1.
 
     Raises:
-        ValueError: if L is odd, 4·pairs > L, V is odd, or there are fewer than ``pairs`` keys.
+        ValueError: if L is odd or above 2^31, 4·pairs > L, V is odd, or there are fewer than ``pairs`` keys.
     """
 
     pairs: int = 8
@@ -37,6 +38,8 @@ class Mqar:
     def __post_init__(self) -> None:
         if self.pairs < 1:
             raise ValueError(f"pairs is {self.pairs}; it must be at least 1")
+        if self.length > MOST:
+            raise ValueError(f"length is {self.length}; it must be at most 2^31")
         if self.length % 2:
             raise ValueError(f"length is {self.length}; it must be even, as queries stand at even positions")
         if 4 * self.pairs > self.length:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ramnet.config import one_line
 
 BUDGET = ("steps", "seconds")  # the fields that end a run
+MOST = 2**31  # of rows and of tokens in a row: more have no memory, and sizes stay within int64
 
 
 class Recipe(BaseModel):
@@ -17,12 +18,12 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    steps: int | None = Field(None, gt=0, description="total number of steps")
+    steps: int | None = Field(None, gt=0, le=2**53, description="total number of steps")
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False, description="total training time in seconds")
-    batch_size: int = Field(64, gt=0, description="examples in a step")
+    batch_size: int = Field(64, gt=0, le=MOST, description="examples in a step")
     learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False, description="peak learning rate, after warm-up")
     final_learning_rate: float = Field(0.0, ge=0, allow_inf_nan=False, description="learning rate at the end")
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
+    warmup_steps: int = Field(50, ge=0, le=2**53, description="steps of linear warm-up")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight decay of AdamW on matrices")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of AdamW's second moment")

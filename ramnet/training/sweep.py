@@ -61,7 +61,7 @@ class Outcome(BaseModel):
         scores: the task's, of runs that ask for them; empty if training diverged.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str
     learning_rate: float
@@ -168,7 +168,7 @@ def _outcomes(runs: list[Run], folder: Path, jobs: int, kernels: str, done: Call
         if outcome.metric is not None:
             found.append(outcome)
 
-    known = {run.key(): known_outcome(folder / f"{run.key()}.json") for run in runs}
+    known = {run.key(): _known(run, folder / f"{run.key()}.json") for run in runs}
     for outcome in filter(None, known.values()):
         end(outcome)
     missing = [run for run in runs if known[run.key()] is None]
@@ -189,6 +189,18 @@ def known_outcome(path: Path) -> Outcome | None:
         raise ValueError(f"{path} is not an outcome of this experiment: {one_line(error)}; delete it") from None
 
 
+def _known(run: Run, path: Path) -> Outcome | None:
+    """Return ``known_outcome``. Raises ValueError if it is of another run, or is incomplete."""
+    outcome = known_outcome(path)
+    if outcome is not None:
+        recipe = run.recipe
+        found = outcome.name, outcome.learning_rate, outcome.steps, outcome.seed
+        expected = run.name, recipe.learning_rate, recipe.steps or 0, recipe.seed
+        if found != expected or bool(outcome.scores) != (run.scored and outcome.metric is not None):
+            raise ValueError(f"{path} is not the outcome of {run.name} at rate {recipe.learning_rate:g}; delete it")
+    return outcome
+
+
 def _train(run: Run, folder: Path, kernels: str) -> Outcome:
     """Train on one thread, from the run's last checkpoint if there is one, and write the outcome."""
     from ramnet import ops
@@ -203,7 +215,7 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
     resume = (output / checkpoint.FILE).exists()
     loss, metric, scores, seconds = None, None, [], 0.0
     try:
-        with ops.using(kernels):
+        with ops.using(kernels), checkpoint.alone(output):
             result = train(
                 model, run.task, run.recipe, output=output, resume=resume, checkpoint_seconds=CHECKPOINT_SECONDS
             )

@@ -32,13 +32,18 @@ def options(output: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-def check(output: Path) -> None:
-    """Raise click.ClickException or ValueError if results could not be drawn or written."""
+def check(output: Path, kernels: str, *names: str) -> None:
+    """Raise click.ClickException, ImportError or ValueError if results could not be computed, drawn or written to the
+    files ``names``."""
+    from ramnet import ops
     from ramnet.training.checkpoint import check_writable
+
+    with ops.using(kernels):  # which raises for an unknown name
+        pass
 
     if find_spec("matplotlib") is None:
         raise click.ClickException("the pictures need matplotlib: pip install 'ramnet[tune]'")
-    check_writable(output)
+    check_writable(output, *names)
 
 
 def run(sweep: Sweep, output: Path, jobs: int, kernels: str) -> list[Outcome]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ramnet.loss import IGNORED, summed_cross_entropy
 from ramnet.training.batch import Batch
 from ramnet.training.model import Model
+from ramnet.training.recipe import MOST
 from ramnet.training.tokens import Tokenizer, Tokens, documents, read_tokens, write_tokens
 from ramnet.training.windows import ROWS, Carried, Kind, Windows
 
@@ -93,7 +94,8 @@ class Text:
     def check(description: dict[str, Any], vocab_size: int) -> Tokenizer | None:
         """Check what can be checked of a description without reading the text, and return its tokenizer.
 
-        Raises ValueError if a file cannot be opened, the length is below 1, or the tokens do not fit ``vocab_size``.
+        Raises ValueError if a file cannot be opened, the length is not in 1..2^31, or the tokens do not fit
+        ``vocab_size``.
         """
         _check_length(description["length"])
         for file in description["files"]:
@@ -145,8 +147,8 @@ class Text:
 
 
 def _check_length(length: int) -> None:
-    if length < 1:
-        raise ValueError(f"length is {length}; it must be at least 1")
+    if not 1 <= length <= MOST:
+        raise ValueError(f"length is {length}; it must be in 1..2^31")
 
 
 def standard_library() -> list[Path]:

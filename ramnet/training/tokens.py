@@ -125,7 +125,7 @@ def read_tokens(folder: Path, digest: str) -> dict[str, tuple[Tokens, int]] | No
                 return None
             ids = np.memmap(path, dtype, "r") if part["tokens"] else np.empty(0, dtype)
             found[side] = Tokens(ids, sizes), int(part["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     return found
 
@@ -143,7 +143,11 @@ def documents(file: Path) -> Iterator[bytes]:
             for number, line in enumerate(lines, 1):
                 try:
                     yield json.loads(line)["text"].encode()
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except UnicodeEncodeError as error:
+                    raise ValueError(f"{file} line {number} has a text that is not UTF-8: {error}") from None
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{file} line {number} is not JSON: {error}") from None
+                except (KeyError, TypeError, AttributeError):
                     raise ValueError(f'{file} line {number} is not an object with a "text"') from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None

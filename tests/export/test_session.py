@@ -165,6 +165,11 @@ def test_slots_are_those_that_a_token_reads_and_writes(mixed: Exported) -> None:
     assert all(int(x.min()) >= 0 and int(x.max()) < c.slots for x, c in zip(slots, session.config.layers, strict=True))
 
 
+def test_ids_of_32_bits_are_read(mixed: Exported) -> None:
+    session, ids = OnnxSession(mixed.onnx, threads=1), torch.tensor([[3, 1, 4]])
+    assert torch.equal(session(ids.int()).logits, session(ids).logits)
+
+
 def test_bad_input_is_named(mixed: Exported) -> None:
     session = OnnxSession(mixed.onnx, threads=1)
     state = OnnxState.zeros(session.config, 2)
@@ -179,6 +184,10 @@ def test_bad_input_is_named(mixed: Exported) -> None:
             call(torch.zeros(3, 1, dtype=torch.int64), state)
         with pytest.raises(ValueError, match=r"holds 256; token ids must be in 0\.\.255"):
             call(torch.tensor([[256], [0]]), state)
+        with pytest.raises(TypeError, match="input_ids is a list; it must be a tensor of"):
+            call([[0], [0]], state)
+        with pytest.raises(TypeError, match="state is a RamState; it must be an OnnxState"):
+            call(torch.zeros(2, 1, dtype=torch.int64), RamState.zeros(session.config, 2))
     session.step(torch.zeros(2, 1, dtype=torch.int64), state)
     with pytest.raises(ValueError, match="has 3 rows; the state is of batch size 2"):
         session.step(torch.zeros(3, 1, dtype=torch.int64), state)

@@ -23,13 +23,15 @@ class NoWaiting(TorchDispatchMode):
     """Raises RuntimeError for an operator that would synchronise if the CPU's tensors were on a GPU."""
 
     def __enter__(self) -> Any:
-        self.on_cpu = patch("ramnet.state.can_be_read", lambda tensor: False)
-        self.on_cpu.start()
+        self.on_cpu = [patch(f"ramnet.{name}.can_be_read", lambda tensor: False) for name in ("state", "state_checks")]
+        for each in self.on_cpu:
+            each.start()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self.on_cpu.stop()
+        for each in self.on_cpu:
+            each.stop()
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if operator.__name__.split(".")[0] in WAITS:

@@ -283,6 +283,12 @@ def test_bad_settings_are_refused_before_the_model_runs(
     [
         ({"input_ids": PROMPT.float()}, r"input_ids is torch\.float32; it must be torch\.int64"),
         ({"input_ids": [1, 2]}, "input_ids holds 1; a list must hold prompts"),
+        ({"input_ids": [["a"]]}, "a prompt holds 'a'; it must hold token ids"),
+        ({"input_ids": [[1, 2**70]]}, f"a prompt holds {2**70}; it must hold token ids"),
+        ({"input_ids": [[1], [2]], "state": [None, None]}, r"state\[0\] is None; each prompt needs a state"),
+        ({"state": 5}, "state is a int; it must be a RamState"),
+        ({"stop": None}, "stop is None; it must be a string or several"),
+        ({"stop": b"a"}, "stop is b'a'; it must be a string or several"),
         ({"input_ids": [[1.5]]}, r"input_ids is torch\.float32; it must be torch\.int64"),
         ({"temperature": "hot"}, "temperature is 'hot'; it must be finite and >= 0"),
         ({"top_k": 2.5}, r"top_k is 2\.5; it must be >= 0"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ramnet.files import locked, require_writable, write_text_atomic
+from ramnet.files import locked, locked_alone, require_writable, write_text_atomic
 from tests.samples import read_only_folder
 
 
@@ -100,3 +100,15 @@ def test_two_results_cannot_be_one_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     with pytest.raises(ValueError, match="link is given for two files"):
         require_writable(tmp_path / "link", tmp_path / "file")
+
+
+def test_a_lock_for_one_is_refused_to_others_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deep" / ".lock"
+    with locked_alone(path, "in use"):
+        with pytest.raises(ValueError, match=r"^in use$"), locked_alone(path, "in use"):
+            pass
+        assert path.exists()
+    assert list(tmp_path.iterdir()) == []
+    with locked_alone(path, "in use"):
+        (path.parent / "result").write_text("kept")
+    assert [each.name for each in path.parent.iterdir()] == ["result"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ramnet import RamNetConfig, RamNetForCausalLM, RamState
+from ramnet import RamLayer, RamNetConfig, RamNetForCausalLM, RamState
 from tests import brute_force
 from tests.samples import relative_rmse
 
@@ -279,3 +279,22 @@ def test_an_id_outside_the_vocabulary_is_named_and_the_state_stays(
 def test_a_state_of_another_model_batch_or_device_is_refused(state: RamState, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         small_model()(tokens(2, 3), state)
+
+
+@pytest.mark.parametrize("kernels", ["", "cpu"], indirect=True)
+def test_a_step_in_place_that_is_asked_for_gradients_is_refused_and_changes_nothing(kernels: str) -> None:
+    model = small_model()
+    with torch.no_grad():
+        state = model(tokens(2, 3)).state
+    before = state.clone()
+    layer = RamLayer(8, 2, order=2, sub_dim=3, top_k=2)
+    with pytest.raises(
+        ValueError, match=r"in_place is True, which computes no gradients; call it under torch\.no_grad"
+    ):
+        model(tokens(2, 1), state, in_place=True)
+    for parameter in layer.requires_grad_(False).parameters():
+        assert not parameter.requires_grad
+    layer(torch.ones(2, 1, 8), in_place=True)
+    with pytest.raises(ValueError, match="in_place is True, which computes no gradients"):
+        layer(torch.ones(2, 1, 8, requires_grad=True), in_place=True)
+    assert_states_match(state, before, tolerance=0)

@@ -94,3 +94,16 @@ def test_a_part_of_a_larger_state_can_be_stepped(kernels: str) -> None:
     assert torch.equal(whole["memory"][1:2], one["memory"])
     assert torch.equal(whole["memory"][0], inputs["memory"][0])
     assert torch.equal(whole["memory"][2], inputs["memory"][2])
+
+
+@pytest.mark.parametrize("name", ["write_weights", "read_weights", "values", "memory", "mass"])
+def test_gradients_are_refused(kernels: str, name: str) -> None:
+    slots = torch.zeros(1, 1, 1, dtype=torch.int32)
+    inputs = {"write_slots": slots, "write_weights": torch.ones(1, 1, 1), "read_slots": slots,
+              "read_weights": torch.ones(1, 1, 1), "values": torch.ones(1, 1, 3), "memory": torch.zeros(1, 1, 4, 3),
+              "mass": torch.ones(1, 1, 4)}  # fmt: skip
+    inputs[name].requires_grad_()
+    with pytest.raises(ValueError, match=f"^{name} requires gradients, which memory_step does not compute"):
+        ops.memory_step(**inputs)
+    with torch.no_grad():
+        assert ops.memory_step(**inputs).shape == (1, 1, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,3 +81,16 @@ def test_the_command_writes_a_table_data_and_two_pictures(
     assert [each["family"] for each in facts] == ["RAM-Net", "RAM-Net", "attention"]
     for picture in (report.BY_STATE, report.BY_ORDER):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["recall", "lm"])
+def test_bad_input_is_found_before_anything_is_trained(
+    command: str, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "runs"
+    assert command_line(command, "--kernels", "nope", "--output", output) == 1
+    assert "'nope'" in capsys.readouterr().err
+    assert not output.exists()
+    (output / f"{command}.json").mkdir(parents=True)
+    assert command_line(command, "--kernels", "reference", "--output", output) == 1
+    assert f"{command}.json is a folder; it must be a file, or absent" in capsys.readouterr().err

@@ -72,3 +72,26 @@ def test_the_first_sub_vectors_of_queries_and_keys_are_repeated(
 def test_what_cannot_be_raised_is_named(layer: int, sub_vectors: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         with_more_slots(trained(), layer, sub_vectors)
+
+
+@pytest.mark.parametrize(("layer", "sub_vectors"), [(True, 1), (1.0, 1), (1, True)])
+def test_numbers_of_other_types_are_refused(layer: int, sub_vectors: int) -> None:
+    with pytest.raises(TypeError, match="it must be an integer"):
+        with_more_slots(trained(), layer, sub_vectors)
+
+
+def test_a_model_that_is_not_as_it_was_built_is_refused() -> None:
+    model = trained()
+    torch.nn.utils.parametrizations.weight_norm(model.blocks[1].mixer.query_key_value)
+    with pytest.raises(
+        ValueError, match=r"the model is not as it was built: blocks\.1\.mixer\.query_key_value.*weight"
+    ):
+        with_more_slots(model, 1)
+
+
+def test_a_copy_is_in_the_models_mode_and_trains_what_it_trains() -> None:
+    model = trained().eval()
+    model.head.weight.requires_grad_(False)
+    larger = with_more_slots(model, 1)
+    assert not larger.training
+    assert [name for name, x in larger.named_parameters() if not x.requires_grad] == ["head.weight"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ramnet import RamNetForCausalLM, RamState
+from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 from tests.ramnet.states import CONFIG, check, equal, random_state
 
 
@@ -35,7 +35,9 @@ def test_every_tensor_of_a_state_is_checked() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda s: s.position[1:2].fill_(-3), ValueError, "state.position holds -3; it must be >= 0"),
+        (lambda s: s.position[1:2].fill_(-3), ValueError, "state.position holds -3; it must be in 0..2^62"),
+        (lambda s: s.position[1:2].fill_(2**62 + 1), ValueError,
+         "state.position holds 4611686018427387905; it must be in 0..2^62"),
         (lambda s: setattr(s, "position", torch.tensor(2)), ValueError,
          "state.position has shape []; it must be [3]"),
         (lambda s: setattr(s, "position", torch.zeros(3)), TypeError,
@@ -101,3 +103,27 @@ def test_a_refused_step_changes_nothing(layer: str) -> None:
     with pytest.raises(ValueError, match="only a contiguous state"):
         model(torch.zeros(3, 1, dtype=torch.int64), state, in_place=True)
     assert equal(state, before)
+
+
+@pytest.mark.parametrize("name", ["memory", "mass", "conv"])
+def test_layers_that_share_a_tensor_are_refused_only_in_place(name: str) -> None:
+    config = RamNetConfig.preset("tiny", conv_layers=2)
+    model, state = RamNetForCausalLM(config), RamState.zeros(config, 2)
+    setattr(state, name, [getattr(state, name)[0]] * 2)
+    ids = torch.zeros(2, 1, dtype=torch.int64)
+    with torch.no_grad():
+        model(ids, state)
+        with pytest.raises(ValueError, match=rf"^state\.{name}\[1\] and state\.{name}\[0\] are the same memory"):
+            model(ids, state, in_place=True)
+
+
+def test_what_is_not_a_state_is_named() -> None:
+    model = RamNetForCausalLM(CONFIG)
+    with pytest.raises(TypeError, match=r"^state is a int; it must be a RamState$"):
+        model(torch.zeros(1, 1, dtype=torch.int64), 5)
+    with pytest.raises(TypeError, match=r"^states\[1\] is a NoneType; it must be a RamState$"):
+        RamState.merge([random_state(), None])
+    for row in (-1, 3):
+        with pytest.raises(ValueError, match=rf"^index holds {row}; the rows of this state are 0\.\.2$"):
+            random_state().reorder(torch.tensor([0, row]))
+    assert random_state().reorder(torch.tensor([], dtype=torch.int64)).split() == []

@@ -120,3 +120,19 @@ def test_a_full_disk_keeps_the_old_session(tmp_path: Path) -> None:
     assert equal(RamState.load(path), RamState.zeros(CONFIG, 3))
     assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
     assert load_file(path).keys() == random_state().tensors().keys()
+
+
+def test_only_what_can_be_loaded_is_saved_also_if_layers_share_it(tmp_path: Path) -> None:
+    zeros = RamState.zeros(CONFIG, 2)
+    shared = RamState([zeros.memory[0]] * 2, [zeros.mass[0]] * 2, zeros.conv, zeros.position)
+    shared.save(tmp_path / "shared")
+    assert equal(RamState.load(tmp_path / "shared"), shared)
+    for wrong in (
+        RamState([], [], [], zeros.position),
+        RamState([zeros.memory[0].long()], [zeros.mass[0]], [], zeros.position),
+    ):
+        with pytest.raises(ValueError, match="wrong is not a RAM-Net state"):
+            wrong.save(tmp_path / "wrong")
+    with pytest.raises(OSError, match="it is not the name of a file"):
+        zeros.save("")
+    assert [path.name for path in tmp_path.iterdir()] == ["shared"]

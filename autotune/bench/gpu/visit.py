@@ -23,6 +23,7 @@ import click
 from autotune.bench.gpu.together import together
 from ramnet.cli import main
 from ramnet.files import write_text_atomic
+from ramnet.finite import Finite
 
 # Seconds that are left for writing the results at the end, between two writes during a stage, and of a stage at least.
 RESERVE, INTERVAL, SHORTEST = 5.0, 5.0, 1.0
@@ -299,7 +300,7 @@ def _target(dry_run: bool) -> str:
 
 
 @click.command()
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), required=True, help="For everything.")
+@click.option("--minutes", type=Finite(0, min_open=True), required=True, help="For everything.")
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the results."
 )

@@ -144,3 +144,20 @@ def test_the_byte_tokenizer_survives_its_files(tmp_path: Path) -> None:
     text = "naïve\n\tĀ🙂\0"
     assert again(text)["input_ids"] == list(text.encode()) and again.pad_token_id == 0
     assert again.decode(list(text.encode())) == text
+
+
+def test_a_configuration_without_its_fields_is_not_taken_for_the_default(tmp_path: Path) -> None:
+    both()[1].save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({name: x for name, x in json.loads(path.read_text()).items() if name != "ramnet"}))
+    for load in (AutoModelForCausalLM.from_pretrained, HFRamNetConfig.from_pretrained):
+        with pytest.raises(ValueError, match="the configuration has no field ramnet"):
+            load(tmp_path)
+
+
+def test_a_checkpoint_is_not_converted_into_a_file(tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path / "own")
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ValueError, match=r"file is a file; a checkpoint needs a folder$"):
+        convert(tmp_path / "own", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"

@@ -174,3 +174,15 @@ def test_the_vocabulary_is_resized_and_what_was_known_stays(tied: bool) -> None:
     assert hf(ids, labels=ids).logits.shape == (1, 3, 14)
     assert (hf.get_input_embeddings().weight is hf.get_output_embeddings().weight) == tied
     assert hf.config.ramnet == hf.ramnet.config and hf.config.vocab_size == 14
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache_params"])
+def test_a_cache_by_the_name_of_other_models_is_used_or_refused(name: str) -> None:
+    _, hf = both()
+    whole = hf(IDS).logits[:, 6:]
+    cache, other = hf(IDS[:, :6]).cache, hf(IDS[:, :5]).cache
+    with pytest.raises(ValueError, match=f"^cache and {name} are different caches; give one of them$"):
+        hf(IDS[:, 6:], cache=other, **{name: cache})
+    with pytest.raises(TypeError, match=f"^{name} is a tuple; a RAM-Net goes on from the cache of an output$"):
+        hf(IDS[:, 6:], **{name: ()})
+    assert relative_rmse(hf(IDS[:, 6:], **{name: cache}).logits, whole) < 1e-5

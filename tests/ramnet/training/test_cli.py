@@ -12,6 +12,7 @@ import torch
 
 from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.training import Recipe, Result
+from ramnet.training.checkpoint import alone
 
 Command = Callable[..., tuple[int, str, str]]
 TINY_TEXT = ("--length", "8", "--batch-size", "2", "--kernels", "reference")
@@ -204,3 +205,45 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint_that_resumes(ramnet: Command, 
     assert refused[2] == (
         f"ramnet: steps is 5 but the run in {output} has 100000; resume it with the same, or with more\n"
     )
+
+
+def test_two_runs_do_not_train_in_one_folder(ramnet: Command, tmp_path: Path, page: Path) -> None:
+    output = tmp_path / "run"
+    arguments = ("text", "--data", page, "--steps", "1", "--output", output, *TINY_TEXT)
+    with alone(output):
+        status, _, error = ramnet(*arguments)
+    assert (status, error) == (
+        1, f"ramnet: {output} is in use: another process trains there; choose another\n"
+    )  # fmt: skip
+    assert not output.exists()
+    assert ramnet(*arguments)[0] == 0
+    assert not (output / ".lock").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "loss.png", "training.safetensors"])
+def test_a_folder_in_place_of_a_file_is_found_before_training(
+    ramnet: Command, tmp_path: Path, page: Path, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    status, _, error = ramnet("text", "--data", page, "--steps", "1", "--output", tmp_path, *TINY_TEXT)
+    assert status == 1
+    assert f"{name} is a folder; it must be a file, or absent" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("text", "--length", "9" * 20), f"length is {'9' * 20}; it must be in 1..2^31"),
+        (("mqar", "--length", "1" + "0" * 20), f"length is 1{'0' * 20}; it must be at most 2^31"),
+        (("text", "--batch-size", "9" * 20), "Input should be less than or equal to 2147483648"),
+        (("text", "--steps", "1" + "0" * 400), "Input should be less than or equal to 9007199254740992"),
+        (("text", "--micro-batch", "9" * 20), "is not in the range 1<=x<=2147483648"),
+        (("text", "--checkpoint-seconds", "nan"), "nan is not a finite number"),
+        (("text", "--checkpoint-seconds", "-1"), "-1.0 is not in the range x>=0"),
+    ],
+)
+def test_sizes_and_times_have_limits(ramnet: Command, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    status, _, error = ramnet(*arguments, "--output", tmp_path / "run")
+    assert status in (1, 2)
+    assert message in error
+    assert not (tmp_path / "run").exists()

@@ -88,7 +88,7 @@ def test_the_time_of_a_step_is_that_of_products_and_recorded_ops(said: Said, mon
     ("arguments", "line"),
     [
         (("text", "--data", "missing.txt"), "missing.txt cannot be read: No such file or directory\n"),
-        (("text", "--length", "0"), "length is 0; it must be at least 1"),
+        (("text", "--length", "0"), "length is 0; it must be in 1..2^31"),
         (("mqar", "--pairs", "17"), "length is 64; 17 pairs"),
         (("text", "--resume", "--output", "nothing"), "nothing holds no training to resume"),
     ],

@@ -96,3 +96,14 @@ def test_a_checkpoint_is_as_large_as_foretold(tmp_path: Path) -> None:
         assert len(content) - header == foretold
     assert state_bytes(model, rows) == 3 * 4 * (9 * 4 + 9 + 2 * 8) + 3 * 8
     assert state_bytes(model, rows._replace(carried=False)) == 0
+
+
+def test_all_parts_of_the_logits_are_counted_though_a_few_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("ramnet.loss", "ramnet.training.footprint"):
+        monkeypatch.setattr(f"{module}.LOGITS_AT_ONCE", 8 * CONFIG.vocab_size)  # 24 parts
+    found = []
+    for parts in (24, 3):
+        monkeypatch.setattr("ramnet.training.footprint.PARTS", parts)
+        found.append(one_pass(make(CONFIG), ROWS, torch.float32, False, CPU))
+    assert found[0].flops == found[1].flops
+    assert found[1].activations == pytest.approx(found[0].activations, rel=0.02)

@@ -20,6 +20,12 @@ from ramnet.training.metrics import FILE, Metrics, picture, read
 from tests.ramnet.training.runs import RECIPE, TASK, PowerCutError, StopsAfter, fresh
 
 
+@pytest.mark.parametrize("line", ['{"step": 3, "loss": "x"}', '{"step": 3, "loss": [1]}', "[" * 100_000, "{"])
+def test_records_are_read_up_to_a_damaged_one(tmp_path: Path, line: str) -> None:
+    (tmp_path / FILE).write_text(f'{{"step": 1, "loss": 2}}\n{{"step": 2, "loss": null}}\n{line}\n{{"step": 4}}\n')
+    assert [record["step"] for record in read(tmp_path / FILE)] == [1, 2]
+
+
 def test_every_step_has_a_record(tmp_path: Path) -> None:
     result = train(fresh(), TASK, RECIPE, output=tmp_path)  # without an evaluation before the end
     records = read(tmp_path / FILE)

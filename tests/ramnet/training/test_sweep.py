@@ -118,6 +118,21 @@ def test_what_is_done_is_not_repeated(trained: list[Run], tmp_path: Path) -> Non
         SWEEP.run(tmp_path, 1, "", lambda _: None)
 
 
+@pytest.mark.parametrize(
+    "change", [{"name": "other"}, {"learning_rate": 0.5}, {"steps": 9}, {"seed": 9}, {"scores": []}]
+)
+def test_an_outcome_of_another_run_is_refused(trained: list[Run], tmp_path: Path, change: dict[str, object]) -> None:
+    SWEEP.run(tmp_path, 1, "", lambda _: None)
+    run = next(run for run in trained if run.scored)
+    path = tmp_path / f"{run.key()}.json"
+    path.write_text(outcome_of(run).model_copy(update=change).model_dump_json())
+    with pytest.raises(ValueError, match=f"^{path} is not the outcome of {run.name} at rate .*; delete it$"):
+        SWEEP.run(tmp_path, 1, "", lambda _: None)
+    path.write_text(outcome_of(run).model_dump_json().replace('"metric":', '"metric":NaN,"ignored":'))
+    with pytest.raises(ValueError, match="is not an outcome of this experiment: metric"):
+        SWEEP.run(tmp_path, 1, "", lambda _: None)
+
+
 def test_each_thing_that_determines_a_run_is_in_its_key() -> None:
     task = Mix((Mqar(1, 8),), (Mqar(1, 8),))
     runs = [

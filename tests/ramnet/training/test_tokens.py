@@ -165,3 +165,26 @@ def test_the_command_trains_on_tokens_and_refuses_changed_text(
         f"ramnet: the text has changed since the run in {output} began; restore its files, or start a new run from its"
         " weights\n"
     )
+
+
+def test_tokens_whose_sizes_are_cut_are_made_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    files, cache = _files(tmp_path / "data", *TEXTS), tmp_path / "tokens"
+    whole = Text(files, 3, tokenizer=tokenizer, cache=cache).training.tokens.sizes
+    (cache / "training.sizes.npy").write_bytes(b"")
+    assert torch.equal(Text(files, 3, tokenizer=tokenizer, cache=cache).training.tokens.sizes, whole)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 100_000, "is not JSON: maximum recursion depth exceeded"),
+        ('{"text": "a", "n": ' + "9" * 6000 + "}", "is not JSON: Exceeds the limit"),
+        ('{"text": "\\ud800"}', "has a text that is not UTF-8"),
+        ("[1]", 'is not an object with a "text"'),
+    ],
+)
+def test_a_line_that_is_no_document_is_named_with_the_reason(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "many.jsonl"
+    file.write_text('{"text": "ab"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=f"many.jsonl line 2 {message}"):
+        Text([file], 4)
