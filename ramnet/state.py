@@ -180,10 +180,14 @@ class RamState:
             OSError: if the file cannot be written; the message names it.
             ValueError: if ``load`` would not read it: a number of layers, a shape or a dtype is wrong.
         """
-        tensors = self.tensors()
+        tensors = {name: x.contiguous() for name, x in self.tensors().items()}
         _described(path, tensors)
-        # Copies, as layers may share tensors, which safetensors refuses.
-        write_safetensors(path, {name: x.clone(memory_format=torch.contiguous_format) for name, x in tensors.items()})
+        seen: set[int] = set()
+        for name, x in tensors.items():
+            if x.data_ptr() in seen:  # layers may share a tensor, which safetensors refuses
+                tensors[name] = x.clone()
+            seen.add(x.data_ptr())
+        write_safetensors(path, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -88,7 +88,8 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.devi
 def _check_apart(state: State) -> None:
     """Raise ValueError if two layers have the same memory, mass or inputs of a convolution."""
     for name in ("memory", "mass", "conv"):
-        places = [tensor.data_ptr() for tensor in getattr(state, name) if tensor.numel()]
+        # 0 is the address of an empty tensor, and of one that stands for another while a graph is traced.
+        places = [place for tensor in getattr(state, name) if (place := tensor.data_ptr())]
         if len(set(places)) < len(places):
             second = next(i for i, place in enumerate(places) if place in places[:i])
             raise ValueError(

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ class TokenGraphs:
 
     def _new(self, input_ids: Tensor, state: RamState) -> _Recorded:
         token = input_ids.clone()
-        other = _stand_in(state)
+        other = _StandIn.of(state)
         replay, logits = self.record(
             lambda: self.step(token, state),
             lambda: self.step(token, other),
@@ -120,10 +120,17 @@ class TokenGraphs:
         return _Recorded(token, logits, replay)
 
 
-def _stand_in(state: RamState) -> RamState:
-    """Return a dummy state for warm-up, so that ``state`` is not changed. Its layers share memory to keep it small."""
-    memory, mass = torch.zeros_like(state.memory[0]), torch.ones_like(state.mass[0])
-    return RamState(
-        [memory] * len(state.memory), [mass] * len(state.mass), [torch.zeros_like(x) for x in state.conv],
-        torch.zeros_like(state.position),
-    )  # fmt: skip
+class _StandIn(RamState):
+    """A state for warm-up, so that the real one is not changed. Layers of one shape share memory to keep it small."""
+
+    @classmethod
+    def of(cls, state: RamState) -> Self:
+        memory = {x.shape: torch.zeros_like(x) for x in state.memory}
+        mass = {x.shape: torch.ones_like(x) for x in state.mass}
+        return cls(
+            [memory[x.shape] for x in state.memory], [mass[x.shape] for x in state.mass],
+            [torch.zeros_like(x) for x in state.conv], torch.zeros_like(state.position),
+        )  # fmt: skip
+
+    def check(self, *_: Any, **__: Any) -> None:
+        """Accept it: shared memory would be refused, and all else is as in the state that it stands for."""

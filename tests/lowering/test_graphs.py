@@ -126,7 +126,9 @@ def test_lengths_and_batches_share_the_graphs_of_their_blocks(monkeypatch: pytes
 
 
 @torch.no_grad()
-def test_replayed_tokens_equal_called_ones_at_every_position(model: RamNetForCausalLM, recorder: Recorder) -> None:
+@pytest.mark.parametrize("changes", [{}, {"num_heads": [2, 1, 3], "value_dim": [6, 5, 6], "order": [3, 2, 3]}])
+def test_replayed_tokens_equal_called_ones_at_every_position(changes: dict[str, Any], recorder: Recorder) -> None:
+    model = small_model(**changes)
     graphs = graphs_of(model, recorder)
     state, right = model(ids(2, 5)).state, model(ids(2, 5)).state
     for t in range(6):
