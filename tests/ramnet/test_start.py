@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import click
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import lowering
 import ramnet
 import ramnet.training
+from ramnet.cli import main
 from ramnet.plugins import docstring, plugins
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +87,18 @@ def test_the_command_shortens_the_spins_of_torchs_threads_unless_the_user_sets_a
 def test_importing_the_packages_does_not_change_the_environment() -> None:
     done = python("import os; before = {**os.environ}; import ramnet, lowering; assert {**os.environ} == before")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("error", [EOFError, OverflowError])
+def test_an_error_that_click_takes_for_an_interruption_or_lets_through_is_a_sentence(
+    error: type[Exception], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command()
+    def fails() -> None:
+        raise error("the file ended")
+
+    monkeypatch.setattr(sys, "argv", ["ramnet"])
+    monkeypatch.setattr("ramnet.cli.signal.signal", lambda *_: None)  # that of the tests' process stays
+    with patch.dict(os.environ), pytest.raises(SystemExit) as stop:
+        main(fails)
+    assert (stop.value.code, capsys.readouterr().err.strip()) == (1, "ramnet: the file ended")
