@@ -37,7 +37,8 @@ class OnnxSession:
     def __call__(self, input_ids: Tensor, state: OnnxState | None = None, *, in_place: bool = False) -> OnnxOutput:
         """Return logits [B, T, V] of ids [B, T] and the state after them, as ``RamNetForCausalLM.forward`` does."""
         if in_place:
-            state = OnnxState.zeros(self.config, len(_array(input_ids))) if state is None else state
+            check_type(input_ids)
+            state = OnnxState.zeros(self.config, len(input_ids)) if state is None else state
             return OnnxOutput(self.step(input_ids, state), state)
         logits, after = self.model.read(_array(input_ids), state)
         return OnnxOutput(torch.from_numpy(logits), after)
