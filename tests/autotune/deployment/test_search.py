@@ -2,128 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from math import inf
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 pytest.importorskip("tvm", reason="the library needs tvm: pip install 'ramnet[tvm]'")
 pytest.importorskip("optuna", reason="the tuner needs optuna: pip install 'ramnet[tune]'")
 
-from autotune.deployment import cli, costs, judge, search, space
+from autotune.deployment import judge
 from autotune.deployment.report import table
 from autotune.deployment.search import MOST_LOSS, Search
-from autotune.deployment.space import CSpace, OnnxSpace, Space
+from autotune.deployment.space import OnnxSpace
 from autotune.deployment.stored import Stored
-from autotune.deployment.trial import BASE, COMPILED, Answer, Measured, Request
-from autotune.study.worker import FailedError, OutOfTimeError
-from export.c.build import export_c
+from autotune.deployment.trial import Answer, Request
+from autotune.study.worker import FailedError
 from schedules.deployment import (
     AnyDeployment,
-    DeploymentRecord,
     OnnxDeployment,
     Point,
     find,
     load,
     merge,
 )
-from tests.lowering.aot.c_library import TINY, model_of
-
-LOSSES = {"float32": 0.0, "bfloat16": 0.001, "int8": 0.004, "int4": 0.05}
-
-
-def seconds(deployment: AnyDeployment) -> float:
-    """A machine on which int4 is fastest, int8 next, and two rows are best; and in ONNX Runtime kernels, and threads
-    that sleep."""
-    speed = {"float32": 8.0, "bfloat16": 4.0, "int8": 2.0, "int4": 1.0}[deployment.precision]
-    if isinstance(deployment, OnnxDeployment):
-        slower = 1 + (not deployment.kernels) + 0.1 * deployment.spinning + 0.1 / deployment.prompt_threads
-        return 1e-6 * speed * slower / deployment.threads
-    prompts = (1 + 1 / deployment.tokens) * (1 + 8 / deployment.block)
-    return 1e-6 * speed * (1 + abs(deployment.rows - 2)) / deployment.threads * prompts
-
-
-def answer(request: Request) -> Answer:
-    base = seconds(request.base)
-    times = {name: seconds(each) for name, each in {BASE: request.base, **request.others}.items()}
-    if request.compiled:
-        times[COMPILED] = 20e-6
-    bits = (2 + 2 * LOSSES[request.base.precision], 2.0) if request.judge else None
-    measured = {name: Measured(seconds=x, ratio=x / base, spread=0.0) for name, x in times.items()}
-    return Answer(times=measured, bits=bits)
-
-
-OPENING, WRITING = 4.0, 3.0  # seconds of building a library, and of writing weights
-
-
-class Machine:
-    """A process that answers requests by a function, which tests may replace, at the cost of time on a clock."""
-
-    answer = staticmethod(answer)
-    clock, cut = 0.0, 0
-
-    def __init__(self, makes: object) -> None:
-        self.deadline: float | None = None
-        self.built: set[AnyDeployment] = set()
-
-    def call(self, method: str, limit: float, phase: str, request: Request) -> Answer:
-        found = Machine.answer(request)
-        libraries = {request.base, *request.others.values()}
-        took = OPENING * len(libraries - self.built) + request.seconds
-        self.built |= libraries
-        if self.deadline is not None and Machine.clock + took > self.deadline:
-            Machine.clock = self.deadline
-            Machine.cut += 1
-            raise OutOfTimeError(method)
-        Machine.clock += took
-        return found.model_copy(update={"opening": OPENING})
-
-    def kill(self) -> None:
-        pass
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> type[Machine]:
-    """Trials are answered by ``Machine``, in a small space, on its clock."""
-    for module in (cli, search, costs):
-        monkeypatch.setattr(module, "perf_counter", lambda: Machine.clock)
-
-    def write(self: Stored, deployment: AnyDeployment) -> None:
-        if not (self.folder / deployment.group).exists():
-            Machine.clock += WRITING
-            (self.folder / deployment.group).mkdir()
-
-    monkeypatch.setattr(judge, "save", lambda path, model, text: path.touch())
-    monkeypatch.setattr(Stored, "write", write)
-    monkeypatch.setattr(Machine, "clock", 0.0)
-    monkeypatch.setattr(Machine, "cut", 0)
-    monkeypatch.setattr(search, "Process", Machine)
-    monkeypatch.setattr(Machine, "answer", staticmethod(answer))
-    monkeypatch.setattr(space, "ROWS", (1, 2, 4))
-    monkeypatch.setattr(space, "LANES", (16, 32))
-    return Machine
-
-
-@pytest.fixture
-def made(tmp_path: Path, machine: type[Machine], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
-    """Makes searches on one journal, which begin when they are made."""
-    monkeypatch.setattr(space, "SPINS", (20000,))
-    model, count = model_of(TINY), iter(range(100))
-
-    def make(bandwidth: float = inf, budget: float = inf, of: Space | None = None) -> Search:
-        folder = tmp_path / f"weights{next(count)}"
-        folder.mkdir()
-        stored = Stored(model, None, folder, of or CSpace(TINY, 2))
-        return Search(
-            stored, tmp_path / "journal.log", seed=0, bandwidth=bandwidth,
-            budget=costs.Costs(budget, Machine.clock), on_progress=lambda _: None,
-        )  # fmt: skip
-
-    return make
+from tests.autotune.deployment.machine import LOSSES, Machine, answer, seconds
+from tests.lowering.aot.c_library import TINY
 
 
 def test_defaults_are_tried_first_int8_and_then_from_the_fewest_bytes_on_and_a_later_run_goes_on(
@@ -340,28 +243,3 @@ def test_nothing_measured_is_a_sentence(
     found.run()
     with pytest.raises(RuntimeError, match="no deployment could be measured; there is no C compiler"):
         found.finish()
-
-
-def test_the_command_records_draws_and_the_export_takes_it(
-    tmp_path: Path, machine: type[Machine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path / "records"))
-    monkeypatch.setattr("autotune.measure.bandwidth.bandwidth", lambda level, threads: 1e12)
-    checkpoint = tmp_path / "checkpoint"
-    model_of(TINY).save_pretrained(checkpoint)
-    options = [str(checkpoint), "--output", str(tmp_path / "out"), "--budget", "1000", "--threads", "1"]
-    done = CliRunner().invoke(cli.tune_model, options, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    assert "the tokens/s of lowering.compile" in done.output
-    assert (tmp_path / "out" / "front.png").read_bytes().startswith(b"\x89PNG")
-    (line,) = (tmp_path / "records" / "deployments.jsonl").read_text().splitlines()
-    record = DeploymentRecord.model_validate(json.loads(line))
-    built: list[Any] = []
-    monkeypatch.setattr("lowering.aot.build.write_libraries", lambda *arguments: built.append(arguments) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        export_c(model_of(TINY), tmp_path / "c", deployment=record.chosen.deployment)
-    (arguments,) = built
-    chosen = record.chosen.deployment
-    assert arguments[1] == chosen.precision == "int8"
-    assert (arguments[4].tiling.rows, arguments[4].tiling.tokens) == (chosen.rows, chosen.tokens)
-    assert arguments[4].block == chosen.block == 128
