@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -17,6 +18,7 @@ from lowering.model import heads_block, huge_pages
 from lowering.model.token import Token
 from lowering.model.token_graphs import TokenGraphs
 from lowering.model.untouched import is_hooked
+from ramnet.config import RamNetConfig
 from ramnet.model import RamNetForCausalLM, RamNetOutput
 from ramnet.ops import using
 from ramnet.sequences import Sequences
@@ -90,7 +92,8 @@ class _CompiledModel(RamNetForCausalLM):
         # Share the model's dictionaries of modules, parameters and hooks, so that changes to them take effect here.
         # ``original`` bypasses nn.Module.__setattr__, which would register the model as a submodule of itself.
         self.__dict__.update(model.__dict__, original=model)
-        self.__dict__.pop("_compiled_call_impl", None)
+        for name in ("_compiled_call_impl", "config"):
+            self.__dict__.pop(name, None)
         self.kernels, self.on_gpu, self.how = kernels, on_gpu, how
         # On a GPU, sizes are compiled as constants until they change, and then become dynamic.
         options: dict[str, Any] = {"fullgraph": True, "dynamic": None if on_gpu else True, "backend": how[2]}
@@ -105,6 +108,19 @@ class _CompiledModel(RamNetForCausalLM):
         self.token = Token(model) if kernels and not on_gpu else None
         if self.token is not None:
             huge_pages.collapse(model.parameters())
+
+    @property
+    def config(self) -> RamNetConfig:
+        """That of the original model, which may be replaced after compiling, as the vocabulary's size may."""
+        return self.original.config
+
+    @config.setter
+    def config(self, config: RamNetConfig) -> None:
+        self.original.config = config
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the original model, as its ``save_pretrained`` does."""
+        self.original.save_pretrained(directory)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copying and unpickling compile a copy of the original model."""

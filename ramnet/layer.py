@@ -95,8 +95,8 @@ class RamLayer(nn.Module):
             top_k=top_k, decay_power=decay_power, temperature=temperature, eps=eps, proxy_eps=proxy_eps,
             address_bias=address_bias,
         )  # fmt: skip
-        if not 0 <= cape_heads <= num_heads:
-            raise ValueError(f"cape_heads is {cape_heads}; it must be in 0..{num_heads}, the number of heads")
+        if not isinstance(cape_heads, int) or not 0 <= cape_heads <= num_heads:
+            raise ValueError(f"cape_heads is {cape_heads}; it must be an int in 0..{num_heads}, the number of heads")
         self.cape_heads = cape_heads
         self.address_width = config.num_heads * config.order * config.sub_dim
         # W_q, W_k and W_v are one matrix, so that decoding runs one matrix product instead of three.

@@ -59,15 +59,19 @@ def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> None:
 
 
 def next_labels(labels: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-    """Return the label that each token but the last predicts, int64 [B, T − 1].
+    """Return the label that each token but the last predicts, int64 [B, T − 1]: that of the token after it.
 
-    It is ``IGNORED`` if either token is padding, or the second begins a document. The arguments are those of
-    ``RamNetForCausalLM.forward``.
+    Padding between the two is skipped. It is ``IGNORED`` for padding, for the last token of a row, and if the next
+    begins a document. The arguments are those of ``RamNetForCausalLM.forward``.
     """
     wanted = labels[:, 1:].long()
     if attention_mask is not None:
-        taken = attention_mask.bool()
-        wanted = wanted.masked_fill(~(taken[:, :-1] & taken[:, 1:]), IGNORED)
+        taken, end = attention_mask.bool(), labels.shape[1]
+        columns = torch.arange(end, device=labels.device)
+        # The first token at or after each column, or T if there is none.
+        following = columns.where(taken, end).flip(1).cummin(1).values.flip(1)[:, 1:]
+        wanted = labels.long().gather(1, following.clamp(max=end - 1))
+        wanted = wanted.masked_fill(~taken[:, :-1] | (following == end), IGNORED)
     if cu_seqlens is not None:
         begins = torch.zeros(labels.shape[1] + 1, dtype=torch.bool, device=labels.device)
         begins[cu_seqlens.long()] = True

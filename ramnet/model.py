@@ -140,8 +140,12 @@ class RamNetForCausalLM(nn.Module):
         attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         in_place: bool = False,
+        block_inputs: list[Tensor] | None = None,
     ) -> tuple[Tensor, RamState]:
-        """Return the input of the output head, [B, T, C], and the state; arguments and errors as in ``forward``."""
+        """Return the input of the output head, [B, T, C], and the state; arguments and errors as in ``forward``.
+
+        The input of each block, [B, T, C], is added to ``block_inputs``.
+        """
         check_type(input_ids)
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [B, T]")
@@ -150,7 +154,9 @@ class RamNetForCausalLM(nn.Module):
         except IndexError:  # torch checks every id, but its message does not name the wrong one
             check_range(input_ids, self.config.vocab_size)
             raise
-        return self.run_layers(x, state, attention_mask=attention_mask, cu_seqlens=cu_seqlens, in_place=in_place)
+        return self.run_layers(
+            x, state, attention_mask=attention_mask, cu_seqlens=cu_seqlens, in_place=in_place, block_inputs=block_inputs
+        )
 
     def run_layers(
         self,
@@ -160,6 +166,7 @@ class RamNetForCausalLM(nn.Module):
         attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         in_place: bool = False,
+        block_inputs: list[Tensor] | None = None,
     ) -> tuple[Tensor, RamState]:
         """Return what ``hidden_states`` does, for embeddings ``x`` [B, T, C] instead of ids."""
         batch, tokens, _ = x.shape
@@ -172,9 +179,13 @@ class RamNetForCausalLM(nn.Module):
         state = RamState.ready(state, self.config, rows, self.embedding.weight, x.device, in_place)
         memory, mass, conv = [], [], []
         for block, recent in zip(self.convs, state.conv, strict=True):
+            if block_inputs is not None:
+                block_inputs.append(x)
             x, recent = self.run_conv(block, x, recent, in_place, sequences)
             conv.append(recent)
         for block, layer_memory, layer_mass in zip(self.blocks, state.memory, state.mass, strict=True):
+            if block_inputs is not None:
+                block_inputs.append(x)
             x, layer_memory, layer_mass = self.run_block(
                 block, x, layer_memory, layer_mass, state.position, in_place, sequences
             )
@@ -193,8 +204,8 @@ class RamNetForCausalLM(nn.Module):
         """Write ``config.json`` and ``model.safetensors`` to ``directory``, each atomically. Weights keep their dtype.
 
         Raises:
-            ValueError: if a weight holds NaN or infinity, or the head differs from the embedding although the config
-                ties them. Nothing is written then.
+            ValueError: if a weight holds NaN or infinity, the head differs from the embedding although the config ties
+                them, or the weights are not those of the config, as those of adapters are not. Nothing is written then.
             OSError: if a file cannot be written; the message names it.
         """
         directory = Path(directory)
@@ -203,6 +214,9 @@ class RamNetForCausalLM(nn.Module):
             raise ValueError(f"{name} holds NaN or infinity; {directory} is left as it is")
         if self.config.tie_embeddings and not torch.equal(tensors.pop("head.weight"), tensors["embedding.weight"]):
             raise ValueError("head.weight differs from embedding.weight, but tie_embeddings is True in the config")
+        ours = type(self).__init__ is RamNetForCausalLM.__init__  # a subclass may have weights of its own
+        if ours and (unfit := _unfit(type(self), self.config, tensors)) is not None:
+            raise ValueError(f"the model does not fit its config: {unfit}; {directory} is left as it is")
         # The new config stays in its temporary file until the weights are written, so that a full disk leaves both old
         # files.
         with written_aside(directory / "config.json") as aside:
@@ -233,19 +247,9 @@ class RamNetForCausalLM(nn.Module):
                 raise ValueError(f"{path}: {name} is {tensor.dtype}; it must be a floating type of 16 to 64 bits")
         if config.tie_embeddings and "head.weight" in tensors:
             raise ValueError(f"{path} holds head.weight, but config.json ties the head to embedding.weight")
-        with torch.device("meta"):
-            model = cls(config)
-        if config.tie_embeddings and "embedding.weight" in tensors:
-            tensors["head.weight"] = tensors["embedding.weight"]
-        needed, given = ({name: list(x.shape) for name, x in some.items()} for some in (model.state_dict(), tensors))
-        unfit = sorted(name for name in needed | given if needed.get(name) != given.get(name))
-        if unfit:
-            name, others = unfit[0], f"; {len(unfit) - 1} others do not fit either" if unfit[1:] else ""
-            raise ValueError(
-                f"{path} does not fit its config.json: {name} is {given.get(name, 'missing')};"
-                f" it must be {needed.get(name, 'absent')}{others}"
-            )
-        return filled(model, tensors)
+        if (unfit := _unfit(cls, config, tensors)) is not None:
+            raise ValueError(f"{path} does not fit its config.json: {unfit}")
+        return cls.of(config, tensors)
 
     @classmethod
     def of(cls, config: RamNetConfig, tensors: Mapping[str, Tensor]) -> Self:
@@ -253,6 +257,20 @@ class RamNetForCausalLM(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         return filled(model, tensors)
+
+
+def _unfit(kind: type[RamNetForCausalLM], config: RamNetConfig, tensors: Mapping[str, Tensor]) -> str | None:
+    """Return which of ``tensors``, without a head that is tied, are not the weights of ``kind``, or None."""
+    with torch.device("meta"):
+        needed = {name: list(x.shape) for name, x in kind(config).state_dict().items()}
+    if config.tie_embeddings:
+        del needed["head.weight"]
+    given = {name: list(x.shape) for name, x in tensors.items()}
+    unfit = sorted(name for name in needed | given if needed.get(name) != given.get(name))
+    if not unfit:
+        return None
+    name, others = unfit[0], f"; {len(unfit) - 1} others do not fit either" if unfit[1:] else ""
+    return f"{name} is {given.get(name, 'missing')}; it must be {needed.get(name, 'absent')}{others}"
 
 
 def filled(model: _Model, tensors: Mapping[str, Tensor]) -> _Model:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from lowering.gpu.decode_heads.options import MixerOptions
 from lowering.model.untouched import untouched
@@ -26,9 +27,11 @@ def _decode_heads(
     projected: Tensor, log_scale: Tensor, position: Tensor, memory: Tensor, mass: Tensor, *others: Any
 ) -> Tensor:
     *options, kernels = others  # as in the schema
-    return registered(kernels).decode_heads(  # type: ignore[attr-defined]
+    output: Tensor = registered(kernels).decode_heads(  # type: ignore[attr-defined]
         projected, log_scale, position, memory, mass, MixerOptions(*options)
     )
+    increment_version((memory, mass))  # as in ramnet/ops/library.py
+    return output
 
 
 _LIBRARY.impl("decode_heads", _decode_heads, "CompositeExplicitAutograd")

@@ -12,6 +12,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from lowering.aot import weights
 from lowering.aot.library import Library
@@ -85,6 +86,7 @@ class Token:
         else:
             library.tokens(ids, state, logits)
         state.position.add_(tokens)
+        increment_version((*state.memory, *state.mass, *state.conv))  # the library writes without torch's knowledge
         return RamNetOutput(logits, state)
 
     def block(self, block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor) -> Tensor | None:
@@ -105,6 +107,7 @@ class Token:
         layer, pointers = found
         y = x.clone()
         library.block(layer, pointers, (memory, mass, position), y)
+        increment_version((memory, mass))
         return y
 
     def _match_config(self) -> None:

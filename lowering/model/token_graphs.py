@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from lowering.model.untouched import Tree
 from ramnet.model import RamNetForCausalLM
@@ -91,6 +92,8 @@ class TokenGraphs:
             recorded = self._find(input_ids, state)
         recorded.token.copy_(input_ids)
         recorded.replay()
+        # Autograd does not see what a graph writes.
+        increment_version((*state.memory, *state.mass, *state.conv, state.position))
         return recorded.logits.clone()  # the next token overwrites them
 
     def _find(self, input_ids: Tensor, state: RamState) -> _Recorded:

@@ -51,6 +51,8 @@ class Stops:
         self, tokens: Collection[int], strings: str | Sequence[str], decode: Callable[[list[int]], str] | None,
         vocab_size: int,
     ) -> None:  # fmt: skip
+        if not isinstance(tokens, Iterable):
+            raise TypeError(f"stop_tokens is {tokens!r}; it must be token ids, such as [{tokens!r}]")
         for token in tokens:
             check("stop_tokens", token, Integral, lambda x: 0 <= x < 2**63, "token ids")
         if not isinstance(strings, Iterable) or isinstance(strings, bytes):

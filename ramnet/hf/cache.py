@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import Cache
 
@@ -24,9 +25,32 @@ class HFRamNetCache(Cache):
         super().__init__(layers=[])
         self.state = state
         self.columns = 0
+        self._masks: list[tuple[int, Tensor]] = []  # of inputs with a mask: the first column, and [B, T]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(columns={self.columns}, state={self.state})"
+
+    def has_read(self, state: RamState, tokens: int, attention_mask: Tensor | None) -> None:
+        """Take the state after ``tokens`` more columns, and their mask [B, T]."""
+        if attention_mask is not None:
+            self._masks.append((self.columns, attention_mask.bool()))
+        self.state = state
+        self.columns += tokens
+
+    def check_mask(self, attention_mask: Tensor) -> None:
+        """Raise ValueError if a mask of the columns before, [B, columns], is not what they were read with."""
+        if not self.columns or attention_mask.shape[1] != self.columns:
+            return
+        read = torch.ones_like(attention_mask, dtype=torch.bool)
+        for first, mask in self._masks:
+            read[:, first : first + mask.shape[1]] = mask
+        differs = read != attention_mask.bool()
+        if bool(differs.any()):
+            row, column = differs.nonzero()[0].tolist()
+            was, given = ("a token", 0) if bool(read[row, column]) else ("padding", 1)
+            raise ValueError(
+                f"attention_mask[{row}, {column}] is {given}, but the cache has read {was} there and cannot undo it"
+            )
 
     def __len__(self) -> int:
         return 0 if self.state is None else len(self.state.memory)
@@ -67,12 +91,14 @@ class HFRamNetCache(Cache):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.state, self.columns = None, 0
+        self.state, self.columns, self._masks = None, 0, []
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Make row ``beam_idx[i]`` row i; ``beam_idx`` is int64 [B']."""
         if self.state is not None:
-            self.state = self.state.reorder(beam_idx.to(self.state.position.device))
+            rows = beam_idx.to(self.state.position.device)
+            self.state = self.state.reorder(rows)
+            self._masks = [(first, mask[rows.to(mask.device)]) for first, mask in self._masks]
 
     batch_select_indices = reorder_cache
 
@@ -80,7 +106,7 @@ class HFRamNetCache(Cache):
         """Repeat each row ``repeats`` times, the copies side by side."""
         if self.state is not None:
             rows = self.state.position.new_tensor(range(self.state.batch_size)).long()
-            self.state = self.state.reorder(rows.repeat_interleave(repeats))
+            self.reorder_cache(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Raise ValueError unless ``tokens_to_remove`` is 0."""

@@ -16,7 +16,9 @@ from ramnet.model import RamNetForCausalLM
 from ramnet.state import read_safetensors
 
 _PREFIX = "ramnet."
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+# What stands beside the weights in either format: a tokenizer's files, and the defaults of generate.
+_BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+           "chat_template.jinja", "generation_config.json")  # fmt: skip
 
 
 def of_transformers(directory: str | Path) -> bool:
@@ -58,7 +60,8 @@ def read(directory: str | Path) -> RamNetForCausalLM:
 def convert(source: str | Path, output: str | Path) -> None:
     """Write the checkpoint ``source`` to the folder ``output`` in the other format.
 
-    The configuration, each weight, with its dtype, and the files of a tokenizer stay as they are.
+    The configuration, each weight, with its dtype, the files of a tokenizer and the defaults of ``generate`` stay as
+    they are.
 
     Raises:
         ValueError: if ``source`` is not a checkpoint, or ``output`` is the same folder or a file.
@@ -73,6 +76,6 @@ def convert(source: str | Path, output: str | Path) -> None:
         model.save_pretrained(output)
     else:
         HFRamNetForCausalLM.of(model).save_pretrained(output)
-    for name in _TOKENIZER:
+    for name in _BESIDE:
         if (Path(source) / name).is_file():
             shutil.copyfile(Path(source) / name, Path(output) / name)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,6 +14,13 @@ from ramnet.hf.cache import HFRamNetCache
 from ramnet.hf.configuration import HFRamNetConfig
 from ramnet.loss import IGNORED, check_labels, next_labels, summed_cross_entropy
 from ramnet.model import RamNetForCausalLM
+
+# Arguments of this project's model that have another name here, or none.
+_OTHER_NAMES = {
+    "state": "give cache=HFRamNetCache(state)",
+    "cu_seqlens": "give cu_seq_lens_q",
+    "in_place": "omit it, as the state of a cache is updated in any case",
+}
 
 
 class CheckpointedRamNet(RamNetForCausalLM):
@@ -114,21 +120,25 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: bool or integer [B, T], or [B, T' + T] with the T' columns before; 1 for a token and 0 for
-                padding, which may be anywhere in a row and does not change the results of its tokens.
+            attention_mask: bool or integer, or floating with values 0 and 1, [B, T], or [B, T' + T] with the T'
+                columns that the cache has read; 1 for a token and 0 for padding, which may be anywhere in a row and
+                does not change the results of its tokens.
             cache: the state after the tokens before ``input_ids``, which is updated.
             inputs_embeds: floating [B, T, C], instead of ``input_ids``.
             labels: int64 [B, T], usually ``input_ids`` itself, shifted internally. Labels of −100, of padding and of
                 the first token of each sequence are ignored.
             use_cache: return a cache; the default is the configuration's, and not to in training.
-            output_hidden_states: return the input of each block [B, T, C], and that of the output head.
+            output_hidden_states: return the input of each block [B, T, C], and that of the output head; the default is
+                the configuration's.
             return_dict: False returns a tuple of what is not None.
             logits_to_keep: return logits of this many last tokens only, or of those at these positions; 0 is all. In
                 training with labels, 0 is none, so that all logits are never in memory at once.
             cu_seq_lens_q: int32 or int64 [S + 1], the offsets of S documents packed into one row, as
                 ``DataCollatorWithFlattening(return_flash_attn_kwargs=True)`` gives them.
-            num_items_in_batch: what the summed loss is divided by, instead of the number of its labels; Trainer gives
-                the number of labels of all accumulated batches.
+            num_items_in_batch: the number of labels other than −100, without those of the first column, of all
+                accumulated batches, which Trainer gives. The loss is then the share of this batch in their mean.
+                Trainer also counts labels that are ignored for another reason, such as that of the first token after
+                padding on the left; each batch is weighted by what Trainer counts in it.
             **ignored: options of other models, such as ``output_attentions``; ``position_ids`` only beside
                 ``cu_seq_lens_q``, as a RAM-Net counts positions itself. ``past_key_values`` and ``cache_params`` are
                 other models' names of ``cache``.
@@ -137,8 +147,10 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
             ``loss`` in nats, ``logits`` [B, T, V], ``cache`` and ``hidden_states``, as far as they were asked for.
 
         Raises:
-            ValueError: if not exactly one of ``input_ids`` and ``inputs_embeds`` is given, two caches are given, or
-                ``position_ids`` is given without ``cu_seq_lens_q``; and as ``RamNetForCausalLM.forward``.
+            ValueError: if not exactly one of ``input_ids`` and ``inputs_embeds`` is given, two caches are given,
+                ``position_ids`` or ``seq_idx`` is given without ``cu_seq_lens_q``, an argument has another name here,
+                or the mask says of a column that the cache has read what it was not read as; and as
+                ``RamNetForCausalLM.forward``.
             TypeError: if a cache is another model's; and as ``RamNetForCausalLM.forward``.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -148,40 +160,55 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
                 else "input_ids and inputs_embeds are both"
             )
             raise ValueError(f"{given} given; give one of them")
-        if ignored.get("position_ids") is not None and cu_seq_lens_q is None:
-            raise ValueError(
-                "position_ids is given, but a RAM-Net counts positions itself;"
-                " mark padding by attention_mask and packed documents by cu_seq_lens_q"
-            )
+        for name in ("position_ids", "seq_idx"):
+            if ignored.get(name) is not None and cu_seq_lens_q is None:
+                raise ValueError(
+                    f"{name} is given, but a RAM-Net counts positions itself;"
+                    " mark padding by attention_mask and packed documents by cu_seq_lens_q"
+                )
+        for name, instead in _OTHER_NAMES.items():
+            if ignored.get(name) is not None:
+                raise ValueError(f"{name} is given, which a model of transformers does not take; {instead}")
         cache = _cache(cache, ignored)
         read = inputs_embeds if input_ids is None else input_ids
         assert read is not None
         tokens = read.shape[1]
         if labels is not None:
             check_labels(labels, read[..., 0] if input_ids is None else read, self.config.vocab_size)
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = _of_zeros_and_ones(attention_mask)
         if attention_mask is not None and attention_mask.dim() == 2:
-            attention_mask = attention_mask[:, max(0, attention_mask.shape[1] - tokens) :]
+            before = max(0, attention_mask.shape[1] - tokens)
+            if cache is not None:
+                cache.check_mask(attention_mask[:, :before])
+            attention_mask = attention_mask[:, before:]
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if cache is None and use_cache:
             cache = HFRamNetCache()
-        before = None if cache is None else cache.state
-        in_place = before is not None and tokens == 1 and not torch.is_grad_enabled()
+        state = None if cache is None else cache.state
+        in_place = state is not None and tokens == 1 and not torch.is_grad_enabled()
         run = self.ramnet.hidden_states if inputs_embeds is None else self.ramnet.run_layers
-        with _inputs_recorded(self.ramnet if output_hidden_states else None) as seen:
-            hidden, state = run(
-                read, before, attention_mask=attention_mask, cu_seqlens=cu_seq_lens_q, in_place=in_place
-            )
+        seen: list[Tensor] | None = [] if output_hidden_states else None
+        hidden, state = run(
+            read, state, attention_mask=attention_mask, cu_seqlens=cu_seq_lens_q, in_place=in_place, block_inputs=seen
+        )
         if cache is not None:
-            cache.state = state
-            cache.columns += tokens
+            cache.has_read(state, tokens, attention_mask)
         loss = None
         if labels is not None:
             wanted = next_labels(labels, attention_mask, cu_seq_lens_q).flatten()
             total = summed_cross_entropy(
                 self.ramnet.run_head, hidden[:, :-1].flatten(0, 1), wanted, self.config.vocab_size
             )
-            loss = total / ((wanted != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+            count = (wanted != IGNORED).sum()
+            if num_items_in_batch is None:
+                loss = total / count
+            else:
+                share = (labels[:, 1:] != IGNORED).sum() / num_items_in_batch
+                loss = total * (share / count.clamp(min=1))
         logits = None
         if labels is None or not self.training or isinstance(logits_to_keep, Tensor) or logits_to_keep:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -190,40 +217,58 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
             loss=loss,
             logits=logits,
             cache=cache if use_cache else None,
-            hidden_states=(*seen, hidden) if output_hidden_states else None,
+            hidden_states=None if seen is None else (*seen, hidden),
         )
         return output.to_tuple() if return_dict is False else output
 
     def prepare_inputs_for_generation(  # generate looks for these names in the signature
         self,
         input_ids: Tensor,
+        next_sequence_length: int | None = None,
         inputs_embeds: Tensor | None = None,
         cache: HFRamNetCache | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the arguments of ``forward`` for the next step of ``generate``."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, cache=cache, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if inputs["input_ids"] is not None and inputs["input_ids"].shape[1] == 0:
-            seen = 0 if cache is None else cache.columns
+        """Return the arguments of ``forward`` for the next step of ``generate``.
+
+        Raises ValueError if the cache has read all that is given.
+        """
+        if next_sequence_length is not None and next_sequence_length < 1:
+            name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
             raise ValueError(
-                f"input_ids has {input_ids.shape[1]} columns, of which the cache has read {seen}; give the tokens after"
-                " them too, and an attention_mask of all"
+                f"{name} has {given.shape[1]} columns, of which the cache has read"
+                f" {0 if cache is None else cache.columns}; give the tokens after them too, and an attention_mask of"
+                " all"
             )
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds, cache=cache,
+            is_first_iteration=is_first_iteration, **kwargs,
+        )  # fmt: skip
         if cache is not None and not is_first_iteration:
             inputs.pop("attention_mask", None)  # a generated token is no padding
         return inputs
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any) -> None:
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *rest)
+        if not generation_config.use_cache and model_kwargs.get("cache") is not None:
+            raise ValueError("a cache is given but use_cache is False; a RAM-Net can go on from a cache only with it")
+        attention_mask = model_kwargs.get("attention_mask")
+        if attention_mask is not None and attention_mask.dim() == 2:
+            ends = attention_mask[:, -1:] == 0
+            if bool(ends.any()):
+                raise ValueError(f"attention_mask ends in padding in row {int(ends.nonzero()[0, 0])}; pad on the left")
         if generation_config.use_cache and model_kwargs.get("cache") is None:
             model_kwargs["cache"] = HFRamNetCache()
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
+
+
+def _of_zeros_and_ones(mask: Tensor) -> Tensor:
+    """Return a floating mask of 0 and 1, such as PEFT makes for its prompts, as bool; another one as it is."""
+    return mask.bool() if bool(((mask == 0) | (mask == 1)).all()) else mask
 
 
 def _cache(cache: Any, others: dict[str, Any]) -> HFRamNetCache | None:
@@ -237,16 +282,3 @@ def _cache(cache: Any, others: dict[str, Any]) -> HFRamNetCache | None:
         if value is not next(iter(given.values())):
             raise ValueError(f"{' and '.join(given)} are different caches; give one of them")
     return next(iter(given.values()), None)
-
-
-@contextmanager
-def _inputs_recorded(model: RamNetForCausalLM | None) -> Iterator[list[Tensor]]:
-    """Yield a list to which each block of ``model`` adds its input [B, T, C] when it is called."""
-    seen: list[Tensor] = []
-    blocks = () if model is None else (*model.convs, *model.blocks)
-    hooks = [block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for block in blocks]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ramnet.ops.accesses import Accesses
 
@@ -27,8 +28,18 @@ def _shape(name: str, tensor: Tensor, expected: Sequence[int], axes: str) -> Non
         raise ValueError(f"{name} has shape {list(tensor.shape)}; {axes} is {list(expected)} here")
 
 
+def _no_tangents(*tensors: Tensor) -> None:
+    """Raise NotImplementedError for dual tensors of forward-mode differentiation, which the ops would take for plain
+    ones."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError("the memory ops have no forward-mode derivative; use a backward pass")
+
+
 def address_decode(logits: Tensor, top_k: int) -> None:
     """Check shapes and dtypes of ``ramnet.ops.address_decode``."""
+    _no_tangents(logits)
     _floating("logits", logits)
     if logits.dim() < 2 or logits.shape[-2] < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits has shape {list(logits.shape)}; it must be [..., U, P] with U and P at least 1")
@@ -53,6 +64,7 @@ def memory_scan(
     time: tuple[str, ...] = ("T",),
 ) -> None:
     """Check shapes, dtypes and devices of ``ramnet.ops.memory_scan``; ``time`` names the axes between H and K or D."""
+    _no_tangents(*accesses, values, memory, mass)
     write_slots, write_weights, read_slots, read_weights = accesses
     rank = 3 + len(time)
     axes = ", ".join(("B", "H", *time))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ramnet.ops import reference
 from ramnet.ops.accesses import Accesses
@@ -161,7 +162,12 @@ def _memory_step(
     decay_power: float = 1.0, eps: float = 1e-6, kernels: str = "",
 ) -> Tensor:  # fmt: skip
     accesses = Accesses(write_slots, write_weights, read_slots, read_weights)
-    return (registered(kernels) if kernels else reference).memory_step(accesses, values, memory, mass, decay_power, eps)
+    if not kernels:
+        return reference.memory_step(accesses, values, memory, mass, decay_power, eps)
+    output = registered(kernels).memory_step(accesses, values, memory, mass, decay_power, eps)
+    # A kernel writes without torch's knowledge. A later backward pass that needs the old state is an error now.
+    increment_version((memory, mass))
+    return output
 
 
 _LIBRARY.impl("memory_step", _memory_step, "CompositeExplicitAutograd")

@@ -206,6 +206,8 @@ def _settled(
 
 def _model(ctx: click.Context, options: dict[str, Any], progress: Progress | None, screen: Console) -> Model:
     """Return the model that training begins with, or that a checkpoint is loaded into."""
+    import torch
+
     from ramnet.config import RamNetConfig
     from ramnet.model import RamNetForCausalLM
     from ramnet.training.model import make
@@ -217,6 +219,8 @@ def _model(ctx: click.Context, options: dict[str, Any], progress: Progress | Non
         return RamNetForCausalLM(RamNetConfig.preset(options["preset"]))
     model = RamNetForCausalLM.from_pretrained(source)
     for kind in {p.dtype for p in model.parameters() if p.dtype.itemsize < 4}:
+        if kind == torch.float16 and options["precision"] == "bfloat16":
+            raise click.UsageError(f"{source} holds weights in {kind}; --precision bfloat16 needs float32 or bfloat16")
         # Measured for bfloat16 weights of standard deviation 0.05: AdamW's step of 1e-4 leaves 54% as they were.
         screen.print(f"{source} holds weights in {kind}, where small updates are lost; convert it to float32 first")
     return model
@@ -305,8 +309,8 @@ def _check_source(ctx: click.Context, source: Path, output: Path | None, resume:
 
 
 def _given(ctx: click.Context, name: str) -> bool:
-    """Return whether the user gave this option."""
-    return ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
+    """Return whether the user gave this option, on the command line or in the file of ``--config``."""
+    return ctx.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
 
 
 def _saved(ctx: click.Context, saved: dict[str, Any], *names: str) -> dict[str, Any]:

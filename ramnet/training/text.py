@@ -179,24 +179,31 @@ def _sides(files: Sequence[Path]) -> tuple[Iterable[tuple[str, bytes]], Iterable
             return [(name, text[:cut])], [(name, text[cut:])]
         cut = len(found) - max(1, len(found) // HELD_OUT_SHARE)
         return found[:cut], found[cut:]
-    names = [str(file) for file in files]
-    root = os.path.commonpath(names)
-    ranked = sorted(names, key=lambda name: hashlib.sha256(os.path.relpath(name, root).encode()).digest())
-    held_out = set(ranked[: max(1, len(ranked) // HELD_OUT_SHARE)])
+    held_out = _held_out(files)
 
     def side(of_held_out: bool) -> Iterator[tuple[str, bytes]]:
-        for name in names:
-            if (name in held_out) == of_held_out:
-                for document in documents(Path(name)):
-                    yield name, document
+        for file in files:
+            if (file in held_out) == of_held_out:
+                for document in documents(file):
+                    yield str(file), document
 
     return side(False), side(True)
 
 
+def _held_out(files: Sequence[Path]) -> set[Path]:
+    """Return which of several files are held out."""
+    root = os.path.commonpath(files)
+    ranked = sorted(files, key=lambda file: hashlib.sha256(os.path.relpath(file, root).encode()).digest())
+    return set(ranked[: max(1, len(ranked) // HELD_OUT_SHARE)])
+
+
 def _digest(files: Sequence[Path], tokenizer: Tokenizer) -> Any:
-    """Return a hash of the tokenizer and of each file, in their order."""
+    """Return a hash of the tokenizer and of each file, in their order, with how it is split and whether it is held
+    out."""
     digest = hashlib.sha256(tokenizer.digest.encode())
+    held_out = _held_out(files) if len(files) > 1 else ()
     for file in files:
+        digest.update(bytes((file.suffix == ".jsonl", file in held_out)))
         try:
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())

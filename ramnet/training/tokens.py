@@ -49,7 +49,9 @@ class Tokens:
 class Tokenizer:
     """A tokenizer file of Hugging Face's tokenizers.
 
-    Raises ValueError if the file is not one, or if it has more than ``vocab_size`` tokens; ImportError if the package
+    Whatever truncation or padding the file asks for is not applied, as documents are kept whole.
+
+    Raises ValueError if the file is not one, or if it has ids of ``vocab_size`` or above; ImportError if the package
     tokenizers is missing.
     """
 
@@ -67,9 +69,11 @@ class Tokenizer:
         except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself
             raise ValueError(f"{path} is not a tokenizer file: {error}") from None
         self.path, self.digest = path, hashlib.sha256(content).hexdigest()
-        self.size = self._tokenizer.get_vocab_size()
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # ids need not be consecutive
         if self.size > vocab_size:
-            raise ValueError(f"{path} has {self.size} tokens but the model's vocabulary has only {vocab_size}")
+            raise ValueError(f"{path} has {self.size} token ids but the model's vocabulary has only {vocab_size}")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without special tokens around it."""

@@ -140,6 +140,17 @@ def test_replayed_tokens_equal_called_ones_at_every_position(changes: dict[str, 
 
 
 @torch.no_grad()
+def test_autograd_is_told_that_a_replay_changed_the_state(model: RamNetForCausalLM, recorder: Recorder) -> None:
+    graphs, state = graphs_of(model, recorder), RamState.zeros(model.config, 1)
+    graphs(ids(1, 1), state)
+    before = {name: x._version for name, x in state.tensors().items()}
+    with torch.inference_mode():
+        graphs(ids(1, 1), RamState.zeros(model.config, 1))  # tensors without versions
+    graphs(ids(1, 1), state)
+    assert all(x._version > before[name] for name, x in state.tensors().items())
+
+
+@torch.no_grad()
 def test_logits_kept_from_a_token_stay_as_they_are(model: RamNetForCausalLM, recorder: Recorder) -> None:
     graphs, state = graphs_of(model, recorder), RamState.zeros(model.config, 1)
     first = graphs(ids(1, 1), state)

@@ -296,6 +296,7 @@ def test_bad_settings_are_refused_before_the_model_runs(
         ({"num_beams": True}, "num_beams is True; it must be >= 1"),
         ({"stop": [b"x"]}, "stop is b'x'; it must be a string or several"),
         ({"stop_tokens": ["x"]}, "stop_tokens is 'x'; it must be token ids"),
+        ({"stop_tokens": 5}, r"stop_tokens is 5; it must be token ids, such as \[5\]"),
         ({"seed": 1.5}, r"seed is 1\.5; it must be from"),
     ],
 )

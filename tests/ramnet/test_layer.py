@@ -150,8 +150,8 @@ def test_a_model_of_attention_and_ram_net_learns_compiled_or_not(kernels: str) -
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"top_k": 28}, "RamLayerConfig: top_k is 28 but sub_dim**order has only 27 slots; use top_k <= 27"),
     ({"value_dim": 0}, "RamLayerConfig: value_dim = 0: Input should be greater than 0"),
-    ({"cape_heads": 4}, "cape_heads is 4; it must be in 0..3, the number of heads"),
-    ({"cape_heads": -1}, "cape_heads is -1; it must be in 0..3, the number of heads"),
+    ({"cape_heads": 4}, "cape_heads is 4; it must be an int in 0..3, the number of heads"),
+    ({"cape_heads": -1}, "cape_heads is -1; it must be an int in 0..3, the number of heads"),
     ({"decay_power": -1.0}, "RamLayerConfig: decay_power = -1.0: Input should be greater than or equal to 0"),
 ]
 

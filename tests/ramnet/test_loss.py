@@ -139,7 +139,7 @@ def test_the_loss_is_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch, t
 def test_padding_is_neither_predicted_nor_predicts(kernels: str) -> None:
     model, ids = small_model().double(), tokens(3, 9)
     mask = torch.ones(3, 9, dtype=torch.bool)
-    mask[0, 6:] = mask[1, :4] = False
+    mask[0, 6:] = mask[1, :4] = mask[2, 2:4] = mask[2, 6] = False  # right, left and in between
     rows = [ids[row, mask[row]][None] for row in range(3)]
     nats = [model(row, labels=row).loss * (row.shape[1] - 1) for row in rows]
     expected = sum(nats) / sum(row.shape[1] - 1 for row in rows)

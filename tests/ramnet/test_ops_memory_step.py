@@ -96,6 +96,18 @@ def test_a_part_of_a_larger_state_can_be_stepped(kernels: str) -> None:
     assert torch.equal(whole["memory"][2], inputs["memory"][2])
 
 
+def test_a_backward_pass_that_needs_the_state_before_a_step_is_an_error(kernels: str) -> None:
+    inputs = scan_inputs(1, 2, 3, 4, 27, 5)
+    inputs["values"].requires_grad_()
+    output, *_ = ops.memory_scan(**inputs)
+    with torch.no_grad():
+        ops.memory_step(**step_inputs({**inputs, "values": inputs["values"].detach()}, 0))
+        state = {"memory": inputs["memory"], "mass": inputs["mass"]}
+        ops.memory_step(**{**step_inputs(inputs, 0), **state})
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
 @pytest.mark.parametrize("name", ["write_weights", "read_weights", "values", "memory", "mass"])
 def test_gradients_are_refused(kernels: str, name: str) -> None:
     slots = torch.zeros(1, 1, 1, dtype=torch.int32)

@@ -90,6 +90,26 @@ def test_a_head_that_differs_from_the_tied_embedding_is_refused(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_that_are_not_the_configs_replace_no_checkpoint(tmp_path: Path) -> None:
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    torch.nn.utils.parametrizations.weight_norm(model.blocks[0].mixer.output)
+    with pytest.raises(ValueError, match=r"^the model does not fit its config: blocks\.0\.mixer\.output\.param"):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_subclass_may_have_weights_of_its_own(tmp_path: Path) -> None:
+    class WithGain(RamNetForCausalLM):
+        def __init__(self, config: RamNetConfig) -> None:
+            super().__init__(config)
+            self.gain = torch.nn.Parameter(torch.ones(3))
+
+    WithGain(SMALL).save_pretrained(tmp_path)
+    assert torch.equal(WithGain.from_pretrained(tmp_path).gain, torch.ones(3))
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path} is not a checkpoint: it has no config.json")):
         RamNetForCausalLM.from_pretrained(tmp_path)

@@ -46,6 +46,33 @@ def test_gradients_equal_those_of_the_model(adapted: bool, model: RamNetForCausa
     assert all(relative_rmse(got[name], expected[name]) < 1e-4 for name in expected)
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_backward_pass_that_needs_the_state_before_a_token_is_an_error(
+    hooked: bool, model: RamNetForCausalLM, fast: RamNetForCausalLM
+) -> None:
+    """The token by the library, or by its blocks."""
+    if hooked:
+        model.norm.register_forward_hook(lambda *_: None)
+    with torch.no_grad():
+        state = fast(ids(1, 3)).state
+    loss = fast(ids(1, 3), state).logits.sum()
+    with torch.no_grad():
+        fast(ids(1, 1), state, in_place=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_configuration_that_is_replaced_is_the_compiled_models() -> None:
+    model = fresh()
+    fast = lowering.compile(model, backend="eager")
+    assert fast.config is model.config
+    model.config = CONFIG.model_copy(update={"vocab_size": 70})
+    model.embedding, model.head = torch.nn.Embedding(70, 24), torch.nn.Linear(24, 70, bias=False)
+    prompt = torch.full((1, 3), 69)
+    assert_alike(fast, model)
+    assert torch.equal(fast.generate(prompt, 4, num_beams=2), model.generate(prompt, 4, num_beams=2))
+
+
 def test_methods_that_a_subclass_overrides_are_called() -> None:
     class Doubled(RamNetForCausalLM):
         def forward(self, *args: object, **options: object):

@@ -90,11 +90,13 @@ def test_both_formats_convert_into_each_other_without_loss(
             module.float()  # weights of two types
     model.save_pretrained(tmp_path / "own")
     (tmp_path / "own" / "tokenizer.json").write_text("any")
+    (tmp_path / "own" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "own" / "generation_config.json").write_text('{"eos_token_id": 3}')
     for source, output in (("own", "hf"), ("hf", "own again"), ("own again", "hf again")):
         assert command_line("convert", tmp_path / source, tmp_path / output) == 0
     for folder in ("own", "hf"):
         files = {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
-        assert len(files) >= 3
+        assert len(files) == 5
         assert {path.name: path.read_bytes() for path in (tmp_path / f"{folder} again").iterdir()} == files
 
 

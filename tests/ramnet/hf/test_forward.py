@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -48,6 +51,43 @@ def test_the_loss_of_accumulated_batches_is_divided_by_all_their_labels() -> Non
     assert sum(parts).item() == pytest.approx(hf(IDS, labels=labels).loss.item(), rel=1e-6)
     ignored = hf(IDS, labels=torch.full_like(IDS, -100), num_items_in_batch=13).loss
     assert ignored.item() == 0
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_labels_that_trainer_counts_but_the_loss_ignores_do_not_make_it_smaller(marked: bool) -> None:
+    """Those of padding, if they are not −100, and that of the first token after padding on the left."""
+    _, hf = both()
+    labels = IDS.masked_fill(PADDING == 0, -100) if marked else IDS
+    counted = int((labels[:, 1:] != -100).sum())
+    plain = hf(IDS, attention_mask=PADDING, labels=labels).loss
+    asked = hf(IDS, attention_mask=PADDING, labels=labels, num_items_in_batch=counted).loss
+    twice = hf(IDS, attention_mask=PADDING, labels=labels, num_items_in_batch=2 * counted).loss
+    assert asked.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert twice.item() == pytest.approx(plain.item() / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_floating_mask_of_zeros_and_ones_is_a_mask(kind: torch.dtype) -> None:
+    _, hf = both()
+    assert torch.equal(hf(IDS, attention_mask=PADDING.to(kind)).logits, hf(IDS, attention_mask=PADDING).logits)
+    with pytest.raises(TypeError, match="attention_mask is torch"):
+        hf(IDS, attention_mask=PADDING.to(kind) - 1)
+
+
+@pytest.mark.parametrize("change", [lambda cache: None, lambda cache: cache.reorder_cache(torch.tensor([1, 0, 1]))])
+def test_a_mask_that_denies_what_the_cache_has_read_is_refused(change: Callable[[HFRamNetCache], None]) -> None:
+    _, hf = both()
+    cache = hf(IDS[:, :6], attention_mask=PADDING[:, :6]).cache
+    change(cache)
+    rows = torch.tensor([1, 0, 1] if cache.batch_size == 3 else [0, 1])
+    for row, column, message in ((rows.tolist().index(0), 2, "0, but the cache has read a token there"),
+                                 (rows.tolist().index(1), 1, "1, but the cache has read padding there")):  # fmt: skip
+        mask = PADDING[rows]
+        mask[row, column] = 1 - mask[row, column]
+        with pytest.raises(ValueError, match=rf"^attention_mask\[{row}, {column}\] is {message}"):
+            hf(IDS[rows, 6:], cache=cache, attention_mask=mask)
+    assert cache.columns == 6
+    hf(IDS[rows, 6:], cache=cache, attention_mask=PADDING[rows])
 
 
 @pytest.mark.parametrize("side", ["left", "right", "both"])
@@ -124,7 +164,19 @@ def test_hidden_states_are_the_blocks_inputs_and_the_heads() -> None:
     assert torch.equal(hidden[-1], model.hidden_states(IDS)[0])
     assert torch.equal(model.norm(model.blocks[-1](hidden[-2], *_state_of_last_layer(model))[0]), hidden[-1])
     assert hf(IDS).hidden_states is None
-    assert not any(module._forward_pre_hooks for module in hf.modules())
+    hf.config.output_hidden_states = True
+    assert len(hf(IDS).hidden_states) == len(hidden)
+
+
+def test_hidden_states_are_those_of_the_call_and_of_no_other_thread() -> None:
+    _, hf = both()
+
+    def shapes(ids: Tensor) -> list[torch.Size]:
+        return [x.shape for x in hf(ids, output_hidden_states=True).hidden_states]
+
+    inputs = [IDS, IDS[:1, :5]] * 20
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(shapes, inputs)) == [shapes(ids) for ids in inputs]
 
 
 def _state_of_last_layer(model: torch.nn.Module) -> tuple[Tensor, Tensor, Tensor, bool]:
@@ -138,6 +190,10 @@ def _state_of_last_layer(model: torch.nn.Module) -> tuple[Tensor, Tensor, Tensor
         ({}, "neither input_ids nor inputs_embeds is given; give one of them"),
         ({"input_ids": IDS, "inputs_embeds": torch.zeros(2, 9, 12)}, "input_ids and inputs_embeds are both given"),
         ({"input_ids": IDS, "position_ids": IDS}, "position_ids is given, but a RAM-Net counts positions itself"),
+        ({"input_ids": IDS, "seq_idx": IDS}, "seq_idx is given, but a RAM-Net counts positions itself"),
+        ({"input_ids": IDS, "state": 1}, r"state is given, which .* not take; give cache=HFRamNetCache\(state\)$"),
+        ({"input_ids": IDS, "cu_seqlens": IDS}, "cu_seqlens is given, which .* not take; give cu_seq_lens_q$"),
+        ({"input_ids": IDS, "in_place": True}, "in_place is given, which .* not take; omit it"),
         ({"input_ids": IDS + 9}, "input_ids holds 19; token ids must be in 0..10"),
         ({"input_ids": IDS, "labels": IDS + 9}, "labels holds 19; token ids must be in 0..10"),
         ({"input_ids": IDS, "attention_mask": PADDING[:, 1:]}, r"attention_mask has shape \[2, 8\]"),

@@ -67,6 +67,23 @@ def test_generation_continues_from_the_cache_of_an_earlier_call() -> None:
         hf.generate(IDS[:, :2], cache=first.cache, max_new_tokens=1)
 
 
+@pytest.mark.parametrize("columns", [2, 11])
+def test_a_turn_shorter_than_what_the_cache_has_read_is_refused(columns: int) -> None:
+    _, hf = both()
+    cache = hf.generate(IDS, max_new_tokens=6, return_dict_in_generate=True).cache
+    assert cache.columns == 14
+    with pytest.raises(ValueError, match=f"input_ids has {columns} columns, of which the cache has read 14; give the"):
+        hf.generate(tokens(2, columns), cache=cache, max_new_tokens=1)
+
+
+def test_a_prompt_that_ends_in_padding_and_a_cache_that_is_not_to_be_used_are_refused() -> None:
+    _, hf = both()
+    with pytest.raises(ValueError, match="attention_mask ends in padding in row 1; pad on the left"):
+        hf.generate(IDS, attention_mask=PADDING.flip(1), max_new_tokens=1)
+    with pytest.raises(ValueError, match="a cache is given but use_cache is False"):
+        hf.generate(IDS, cache=HFRamNetCache(), use_cache=False, max_new_tokens=1)
+
+
 def test_generation_continues_from_a_state() -> None:
     model, hf = both()
     state = model(IDS[:, :6]).state

@@ -42,6 +42,28 @@ def test_the_file_gives_the_defaults_and_options_override_it(
     assert (other_recipe.steps, other_recipe.batch_size, other_task.windows) == (5, 3, "packed")
 
 
+def test_a_resumed_run_takes_what_the_file_says_now(
+    tmp_path: Path, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (page := tmp_path / "page.txt").write_text("the quick brown fox\n" * 20)
+    file = tmp_path / "run.toml"
+    run = ("train", "text", "--config", file, "--kernels", "reference")
+
+    def write(steps: int, length: int) -> None:
+        file.write_text(
+            f'data = ["{page}"]\noutput = "{tmp_path}/run"\nsteps = {steps}\nbatch_size = 1\nlength = {length}\n'
+        )
+
+    write(1, 8)
+    assert command_line(*run) == 0
+    write(3, 8)
+    assert command_line(*run, "--resume") == 0
+    assert "after 3 steps" in capsys.readouterr().out
+    write(3, 9)
+    assert command_line(*run, "--resume") == 1
+    assert "length" in capsys.readouterr().err
+
+
 def test_every_setting_is_an_option() -> None:
     from ramnet.training.cli import text
 

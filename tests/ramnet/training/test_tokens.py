@@ -103,6 +103,33 @@ def test_of_a_single_document_whole_characters_are_held_out(tmp_path: Path) -> N
     assert [side.decode() for side in both] == ["é " * 6 + "aéé", "é"]
 
 
+def test_truncation_and_padding_of_a_tokenizer_file_are_not_applied(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    made = tokenizers.Tokenizer.from_file(str(tokenizer.path))
+    made.enable_truncation(2)
+    made.enable_padding(length=4)
+    made.save(str(tmp_path / "cutting.json"))
+    assert Tokenizer(tmp_path / "cutting.json", 5).encode(TEXTS) == tokenizer.encode(TEXTS)
+    assert [len(ids) for ids in tokenizer.encode(TEXTS)] == [3, 2, 4, 2]
+
+
+def test_tokens_are_made_again_when_a_file_is_renamed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The suffix says whether lines are documents, and names which files are held out."""
+
+    def made(files: list[Path]) -> tuple[list[int], list[int]]:
+        text = Text(files, 3, tokenizer=tokenizer, cache=tmp_path / "tokens")
+        return text.training.tokens.sizes.tolist(), text.held_out.tokens.ids.tolist()
+
+    files = _files(tmp_path / "data", '{"text": "ab cd"}\n' * 5, '{"text": "é e ab"}\n')
+    made(files)
+    renamed = [file.rename(file.with_suffix(".jsonl")) for file in files]
+    before = made(renamed)
+    assert sum(before[0]) + len(before[1]) == 5 * 2 + 3
+    for name in "abcdefgh":
+        renamed[0] = renamed[0].rename(tmp_path / "data" / f"{name}.jsonl")
+        fresh = Text(renamed, 3, tokenizer=tokenizer, cache=tmp_path / f"fresh {name}")
+        assert made(renamed)[1] == fresh.held_out.tokens.ids.tolist()
+
+
 def test_bits_per_byte_count_the_bytes_of_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
     text = Text(_files(tmp_path / "data", *["ab cd ab cd"] * 3), 2, tokenizer=tokenizer, cache=tmp_path / "tokens")
     model = RamNetForCausalLM(
@@ -129,12 +156,17 @@ def _no_json(path: Path) -> None:
     path.write_text("words")
 
 
+def _with_a_gap(path: Path) -> None:
+    path.write_text(path.read_text().replace('"e":4', '"e":70000').replace('"e": 4', '"e": 70000'))
+
+
 @pytest.mark.parametrize(
     ("damage", "vocab_size", "message"),
     [
         (_missing, 5, r"tokenizer\.json cannot be read: No such file"),
         (_no_json, 5, r"tokenizer\.json is not a tokenizer file: "),
-        (lambda path: None, 4, r"tokenizer\.json has 5 tokens but the model's vocabulary has only 4$"),
+        (_with_a_gap, 70000, r"tokenizer\.json has 70001 token ids but the model's vocabulary has only 70000$"),
+        (lambda path: None, 4, r"tokenizer\.json has 5 token ids but the model's vocabulary has only 4$"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_used_is_named(
