@@ -169,7 +169,8 @@ class Decoder:
 
     def level(self, first: Any, X: Any, u: Any, prefixes: int) -> None:
         """Extend the beam, which holds ``prefixes`` entries, by sub-vector ``u``."""
-        with self.lanes.together() if self.straight else nullcontext():
+        # TVM moves a buffer into the only loop that uses it. In a vectorised one, all lanes would share an element.
+        with self.lanes.together() if self.straight and self.order > 1 else nullcontext():
             self.extend_beam(first, X, u, prefixes)
         emit.store(self.step, [0], self.step[0] * emit.constant(self.sub_dim, "int32"))
 

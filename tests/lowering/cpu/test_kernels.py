@@ -22,6 +22,7 @@ from lowering.cpu.address_decode import module  # noqa: E402 - after the check f
 from lowering.cpu.backend import CpuKernels  # noqa: E402 - after the check for tvm
 from lowering.cpu.backend import _run as run_on_slots  # noqa: E402
 from lowering.cpu.build import cache_key, lower  # noqa: E402
+from lowering.cpu.templates import TEMPLATES  # noqa: E402
 from lowering.parsing import on_a_short_stack  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -57,6 +58,25 @@ def test_unrolled_addresses_have_few_loops(unroll: int) -> None:
     work = workload("address_decode", R=64, U=3, P=4, K=8)
     template = on_a_short_stack(module, work, AddressDecode(lanes=16, unroll=unroll, parallel=False))
     assert template.script().count("T.vectorized(") < 30
+
+
+@pytest.mark.parametrize("op", TEMPLATES)
+@pytest.mark.parametrize("size", [1, 2])
+def test_no_buffer_is_allocated_in_a_vectorised_loop(op: Op, size: int) -> None:
+    """TVM would let all lanes share an element of one that only this loop uses."""
+    sizes = dict.fromkeys(AXES[op], size) | ({"R": 300} if "R" in AXES[op] else {})
+    work = workload(op, **sizes)
+    for schedule in schedules(work):
+        template = on_a_short_stack(TEMPLATES[op], work, schedule)
+        planned = tvm.s_tir.transform.PlanAndUpdateBufferAllocationLocation()(template).script()
+        vectors: list[int] = []  # indentations of the vectorised loops around a line
+        for line in planned.splitlines():
+            indent = len(line) - len(line.lstrip())
+            vectors = [each for each in vectors if each < indent]
+            assert not (vectors and "alloc_buffer(" in line), (schedule, line)
+            if "in T.vectorized(" in line:
+                vectors.append(indent)
+        assert planned.count("alloc_buffer(") > 0 or op == "memory_step", planned
 
 
 class Fixed(CpuKernels):
@@ -108,15 +128,21 @@ def test_every_memory_step_schedule_computes_the_same() -> None:
 
 
 # Code is unrolled only for many rows.
-@pytest.mark.parametrize("rows", [37, 300])
-def test_every_address_decode_schedule_and_that_of_its_gradient_computes_the_same(rows: int) -> None:
-    logits = torch.randn(rows, 3, 3, generator=torch.Generator().manual_seed(5))
-    weights, grad_weights, gradient = brute_force.largest_weights(logits, 4)
-    for schedule in schedules(workload("address_decode", R=rows, U=3, P=3, K=4)):
-        got_slots, got_weights = Fixed(schedule).address_decode(logits, 4)
+@pytest.mark.parametrize(
+    ("rows", "order", "sub_dim", "top_k"),
+    [(37, 3, 3, 4), (300, 3, 3, 4), (300, 1, 7, 5), (300, 2, 3, 1), (300, 1, 1, 1)],
+)
+def test_every_address_decode_schedule_and_that_of_its_gradient_computes_the_same(
+    rows: int, order: int, sub_dim: int, top_k: int
+) -> None:
+    logits = torch.randn(rows, order, sub_dim, generator=torch.Generator().manual_seed(5))
+    weights, grad_weights, gradient = brute_force.largest_weights(logits, top_k)
+    sizes = {"R": rows, "U": order, "P": sub_dim, "K": top_k}
+    for schedule in schedules(workload("address_decode", **sizes)):
+        got_slots, got_weights = Fixed(schedule).address_decode(logits, top_k)
         assert relative_rmse(got_weights, weights) < 1e-5, schedule
         assert relative_rmse(brute_force.product_softmax(logits).gather(-1, got_slots.long()), weights) < 1e-5, schedule
-    for schedule in schedules(workload("address_decode_backward", R=rows, U=3, P=3, K=4)):
+    for schedule in schedules(workload("address_decode_backward", **sizes)):
         got = Fixed(schedule).address_decode_backward(grad_weights, logits, got_slots, got_weights)
         assert relative_rmse(got, gradient) < 1e-5, schedule
 
