@@ -82,6 +82,10 @@ class Samples(NamedTuple):
         write_safetensors(directory / FILENAME, {name: torch.from_numpy(x) for name, x in self._asdict().items()})
 
     def error(self, logits: NDArray[np.float32]) -> float:
-        """Return the relative L2 error of other logits, infinite if one of them is not finite."""
+        """Return the relative L2 error of other logits: infinite if one of them is not finite, or if only these are
+        all 0."""
         difference = float(np.linalg.norm((logits - self.logits).astype(np.float64)))
-        return difference / float(np.linalg.norm(self.logits.astype(np.float64))) if np.isfinite(difference) else np.inf
+        size = float(np.linalg.norm(self.logits.astype(np.float64)))
+        if size == 0:
+            return 0.0 if difference == 0 else np.inf
+        return difference / size if np.isfinite(difference) else np.inf

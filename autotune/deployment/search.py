@@ -141,7 +141,11 @@ class Search:
         if deployment == default:
             answer = self.ask({}, base=default, rounds=9, seconds=seconds, judge=True)
             assert answer.bits is not None
-            seconds, loss = answer.times[BASE].seconds, answer.bits[0] / answer.bits[1] - 1
+            bits, exact = answer.bits
+            if exact == 0:  # a vocabulary of one token
+                bits, exact = bits + 1, 1
+            loss = bits / exact - 1
+            seconds = answer.times[BASE].seconds
         else:
             answer = self.ask({"it": deployment}, base=default, rounds=9, seconds=seconds)
             known = next(point for point in self.tried_points() if point.deployment == default)

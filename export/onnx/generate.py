@@ -60,7 +60,7 @@ def probabilities(options: SamplingOptions, logits: NDArray[np.float32]) -> NDAr
         kth = np.sort(scaled)[-min(options.top_k, len(scaled))]
         scaled[scaled < kth] = -np.inf
     if options.top_p < 1:
-        order = np.argsort(-scaled)
+        order = np.argsort(-scaled, kind="stable")  # of equal logits, the first is taken, as by PyTorch
         probability = np.exp(scaled[order])
         probability /= probability.sum()
         # A token is excluded if the more probable ones already sum to top_p; the most probable always stays.

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ramnet.ops import reference
 
+# Beside a weight of 1, weights below e^_LEAST change no result, and their logarithms need not agree.
+_LEAST = -69.0
+
 
 class Replay:
     """A backend of the ops: the reference, but with given slots; ``slots`` holds one entry per layer.
@@ -29,7 +32,8 @@ class Replay:
         digits = slots.long().unsqueeze(-2) // (sub_dim ** torch.arange(order)).unsqueeze(-1) % sub_dim  # [..., U, K]
         log_weights = log_p.gather(-1, digits).sum(-2)  # [..., K]
         best = reference.address_decode(logits.double(), top_k)[1].log()
-        loss = float((log_weights - best).abs().max()) if log_weights.numel() else 0.0
+        off = (log_weights.clamp(min=_LEAST) - best.clamp(min=_LEAST)).abs()
+        loss = float(off.max()) if off.numel() else 0.0
         self.worst = loss if not loss <= self.worst else self.worst  # keeps NaN
         return slots, log_weights.exp()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.library_path import new_path
 from export.onnx.ports import PAST, PRESENT, Port
 from export.onnx.state import POSITION, OnnxState
 
@@ -54,8 +55,8 @@ class OnnxGraph:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         options.log_severity_level = 4  # errors are raised, too, and need not be logged
         if library is not None:
-            with _one_sentence(ValueError, f"{library} cannot be loaded by onnxruntime"):
-                options.register_custom_ops_library(str(library))
+            with _one_sentence(ValueError, f"{library} cannot be loaded by onnxruntime"), new_path(library) as new:
+                options.register_custom_ops_library(new)
         with _one_sentence(ValueError, f"{path} cannot be loaded by onnxruntime"):
             # The fallback would print a message and try the same provider again.
             self._session = onnxruntime.InferenceSession(

@@ -9,7 +9,7 @@ export async function* generate(model, state, ids, options = {}) {
   check("temperature", temperature, temperature >= 0 && temperature < Infinity, "at least 0 and finite");
   check("topK", topK, Number.isInteger(topK) && topK >= 0, "a whole number of at least 0");
   const random = seed === undefined ? Math.random : seeded(seed);
-  let logits = ids.length > 0 ? await model.tokens(state, ids) : state.logits;
+  let logits = ids?.length === 0 ? state.logits : await model.tokens(state, ids);
   if (logits === null) throw new RamNetError("ids is empty, and the state has read no token since it was made or loaded");
   let rested = performance.now();
   for (let made = 0; made < maxNewTokens; made++) {

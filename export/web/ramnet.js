@@ -31,7 +31,7 @@ class Library {
   }
 
   allocate(bytes) {
-    const pointer = this.c.malloc(Math.max(bytes, 1)) >>> 0;
+    const pointer = bytes < 2 ** 32 ? this.c.malloc(Math.max(bytes, 1)) >>> 0 : 0;
     if (pointer === 0) throw new RamNetError(`there is no memory for ${bytes} bytes`);
     return pointer;
   }
@@ -117,11 +117,12 @@ class Model {
 
   tokens(state, ids, last = 1) {
     const library = this.#library, size = this.vocabularySize, pointer = this.#pointer(state);
-    ids.forEach((id, i) => whole(`id ${i}`, id));
+    const read = listed(ids);
+    read.forEach((id, i) => whole(`id ${i}`, id));
     whole("last", last);
     return library.with(4 * (ids.length + Math.max(last, 0) * size), (at) => {
       const logits = at + 4 * ids.length;
-      library.integers(at, ids.length).set(ids);
+      library.integers(at, ids.length).set(read);
       library.call("tokens", this.#model, pointer, at, ids.length, logits, last);
       const found = library.floats(logits, last * size).slice();
       if (ids.length > 0) state.logits = last > 0 ? found.slice(-size) : null;
@@ -209,6 +210,12 @@ class State {
     abandoned.unregister(this);
     this.#at = 0;
   }
+}
+
+/** Ids as an array without holes. */
+function listed(ids) {
+  if (!Array.isArray(ids) && !ArrayBuffer.isView(ids)) throw new RamNetError(`ids is ${ids}; it must be an array`);
+  return Array.from(ids);
 }
 
 /** The library takes 32-bit integers, to which JavaScript would cut any number without a word. */

@@ -39,7 +39,7 @@ class Sampling(SamplingOptions):
             kth = scaled.topk(min(self.top_k, scaled.shape[-1])).values[:, -1:]
             scaled = scaled.masked_fill(scaled < kth, -torch.inf)
         if self.top_p < 1:
-            ordered, order = scaled.sort(dim=-1, descending=True)
+            ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
             probability = ordered.softmax(dim=-1)
             # A token is excluded if the more probable ones already sum to top_p; the most probable always stays.
             left_out = probability.cumsum(dim=-1) - probability >= self.top_p

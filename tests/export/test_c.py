@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _ctypes
 import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import nn
 
 from export import check, process
 from export.c.build import ARCHIVE, HEADER, PROGRAM, export_c
-from export.c.session import LIBRARY, WEIGHTS, CModel
+from export.c.session import LIBRARY, WEIGHTS, CModel, CState
 from export.cli import export, verify
 from export.manifest import Manifest
 from export.samples import Samples
@@ -228,6 +230,50 @@ def test_state_files_travel_between_python_and_the_bundle(checkpoint: Path, bund
     with pytest.raises(ValueError, match="id 0 is 256; it must be in"):
         model.token(clone, 256)
     np.testing.assert_array_equal(model.step([state, clone], [4, 5])[0], model.token(_after(model, [1, 2, 3]), 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda m, s: m.token(s, 2**32 + 5), ValueError, r"id 0 is 4294967301; it must be in 0\.\.255"),
+        (lambda m, s: m.tokens(s, np.array([1, -1])), ValueError, r"id 1 is -1; it must be in 0\.\.255"),
+        (lambda m, s: m.tokens(s, [5.9]), TypeError, "ids is float64; it must be integers"),
+        (lambda m, s: m.tokens(s, ["5"]), TypeError, "ids is <U1; it must be integers"),
+        (lambda m, s: m.tokens(s, [[5], [6]]), ValueError, r"ids has shape \[2, 1\]; it must be \[T\]"),
+        (lambda m, s: m.tokens(s, [5], 2), ValueError, r"last is 2; it must be in 0\.\.1, the number of ids"),
+        (lambda m, s: m.step([s, s.clone()], [5]), ValueError, "there are 1 ids and 2 states; each state reads one id"),
+        (lambda m, s: m.token(None, 5), ValueError, "the state is of another model"),
+    ],
+)
+def test_arguments_are_checked_before_the_library_converts_them(
+    bundle: Path, call: Callable[[CModel, CState], object], kind: type[Exception], message: str
+) -> None:
+    model = CModel(bundle / LIBRARY, bundle / WEIGHTS)
+    state = model.state()
+    with pytest.raises(kind, match=f"^{message}"):
+        call(model, state)
+    assert state.position == 0
+    with pytest.raises(ValueError, match="the state is of another model"):
+        CModel(bundle / LIBRARY, bundle / WEIGHTS).token(state, 5)
+
+
+@pytest.mark.parametrize("threads", [0, 2**32 + 1, 1.5])
+def test_threads_that_the_library_cannot_have_are_refused(bundle: Path, threads: int) -> None:
+    with pytest.raises(ValueError, match=rf"^threads is {threads}; it must be in 1\.\.2\^31 - 1$"):
+        CModel(bundle / LIBRARY, bundle / WEIGHTS, threads)
+
+
+def test_an_export_that_replaces_a_loaded_one_is_loaded(tmp_path: Path) -> None:
+    """The system knows a library by its path."""
+    found, models = [], []
+    for layers in (1, 2):
+        model = model_of(TINY.model_copy(update={"num_layers": layers, "cape_half_layers": 0}))
+        export_c(model, tmp_path / "c")
+        models.append(CModel(tmp_path / "c" / LIBRARY, tmp_path / "c" / WEIGHTS))
+        found.append(models[-1].tokens(models[-1].state(), [1, 2, 3]))
+    np.testing.assert_array_equal(models[0].tokens(models[0].state(), [1, 2, 3]), found[0])
+    with pytest.raises(ValueError, match="is not the library of an exported model"):
+        CModel(Path(_ctypes.__file__), tmp_path / "c" / WEIGHTS)
 
 
 def _after(model: CModel, ids: list[int]) -> object:

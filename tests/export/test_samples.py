@@ -27,6 +27,12 @@ def test_samples_avoid_tokens_whose_addresses_tie() -> None:
     assert made.error(model(ids).logits[0].numpy()) < 1e-6
 
 
+def test_logits_of_zeros_are_met_by_zeros_only() -> None:
+    made = Samples(np.zeros(2, np.int32), np.zeros((2, 3), np.float32))
+    assert made.error(made.logits) == 0
+    assert made.error(made.logits + 1e-3) == made.error(made.logits * np.nan) == math.inf
+
+
 @torch.no_grad()
 def test_the_margin_is_that_of_the_last_slot_that_is_chosen() -> None:
     p = torch.tensor([0.5, 0.3, 0.2])  # the weights of two sub-vectors: 0.25, 0.15 twice, 0.1 twice, 0.09, …

@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -65,19 +66,42 @@ static void put(void* to, const void* data, size_t bytes) {
   if (!out->failed && bytes > 0 && fwrite(data, 1, bytes, out->stream) != bytes) out->failed = errno ? errno : EIO;
 }
 
-/* The file is written beside its name, which it takes at the end. */
+/* Flush the name of a file to disk, as far as the file system can. */
+static void sync_folder(char* path) {
+  char* slash = strrchr(path, '/');
+  if (slash != NULL) slash[slash == path] = '\0'; /* "/" stays */
+  const int folder = open(slash == NULL ? "." : path, O_RDONLY | O_CLOEXEC);
+  if (folder < 0) return;
+  (void)fsync(folder);
+  close(folder);
+}
+
+/* The file is written beside its name, which it takes at the end. The name beside it is this call's own: other threads,
+ * and processes of this number elsewhere, may save to the same path. */
 int ramnet_state_save(const ramnet_state* state, const char* path) {
+  static atomic_uint calls;
   char aside[4096];
   output out = {NULL, 0};
-  if ((size_t)snprintf(aside, sizeof aside, "%s.%ld.aside", path, (long)getpid()) >= sizeof aside)
-    return fail(RAMNET_BAD_ARGUMENT, "the path of %zu bytes is too long", strlen(path));
-  out.stream = fopen(aside, "wb");
+  int handle;
+  do {
+    const unsigned call = atomic_fetch_add(&calls, 1);
+    if ((size_t)snprintf(aside, sizeof aside, "%s.%ld.%u.aside", path, (long)getpid(), call) >= sizeof aside)
+      return fail(RAMNET_BAD_ARGUMENT, "the path of %zu bytes is too long", strlen(path));
+    handle = open(aside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  } while (handle < 0 && errno == EEXIST);
+  if (handle >= 0 && (out.stream = fdopen(handle, "wb")) == NULL) {
+    close(handle);
+    remove(aside);
+  }
   if (out.stream == NULL) return fail(RAMNET_BAD_FILE, "%s cannot be written: %s", path, strerror(errno));
   state_write(state, put, &out);
   if (!out.failed && (fflush(out.stream) != 0 || fsync(fileno(out.stream)) != 0)) out.failed = errno;
   if (fclose(out.stream) != 0 && !out.failed) out.failed = errno;
   if (!out.failed && rename(aside, path) != 0) out.failed = errno;
-  if (!out.failed) return RAMNET_OK;
+  if (!out.failed) {
+    sync_folder(aside);
+    return RAMNET_OK;
+  }
   remove(aside);
   return fail(RAMNET_BAD_FILE, "%s cannot be written: %s", path, strerror(out.failed));
 }

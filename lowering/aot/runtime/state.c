@@ -53,7 +53,14 @@ static int allocate(ramnet_state** state, int owned) {
   scratch unused;
   ramnet_state* made = calloc(1, sizeof *made);
   size_t total = 0;
+  uint64_t whole = 0;
   if (made == NULL) return fail(RAMNET_NO_MEMORY, "there is no memory for a state");
+  for (int i = 0; i < LAYERS; i++)
+    whole += sizeof(float) * (uint64_t)layers[i].heads * layers[i].slots * (layers[i].value_dim + 1);
+  if (owned && whole > SIZE_MAX / 2) { /* with 32 bits, in WebAssembly */
+    free(made);
+    return fail(RAMNET_NO_MEMORY, "a state of %llu bytes is larger than memory can be", (unsigned long long)whole);
+  }
   made->scratch_memory = aligned_alloc(alignment, lay_out(&unused, NULL));
   if (owned) {
     for (int i = 0; i < STATE_TENSORS; i++) take(NULL, &total, sizeof(float) * state_size(i));

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,24 @@ def test_weights_with_an_altered_byte_or_of_another_configuration_are_refused(
     weights.save(path, stored, TINY.model_copy(update={"decay_power": 2.0}))
     with pytest.raises(RuntimeError, match="weights is of another model"):
         opened(path.read_bytes())
+
+
+def test_threads_that_save_to_one_path_leave_the_state_of_one(library: CLibrary, tmp_path: Path) -> None:
+    states = [library.state() for _ in range(4)]
+    for id_, state in enumerate(states):
+        library.token(state, id_)
+        library.call("state_save", state, str(tmp_path / f"alone {id_}").encode())
+    alone = {(tmp_path / f"alone {id_}").read_bytes() for id_ in range(4)}
+    path = tmp_path / "shared"
+
+    def save(state: ctypes.c_void_p) -> None:
+        for _ in range(10):
+            library.call("state_save", state, str(path).encode())
+            assert path.read_bytes() in alone
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(save, states))
+    assert names(tmp_path) == ["alone 0", "alone 1", "alone 2", "alone 3", "shared"]
 
 
 def test_a_state_that_cannot_be_written_is_reported(library: CLibrary, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from lowering.aot.token import default_tiling
 
 ODD: dict[str, Any] = {
     "vocab_size": 37, "hidden_size": 18, "num_layers": 3, "num_heads": 3, "value_dim": 7, "order": [3, 1, 3],
-    "sub_dim": [3, 7, 3], "top_k": 5, "cape_full_layers": 1, "cape_half_layers": 1, "decay_power": 2.5, "temperature": 0.7,
+    "sub_dim": [3, 7, 3], "top_k": 5, "cape_full_layers": 1, "cape_half_layers": 1, "decay_power": 2.5,
+    "temperature": 0.7,
 }  # fmt: skip
 CONFIGS = {
     "tiny": TINY,
