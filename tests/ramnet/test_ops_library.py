@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ramnet import ops
 from tests.samples import DIFFERENTIABLE, relative_rmse, scan_inputs, step_inputs
@@ -142,3 +143,22 @@ def test_a_backend_is_left_when_its_block_is_even_by_an_error() -> None:
         raise ZeroDivisionError
     ops.address_decode(LOGITS, 4)
     assert recorder.calls == []
+
+
+@pytest.mark.parametrize("differentiate", ["jvp", "dual numbers"])
+def test_derivatives_in_forward_mode_are_refused(kernels: str, differentiate: str) -> None:
+    """The ops would drop the tangents, and the derivative would be 0."""
+    inputs = scan_inputs(1, 2, 3, 4, 27, 5)
+    values = inputs.pop("values")
+    for call, x in (
+        (lambda x: ops.address_decode(x, 2)[1], torch.randn(3, 2, 4)),
+        (lambda x: ops.memory_scan(**inputs, values=x)[0], values),
+    ):
+        with pytest.raises(NotImplementedError, match=r"^the memory ops have no forward-mode derivative"):
+            if differentiate == "jvp":
+                torch.func.jvp(call, (x,), (torch.ones_like(x),))
+            else:
+                with forward_ad.dual_level():
+                    call(forward_ad.make_dual(x, torch.ones_like(x)))
+        with forward_ad.dual_level():
+            call(x)  # a plain tensor meanwhile

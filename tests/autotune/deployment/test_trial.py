@@ -31,7 +31,8 @@ def test_a_trial_builds_checks_times_and_judges(tmp_path: Path, by: str) -> None
     found = trials.run(request)
     assert found.times["it"].seconds > 0 and found.times[BASE].ratio == 1
     library = trials.open[base]
-    assert library.step([library.state() for _ in range(128)], np.zeros(128, np.int64)).shape == (128, 256), "a block of 128"
+    block = [library.state() for _ in range(128)]
+    assert library.step(block, np.zeros(128, np.int64)).shape == (128, 256)
     assert found.bits is not None
     if text is None:
         with np.errstate(all="raise"):

@@ -17,8 +17,9 @@ import export.node
 from export import quality
 from export.manifest import Manifest
 from export.quality import HeldOut
+from export.web import export_web
 from lowering.aot import wasm
-from ramnet import RamState
+from ramnet import RamNetConfig, RamNetForCausalLM, RamState
 from tests.export.conftest import checked_card
 from tests.export.web.conftest import CONFIG, IDS, LABELS
 from tests.lowering.aot.c_library import CLibrary, eager_logits, error, ids_of, model_of
@@ -134,6 +135,11 @@ def test_wrong_files_and_arguments_are_one_sentence(bundle: Callable[[str], Path
         "large": "id is 4294967296; it must be a whole number",
         "ids": "id 1 is -1; it must be in 0..255",
         "last": "last is 2; it must be in 0..1, the count",
+        "none": "ids is null; it must be an array",
+        "text": "ids is abc; it must be an array",
+        "holes": "id 1 is undefined; it must be a whole number",
+        "much": "there is no memory for 4294967300 bytes",
+        "nothing": "ids is null; it must be an array",
         "layer": "layer is 9; it must be in 0..1",
         "stranger": "the state is of another model",
         "state": "the state file is not a safetensors file, or it was cut",
@@ -156,4 +162,13 @@ def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"clang is not installed.*apt-get install clang lld wasi-libc"):
         wasm.write_wasm(CONFIG, "float32", tmp_path / "ramnet.wasm")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_larger_than_the_memory_of_webassembly_is_refused(tmp_path: Path) -> None:
+    config = RamNetConfig(
+        vocab_size=3, hidden_size=4, num_layers=1, num_heads=1, value_dim=64, order=12, sub_dim=4, top_k=2
+    )
+    with pytest.raises(ValueError, match=r"^a state of the model has 4\.4 GB; WebAssembly has 4\.3 GB of memory$"):
+        export_web(RamNetForCausalLM(config), tmp_path / "web")
     assert list(tmp_path.iterdir()) == []
