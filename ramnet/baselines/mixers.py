@@ -173,6 +173,10 @@ class Mamba2(Gated):
         step, log_decay = self.decays(x)
         return self.gated(x, linear_recurrence(q, k, step * v, log_decay) + self.skip[:, None, None] * v)
 
+    def gated(self, x: Tensor, out: Tensor) -> Tensor:
+        """Unlike the others, Mamba-2 gates before it normalises."""
+        return self.output(self.joined(self.norm(out * F.silu(self.heads(self.gate(x))))))
+
 
 class Rwkv7(Mixer):
     """S_t = S_(t−1) (Diag(w) − κ̂ (a ∘ κ̂)ᵀ) + v k̃ᵀ on inputs mixed with the token before (Peng et al., 2025).

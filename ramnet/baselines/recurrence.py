@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Within a chunk, decays of channels are factored into e^(G_t − r) and e^(r − G_s), which float32 represents as long as
-# half a chunk decays by less than e^88.
 CHUNK = 16
+# Of decays of channels: tokens whose pairs are computed one by one, instead of by a matrix product.
+BLOCK = 4
 
 
 def linear_recurrence(
@@ -74,5 +74,15 @@ def _scores(left: Tensor, at: Tensor, right: Tensor, since: Tensor, mask: Tensor
     if at.shape[-1] == 1:
         gap = torch.where(mask, at - since.mT, -torch.inf)
         return (left @ right.mT) * gap.exp()
-    middle = since[:, :, CHUNK // 2 : CHUNK // 2 + 1]
-    return torch.where(mask, (left * (at - middle).exp()) @ (right * (middle - since).exp()).mT, 0)
+    columns = []
+    for s in range(0, CHUNK, BLOCK):
+        block, after = slice(s, s + BLOCK), slice(s + BLOCK, CHUNK)
+        # G falls, so that neither factor of e^(at_t − since_s) exceeds 1 with the block's last G between them.
+        end = since[:, :, s + BLOCK - 1 : s + BLOCK]
+        below = left[:, :, after] * (at[:, :, after] - end).exp()
+        below = below @ (right[:, :, block] * (end - since[:, :, block]).exp()).mT
+        gap = at[:, :, block, None] - since[:, :, None, block]
+        gap = torch.where(mask[block, block, None], gap, -torch.inf)
+        inside = torch.einsum("bhtk,bhsk,bhtsk->bhts", left[:, :, block], right[:, :, block], gap.exp())
+        columns.append(F.pad(torch.cat([inside, below], dim=2), (0, 0, s, 0)))
+    return torch.cat(columns, dim=3)

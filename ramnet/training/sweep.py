@@ -134,7 +134,9 @@ class Sweep:
             ended = _outcomes(final, folder, jobs, kernels, done)
             for name, rate in chosen:
                 outcomes = [each for each in ended if (each.name, each.learning_rate) == (name, rate)]
-                if self._worth(*outcomes) > self._worth(*best.get(name, [])):
+                # A rate at which fewer seeds diverge is better, whatever the others end with.
+                known = best.get(name, [])
+                if (len(outcomes), self._worth(*outcomes)) > (len(known), self._worth(*known)):
                     best[name] = outcomes
             waiting = [
                 name

@@ -136,7 +136,31 @@ def test_mamba2_discretises_its_inputs() -> None:
         now = step[:, :, t, None, None]
         return (-rate[:, None, None] * now).exp() * state + now * outer(v[:, :, t], k[:, :, t])
 
-    assert relative_rmse(mixer(x), mixer.gated(x, by_token(update, q) + mixer.skip[:, None, None] * v)) < 1e-12
+    gated = (by_token(update, q) + mixer.skip[:, None, None] * v) * F.silu(mixer.heads(mixer.gate(x)))
+    normed = gated * (gated.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * mixer.norm.weight
+    assert relative_rmse(mixer(x), mixer.output(mixer.joined(normed))) < 1e-12
+
+
+@pytest.mark.parametrize("removes", [False, True])
+@pytest.mark.parametrize("places", [(7,), (3, 4, 5), tuple(range(33))])
+def test_a_recurrence_forgets_at_once_and_stays_finite(removes: bool, places: tuple[int, ...]) -> None:
+    """Within a chunk, decays multiply to less than float32 holds."""
+    generator = torch.Generator().manual_seed(1)
+    q, k, v, a, b = (torch.randn(1, 2, 33, 5, generator=generator, dtype=torch.float64) / 3 for _ in range(5))
+    log_decay = -torch.rand(1, 2, 33, 5, generator=generator, dtype=torch.float64)
+    log_decay[:, :, places, :3] = -200.0
+    state, expected = torch.zeros(1, 2, 5, 5, dtype=torch.float64), []
+    for t in range(33):
+        moved = state * log_decay[:, :, t].exp().unsqueeze(-2)
+        if removes:
+            moved = moved + (state @ a[:, :, t, :, None]) * b[:, :, t, None]
+        state = moved + v[:, :, t, :, None] * k[:, :, t, None]
+        expected.append((state @ q[:, :, t, :, None]).squeeze(-1))
+    inputs = [x.float().requires_grad_() for x in (q, k, v, log_decay, *((a, b) if removes else ()))]
+    found = linear_recurrence(*inputs)
+    assert relative_rmse(found, torch.stack(expected, 2)) < 1e-5
+    found.square().sum().backward()
+    assert all(bool(x.grad.isfinite().all()) for x in inputs)
 
 
 def test_rwkv7_removes_and_replaces_along_a_direction() -> None:
