@@ -28,7 +28,7 @@ class Scale:
         hidden_size: C of all models; heads are 32 wide.
         num_layers: mixers of each model.
         length: bytes of a training window.
-        contexts: bytes of context at the end, ascending; one of them is ``length``.
+        contexts: bytes of the windows in which the same bytes are predicted at the end, ascending; one is ``length``.
         batch_size: windows in a step.
         search_steps: steps of each learning rate.
         steps: steps of the run with the best of them.
@@ -46,7 +46,7 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale(128, 2, 256, (64, 256, 1024, 4096), 8, 200, 1400, (0, 1, 2)),
+    "quick": Scale(128, 2, 256, (128, 256, 1024, 4096), 8, 200, 1400, (0, 1, 2)),
     "night": Scale(192, 4, 512, (128, 512, 2048, 8192), 8, 500, 5000, (0,)),
 }
 

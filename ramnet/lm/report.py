@@ -25,7 +25,7 @@ class Line:
     Attributes:
         held_out: bits per byte of held-out windows.
         repeated: the same of repeated names.
-        by_context: the same of fixed bytes, with each of the scale's contexts.
+        by_context: the same of fixed bytes, at the end of windows of the scale's contexts.
         state: numbers kept of as many bytes as the longest context.
         speed: tokens/s in training, one process on one thread beside the others.
     """
@@ -67,7 +67,7 @@ def save(found: Sequence[Line], scale: Scale, sweep: Sweep, folder: Path) -> lis
 def markdown(found: Sequence[Line], scale: Scale) -> str:
     """Return the table of bits per byte."""
     head = ["model", "parameters", "state", "held out", "repeated names",
-            *(f"context {context}" for context in scale.contexts), "tokens/s", "rate"]  # fmt: skip
+            *(f"window {context}" for context in scale.contexts), "tokens/s", "rate"]  # fmt: skip
     rows = [
         [line.name, f"{line.parameters}", f"{line.state}",
          *(f"{x:.3f} ± {spread:.3f}" for x, spread in (line.held_out, line.repeated, *line.by_context)),
@@ -78,8 +78,8 @@ def markdown(found: Sequence[Line], scale: Scale) -> str:
 
 
 def _draw_contexts(found: Sequence[Line], scale: Scale, picture: Path) -> None:
-    """Draw bits per byte of the same bytes against the context they are predicted with."""
-    axes, figure = _axes("bytes of context", "bits per byte")
+    """Draw bits per byte of the same bytes against the size of the window that they end."""
+    axes, figure = _axes("bytes of the window", "bits per byte")
     for i, line in enumerate(found):
         axes.plot(scale.contexts, [x for x, _ in line.by_context], marker="o", **_style(i, line.name))
     # A model that fails beyond the trained length leaves the picture; the table has its numbers.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ramnet.training.text import Text
 NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_]{3,}")
 WINDOWS = 256
 SPANS = 64
-# Bytes at the end of a span that are predicted with every context.
+# Bytes at the end of a span that are predicted in every window.
 PREDICTED = 64
 
 
@@ -27,11 +27,13 @@ class Compared(Text):
 
     Args:
         files, length: as in ``Text``.
-        contexts: bytes of context, ascending, with which the same held-out bytes are predicted.
+        contexts: bytes of the windows, ascending and at least ``PREDICTED``, in which the same held-out bytes are
+            predicted: the last of each window, so that none stands beyond the places that a model was trained on if
+            the window is no longer than ``length``.
 
     Raises:
         ValueError: as ``Text``; if no name is repeated in the held-out windows, or no held-out document is as long as
-            the longest context and what is predicted.
+            the longest window.
     """
 
     best: Literal["highest", "lowest"] = "lowest"
@@ -44,10 +46,15 @@ class Compared(Text):
         self._again = self._counted & repeated(self._windows)
         if not bool(self._again.any()):
             raise ValueError(f"no name is repeated within {length} bytes of the held-out text; give more text")
-        self._spans = self._spread_spans(contexts[-1] + PREDICTED)
+        self._spans = self._spread_spans(contexts[-1])
+
+    def describe(self) -> dict[str, Any]:
+        """Return what defines the task and its scores."""
+        scored = {"contexts": list(self.contexts), "predicted": PREDICTED, "windows scored": WINDOWS, "spans": SPANS}
+        return super().describe() | scored
 
     def scores(self, model: Model) -> list[float]:
-        """Return bits per byte: of held-out windows, of repeated names in them, and with each of ``contexts``.
+        """Return bits per byte: of held-out windows, of repeated names in them, and in windows of ``contexts``.
 
         A repeated name is a word of at least 4 letters, digits and underscores that stands earlier in the same window.
         Its first byte, with which the model cannot know that a name follows, is not counted.
@@ -56,10 +63,10 @@ class Compared(Text):
         return [float(bits[self._counted].mean()), float(bits[self._again].mean()), *self.by_context(model)]
 
     def by_context(self, model: Model) -> list[float]:
-        """Return the bits per byte of the last ``PREDICTED`` bytes of held-out spans, with each of ``contexts``."""
+        """Return the bits per byte of the last ``PREDICTED`` bytes of held-out spans, in windows of ``contexts``."""
         found = []
         for context in self.contexts:
-            ids = self._spans[:, -PREDICTED - context - 1 :]
+            ids = self._spans[:, -context - 1 :]
             labels = torch.full_like(ids[:, 1:], IGNORED)
             labels[:, -PREDICTED:] = ids[:, -PREDICTED:]
             found.append(float(bits_of(model, Batch(ids[:, :-1], labels))[:, -PREDICTED:].mean()))
@@ -71,7 +78,7 @@ class Compared(Text):
         room = torch.where(documents.sizes > length, documents.sizes - length, 0)
         if not int(room.sum()):
             raise ValueError(
-                f"the longest held-out document holds {int(documents.sizes.max())} bytes; a context of"
+                f"the longest held-out document holds {int(documents.sizes.max())} bytes; a window of"
                 f" {self.contexts[-1]} needs {length + 1}"
             )
         ends = room.cumsum(0)

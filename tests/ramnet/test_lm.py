@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from ramnet.lm import plan, report
 from ramnet.lm.cli import lm
 from ramnet.lm.plan import SCALES, Scale, configurations, ram_net, sweep
-from ramnet.lm.task import PREDICTED, SPANS, Compared, bits_of, repeated
+from ramnet.lm.task import SPANS, Compared, bits_of, repeated
 from ramnet.loss import IGNORED
 from ramnet.training.batch import Batch
 from ramnet.training.model import make, parameter_count
@@ -24,6 +24,14 @@ from tests.ramnet.training.sweeps import outcome_of, trained
 __all__ = ["trained"]
 
 SMALL = Scale(32, 2, length=16, contexts=(8, 16, 32), batch_size=2, search_steps=2, steps=4, seeds=(0, 1))
+
+
+PREDICTED = 8
+
+
+@pytest.fixture(autouse=True)
+def _few_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ramnet.lm.task.PREDICTED", PREDICTED)
 
 
 @pytest.fixture
@@ -98,7 +106,7 @@ def test_labels_beyond_a_window_are_not_marked() -> None:
     assert int(repeated(Batch(row[None, :-1], labels[None])).sum()) == 0, "the name is cut off"
 
 
-def test_the_same_bytes_are_predicted_with_every_context(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes_end_every_window(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Batch] = []
 
     def bits(model: object, batch: Batch) -> torch.Tensor:
@@ -107,7 +115,7 @@ def test_the_same_bytes_are_predicted_with_every_context(files: list[str], monke
 
     monkeypatch.setattr("ramnet.lm.task.bits_of", bits)
     Compared(files, 16, SMALL.contexts).by_context(make(ram_net(SMALL, 0)))
-    assert [batch.inputs.shape for batch in seen] == [(SPANS, context + PREDICTED) for context in SMALL.contexts]
+    assert [batch.inputs.shape for batch in seen] == [(SPANS, context) for context in SMALL.contexts]
     for batch in seen:
         assert int((batch.labels != IGNORED).sum()) == SPANS * PREDICTED
         assert torch.equal(batch.labels[:, -PREDICTED:], seen[0].labels[:, -PREDICTED:])
@@ -116,10 +124,10 @@ def test_the_same_bytes_are_predicted_with_every_context(files: list[str], monke
 
 
 def test_held_out_text_that_is_too_short_is_refused(files: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"longest held-out document holds \d+ bytes; a context of 10000 needs 10065"):
+    with pytest.raises(ValueError, match=r"longest held-out document holds \d+ bytes; a window of 10000 needs 10001"):
         Compared(files, 16, (16, 10_000))
     with pytest.raises(ValueError, match=r"^no name is repeated within 4 bytes of the held-out text; give more text$"):
-        Compared(files, 4, (4,))
+        Compared(files, 4, (8,))
 
 
 def test_the_command_writes_a_table_data_and_two_pictures(
@@ -136,7 +144,7 @@ def test_the_command_writes_a_table_data_and_two_pictures(
     done = CliRunner().invoke(lm, [*arguments, "--output", str(output)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     rows = (output / report.TABLE).read_text().splitlines()
-    assert rows[0].startswith("| model | parameters | state | held out | repeated names | context 8 | context 16 |")
+    assert rows[0].startswith("| model | parameters | state | held out | repeated names | window 8 | window 16 |")
     assert len(rows) == 2 + 8
     assert "| 2.000 ± 0.000 | 1.000 ± 0.000 | 3.000 ± 0.000 | 2.500 ± 0.000 | 2.250 ± 0.000 | 128 | 0.001 |" in rows[2]
     facts = json.loads((output / report.DATA).read_text())
