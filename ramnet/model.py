@@ -214,9 +214,11 @@ class RamNetForCausalLM(nn.Module):
             raise ValueError(f"{name} holds NaN or infinity; {directory} is left as it is")
         if self.config.tie_embeddings and not torch.equal(tensors.pop("head.weight"), tensors["embedding.weight"]):
             raise ValueError("head.weight differs from embedding.weight, but tie_embeddings is True in the config")
-        ours = type(self).__init__ is RamNetForCausalLM.__init__  # a subclass may have weights of its own
-        if ours and (unfit := _unfit(type(self), self.config, tensors)) is not None:
-            raise ValueError(f"the model does not fit its config: {unfit}; {directory} is left as it is")
+        if type(self).__init__ is RamNetForCausalLM.__init__:  # a subclass may have weights of its own
+            with torch.device("meta"):
+                needed = type(self)(self.config)
+            if (unfit := _unfit(needed, tensors)) is not None:
+                raise ValueError(f"the model does not fit its config: {unfit}; {directory} is left as it is")
         # The new config stays in its temporary file until the weights are written, so that a full disk leaves both old
         # files.
         with written_aside(directory / "config.json") as aside:
@@ -247,9 +249,11 @@ class RamNetForCausalLM(nn.Module):
                 raise ValueError(f"{path}: {name} is {tensor.dtype}; it must be a floating type of 16 to 64 bits")
         if config.tie_embeddings and "head.weight" in tensors:
             raise ValueError(f"{path} holds head.weight, but config.json ties the head to embedding.weight")
-        if (unfit := _unfit(cls, config, tensors)) is not None:
+        with torch.device("meta"):
+            model = cls(config)
+        if (unfit := _unfit(model, tensors)) is not None:
             raise ValueError(f"{path} does not fit its config.json: {unfit}")
-        return cls.of(config, tensors)
+        return filled(model, tensors)
 
     @classmethod
     def of(cls, config: RamNetConfig, tensors: Mapping[str, Tensor]) -> Self:
@@ -259,13 +263,11 @@ class RamNetForCausalLM(nn.Module):
         return filled(model, tensors)
 
 
-def _unfit(kind: type[RamNetForCausalLM], config: RamNetConfig, tensors: Mapping[str, Tensor]) -> str | None:
-    """Return which of ``tensors``, without a head that is tied, are not the weights of ``kind``, or None."""
-    with torch.device("meta"):
-        needed = {name: list(x.shape) for name, x in kind(config).state_dict().items()}
-    if config.tie_embeddings:
+def _unfit(model: RamNetForCausalLM, tensors: Mapping[str, Tensor]) -> str | None:
+    """Return which of ``tensors``, without a head that is tied, are not the weights of ``model``, or None."""
+    needed, given = ({name: list(x.shape) for name, x in some.items()} for some in (model.state_dict(), tensors))
+    if model.config.tie_embeddings:
         del needed["head.weight"]
-    given = {name: list(x.shape) for name, x in tensors.items()}
     unfit = sorted(name for name in needed | given if needed.get(name) != given.get(name))
     if not unfit:
         return None
