@@ -25,7 +25,10 @@ def kinds(op: str, target: str) -> Mapping[str, type[Schedule]]:
 
 
 def default_schedule(workload: Workload, target: str) -> Schedule:
-    """Return the schedule that is used if none was tuned: the default of the first form that accepts the workload."""
+    """Return the schedule that is used if none was tuned: the default of the first form that accepts the workload.
+
+    If none does, it is that of the first form, whose ``refusal`` says why.
+    """
     defaults = [kind.default(workload) for kind in kinds(workload.op, target).values()]
     return next((schedule for schedule in defaults if schedule.refusal(workload) is None), defaults[0])
 

@@ -16,6 +16,7 @@ from lowering.gpu.offline import why_unsupported
 from lowering.targets import gpu_of, here
 from ramnet.ops import checks
 from ramnet.ops.accesses import Accesses
+from ramnet.ops.reference import sum_type
 from schedules import records
 from schedules.base import Schedule
 from schedules.kinds import default_schedule
@@ -87,7 +88,8 @@ class GpuKernels:
             return torch.empty_like(values), memory.clone(), mass.clone()
         inputs = [_heads_first(x) for x in (*accesses, values, memory, mass)]
         sizes = (*inputs[0].shape, *memory.shape[2:])
-        schedule = self.schedule("memory_scan", sizes, values.dtype, decay_power=decay_power, eps=eps)
+        dtype = _workload_type(values, accesses.write_weights, memory)
+        schedule = self.schedule("memory_scan", sizes, dtype, decay_power=decay_power, eps=eps)
         outputs = self._run("memory_scan", schedule, *inputs, decay_power, eps)
         output, new_memory, new_mass = (
             x.view(like.shape).to(like.dtype) for x, like in zip(outputs, (values, memory, mass), strict=True)
@@ -105,7 +107,8 @@ class GpuKernels:
         inputs = [_heads_first(x) for x in (*grads, *accesses, values, memory, mass)]
         sizes = (*inputs[3].shape, *memory.shape[2:])
         constants = {"decay_power": decay_power, "eps": eps, "proxy_eps": proxy_eps}
-        schedule = self.schedule("memory_scan_backward", sizes, values.dtype, **constants)
+        dtype = _workload_type(values, accesses.write_weights, memory)
+        schedule = self.schedule("memory_scan_backward", sizes, dtype, **constants)
         outputs = self._run("memory_scan_backward", schedule, *inputs, *constants.values())
         grad_w, grad_r, grad_v, grad_s, grad_z = (
             x.view(like.shape).to(like.dtype) for x, like in zip(outputs, differentiable, strict=True)
@@ -119,7 +122,8 @@ class GpuKernels:
         inputs = [_heads_first(x) for x in (*accesses, values)]
         state = (memory.view(-1, *memory.shape[2:]), mass.view(-1, mass.shape[2]))
         sizes = (*inputs[0].shape, *memory.shape[2:])
-        schedule = self.schedule("memory_step", sizes, values.dtype, decay_power=decay_power, eps=eps)
+        dtype = _workload_type(values, accesses.write_weights, memory)
+        schedule = self.schedule("memory_step", sizes, dtype, decay_power=decay_power, eps=eps)
         (output,) = self._run("memory_step", schedule, *inputs, *state, decay_power, eps)
         return output.view(values.shape).to(values.dtype)
 
@@ -142,7 +146,7 @@ class GpuKernels:
         batch, heads, slots, dim = memory.shape
         sizes = (batch * heads, options.order, options.sub_dim, options.top_k, slots, dim)
         constants = {"decay_power": options.decay_power, "eps": options.eps}
-        schedule = self.schedule("decode_heads", sizes, projected.dtype, **constants)
+        schedule = self.schedule("decode_heads", sizes, _workload_type(projected, memory), **constants)
         (output,) = self._run("decode_heads", schedule, projected, log_scale, position, memory, mass, *options)
         return output.to(projected.dtype)
 
@@ -154,6 +158,11 @@ class GpuKernels:
             checks.slots_are_valid(accesses, memory.shape[2])
         elif not memory.is_cuda:  # Triton's interpreter; on a GPU ``ramnet.ops`` has already queued the check
             checks.slots_in_range(accesses, memory.shape[2])
+
+
+def _workload_type(values: Tensor, *others: Tensor) -> torch.dtype:
+    """Return the dtype that a schedule is chosen for: that of the values, or float64 if sums are."""
+    return torch.float64 if sum_type(values, *others) == torch.float64 else values.dtype
 
 
 def _heads_first(tensor: Tensor) -> Tensor:

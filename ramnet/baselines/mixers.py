@@ -75,11 +75,13 @@ def rotated(x: Tensor) -> Tensor:
 class LinearAttention(Mixer):
     """φ(q)ᵀ Σ φ(k) vᵀ / φ(q)ᵀ Σ φ(k) with φ = elu + 1 (Katharopoulos et al., 2020)."""
 
+    eps = 1e-6  # φ rounds to 0 below -17, and 0/0 is NaN
+
     def forward(self, x: Tensor) -> Tensor:
         q, k = (F.elu(self.heads(project(x))) + 1 for project in (self.query, self.key))
         v = F.pad(self.heads(self.value(x)), (0, 1), value=1.0)
         out = linear_recurrence(q, k, v)
-        return self.output(self.joined(out[..., :-1] / out[..., -1:]))
+        return self.output(self.joined(out[..., :-1] / (out[..., -1:] + self.eps)))
 
     def state_size(self, tokens: int) -> int:
         return self.num_heads * self.key_dim * (self.value_dim + 1)

@@ -58,31 +58,31 @@ def best_addresses(
 def _digits(
     rows, scale, P: tl.constexpr, RANKS: tl.constexpr, COUNT: tl.constexpr, STRAIGHT: tl.constexpr, ACC: tl.constexpr
 ):
-    """Return the RANKS best logits of a sub-vector minus its maximum, their digits, and Σ_p e^(logit − max).
+    """Return the RANKS best of (logit − maximum)·scale of a sub-vector, their digits, and the sum of all their e^….
 
-    The best of them is 0 up to a rounding error of either sign: compilers fuse the product with ``scale`` and the
-    difference into one operation.
+    The best is exactly 0, so the sum is at least 1 and no weight exceeds 1. The best of logit·scale − maximum would not
+    be 0: compilers fuse these operations, and then the product is not rounded as the maximum's was.
     """
     total = tl.zeros((COUNT,), ACC)
     scores, digits = (), ()
     if STRAIGHT:
-        logits = load_logits(rows, scale, P, COUNT, ACC)
+        logits = load_logits(rows, scale is None, P, COUNT, ACC)
         largest = logits[0]
         for p in tl.static_range(1, P):
             largest = tl.maximum(largest, logits[p])
         for p in tl.static_range(P):
-            above = logits[p] - largest
+            above = _scaled(logits[p] - largest, scale)
             total += tl.exp(above)
             above = tl.where(above > _LOWEST, above, _LOWEST)
             scores, digits = insert(scores, digits, above, tl.full((COUNT,), p, tl.int32), 0, RANKS)
     else:
         largest = tl.full((COUNT,), _NOTHING, ACC)
         for p in range(P):
-            largest = tl.maximum(largest, _scaled(tl.load(rows + p), scale, ACC))
+            largest = tl.maximum(largest, tl.load(rows + p).to(ACC))
         for _ in tl.static_range(RANKS):
             scores, digits = scores + (tl.full((COUNT,), _NOTHING, ACC),), digits + (tl.zeros((COUNT,), tl.int32),)
         for p in range(P):
-            above = _scaled(tl.load(rows + p), scale, ACC) - largest
+            above = _scaled(tl.load(rows + p).to(ACC) - largest, scale)
             total += tl.exp(above)
             above = tl.where(above > _LOWEST, above, _LOWEST)
             scores, digits = insert(scores, digits, above, tl.zeros((COUNT,), tl.int32) + p, 0, RANKS)
@@ -90,26 +90,25 @@ def _digits(
 
 
 @triton.jit
-def load_logits(rows, scale, P: tl.constexpr, COUNT: tl.constexpr, ACC: tl.constexpr):
-    """Load a sub-vector's logits as a tuple."""
+def load_logits(rows, WHOLE: tl.constexpr, P: tl.constexpr, COUNT: tl.constexpr, ACC: tl.constexpr):
+    """Load a sub-vector's logits as a tuple; each thread loads its whole row at once if ``WHOLE`` and P allows it."""
     logits = ()
-    if scale is None and P & (P - 1) == 0:
-        # Load a thread's whole row.
+    if WHOLE and P & (P - 1) == 0:
         found = columns(tl.load(rows[:, None] + tl.arange(0, P)[None, :]), COUNT, (P - 1).bit_length())
         for p in tl.static_range(P):
             logits = logits + (found[p].to(ACC),)
     else:
         for p in tl.static_range(P):
-            logits = logits + (_scaled(tl.load(rows + p), scale, ACC),)
+            logits = logits + (tl.load(rows + p).to(ACC),)
     return logits
 
 
 @triton.jit
-def _scaled(logit, scale, ACC: tl.constexpr):
+def _scaled(logit, scale):
     if scale is None:
-        return logit.to(ACC)
+        return logit
     else:
-        return logit.to(ACC) * scale
+        return logit * scale
 
 
 @triton.jit

@@ -53,7 +53,7 @@ def _sub_vector(
     ACC: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradient of one sub-vector in unrolled code, with all its logits in registers."""
-    found = load_logits(logits, None, P, THREADS, ACC)
+    found = load_logits(logits, True, P, THREADS, ACC)
     largest = found[0]
     for p in tl.static_range(1, P):
         largest = tl.maximum(largest, found[p])

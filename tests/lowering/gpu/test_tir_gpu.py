@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ramnet.ops import reference
+from schedules import records
 from schedules.base import Schedule
 from schedules.gpu.address import AddressDecode, AddressDecodeBackward
 from schedules.gpu.shared import SharedScan, SharedScanBackward
 from schedules.gpu.step import DecodeHeads, MemoryStep
-from schedules.workload import Op
+from schedules.workload import Op, Workload
 from tests import brute_force
 from tests.decode_heads import EPS, POWER, TEMPERATURE, Sizes, expected, random_inputs
 from tests.samples import (
@@ -79,6 +80,33 @@ def test_scans_equal_the_definition(sizes, gamma, access, dtype, lanes, channels
     found = ops.memory_scan_backward(grads, *as_backends_take(tensors.values()), gamma, 1e-6, 0.01)
     for name, got, want in zip(DIFFERENTIABLE, found, gradients, strict=True):
         assert relative_rmse(got, want) < TOLERANCE[got.dtype], name
+
+
+@pytest.mark.parametrize("wide", ["write_weights", "values", "memory"])
+def test_one_float64_input_makes_a_scan_float64(wide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record of float32 does not apply if its programs do not fit float64's sums."""
+    scans = [each for each in records.load(records.shipped_path("h200")) if each.workload.op.startswith("memory_scan")]
+    here = [
+        each.model_copy(update={"workload": Workload.of(each.workload.op, (2, 9, 8, 64, 64), torch.float32,
+                                                        each.workload.constants)})
+        for each in scans
+    ]  # fmt: skip
+    assert {each.knobs["form"] for each in here} == {"shared"}
+    monkeypatch.setattr(records, "known", lambda target: here)
+    tensors = scan_inputs(1, 2, 9, 8, 64, 64, state_dtype=torch.float32, seed=2)
+    same = {"write_weights": ("read_weights",), "memory": ("mass",)}.get(wide, ())
+    tensors |= {name: tensors[name].double() for name in (wide, *same)}
+    ops = GpuKernels("h200")
+    expected = brute_force.memory_scan(tensors, decay_power=1.0, eps=1e-6)
+    found = ops.memory_scan(*as_backends_take(tensors.values()), 1.0, 1e-6, 0.01)
+    for got, want in zip(found, expected, strict=True):
+        assert relative_rmse(got, want) < 1e-7
+    grads = cotangents(tensors)
+    gradients = brute_force.memory_scan_gradients(grads, tensors, 1.0, 1e-6, 0.01)
+    backward = ops.memory_scan_backward(grads, *as_backends_take(tensors.values()), 1.0, 1e-6, 0.01)
+    for name, got, want in zip(DIFFERENTIABLE, backward, gradients, strict=True):
+        assert got.dtype == tensors[name].dtype
+        assert relative_rmse(got, want) < 1e-7, name
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,16 @@ def test_linear_attention_is_a_weighted_mean_of_values() -> None:
     mixer, x = made(mixers.LinearAttention)
     q, k = (F.elu(mixer.heads(p(x))) + 1 for p in (mixer.query, mixer.key))
     weights = (q @ k.mT).tril()
-    want = weights / weights.sum(-1, keepdim=True) @ mixer.heads(mixer.value(x))
+    want = weights / (weights.sum(-1, keepdim=True) + 1e-6) @ mixer.heads(mixer.value(x))
     assert relative_rmse(mixer(x), mixer.output(want.transpose(1, 2).flatten(2))) < 1e-12
+
+
+def test_linear_attention_of_features_that_round_to_0_is_finite() -> None:
+    mixer, x = made(mixers.LinearAttention)
+    with torch.no_grad():
+        mixer.query.weight.zero_()
+        mixer.query.weight[:, 0], x[..., 0] = -1000.0, 1.0
+    assert mixer(x).isfinite().all()
 
 
 def test_gla_decays_channels() -> None:
