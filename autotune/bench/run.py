@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from autotune.measure.bandwidth import Reader, reader
-from autotune.measure.timing import Clock, interleaved, ratio
+from autotune.measure.timing import Clock, Ratio, interleaved, ratio
 from ramnet.ops.backend import Backend, active, registered
 
 Candidate = Callable[[], Any]
@@ -22,7 +23,7 @@ DEFAULT, TUNED, FLOOR = "default schedule", "tuned schedule", "floor"
 
 @dataclass(frozen=True)
 class Row:
-    """One form of an op. ``ratio`` is its time relative to the table's base, the median of the rounds' ratios."""
+    """One form of an op. ``ratio`` is its time relative to the table's base, the median of ``ratios``, the rounds'."""
 
     form: str
     seconds: float
@@ -31,6 +32,7 @@ class Row:
     ratio_spread: float
     rounds: int
     runs: int
+    ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,29 @@ class Table:
     rows: list[Row]
     failed: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Self:
+        """Return the table whose ``dataclasses.asdict`` was written as JSON."""
+        rows = [Row(**{**row, "ratios": tuple(row["ratios"])}) for row in found["rows"]]
+        return cls(**{**found, "rows": rows})
+
     def row(self, form: str) -> Row | None:
         """Return the row of that form, or None if it was not run."""
         return next((row for row in self.rows if row.form == form), None)
+
+    def ratio(self, of: str, over: str) -> tuple[float, float] | None:
+        """Return the time of one form divided by that of another, and its spread; None if either was not run.
+
+        It is the median of the rounds' ratios, or the ratio of medians, each paired with the base, of forms that were
+        timed in different numbers of rounds.
+        """
+        one, other = self.row(of), self.row(over)
+        if one is None or other is None:
+            return None
+        if len(one.ratios) == len(other.ratios) > 0:
+            paired = Ratio(tuple(a / b for a, b in zip(one.ratios, other.ratios, strict=True)))
+            return paired.median, paired.spread
+        return one.ratio / other.ratio, math.hypot(one.ratio_spread, other.ratio_spread)
 
 
 @dataclass
@@ -149,9 +171,8 @@ class Run:
                         continue
                     over = ratio(timings, of=form, over=base)
                     seconds_a_call = timing.median / calls
-                    rows.append(
-                        Row(form, seconds_a_call, timing.spread, over.median, over.spread, over.rounds, timing.runs)
-                    )
+                    rows.append(Row(form, seconds_a_call, timing.spread, over.median, over.spread, over.rounds,
+                                    timing.runs, over.paired))  # fmt: skip
         order = [*(slow or {}), *fast]
         return Table(name, what, used, base, sorted(rows, key=lambda row: order.index(row.form)))
 

@@ -59,11 +59,22 @@ class HostClock:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The ratio of two candidates' times: its median over rounds, and its spread."""
+    """The ratio of two candidates' times in each round."""
 
-    median: float
-    spread: float
-    rounds: int
+    paired: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.paired)
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range divided by the median."""
+        return spread(self.paired)
+
+    @property
+    def rounds(self) -> int:
+        return len(self.paired)
 
 
 def interleaved(
@@ -115,8 +126,7 @@ def interleaved(
 
 def ratio(timings: dict[str, Timing], of: str, over: str) -> Ratio:
     """Return the time of ``of`` divided by that of ``over``, paired by rounds; above 1 if ``over`` is faster."""
-    paired = [a / b for a, b in zip(timings[of].samples, timings[over].samples, strict=True)]
-    return Ratio(statistics.median(paired), spread(paired), len(paired))
+    return Ratio(tuple(a / b for a, b in zip(timings[of].samples, timings[over].samples, strict=True)))
 
 
 def spread(samples: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict
 
 from autotune.bench.cpu import language_model
-from autotune.bench.run import Row, Run, Table
+from autotune.bench.run import Run, Table
 from ramnet.allocator import keep_freed_memory
 
 # "340m" on two cores takes 1.16 to 1.18 times its bandwidth bound with this, 1.30 with 1000 spins, and 1.24 to 1.31
@@ -38,8 +38,7 @@ def decode(run: Run, preset: str, threads: int, timeout: float = 600) -> Table:
     for text in found["notices"]:
         run.notice(text)
     run.notice(f"decode {preset} ran in a process with {' '.join(f'{k}={v}' for k, v in DECODING.items())}")
-    table = found["table"]
-    return Table(**{**table, "rows": [Row(**row) for row in table["rows"]]})
+    return Table.from_json(found["table"])
 
 
 def _main(target: str, preset: str, threads: str, quick: str) -> None:

@@ -69,10 +69,8 @@ def goals(tables: Mapping[str, Table], peak: Peak | None) -> list[Goal]:
 
 
 def _ratio(table: Table | None, of: str, over: str) -> tuple[float | None, float | None]:
-    """Return the ratio of two forms' times and its spread, of medians that are each paired with the table's base."""
-    if table is None or (one := table.row(of)) is None or (other := table.row(over)) is None:
-        return None, None
-    return one.ratio / other.ratio, max(one.ratio_spread, other.ratio_spread)
+    """Return ``Table.ratio``; two None if it was not measured."""
+    return (table and table.ratio(of, over)) or (None, None)
 
 
 def _limit(table: Table | None, form: str) -> str:

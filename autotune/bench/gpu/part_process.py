@@ -15,7 +15,7 @@ from dataclasses import asdict
 from autotune.bench.gpu import decode_step, dry_run, facts, scan, training, warm
 from autotune.bench.gpu.run import GpuRun, reason
 from autotune.bench.gpu.stages import STAGES
-from autotune.bench.run import Row, Run, Table
+from autotune.bench.run import Run, Table
 from autotune.measure.cuda_clock import CudaClock
 
 # The prefix of lines that ``measured`` reads.
@@ -75,7 +75,7 @@ def read(run: Run, output: bytes | None) -> list[Table]:
     run.facts |= found["facts"]
     for text in found["notices"]:
         run.notice(text)
-    return [Table(**{**table, "rows": [Row(**row) for row in table["rows"]]}) for table in found["tables"]]
+    return [Table.from_json(table) for table in found["tables"]]
 
 
 def _last_line(output: bytes | None) -> str:

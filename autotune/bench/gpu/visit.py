@@ -265,14 +265,14 @@ def _report(findings: Sequence[Found]) -> Any:
     from autotune.bench.gpu.everything import described
     from autotune.bench.gpu.goals import goals
     from autotune.bench.report import Report
-    from autotune.bench.run import Row, Table
+    from autotune.bench.run import Table
 
     tables: dict[str, Table] = {}
     facts: dict[str, float] = {}
     notices = [f"{found.name}: {found.status}, {found.seconds:.0f} s; {found.summary}" for found in findings]
     for found in findings:
         for table in found.tables:
-            tables[table["name"]] = Table(**{**table, "rows": [Row(**row) for row in table["rows"]]})
+            tables[table["name"]] = Table.from_json(table)
         facts |= found.facts
         notices += found.notices
     return Report(list(tables.values()), goals(tables, facts), facts, notices, described())

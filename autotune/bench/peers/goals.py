@@ -41,10 +41,10 @@ def goals(tables: Mapping[str, Table]) -> list[Goal]:
 def _goal(name: str, bound: float, table: Table | None, theirs: Sequence[str], ours: Sequence[str]) -> Goal:
     """Return a goal for the time of the quickest of their forms over that of the quickest of ours."""
     their, our = _quickest(table, theirs), _quickest(table, ours)
-    if their is None or our is None:
+    measured = table.ratio(their.form, our.form) if table and their and our else None
+    if not their or not our or not measured:
         return Goal(name, bound, True, None, None)
-    spread = max(their.ratio_spread, our.ratio_spread)
-    return Goal(name, bound, True, their.ratio / our.ratio, spread, f"{our.form} over {their.form}")
+    return Goal(name, bound, True, *measured, f"{our.form} over {their.form}")
 
 
 def _quickest(table: Table | None, forms: Sequence[str]) -> Row | None:

@@ -1,6 +1,7 @@
 """The benchmark's tables, goals and files."""
 
 import json
+import math
 import re
 from contextlib import nullcontext
 from functools import partial
@@ -26,7 +27,8 @@ from tests.lowering.aot.c_library import TINY, model_of
 
 
 def table(name, base, **times):
-    rows = [Row(form, seconds, 0.1, seconds / times[base], 0.2, 7, 70) for form, seconds in times.items()]
+    rows = [Row(form, seconds, 0.1, seconds / times[base], 0.2, 7, 70, 7 * (seconds / times[base],))
+            for form, seconds in times.items()]  # fmt: skip
     return Table(name, "M=1", 1, base, rows)
 
 
@@ -39,7 +41,7 @@ def goal(name, tables, peak=None):
 
 def test_a_goal_is_measured_against_its_bound():
     eager = goal("memory_scan, tuned, over eager, in place", [SCAN])
-    assert (eager.measured, eager.spread, eager.verdict) == (pytest.approx(100), 0.2, "met")
+    assert (eager.measured, eager.spread, eager.verdict) == (pytest.approx(100), 0, "met")
     floor = goal("memory_scan, tuned, over the floor", [SCAN])
     assert (floor.measured, floor.verdict) == (pytest.approx(2.0), "met")
     slow = table("memory_scan", TUNED, **{TUNED: 3.1, FLOOR: 1})
@@ -71,13 +73,25 @@ def test_the_goals_of_a_token_are_over_reading_the_weights_of_its_precision():
     tokens = table("token 340m", token.BASE, **times)
     found = {precision: goal(f"token of 340m in {precision} over reading its weights", [tokens]) for precision in
              ("float32", "int8", "bfloat16")}  # fmt: skip
-    assert (found["float32"].measured, found["float32"].spread) == (pytest.approx(1.05), 0.2)
+    assert (found["float32"].measured, found["float32"].spread) == (pytest.approx(1.05), 0)
     assert (found["int8"].measured, found["int8"].bound) == (pytest.approx(1.5), 1.35)
     assert found["bfloat16"].verdict == "not measured"
     assert goal("token of 340m in int8 over float32", [tokens]).measured == pytest.approx(2.8)
     tiny = table("token tiny", token.BASE, **{token.BASE: 30e-6, token.ONNX: 240e-6})
     assert goal("token of tiny in the library over onnxruntime", [tiny]).measured == pytest.approx(8)
     assert goal("token of tiny in the library, µs", [tiny]).measured == pytest.approx(30)
+
+
+def test_forms_are_paired_by_rounds_or_if_they_had_other_rounds_by_the_base():
+    def row(form, ratio, spread, ratios):
+        return Row(form, 1.0, 0.1, ratio, spread, len(ratios), 1, ratios)
+
+    rows = [row("base", 1.0, 0.0, (1.0, 1.0, 1.0)), row("one", 2.0, 0.5, (1.0, 2.0, 4.0)),
+            row("two", 3.0, 0.4, (2.0, 4.0, 3.0)), row("slow", 6.0, 0.3, (6.0,))]  # fmt: skip
+    found = Table("t", "", 1, "base", rows)
+    assert found.ratio("one", "two") == (0.5, pytest.approx(5 / 6))
+    assert found.ratio("slow", "one") == (3.0, pytest.approx(math.hypot(0.3, 0.5)))
+    assert found.ratio("slow", "none") is None
 
 
 def test_the_memory_goal_is_bytes_over_budget():
@@ -94,7 +108,7 @@ def test_the_report_is_written_whole_and_shown(tmp_path):
     read = json.loads(paths[0].read_text())
     assert read["tables"][0]["rows"][0] == {
         "form": "eager, in place", "seconds": 0.2, "spread": 0.1, "ratio": 100.0, "ratio_spread": 0.2,
-        "rounds": 7, "runs": 70,
+        "rounds": 7, "runs": 70, "ratios": 7 * [100.0],
     }  # fmt: skip
     assert read["goals"][0]["verdict"] == "met"
     assert read["machine"]["torch"] == torch.__version__
