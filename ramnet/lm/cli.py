@@ -22,5 +22,5 @@ def lm(scale: str, data: tuple[str, ...], output: Path, jobs: int, kernels: str)
     plan = SCALES[scale]
     runs = sweep(plan, data)
     outcomes = sweep_cli.run(runs, output, jobs, kernels)
-    for path in report.save(report.lines(outcomes, runs.models, plan), plan, runs, output):
+    for path in report.save(outcomes, plan, runs, output):
         click.echo(str(path))

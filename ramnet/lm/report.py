@@ -14,15 +14,16 @@ from ramnet.lm.plan import MIXERS, Scale
 from ramnet.markdown import markdown_table
 from ramnet.training.metrics import losses
 from ramnet.training.model import Config, parameter_count, state_size
-from ramnet.training.sweep import Outcome, Sweep, by_name
+from ramnet.training.sweep import Outcome, Sweep, by_name, remarks
 
 FILES = TABLE, DATA, BY_STEP, BY_CONTEXT = "lm.md", "lm.json", "steps.png", "context.png"
 
 
 class Line:
-    """A model's results, means over its seeds, each with the largest distance of a seed from it.
+    """A model's results, means over its seeds, each with the largest distance of a seed from it; None for one seed.
 
     Attributes:
+        seeds: how many they are.
         held_out: bits per byte of held-out windows.
         repeated: the same of repeated names.
         by_context: the same of fixed bytes, at the end of windows of the scale's contexts.
@@ -33,15 +34,17 @@ class Line:
     def __init__(self, outcomes: Sequence[Outcome], config: Config, scale: Scale) -> None:
         self.name, self.config, self.rate = outcomes[0].name, config, outcomes[0].learning_rate
         self.parameters, self.state = parameter_count(config), state_size(config, scale.contexts[-1])
+        self.seeds = len(outcomes)
         columns = [
-            (mean(x), max(abs(each - mean(x)) for each in x)) for x in zip(*(o.scores for o in outcomes), strict=True)
+            (mean(x), max(abs(each - mean(x)) for each in x) if self.seeds > 1 else None)
+            for x in zip(*(o.scores for o in outcomes), strict=True)
         ]
         self.held_out, self.repeated, self.by_context = columns[0], columns[1], columns[2:]
         self.speed = mean(scale.steps * scale.batch_size * scale.length / o.seconds for o in outcomes)
 
     def facts(self, contexts: Sequence[int]) -> dict[str, Any]:
         """Return the line as JSON has it."""
-        names = ("name", "parameters", "state", "held_out", "repeated", "speed", "rate")
+        names = ("name", "parameters", "state", "held_out", "repeated", "speed", "rate", "seeds")
         return {
             **{name: getattr(self, name) for name in names},
             "by_context": dict(zip(map(str, contexts), self.by_context, strict=True)),
@@ -54,11 +57,13 @@ def lines(outcomes: Sequence[Outcome], configs: Mapping[str, Config], scale: Sca
     return [Line(each, configs[name], scale) for name, each in by_name(outcomes).items()]
 
 
-def save(found: Sequence[Line], scale: Scale, sweep: Sweep, folder: Path) -> list[Path]:
+def save(outcomes: Sequence[Outcome], scale: Scale, sweep: Sweep, folder: Path) -> list[Path]:
     """Write the four files, each atomically, and return their paths."""
+    found = lines(outcomes, sweep.models, scale)
     facts = [line.facts(scale.contexts) for line in found]
     write_text_atomic(folder / DATA, json.dumps(facts, indent=1) + "\n")
-    write_text_atomic(folder / TABLE, markdown(found, scale))
+    below = remarks(sweep.models, len(sweep.seeds), outcomes)
+    write_text_atomic(folder / TABLE, "\n\n".join([markdown(found, scale), *below]) + "\n")
     _draw_contexts(found, scale, folder / BY_CONTEXT)
     _draw_steps(found, sweep, folder)
     return [folder / name for name in (DATA, TABLE, BY_STEP, BY_CONTEXT)]
@@ -67,14 +72,15 @@ def save(found: Sequence[Line], scale: Scale, sweep: Sweep, folder: Path) -> lis
 def markdown(found: Sequence[Line], scale: Scale) -> str:
     """Return the table of bits per byte."""
     head = ["model", "parameters", "state", "held out", "repeated names",
-            *(f"window {context}" for context in scale.contexts), "tokens/s", "rate"]  # fmt: skip
+            *(f"window {context}" for context in scale.contexts), "tokens/s", "rate", "seeds"]  # fmt: skip
     rows = [
         [line.name, f"{line.parameters}", f"{line.state}",
-         *(f"{x:.3f} ± {spread:.3f}" for x, spread in (line.held_out, line.repeated, *line.by_context)),
-         f"{line.speed:.0f}", f"{line.rate:g}"]
+         *(f"{x:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+           for x, spread in (line.held_out, line.repeated, *line.by_context)),
+         f"{line.speed:.0f}", f"{line.rate:g}", f"{line.seeds}"]
         for line in found
     ]  # fmt: skip
-    return markdown_table(head, rows, numbers=True) + "\n"
+    return markdown_table(head, rows, numbers=True)
 
 
 def _draw_contexts(found: Sequence[Line], scale: Scale, picture: Path) -> None:

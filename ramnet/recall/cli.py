@@ -26,5 +26,5 @@ def recall(scale: str, output: Path, jobs: int, kernels: str) -> None:
     plan = SCALES[scale]
     runs = sweep(plan)
     outcomes = sweep_cli.run(runs, output, jobs, kernels)
-    for path in report.save(report.lines(outcomes, runs.models, plan), plan, output):
+    for path in report.save(outcomes, plan, runs, output):
         click.echo(str(path))

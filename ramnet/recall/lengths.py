@@ -20,7 +20,8 @@ from ramnet.recall.plan import name_of
 from ramnet.state import RamState
 from ramnet.training.checkpoint import FILE, Progress
 from ramnet.training.model import state_size
-from ramnet.training.mqar import HELD_OUT_EXAMPLES, HELD_OUT_SEED, Mqar, right
+from ramnet.training.mqar import HELD_OUT_EXAMPLES, Mqar, right
+from ramnet.training.recipe import HELD_OUT_SEED
 from ramnet.training.sweep import known_outcome
 
 TABLE, DATA, PICTURE = "lengths.md", "lengths.json", "lengths.png"

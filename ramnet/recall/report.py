@@ -12,7 +12,7 @@ from ramnet.files import write_png, write_text_atomic
 from ramnet.markdown import markdown_table
 from ramnet.recall.plan import Scale
 from ramnet.training.model import Config, state_size
-from ramnet.training.sweep import Outcome, by_name
+from ramnet.training.sweep import Outcome, Sweep, by_name, remarks
 
 FILES = TABLE, DATA, BY_STATE, BY_ORDER = "recall.md", "recall.json", "state.png", "order.png"
 FAMILIES = {
@@ -30,8 +30,9 @@ class Line:
         family: a value of ``FAMILIES``.
         state: numbers that the model keeps of the longest example tested.
         accuracies: at each tested setting.
-        spread: the largest distance of a seed's mean accuracy from that of all seeds.
+        spread: the largest distance of a seed's mean accuracy from that of all seeds; None for one seed.
         rate: the learning rate.
+        seeds: how many they are.
     """
 
     def __init__(self, outcomes: Sequence[Outcome], config: Config, tokens: int) -> None:
@@ -40,7 +41,8 @@ class Line:
         self.config, self.state = config, state_size(config, tokens)
         self.accuracies = [mean(each) for each in zip(*(o.scores for o in outcomes), strict=True)]
         self.mean = mean(self.accuracies)
-        self.spread = max(abs(mean(o.scores) - self.mean) for o in outcomes)
+        self.seeds = len(outcomes)
+        self.spread = max(abs(mean(o.scores) - self.mean) for o in outcomes) if self.seeds > 1 else None
         self.rate, self.seconds = outcomes[0].learning_rate, sum(o.seconds for o in outcomes)
 
 
@@ -53,10 +55,12 @@ def lines(outcomes: Sequence[Outcome], configs: Mapping[str, Config], scale: Sca
     return sorted(found, key=lambda line: (list(FAMILIES.values()).index(line.family), line.state, line.name))
 
 
-def save(found: Sequence[Line], scale: Scale, folder: Path) -> list[Path]:
+def save(outcomes: Sequence[Outcome], scale: Scale, sweep: Sweep, folder: Path) -> list[Path]:
     """Write a table, its data and, but for ablations, two pictures, each atomically. Returns their paths."""
+    found = lines(outcomes, sweep.models, scale)
     write_text_atomic(folder / DATA, json.dumps([_facts(line) for line in found], indent=1) + "\n")
-    write_text_atomic(folder / TABLE, markdown(found, scale))
+    below = remarks(sweep.models, len(sweep.seeds), outcomes)
+    write_text_atomic(folder / TABLE, "\n\n".join([markdown(found, scale), *below]) + "\n")
     if scale.ablations:
         return [folder / name for name in (DATA, TABLE)]
     _draw_states(found, folder / BY_STATE)
@@ -65,19 +69,20 @@ def save(found: Sequence[Line], scale: Scale, folder: Path) -> list[Path]:
 
 
 def _facts(line: Line) -> dict[str, object]:
-    return {name: getattr(line, name) for name in ("name", "family", "state", "accuracies", "mean", "spread", "rate",
-                                                   "seconds")} | {"config": line.config.model_dump()}  # fmt: skip
+    names = ("name", "family", "state", "accuracies", "mean", "spread", "rate", "seeds", "seconds")
+    return {name: getattr(line, name) for name in names} | {"config": line.config.model_dump()}
 
 
 def markdown(found: Sequence[Line], scale: Scale) -> str:
     """Return the table: accuracy at each setting, the best of four learning rates."""
-    head = ["model", "state", *(f"{pairs} pairs, {length}" for pairs, length in scale.tested), "mean", "±", "rate"]
+    settings = (f"{pairs} pairs, {length}" for pairs, length in scale.tested)
+    head = ["model", "state", *settings, "mean", "±", "rate", "seeds"]
     rows = [
-        [line.name, str(line.state), *(f"{x:.3f}" for x in line.accuracies), f"{line.mean:.3f}", f"{line.spread:.3f}",
-         f"{line.rate:g}"]
+        [line.name, str(line.state), *(f"{x:.3f}" for x in line.accuracies), f"{line.mean:.3f}",
+         "" if line.spread is None else f"{line.spread:.3f}", f"{line.rate:g}", str(line.seeds)]
         for line in found
     ]  # fmt: skip
-    return markdown_table(head, rows, numbers=True) + "\n"
+    return markdown_table(head, rows, numbers=True)
 
 
 def _draw_states(found: Sequence[Line], picture: Path) -> None:

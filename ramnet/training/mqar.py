@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ramnet.loss import IGNORED, LOGITS_AT_ONCE
 from ramnet.training.model import Model
-from ramnet.training.recipe import MOST
+from ramnet.training.recipe import HELD_OUT_SEED, MOST
 
 GAP_POWER = 0.01  # a query is at gap i, counted from 1, with probability p_i ∝ i^(GAP_POWER − 1)
 HELD_OUT_EXAMPLES = 1000
-HELD_OUT_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ramnet.config import one_line
 
 BUDGET = ("steps", "seconds")  # the fields that end a run
+HELD_OUT_SEED = 2**32 - 1  # draws the examples that are held out, so no run has it
 MOST = 2**31  # of rows and of tokens in a row: more have no memory, and sizes stay within int64
 
 
@@ -31,7 +32,7 @@ class Recipe(BaseModel):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of matrix products; weights, moments, residual stream, addresses and memory are float32"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the initial weights and the data")
+    seed: int = Field(0, ge=0, lt=HELD_OUT_SEED, description="seed of the initial weights and the data")
 
     def __init__(self, **fields: Any) -> None:
         try:

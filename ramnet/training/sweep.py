@@ -59,6 +59,7 @@ class Outcome(BaseModel):
         loss: mean of the last tenth of the steps, in nats per label; None if training diverged.
         metric: the task's; None if training diverged.
         scores: the task's, of runs that ask for them; empty if training diverged.
+        skipped: steps whose update was skipped because the loss or gradient was not finite.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -71,6 +72,7 @@ class Outcome(BaseModel):
     loss: float | None
     metric: float | None
     scores: list[float]
+    skipped: int = 0
 
 
 def by_name(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
@@ -78,6 +80,21 @@ def by_name(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
     found: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         found.setdefault(outcome.name, []).append(outcome)
+    return found
+
+
+def remarks(models: Iterable[str], seeds: int, outcomes: Iterable[Outcome]) -> list[str]:
+    """Return sentences on what a table of means over seeds does not show: training that diverged, and skipped steps."""
+    ended = by_name(outcomes)
+    found = []
+    for name in models:
+        of = ended.get(name, [])
+        if not of:
+            found.append(f"{name} diverged at every rate that was trained to the end.")
+        elif len(of) < seeds:
+            found.append(f"{name} diverged with {seeds - len(of)} of {seeds} seeds, which its means leave out.")
+        if skipped := sum(outcome.skipped for outcome in of):
+            found.append(f"{name} skipped {skipped} steps whose loss or gradient was not finite.")
     return found
 
 
@@ -215,20 +232,20 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
     torch.manual_seed(run.recipe.seed)
     model, output = make(run.config), folder / run.key()
     resume = (output / checkpoint.FILE).exists()
-    loss, metric, scores, seconds = None, None, [], 0.0
+    loss, metric, scores, seconds, skipped = None, None, [], 0.0, 0
     try:
         with ops.using(kernels), checkpoint.alone(output):
             result = train(
                 model, run.task, run.recipe, output=output, resume=resume, checkpoint_seconds=CHECKPOINT_SECONDS
             )
-            metric, seconds = result.metric, result.elapsed
+            metric, seconds, skipped = result.metric, result.elapsed, result.skipped
             loss = _last_loss(output)
             scores = run.task.scores(model) if run.scored else []
     except Diverged:
         pass
     outcome = Outcome(
         name=run.name, learning_rate=run.recipe.learning_rate, steps=run.recipe.steps or 0, seed=run.recipe.seed,
-        seconds=seconds, loss=loss, metric=metric, scores=scores,
+        seconds=seconds, loss=loss, metric=metric, scores=scores, skipped=skipped,
     )  # fmt: skip
     write_text_atomic(folder / f"{run.key()}.json", outcome.model_dump_json(indent=1) + "\n")
     return outcome

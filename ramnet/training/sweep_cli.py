@@ -47,7 +47,7 @@ def check(output: Path, kernels: str, *names: str) -> None:
 
 
 def run(sweep: Sweep, output: Path, jobs: int, kernels: str) -> list[Outcome]:
-    """Run a sweep and show its progress."""
+    """Run a sweep and show its progress. Raises click.ClickException if every model diverged."""
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ramnet.console import console
@@ -64,4 +64,7 @@ def run(sweep: Sweep, output: Path, jobs: int, kernels: str) -> list[Outcome]:
             at = f"rate {outcome.learning_rate:g}, {outcome.steps} steps, seed {outcome.seed}"
             bar.console.print(f"{outcome.name}: {found} ({at}){scores}")
 
-        return sweep.run(output, jobs, kernels, done)
+        outcomes = sweep.run(output, jobs, kernels, done)
+    if not outcomes:
+        raise click.ClickException("every model diverged at every rate that was tried, so there is nothing to compare")
+    return outcomes

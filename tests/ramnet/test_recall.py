@@ -16,7 +16,8 @@ from ramnet.recall.cli import recall
 from ramnet.recall.plan import SCALES, Scale, ablations, baseline, configurations, every_order, ram_net
 from ramnet.training.model import state_size
 from ramnet.training.mqar import Mix, Mqar
-from ramnet.training.sweep import Run
+from ramnet.training.sweep import Outcome, Run
+from tests.ramnet.training import sweeps
 from tests.ramnet.training.sweeps import trained
 
 __all__ = ["trained"]
@@ -75,12 +76,49 @@ def test_the_command_writes_a_table_data_and_two_pictures(
     done = CliRunner().invoke(recall, ["--output", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     rows = (tmp_path / report.TABLE).read_text().splitlines()
-    assert rows[0] == "| model | state | 1 pairs, 8 | 2 pairs, 16 | mean | ± | rate |" and len(rows) == 2 + 3
-    assert rows[2] == "| RAM-Net M=4 U=1 | 1360 | 0.900 | 0.500 | 0.700 | 0.000 | 0.01 |"
+    assert rows[0] == "| model | state | 1 pairs, 8 | 2 pairs, 16 | mean | ± | rate | seeds |" and len(rows) == 2 + 3
+    assert rows[2] == "| RAM-Net M=4 U=1 | 1360 | 0.900 | 0.500 | 0.700 | 0.000 | 0.01 | 2 |"
     facts = json.loads((tmp_path / report.DATA).read_text())
     assert [each["family"] for each in facts] == ["RAM-Net", "RAM-Net", "attention"]
     for picture in (report.BY_STATE, report.BY_ORDER):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_says_which_models_diverged_and_shows_no_spread_of_one_seed(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(run: Run) -> Outcome:
+        found = of_run(run)
+        gone = {"metric": None, "loss": None, "scores": []}
+        lost = run.name == "attention" or (run.name.endswith("U=1") and run.recipe.seed == 1)
+        return found.model_copy(update=gone if run.scored and lost else {"skipped": 3 * run.name.endswith("U=2")})
+
+    of_run = sweeps.outcome_of
+    monkeypatch.setattr(sweeps, "outcome_of", ended)
+    monkeypatch.setitem(plan.SCALES, "quick", SMALL)
+    done = CliRunner().invoke(recall, ["--output", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    table, *below = (tmp_path / report.TABLE).read_text().strip().split("\n\n")
+    assert [row.split(" | ")[-4:] for row in table.splitlines()[2:]] == [
+        ["0.700", "", "0.01", "1 |"], ["0.700", "0.000", "0.01", "2 |"],
+    ]  # fmt: skip
+    assert below == [
+        "RAM-Net M=4 U=1 diverged with 1 of 2 seeds, which its means leave out.",
+        "RAM-Net M=4 U=2 skipped 6 steps whose loss or gradient was not finite.",
+        "attention diverged at every rate that was trained to the end.",
+    ]
+
+
+def test_if_every_model_diverged_there_is_no_table(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = {"metric": None, "loss": None, "scores": []}
+    of_run = sweeps.outcome_of
+    monkeypatch.setattr(sweeps, "outcome_of", lambda run: of_run(run).model_copy(update=gone))
+    monkeypatch.setitem(plan.SCALES, "quick", SMALL)
+    done = CliRunner().invoke(recall, ["--output", str(tmp_path)])
+    assert done.exit_code == 1 and "every model diverged at every rate" in done.output
+    assert not (tmp_path / report.TABLE).exists()
 
 
 @pytest.mark.parametrize("command", ["recall", "lm"])
