@@ -92,14 +92,15 @@ class Compared(Text):
 def bits_of(model: Model, batch: Batch) -> Tensor:
     """Return the bits of each label, float32 [B, T], 0 where it is IGNORED. Each row is read from a fresh state."""
     rows = max(1, 4096 // batch.inputs.shape[1])
+    device = model.embedding.weight.device
     found = []
-    for part in batch.split(rows):
+    for part in (each.to(device) for each in batch.split(rows)):
         hidden = model.hidden_states(part.inputs)[0]
         counted = part.labels != IGNORED
         logits = model.head(hidden[counted]).float()
-        bits = torch.zeros(part.labels.shape)
+        bits = torch.zeros(part.labels.shape, device=device)
         bits[counted] = torch.nn.functional.cross_entropy(logits, part.labels[counted], reduction="none") / math.log(2)
-        found.append(bits)
+        found.append(bits.cpu())
     return torch.cat(found)
 
 

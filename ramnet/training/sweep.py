@@ -131,7 +131,7 @@ class Sweep:
         Args:
             folder: where outcomes and checkpoints are kept. A run whose outcome is there is not repeated.
             jobs: processes, each on one thread.
-            kernels: the backend of the memory ops.
+            kernels: the backend of the memory ops. Models are on the GPU if there is one, unless this is "cpu".
             done: called with each outcome as it is known, those of the search too.
 
         Raises ValueError if an outcome in ``folder`` cannot be read.
@@ -221,7 +221,7 @@ def _known(run: Run, path: Path) -> Outcome | None:
 
 
 def _train(run: Run, folder: Path, kernels: str) -> Outcome:
-    """Train on one thread, from the run's last checkpoint if there is one, and write the outcome."""
+    """Train on one thread or the GPU, from the run's last checkpoint if there is one, and write the outcome."""
     from ramnet import ops
     from ramnet.allocator import keep_freed_memory
     from ramnet.training import checkpoint
@@ -231,6 +231,7 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
     torch.set_num_threads(1)
     torch.manual_seed(run.recipe.seed)
     model, output = make(run.config), folder / run.key()
+    model.to("cuda" if kernels != "cpu" and torch.cuda.is_available() else "cpu")
     resume = (output / checkpoint.FILE).exists()
     loss, metric, scores, seconds, skipped = None, None, [], 0.0, 0
     try:

@@ -19,9 +19,11 @@ def options(output: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     every = (
         click.option("--output", type=click.Path(path_type=Path), default=output,
                      help="Folder of results. What is done there is not repeated."),
-        click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1,
+        click.option("--jobs", type=click.IntRange(min=1), default=_jobs,
+                     show_default="one per core; 1 if there is a GPU, which all share",
                      help="Processes, one thread each."),
-        click.option("--kernels", default="cpu", help="Kernels of the memory ops: cpu (tuned, TVM) or reference."),
+        click.option("--kernels", default=_kernels, show_default="gpu if there is one, else cpu",
+                     help="Kernels of the memory ops: cpu, gpu or reference. With cpu, models are trained on the CPU."),
     )  # fmt: skip
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,6 +32,18 @@ def options(output: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return command
 
     return decorate
+
+
+def _jobs() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def _kernels() -> str:
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def check(output: Path, kernels: str, *names: str) -> None:
