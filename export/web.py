@@ -44,8 +44,8 @@ def export_web(
         on_progress: called with the name of each of the ``STAGES`` stages when it is finished.
 
     Raises:
-        ValueError: if Node's logits differ, the model or the precision is refused, its state is larger than the memory
-            of WebAssembly, or ``directory`` holds other files.
+        ValueError: if Node's logits differ, the model or the precision is refused, its state is larger than
+            WebAssembly can have, or ``directory`` holds other files.
         OSError: if ``directory`` cannot be written. With any error, ``directory`` is not changed.
         ImportError: if TVM is not installed.
         RuntimeError: if clang, wasm-ld or wasi-libc is missing, or fails.
@@ -54,8 +54,8 @@ def export_web(
     weights.check(model.config, precision)
     check_as_built(model)
     state = 4 * sum(each.num_heads * each.slots * (each.value_dim + 1) for each in model.config.layers)
-    if state >= 2**32:
-        raise ValueError(f"a state of the model has {state / 1e9:.1f} GB; WebAssembly has 4.3 GB of memory")
+    if state >= 2**31:  # what the library refuses there
+        raise ValueError(f"a state of the model has {state / 1e9:.1f} GB; in WebAssembly it must be below 2.1 GB")
     wasm.compiler()
     with replaced(Path(directory)) as aside:
         write_weights(model, precision, aside, calibration)
