@@ -24,7 +24,7 @@ def test_python_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict = {}
     exec(example, names)
-    assert names["text"].shape == (1, 120)
+    assert names["written"].shape == (1, 120)
     assert int(names["more"].state.position) == 200
 
 
