@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ramnet.baselines import mixers
 from ramnet.blocks import GatedConvBlock, SwiGLU
-from ramnet.files import write_text_atomic
+from ramnet.files import written_aside
 from ramnet.state import write_safetensors
 
 Name = Literal["attention", "window", "linear", "gla", "deltanet", "gated_deltanet", "mamba2", "rwkv7"]
@@ -101,11 +101,12 @@ class BaselineForCausalLM(nn.Module):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` to ``directory``, each atomically."""
-        write_text_atomic(Path(directory) / "config.json", self.config.model_dump_json(indent=2) + "\n")
         tensors = self.state_dict()
         if self.config.tie_embeddings:
             del tensors["head.weight"]
-        write_safetensors(Path(directory) / "model.safetensors", tensors)
+        with written_aside(Path(directory) / "config.json") as aside:  # so that a full disk leaves both old files
+            aside.write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            write_safetensors(Path(directory) / "model.safetensors", tensors)
 
     def state_size(self, tokens: int) -> int:
         """Return how many numbers the model keeps of ``tokens`` tokens, convolutions included."""

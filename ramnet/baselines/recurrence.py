@@ -63,7 +63,8 @@ def _chunk(
         earlier = seen.tril(-1)
         known = (a * before.exp()) @ state + _scores(a, before, k, total, earlier) @ v
         unit = torch.eye(CHUNK, dtype=q.dtype, device=q.device) - _scores(a, before, b, total, earlier)
-        u = torch.linalg.solve_triangular(unit, known, upper=False, unitriangular=True)
+        wide = torch.promote_types(q.dtype, torch.float32)  # there is no solver for bfloat16
+        u = torch.linalg.solve_triangular(unit.to(wide), known.to(wide), upper=False, unitriangular=True).to(q.dtype)
         output = output + _scores(q, total, b, total, seen) @ u
         new = new + (b * (last - total).exp()).mT @ u
     return output, new

@@ -30,7 +30,7 @@ class SamplingOptions:
         check("top_k", self.top_k, Integral, lambda x: x >= 0, ">= 0")
         check("top_p", self.top_p, Real, lambda x: 0 < x <= 1, "in (0, 1]")
         check("min_p", self.min_p, Real, lambda x: 0 <= x <= 1, "in [0, 1]")
-        check("repetition_penalty", self.repetition_penalty, Real, lambda x: 0 < x < math.inf, "finite and above 0")
+        check("repetition_penalty", self.repetition_penalty, Real, lambda x: 1e-3 <= x <= 1e3, "in [0.001, 1000]")
 
 
 class Stops:
@@ -43,7 +43,8 @@ class Stops:
         vocab_size: V.
 
     Raises:
-        ValueError: if a string is empty, or strings are given without ``decode`` and token ids are not bytes.
+        ValueError: if a string is empty or cannot be encoded, or strings are given without ``decode`` and token ids are
+            not bytes.
         TypeError: if a token is not an integer, or a string is not a string.
     """
 
@@ -53,6 +54,7 @@ class Stops:
     ) -> None:  # fmt: skip
         if not isinstance(tokens, Iterable):
             raise TypeError(f"stop_tokens is {tokens!r}; it must be token ids, such as [{tokens!r}]")
+        tokens = list(tokens)
         for token in tokens:
             check("stop_tokens", token, Integral, lambda x: 0 <= x < 2**63, "token ids")
         if not isinstance(strings, Iterable) or isinstance(strings, bytes):
@@ -69,7 +71,10 @@ class Stops:
                 " converts token ids to text"
             )
         self.tokens, self.strings, self.decode = sorted(tokens), strings, decode
-        self.bytes = [string.encode("utf-8", "surrogateescape") for string in strings]
+        try:
+            self.bytes = [string.encode("utf-8", "surrogateescape") for string in strings]
+        except UnicodeEncodeError as error:
+            raise ValueError(f"stop is {error.object!r}; it must be text, which UTF-8 can encode") from None
 
     def __bool__(self) -> bool:
         return bool(self.tokens or self.strings)

@@ -108,11 +108,16 @@ def folders(given: Path) -> list[Path]:
     return found
 
 
-def measured(folder: Path, model: RamNetForCausalLM, accuracies: list[Accuracy]) -> Measured:
-    """Return the results of the model in a checkpoint ``folder``."""
+def trained(folder: Path) -> int | None:
+    """Return the longest length that the model in a checkpoint ``folder`` was trained on; None if it does not say."""
     task = Progress.load(folder).task if (folder / FILE).is_file() else {}
     lengths = [each["length"] for each in task.get("trained", [task]) if "length" in each]
-    return Measured(name_of(model.config), state_size(model.config, 0), max(lengths, default=None), accuracies)
+    return max(lengths, default=None)
+
+
+def measured(model: RamNetForCausalLM, longest: int | None, accuracies: list[Accuracy]) -> Measured:
+    """Return the results of a model that was trained on up to ``longest`` tokens."""
+    return Measured(name_of(model.config), state_size(model.config, 0), longest, accuracies)
 
 
 def save(found: Sequence[Measured], pairs: int, folder: Path) -> list[Path]:

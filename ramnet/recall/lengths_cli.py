@@ -32,9 +32,10 @@ def recall_lengths(checkpoints: tuple[Path, ...], pairs: int, output: Path, kern
     models = [RamNetForCausalLM.from_pretrained(folder) for folder in folders]
     for model in models:
         Mqar(pairs, lengths.LENGTHS[-1], model.config.vocab_size)  # raises what is wrong before anything is measured
+    trained = [lengths.trained(folder) for folder in folders]
     found = []
     with ops.using(kernels):
-        for folder, model in zip(folders, models, strict=True):
+        for model, longest in zip(models, trained, strict=True):
             accuracies = []
             for each in lengths.measure(model, pairs):
                 screen.print(
@@ -42,6 +43,6 @@ def recall_lengths(checkpoints: tuple[Path, ...], pairs: int, output: Path, kern
                     f" {lengths.shown(each.late)} in their second half"
                 )
                 accuracies.append(each)
-            found.append(lengths.measured(folder, model, accuracies))
+            found.append(lengths.measured(model, longest, accuracies))
     for path in lengths.save(found, pairs, output):
         click.echo(str(path))

@@ -68,12 +68,12 @@ def heads_of(
 
     Raises ValueError if there is no such layer or head, or the sequence holds padding alone.
     """
-    for name, wanted, there in (
-        ("layer", layers, len(trace.layers)),
-        ("head", heads, trace.layers[0].mass.shape[1]),
-    ):
-        if wrong := [number for number in wanted if not 1 <= number <= there]:
-            raise ValueError(f"{name} {wrong[0]} is not there; there are {name}s 1..{there}")
+    if wrong := [number for number in layers if not 1 <= number <= len(trace.layers)]:
+        raise ValueError(f"layer {wrong[0]} is not there; there are layers 1..{len(trace.layers)}")
+    chosen_layers = [layer for i, layer in enumerate(trace.layers, start=1) if not layers or i in layers]
+    most_heads = max(layer.mass.shape[1] for layer in chosen_layers)
+    if wrong := [number for number in heads if not 1 <= number <= most_heads]:
+        raise ValueError(f"head {wrong[0]} is not there; there are heads 1..{most_heads}")
     if not bool(trace.real[row].any()):
         raise ValueError(f"row {row} holds no token, only padding")
     found = []

@@ -38,6 +38,8 @@ class Progress(BaseModel):
     step: int = Field(ge=0, description="steps, including skipped ones")
     elapsed: float = Field(ge=0, description="seconds trained")
     skipped: int = Field(0, ge=0, description="steps skipped because the loss or gradient was not finite")
+    micro_batch: int | None = Field(None, gt=0, description="rows computed at a time, which may change")
+    recompute: bool = Field(False, description="whether activations are recomputed, which may change")
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:

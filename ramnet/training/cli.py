@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +59,7 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
                      help="Of matrix products. Weights, moments, addresses and memory are float32 in either case."),
         click.option("--micro-batch", type=click.IntRange(1, 2**31), metavar="ROWS",
                      help="Compute a step's gradient from parts of this many examples, to need less memory."),
-        click.option("--recompute", is_flag=True,
+        click.option("--recompute/--no-recompute", default=False,
                      help="Recompute each block's activations in the backward pass, to need less memory."),
         click.option("--parallel", type=click.Choice(["ddp", "fsdp"]), default="ddp",
                      help="Under torchrun: whether every process keeps all weights and moments, or a share of them."),
@@ -179,12 +178,12 @@ def _run(
 def _settled(
     ctx: click.Context, options: dict[str, Any], parallel: Parallel, seconds: float
 ) -> tuple[Recipe, Progress | None]:
-    """Return the recipe, and the progress of the run that is resumed."""
+    """Return the recipe, and the progress of the run that is resumed, whose execution ``options`` then have."""
     from ramnet.training import checkpoint, metrics
     from ramnet.training.recipe import BUDGET, Recipe
 
     output, source = options["output"], options["source"]
-    resume = options["resume"] or (parallel.count > 1 and output is not None and _restarted(output))
+    resume = options["resume"] or (parallel.store is not None and output is not None and _restarted(parallel, output))
     recipe = {name: options[name] for name in Recipe.model_fields if name in options}
     progress = None
     if source is not None:
@@ -195,7 +194,9 @@ def _settled(
         progress = checkpoint.Progress.load(output)
         # If the user gives either budget, it replaces both budgets of the checkpoint.
         kept = set(recipe) - (set(BUDGET) if any(_given(ctx, name) for name in BUDGET) else set())
-        recipe |= _saved(ctx, progress.recipe.model_dump(), *kept)
+        saved = progress.recipe.model_dump()
+        recipe |= _saved(ctx, saved, *kept) | {name: saved[name] for name in saved.keys() - recipe.keys()}
+        options |= _saved(ctx, progress.model_dump(include={"micro_batch", "recompute"}), "micro_batch", "recompute")
     elif recipe["steps"] is None and recipe["seconds"] is None:
         recipe["seconds"] = seconds
     checked = Recipe(**recipe)
@@ -282,20 +283,18 @@ def _train(
     screen.print(f"{task.metric} {result.metric:.4f} after {steps}, {result.elapsed:.0f} s{where}")
 
 
-def _restarted(output: Path) -> bool:
+def _restarted(parallel: Parallel, output: Path) -> bool:
     """Return whether torchrun has restarted the processes after one failed, and there is a checkpoint to go on from.
 
-    Raises UsageError if the first attempt of a run would find a checkpoint, as a restart could not tell it from its
-    own.
+    Raises UsageError if there is a checkpoint that no attempt of this run has written.
     """
     from ramnet.training.checkpoint import FILE
 
     exists = (output / FILE).exists()
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-        return exists
-    if exists:
+    if exists and not parallel.begun():
         raise click.UsageError(f"{output} holds a run; continue it with --resume, or choose another --output")
-    return False
+    parallel.begin()
+    return exists
 
 
 def _check_source(ctx: click.Context, source: Path, output: Path | None, resume: bool) -> None:

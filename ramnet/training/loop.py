@@ -160,11 +160,12 @@ def train(
         raise Diverged(f"{problem} after {result.step} steps; try a lower learning rate{stays}")
 
     def save(saved: dict[str, Tensor]) -> None:
+        metrics.write()
         if output is not None and parallel.rank == 0:
-            metrics.write()
             progress = checkpoint.Progress(
                 config=model.config, task=task.describe(), recipe=recipe,
-                step=result.step, elapsed=result.elapsed, skipped=result.skipped,
+                step=result.step, elapsed=result.elapsed, skipped=result.skipped, micro_batch=execution.micro_batch,
+                recompute=execution.recompute,
             )  # fmt: skip
             if isinstance(task, HasPlaces) and task.places is not None:
                 saved["places"] = task.places
@@ -187,12 +188,12 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = Batch(*task.batch(recipe.batch_size, generator))
-            counted = (batch.labels != IGNORED).sum()
+            counted = (batch.labels != IGNORED).sum()  # 0 of documents of one token
             mine = parallel.batch(batch).to(device)
             optimizer.zero_grad()
             with located():
                 loss, after = _add_gradients(
-                    objective, mine, counted.to(device), carried, execution.micro_batch, parallel
+                    objective, mine, counted.clamp(min=1).to(device), carried, execution.micro_batch, parallel
                 )
             norm = checkpoint.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm))
             nats, length = torch.stack([loss, norm.double()]).tolist()
@@ -230,9 +231,9 @@ def train(
                     + skipped
                 )
                 result.elapsed = clock()
-                speed.restart(result.elapsed)
                 save(saved)
-                saved_at = time.monotonic()
+                saved_at, result.elapsed = time.monotonic(), clock()
+                speed.restart(result.elapsed)
     result.metric, saved = measure()
     save(saved)
     return result
@@ -246,7 +247,7 @@ def _add_gradients(
 
     Args:
         mine: this process's rows of the batch, which are computed ``micro_batch`` at a time.
-        counted: labels of all processes' rows, int64 [].
+        counted: labels of all processes' rows, at least 1, int64 [].
         carried: the state before this process's rows.
 
     Returns the loss of all processes' rows in nats per label, float64 [], and the state after this process's rows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -25,10 +26,13 @@ class Parallel:
         rank: of this process, from 0. Rank 0 alone evaluates, prints and writes files.
         count: of processes.
         kind: "ddp" keeps weights and moments in every process, "fsdp" a share of them in each.
+        store: torchrun's, which the processes of all attempts share; None without torchrun.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, kind: Kind = "ddp") -> None:
-        self.rank, self.count, self.kind = rank, count, kind
+    def __init__(
+        self, rank: int = 0, count: int = 1, kind: Kind = "ddp", store: torch.distributed.Store | None = None
+    ) -> None:
+        self.rank, self.count, self.kind, self.store = rank, count, kind, store
 
     @property
     def shards(self) -> bool:
@@ -42,12 +46,22 @@ class Parallel:
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
-        """Run the block in rank 0 before the other processes run it."""
-        if self.rank > 0:
-            torch.distributed.barrier()
+        """Run the block in rank 0 before the other processes run it. It may take longer than a collective may."""
+        store = None if self.store is None else _of_attempt(self.store)
+        if self.rank > 0 and store is not None:
+            store.wait(["first is done"], timedelta(days=7))
         yield
-        if self.rank == 0 and self.count > 1:
-            torch.distributed.barrier()
+        if self.rank == 0 and store is not None:
+            store.set("first is done", "")
+
+    def begin(self) -> None:
+        """Let later attempts know that this one has begun the run."""
+        if self.store is not None:
+            self.store.set("begun", "")
+
+    def begun(self) -> bool:
+        """Return whether an earlier attempt has begun the run."""
+        return self.store is not None and _attempt() != "0" and self.store.check(["begun"])
 
     def wrap(self, objective: Objective) -> nn.Module:
         """Return a module whose gradients, after backward, are the mean over the processes."""
@@ -110,17 +124,27 @@ def torchruns(kind: Kind) -> Parallel:
 def processes(kind: Kind) -> Iterator[Parallel]:
     """Within the block, be one of torchrun's processes, which set RANK and WORLD_SIZE; without them, the only one."""
     count = torchruns(kind).count
-    if count == 1:
+    if count == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Parallel()
+        return
+    store, rank, _ = next(torch.distributed.rendezvous("env://"))
+    if count == 1:
+        yield Parallel(store=store)
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, rank, _ = next(torch.distributed.rendezvous("env://"))
-    # Restarted processes share the store with those before, whose addresses they must not read.
-    own = torch.distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=count)
+    torch.distributed.init_process_group(backend, store=_of_attempt(store), rank=rank, world_size=count)
     try:
-        yield Parallel(rank, count, kind)
+        yield Parallel(rank, count, kind, store)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _attempt() -> str:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def _of_attempt(store: torch.distributed.Store) -> torch.distributed.Store:
+    """Return the store of this attempt alone: restarted processes must not read the addresses of those before."""
+    return torch.distributed.PrefixStore(f"attempt {_attempt()}", store)

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +16,8 @@ from torch import Tensor
 from ramnet.files import folder_written_aside
 
 INDEX = "index.json"
+# Documents that are tokenised at a time, by all cores, and their bytes: tokenizers need 31 bytes of memory for each.
+TOGETHER, BYTES_TOGETHER = 256, 4 << 20
 
 
 class Tokens:
@@ -102,8 +103,7 @@ def write_tokens(
             sizes: list[int] = []
             length = 0
             with (aside / f"{side}.tokens").open("wb") as file:
-                source = iter(documents)
-                while several := list(islice(source, 256)):
+                for several in _batches(documents):
                     for ids in tokenizer.encode([_text(*document) for document in several]):
                         file.write(np.asarray(ids, tokenizer.dtype).tobytes())
                         sizes.append(len(ids))
@@ -112,6 +112,19 @@ def write_tokens(
             parts[side] = {"tokens": sum(sizes), "documents": len(sizes), "bytes": length}
         index = {"digest": digest, "dtype": tokenizer.dtype.name, "tokenizer": tokenizer.digest, "parts": parts}
         (aside / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _batches(documents: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Yield documents in lists of at most ``TOGETHER``, each of which ends once it has ``BYTES_TOGETHER``."""
+    several, size = [], 0
+    for document in documents:
+        several.append(document)
+        size += len(document[1])
+        if len(several) == TOGETHER or size >= BYTES_TOGETHER:
+            yield several
+            several, size = [], 0
+    if several:
+        yield several
 
 
 def read_tokens(folder: Path, digest: str) -> dict[str, tuple[Tokens, int]] | None:

@@ -121,8 +121,8 @@ def test_a_row_that_stopped_repeats_its_stop_token(model: RamNetForCausalLM) -> 
 
 
 def test_ends_when_every_row_has_stopped(model: RamNetForCausalLM) -> None:
-    said = model.generate(PROMPT, 30, stop_tokens=range(V))
-    assert said.shape == (2, 4)
+    for stops in (range(V), (token for token in range(V))):
+        assert model.generate(PROMPT, 30, stop_tokens=stops).shape == (2, 4)
 
 
 def test_a_stop_token_in_the_prompt_stops_nothing(model: RamNetForCausalLM) -> None:
@@ -247,13 +247,14 @@ def test_generation_leaves_no_graph(model: RamNetForCausalLM) -> None:
         ({"top_p": 0.0}, r"top_p is 0\.0; it must be in \(0, 1\]"),
         ({"top_p": 1.1}, r"top_p is 1\.1; it must be in \(0, 1\]"),
         ({"min_p": -0.1}, r"min_p is -0\.1; it must be in \[0, 1\]"),
-        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be finite and above 0"),
-        ({"repetition_penalty": float("inf")}, "repetition_penalty is inf; it must be finite and above 0"),
+        ({"repetition_penalty": 0}, r"repetition_penalty is 0; it must be in \[0\.001, 1000\]"),
+        ({"repetition_penalty": float("inf")}, r"repetition_penalty is inf; it must be in \[0\.001, 1000\]"),
         ({"num_beams": 0}, "num_beams is 0; it must be >= 1"),
         ({"num_beams": 2, "temperature": 0.8}, r"temperature is 0\.8 but num_beams is 2; beams do not sample: use 0"),
         ({"num_beams": 2, "streamer": print}, "streamer is given; it works with neither"),
         ({"input_ids": [PROMPT[0]], "streamer": print}, "streamer is given; it works with neither"),
         ({"stop": ["x", ""]}, "stop is ''; it must hold at least one character"),
+        ({"stop": "\ud800", "decode": str}, r"stop is '\\ud800'; it must be text, which UTF-8 can encode"),
         ({"stop": "x"}, "stop is 'x' but the model has 11 tokens, which are not bytes; give decode"),
         ({"stop_tokens": [-1]}, "stop_tokens is -1; it must be token ids"),
         ({"seed": 2**64}, r"seed is 18446744073709551616; it must be from -2\*\*63 to 2\*\*64 - 1"),

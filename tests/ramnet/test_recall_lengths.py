@@ -95,6 +95,17 @@ def test_the_command_measures_every_ram_net_of_a_sweep(
     assert capsys.readouterr().err.startswith("ramnet: ") and not (tmp_path / "none").exists()
 
 
+def test_a_checkpoint_that_cannot_be_read_is_named_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(lengths, "measure", lambda *_: pytest.fail("something is measured"))
+    RamNetForCausalLM(SMALL).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "training.safetensors").write_bytes(b"")
+    assert command_line("recall-lengths", tmp_path / "model", "--kernels", "reference", "--output", tmp_path) == 1
+    assert "training.safetensors is not a safetensors file" in capsys.readouterr().err
+
+
 def test_folders_without_a_trained_ram_net_are_named(
     tmp_path: Path, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -225,3 +226,34 @@ def test_a_window_belongs_to_its_mixer() -> None:
     for mixer, window in (("window", None), ("gla", 3)):
         with pytest.raises(ValueError, match=f"mixer is '{mixer}' and window {window}"):
             BaselineConfig(mixer=mixer, window=window, **sizes)
+
+
+def small(mixer: Name) -> BaselineConfig:
+    window = 4 if mixer == "window" else None
+    sizes = {"vocab_size": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "key_dim": 8, "value_dim": 8}
+    return BaselineConfig(mixer=mixer, window=window, **sizes)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_baseline_computes_in_bfloat16(mixer: Name) -> None:
+    config = small(mixer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = BaselineForCausalLM(config)(torch.arange(8).unsqueeze(0))
+    logits.float().sum().backward()
+    assert logits.isfinite().all()
+
+
+def test_a_full_disk_leaves_both_files_of_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = BaselineConfig(
+        mixer="gla", vocab_size=8, hidden_size=16, num_layers=1, num_heads=2, key_dim=8, value_dim=8
+    )
+    BaselineForCausalLM(config).save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ramnet.baselines.model.write_safetensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        BaselineForCausalLM(small("deltanet")).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

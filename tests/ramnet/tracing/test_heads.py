@@ -58,3 +58,11 @@ def test_the_median_age_is_of_all_that_is_read() -> None:
 def test_a_head_that_is_not_there_is_named(chosen: dict[str, list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         heads_of(ramnet.trace(small_model(), tokens(1, 2)), **chosen)
+
+
+def test_a_head_is_one_of_the_chosen_layers() -> None:
+    config = ramnet.RamNetConfig.preset("tiny", num_layers=2, num_heads=(4, 8), cape_full_layers=0)
+    trace = ramnet.trace(ramnet.RamNetForCausalLM(config), tokens(1, 2))
+    assert [(head.layer, head.head) for head in heads_of(trace, heads=[8])] == [(2, 8)]
+    with pytest.raises(ValueError, match=r"^head 5 is not there; there are heads 1\.\.4$"):
+        heads_of(trace, layers=[1], heads=[5])

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from ramnet import RamNetConfig, RamNetForCausalLM
-from ramnet.training import Recipe, Result
+from ramnet.training import Recipe, Result, train
 from ramnet.training.checkpoint import alone
+from ramnet.training.objective import Execution
+from tests.ramnet.training.runs import TASK, fresh
 
 Command = Callable[..., tuple[int, str, str]]
 TINY_TEXT = ("--length", "8", "--batch-size", "2", "--kernels", "reference")
@@ -247,3 +249,30 @@ def test_sizes_and_times_have_limits(ramnet: Command, tmp_path: Path, arguments:
     assert status in (1, 2)
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_is_computed_as_before_unless_it_is_said(
+    ramnet: Command, tmp_path: Path, page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ("--output", tmp_path / "run", "--kernels", "reference")
+    less = ("--micro-batch", "1", "--recompute")
+    assert ramnet("text", "--data", page, "--steps", "1", *TINY_TEXT, *run, *less)[0] == 0
+    asked: list[tuple[int | None, bool]] = []
+
+    def train(*_: object, execution: Execution, **__: object) -> Result:
+        asked.append((execution.micro_batch, execution.recompute))
+        return Result()
+
+    monkeypatch.setattr("ramnet.training.loop.train", train)
+    for given in ((), ("--micro-batch", "2"), ("--no-recompute",)):
+        assert ramnet("text", "--resume", *run, *given)[0] == 0
+    assert asked == [(1, True), (2, True), (1, False)]
+
+
+def test_a_run_begun_from_python_goes_on_by_the_command(ramnet: Command, tmp_path: Path) -> None:
+    recipe = Recipe(steps=1, batch_size=2, beta2=0.99)
+    train(fresh(), TASK, recipe, output=tmp_path / "run")
+    status, out, err = ramnet(
+        "mqar", "--resume", "--steps", "2", "--output", tmp_path / "run", "--kernels", "reference"
+    )
+    assert (status, err) == (0, "") and "after 2 steps" in out

@@ -3,10 +3,15 @@
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from ramnet.loss import IGNORED
 from ramnet.training import Recipe, train
+from ramnet.training.metrics import FILE, Metrics, read
+from ramnet.training.mqar import Mqar
 from tests.ramnet.training.runs import RECIPE, TASK, StopsAfter, files, fresh
 
 
@@ -72,3 +77,42 @@ def test_an_output_below_a_file_is_refused_before_any_training(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"cannot be a folder: .*file is a file"):
         train(fresh(), StopsAfter(3, 12, 64).stop_after(0), RECIPE, output=tmp_path / "file" / "runs")
     assert files(tmp_path) == {"file": b"mine"}
+
+
+def test_a_speed_is_that_of_its_step_without_the_checkpoint_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = itertools.count()
+    late = [0.0]
+    monkeypatch.setattr("ramnet.training.loop.time", SimpleNamespace(monotonic=lambda: next(now) + late[0]))
+    monkeypatch.setattr("ramnet.training.checkpoint.save", lambda *_: late.__setitem__(0, late[0] + 1000.0))
+    train(fresh(), TASK, Recipe(steps=4, batch_size=4), output=tmp_path, checkpoint_seconds=0)
+    assert late[0] == 5000
+    speeds = [record["tokens_per_second"] for record in read(tmp_path / FILE)]
+    assert min(speeds) > 4 * TASK.length / 10
+
+
+def test_a_batch_without_labels_changes_nothing_but_by_the_moments() -> None:
+    class Silent(Mqar):
+        def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+            inputs, labels = super().batch(size, generator)
+            return inputs, torch.full_like(labels, IGNORED) if size == 4 else labels
+
+    model = fresh()
+    before = [x.clone() for x in model.parameters()]
+    result = train(model, Silent(3, 12, 64), Recipe(steps=2, batch_size=4))
+    assert result.losses == [0.0, 0.0] and result.skipped == 0
+    assert all(torch.equal(x, y) for x, y in zip(model.parameters(), before, strict=True))
+
+
+def test_records_that_nobody_writes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Metrics] = []
+
+    class Watched(Metrics):
+        def __init__(self, *of: Any) -> None:
+            super().__init__(*of)
+            kept.append(self)
+
+    monkeypatch.setattr("ramnet.training.loop.Metrics", Watched)
+    train(fresh(), TASK, Recipe(steps=3, batch_size=4))
+    assert kept[0]._new == []

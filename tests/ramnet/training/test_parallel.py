@@ -1,6 +1,8 @@
 """Two processes compute what one does, and continue each other's runs."""
 
 import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
 
-from ramnet.training import Recipe, train
+from ramnet.training import Recipe, checkpoint, train
 from ramnet.training.footprint import held
 from ramnet.training.metrics import FILE, read
 from ramnet.training.parallel import Parallel
@@ -56,3 +58,59 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
 def test_processes_that_cannot_share_a_batch_equally_are_named() -> None:
     with pytest.raises(ValueError, match=r"^batch_size is 5; 2 processes need a multiple of 2$"):
         train(recall(), TASK, Recipe(steps=1, batch_size=5), parallel=Parallel(0, 2))
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Be started by torchrun alone, at the given attempt of the same run; attempt 0 is that of a new one."""
+    stores: list[torch.distributed.TCPStore] = []
+
+    def start(attempt: int) -> None:
+        if attempt == 0:
+            stores.append(torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        for name, value in {
+            "RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": stores[-1].port,
+            "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": attempt,
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, str(value))
+
+    return start
+
+
+def test_restarted_processes_go_on_with_their_own_run_and_with_no_other(
+    agent: Callable[[int], None], command_line: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def trained(steps: int) -> tuple[int, str]:
+        given = ("--pairs", 1, "--length", 4, "--kernels", "reference", "--output", tmp_path / "run")
+        status = command_line("train", "mqar", "--steps", steps, *given)
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    agent(0)
+    assert trained(2)[0] == 0
+    before = (tmp_path / "run" / checkpoint.FILE).read_bytes()
+    agent(1)
+    status, said = trained(3)
+    assert status == 0 and "after 3 steps" in said
+    assert [record["step"] for record in read(tmp_path / "run" / FILE)] == [1, 2, 3]
+    (tmp_path / "run" / checkpoint.FILE).write_bytes(before)
+    for attempt in range(2):
+        agent(attempt)
+        status, said = trained(5)
+        assert status == 2 and "holds a run; continue it with --resume" in said
+    assert (tmp_path / "run" / checkpoint.FILE).read_bytes() == before
+
+
+def test_the_others_wait_for_the_first_however_long_that_takes() -> None:
+    store, done = torch.distributed.HashStore(), []
+
+    def other() -> None:
+        with Parallel(1, 2, store=store).first_before_others():
+            done.append("other")
+
+    waiting = threading.Thread(target=other)
+    waiting.start()
+    with Parallel(0, 2, store=store).first_before_others():
+        done.append("first")
+    waiting.join(timeout=60)
+    assert done == ["first", "other"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ramnet import RamNetConfig, RamNetForCausalLM
+from ramnet.training import tokens
 from ramnet.training.text import Text
 from ramnet.training.tokens import Tokenizer
 
@@ -220,3 +221,11 @@ def test_a_line_that_is_no_document_is_named_with_the_reason(tmp_path: Path, lin
     file.write_text('{"text": "ab"}\n' + line + "\n")
     with pytest.raises(ValueError, match=f"many.jsonl line 2 {message}"):
         Text([file], 4)
+
+
+def test_few_bytes_are_tokenised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "TOGETHER", 3)
+    monkeypatch.setattr(tokens, "BYTES_TOGETHER", 10)
+    found = tokens._batches((str(i), b"x" * size) for i, size in enumerate([12, 4, 5, 1, 1, 1, 1, 9]))
+    assert [[len(document) for _, document in several] for several in found] == [[12], [4, 5, 1], [1, 1, 1], [9]]
+    assert list(tokens._batches([])) == []
