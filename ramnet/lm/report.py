@@ -90,7 +90,8 @@ def _draw_contexts(found: Sequence[Line], scale: Scale, picture: Path) -> None:
         axes.plot(scale.contexts, [x for x, _ in line.by_context], marker="o", **_style(i, line.name))
     # A model that fails beyond the trained length leaves the picture; the table has its numbers.
     trained = [line.by_context[scale.contexts.index(scale.length)][0] for line in found]
-    axes.set_ylim(top=max(trained) + 0.5 * (max(trained) - min(trained)))
+    lowest, apart = min(x for line in found for x, _ in line.by_context), max(trained) - min(trained)
+    axes.set_ylim(lowest - 0.1 * apart, max(trained) + 0.5 * apart)
     axes.axvline(scale.length, color="gray", linestyle=":", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.annotate(
