@@ -31,13 +31,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 setup: $(READY)  ## Build .venv
 
-ifeq ($(origin CHECKPOINT), command line)
+ifneq ($(origin CHECKPOINT), command line)
+TUNE := tune --target $(TARGET)
+else ifeq ($(TARGET), cpu)
 TUNE := tune-model $(CHECKPOINT) --format $(FORMAT)
 else
-TUNE := tune --target $(TARGET)
+TUNE := tune --target $(TARGET) --checkpoint $(CHECKPOINT)
 endif
 
-tune: setup  ## Tune the memory ops for TARGET (cpu) in BUDGET (180) seconds; with CHECKPOINT=…, the model as FORMAT (c, onnx) deploys it
+tune: setup  ## Tune the memory ops for TARGET (cpu) in BUDGET (180) seconds; with CHECKPOINT=…, its sizes or, on the CPU, how FORMAT (c, onnx) deploys it
 	$(RAMNET) $(TUNE) --budget $(BUDGET)
 
 bench: setup  ## Compare every op and the model on TARGET with eager PyTorch, other libraries and the bandwidth bound

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from autotune.study.search import Budget, Progress, Result
+from lowering.backends import read_records_again
 from lowering.targets import find, here
 from ramnet.config import RamNetConfig
+from ramnet.processes import usable_cores
 from schedules.of_model import of_model, of_model_on_gpu
 from schedules.records import records_path
 from schedules.shapes import parse
@@ -87,11 +88,13 @@ class Tuning:
         from autotune.study.worker import Worker
 
         with Worker(self.threads, self.build_limit, self.run_limit, makes=self.makes) as worker:
-            return tuner.tune(
+            results = tuner.tune(
                 self.target, self.workloads, worker, journal=self.journal, records_file=self.records_file,
                 budget=self.budget, threads=self.threads, device=self.device, modelled=self.modelled,
                 sampler=self.sampler, seed=self.seed, on_progress=on_progress, begin=begin, calls=calls,
             )  # fmt: skip
+        read_records_again()
+        return results
 
 
 def prepare(  # noqa: PLR0913 - the settings of ``ramnet.tune``, each a keyword
@@ -148,7 +151,7 @@ def prepare(  # noqa: PLR0913 - the settings of ``ramnet.tune``, each a keyword
         target=target, ops=tuple(ops), makes=makes, device=device, modelled=is_gpu and device is None,
         budget=Budget(180.0 if budget is None and trials is None else budget, trials),
         workloads=[w for w in workloads if not ops or w.op in ops],
-        sampler=sampler, seed=seed, threads=threads or os.cpu_count() or 1, build_limit=build_limit,
+        sampler=sampler, seed=seed, threads=threads or usable_cores(), build_limit=build_limit,
         run_limit=run_limit, journal=journal or Path("runs/tune") / target / "journal.log",
         records_file=records_file or records_path(target),
     )  # fmt: skip
@@ -186,6 +189,9 @@ def _workloads(
 ) -> list[Workload]:
     """Return the workloads of ``shapes`` or, without any, of the model at each batch size and length; each once."""
     found = [parse(shape, config, "bfloat16" if is_gpu else "float32") for shape in shapes]
+    for workload in () if is_gpu else found:
+        if workload.dtype not in ("float32", "float64"):
+            raise ValueError(f"{workload.name} is of {workload.dtype}; a CPU's kernels compute in float32 or float64")
     for batch_size, length in () if shapes else product(batch_sizes or (None,), lengths or (None,)):
         given = {"batch_size": batch_size, "length": length} | ({"decode_batch": batch_size} if is_gpu else {})
         sizes = {name: size for name, size in given.items() if size is not None}

@@ -111,6 +111,8 @@ def tune(  # noqa: PLR0913 - click hands over each option as a parameter
 
     if script is not None and (shapes or batch_sizes or lengths):
         raise click.UsageError("--trace determines the shapes; omit --shape, --length and --batch-size")
+    if shapes and (batch_sizes or lengths):
+        raise click.UsageError("--shape gives the sizes; omit --length and --batch-size")
     folder = output / target
     tuning = prepare(
         RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset), target,
@@ -143,7 +145,8 @@ def tune(  # noqa: PLR0913 - click hands over each option as a parameter
         screen.print(table(results))
     for note in report.notes(results, tuning.workloads):
         screen.print(note, soft_wrap=True)
+    if not results:
+        raise click.ClickException("no op had the time for a result; give a larger --budget")
     screen.print(f"records: {tuning.records_file}", soft_wrap=True)
-    if results:
-        report.write(results, page)
-        screen.print(f"report: {page}", soft_wrap=True)
+    report.write(results, page)
+    screen.print(f"report: {page}", soft_wrap=True)

@@ -133,8 +133,8 @@ def _bits(quality: Quality | None, measured: str) -> list[str]:
         (measured, f"{quality.bits_per_byte:.4f}", f"{100 * quality.agreement:.1f} %"),
     ]
     return [
-        f"On {quality.tokens} bytes of text {quality.text}:",
-        markdown_table(("precision", "bits per byte", "most probable byte is float32's"), rows),
+        f"On {quality.tokens} tokens of text {quality.text}:",
+        markdown_table(("precision", "bits per byte", "most probable token is float32's"), rows),
     ]
 
 

@@ -97,14 +97,14 @@ def export(
     elif kind == "wasm":
         from export.web import STAGES, export_web
 
-        windows = _calibration(checkpoint, precision, calibrate, notices)
+        windows = _calibration(checkpoint, model.config.vocab_size, precision, calibrate, notices)
         text = _text(checkpoint, notices)
         _described(export_web, STAGES, model, output, text=text, precision=precision, calibration=windows)
     else:
         from export.c.build import STAGES, export_c
 
         precision = deployment.precision if deployment else precision
-        windows = _calibration(checkpoint, precision, calibrate, notices)
+        windows = _calibration(checkpoint, model.config.vocab_size, precision, calibrate, notices)
         _described(
             export_c, STAGES, model, output, text=_text(checkpoint, notices), target=target, deployment=deployment,
             precision=precision, calibration=windows,
@@ -157,14 +157,21 @@ def _described(
         )
 
 
-def _calibration(checkpoint: Path, precision: str, file: Path | None, notices: list[str]) -> list[Tensor] | None:
+def _calibration(
+    checkpoint: Path, vocab_size: int, precision: str, file: Path | None, notices: list[str]
+) -> list[Tensor] | None:
     """Return the windows that a precision is calibrated on. Raises ValueError if ``file`` cannot be used."""
     from export.quality import calibration
+    from ramnet.config import BYTES
 
     if precision != "int4":
         if file is not None:
             raise click.UsageError("--calibrate needs --precision int4, the only one that is calibrated")
         return None
+    if file is not None and vocab_size != BYTES:
+        raise ValueError(
+            f"--calibrate reads bytes, and the model has {vocab_size} tokens; without it, the text of training is read"
+        )
     try:
         return calibration(checkpoint, file)
     except ValueError as error:

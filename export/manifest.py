@@ -27,7 +27,7 @@ class Quality(BaseModel):
     tokens: int = Field(gt=0)
     bits_per_byte: float
     float32: float = Field(description="bits per byte of PyTorch in float32")
-    agreement: float = Field(description="share of tokens after which both hold the same next byte for most probable")
+    agreement: float = Field(description="share of tokens after which both hold the same next token for most probable")
 
 
 class Speed(BaseModel):

@@ -30,11 +30,18 @@ _PARAMETERS = 1 << 28  # of all windows together, so that a model of 340 million
 
 
 class HeldOut(NamedTuple):
-    """Windows of text: where it is from, ids and labels, int64 [N, L]; labels of −100 do not count."""
+    """Windows of text.
+
+    Attributes:
+        source: where it is from.
+        ids, labels: int64 [N, L]; labels of −100 do not count.
+        tokens_per_byte: of the text; 1 if tokens are bytes.
+    """
 
     source: str
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
+    tokens_per_byte: float = 1.0
 
 
 def held_out(checkpoint: Path) -> HeldOut:
@@ -45,7 +52,7 @@ def held_out(checkpoint: Path) -> HeldOut:
     text = _text(checkpoint)
     ids, labels = _some(text.held_out)
     where = f"{len(text.files)} files" if text.files else "the sources of Python's standard library"
-    return HeldOut(f"held out from {where}", ids.numpy(), labels.numpy())
+    return HeldOut(f"held out from {where}", ids.numpy(), labels.numpy(), text.tokens_per_byte)
 
 
 def calibration(checkpoint: Path, file: Path | None = None) -> list[torch.Tensor]:
@@ -112,7 +119,7 @@ def measure(
             nats += [_nats(each[counted], labels[counted]) for each in (mine, theirs)]
             same += int((mine.argmax(1) == theirs.argmax(1))[counted].sum())
             count += int(counted.sum())
-    bits = nats / count / math.log(2)
+    bits = nats / count * text.tokens_per_byte / math.log(2)
     return Quality(
         text=text.source, tokens=count, bits_per_byte=float(bits[0]), float32=float(bits[1]), agreement=same / count
     )

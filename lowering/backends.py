@@ -34,6 +34,11 @@ def backend_name(target: str, tuned: bool, check: bool) -> str:
     return name
 
 
+def read_records_again() -> None:
+    """Let the next ``use`` choose schedules anew, as records have changed."""
+    backend_name.cache_clear()
+
+
 @contextmanager
 def use(target: str = "cpu", *, tuned: bool = True, check: bool = False) -> Iterator[None]:
     """Run the ``ramnet.ops`` of this thread, eager or compiled, on the kernels of ``target`` within the block.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -165,7 +166,8 @@ class _CompiledModel(RamNetForCausalLM):
         by_kernel = in_place and bool(self.kernels) and sequences is None
         if by_kernel and heads_block.serves(block, memory, mass) and not is_hooked(block):
             return self.compiled_token(block, x, memory, mass, position, self.kernels), memory, mass
-        return self._by_graph(block, x, memory, mass, position, in_place, sequences)
+        by_graph: Any = partial(self._by_graph, block)  # the original's class may recompute it in the backward pass
+        return super().run_block(by_graph, x, memory, mass, position, in_place, sequences)
 
     def _by_graph(self, module: nn.Module, *inputs: Any) -> Any:
         # A caller who compiles the whole model inlines the module.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from lowering.fingerprint import stale
 from lowering.targets import cpu_name, here
 from ramnet.config import RamNetConfig
 from schedules.of_model import of_training
@@ -34,7 +35,7 @@ def memory_ops(config: RamNetConfig, rows: int, length: int) -> MemoryOps:
     sizes are the same. On a GPU, records are of values in bfloat16. An entry point of ``ramnet.step_times``.
 
     Raises:
-        LookupError: if an op has no record of its sizes on this device.
+        LookupError: if an op has no record of its sizes and its present code on this device.
     """
     gpu = here()
     device = cpu_name() if gpu is None else gpu.description
@@ -54,7 +55,7 @@ def memory_ops(config: RamNetConfig, rows: int, length: int) -> MemoryOps:
 
 
 def _nearest(workload: Workload, records: list[Record], device: str) -> Record:
-    found = [r for r in records if r.workload.kernel_name == workload.kernel_name]
+    found = [r for r in records if r.workload.kernel_name == workload.kernel_name and stale(r) is None]
     if not found:
         raise LookupError(f"there is no record of {workload.kernel_name} on {device}")
     return min(found, key=lambda r: (r.how != "measured", workload.distance(r.workload)))

@@ -14,6 +14,11 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may run on, which taskset, containers and schedulers restrict."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def die_with_parent() -> None:
     """Make the system kill this process when the parent ends, even by kill -9 and during a kernel."""
     parent = multiprocessing.parent_process()

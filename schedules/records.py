@@ -169,13 +169,13 @@ def merge(path: Path, found: Sequence[Record], compared: Collection[Schedule] | 
     with locked(path):
         there = _read(path)
         staying = {r.key for r in there if compared is not None and r.schedule() not in compared}
-        left_out = [record for record in found if record.key in staying and record not in there]
         every = (*there, *(record for record in found if record.key not in staying))
         measured = {record.key: record for record in every if record.how == "measured"}
         known = {workload for workload, _ in measured}
         modelled = {record.key: record for record in every if record.how != "measured" and record.key[0] not in known}
-        rows = modelled | measured
-        save(path, list(rows.values()))
+        rows = list((modelled | measured).values())
+        save(path, rows)
+        left_out = [record for record in found if record not in rows]
     return left_out
 
 

@@ -49,6 +49,10 @@ def parse(text: str, config: RamNetConfig, dtype: str = "float32") -> Workload:
     missing = [axis for axis in AXES[op] if axis not in sizes]
     if missing:
         raise ValueError(f"shape {text!r} lacks {' and '.join(missing)}")
+    if "M" in sizes and sizes["K"] > sizes["M"]:
+        raise ValueError(f"shape {text!r} has K = {sizes['K']}; there are only M = {sizes['M']} slots")
+    if "U" in sizes and sizes["K"] > sizes["P"] ** sizes["U"]:
+        raise ValueError(f"shape {text!r} has K = {sizes['K']}; there are only P^U = {sizes['P'] ** sizes['U']} slots")
     return Workload.model_validate(
         {"op": op, "shape": {axis: sizes[axis] for axis in AXES[op]}, "dtype": dtype, "constants": constants}
     )

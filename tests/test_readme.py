@@ -44,3 +44,16 @@ def test_every_verb_explains_its_options(verb: str) -> None:
         for option in bare:
             following = result.output.split(option, 1)[1].splitlines()[1]
             assert following.startswith("     "), f"{' '.join(words)} {option} has no help"
+
+
+@pytest.mark.parametrize(
+    ("given", "called"),
+    [
+        ((), "tune --target cpu"),
+        (("CHECKPOINT=runs/text",), "tune-model runs/text --format c"),
+        (("TARGET=a100", "CHECKPOINT=runs/text"), "tune --target a100 --checkpoint runs/text"),
+    ],
+)
+def test_make_tune_takes_a_target_and_a_checkpoint(given: tuple[str, ...], called: str) -> None:
+    done = subprocess.run(["make", "--dry-run", "tune", *given], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert called in done.stdout

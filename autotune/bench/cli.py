@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from ramnet.processes import usable_cores
 
 if TYPE_CHECKING:
     from autotune.bench.report import Report
@@ -95,7 +96,7 @@ def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None)
         run.on_step("no kernels")
     if keep_freed_memory():
         run.notice("freed memory is kept for the next allocation, for every form alike")
-    yield everything.measure(run, threads or os.cpu_count() or 1, on_group)
+    yield everything.measure(run, threads or usable_cores(), on_group)
 
 
 def _on_gpu(run: Run, on_group: Callable[[int, int], None], parts: tuple[str, ...]) -> Iterator[Report]:
@@ -115,4 +116,4 @@ def _with_peers(
     from autotune.bench.peers import everything
     from autotune.bench.peers.parts import Place
 
-    yield from everything.measure(run, Place(python, folder, threads or os.cpu_count() or 1), parts, on_group)
+    yield from everything.measure(run, Place(python, folder, threads or usable_cores()), parts, on_group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from time import perf_counter
@@ -10,6 +9,7 @@ from time import perf_counter
 import click
 
 from ramnet.finite import Finite
+from ramnet.processes import usable_cores
 
 
 @click.command("tune-model")
@@ -80,7 +80,7 @@ def tune_model(
             text, windows = held_out(checkpoint), calibration(checkpoint)
         except ValueError as error:
             beside.print(f"precisions are judged by the model's own predictions: {error}", soft_wrap=True)
-    most = threads or os.cpu_count() or 1
+    most = threads or usable_cores()
     with (
         locked_alone(output / ".lock", f"{output} is in use: another process searches there; choose another --output"),
         beside.status("reading the weights") as status,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import operator
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ class CModel:
             raise ValueError(f"threads is {threads}; it must be in 1..2^31 - 1")
         self._c = _load(library)
         self.vocabulary = int(self._c.ramnet_vocabulary())
-        self.call("open", str(weights).encode(), threads, ctypes.byref(self._model))
+        self.call("open", os.fsencode(weights), threads, ctypes.byref(self._model))
 
     def __del__(self) -> None:
         if self._model:
@@ -62,11 +64,12 @@ class CModel:
         """Read tokens. Returns the logits after the ``last`` of them, float32 [last, V].
 
         Raises:
-            TypeError: if ``ids`` are not integers.
+            TypeError: if ``ids`` or ``last`` are not integers.
             ValueError: if ``ids`` is not [T], an id is not in the vocabulary, there are fewer than ``last`` of them, or
                 the state is of another model.
         """
         pointer, ids = self._pointer(state), self._ids(ids)
+        last = operator.index(last)
         if not 0 <= last <= len(ids):
             raise ValueError(f"last is {last}; it must be in 0..{len(ids)}, the number of ids")
         logits = np.empty((last, self.vocabulary), np.float32)
@@ -138,11 +141,11 @@ class CState:
 
     def save(self, path: str | Path) -> None:
         """Write the state to a file that every runtime reads, ``RamState.load`` among them."""
-        self._of.call("state_save", self.pointer, str(path).encode())
+        self._of.call("state_save", self.pointer, os.fsencode(path))
 
     def load(self, path: str | Path) -> None:
         """Read a state file. Raises ValueError, and changes nothing, if it is damaged or of another model."""
-        self._of.call("state_load", self.pointer, str(path).encode())
+        self._of.call("state_load", self.pointer, os.fsencode(path))
 
 
 def _load(library: Path) -> ctypes.CDLL:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from export.onnx import verify
+from export.process import environment
 from ramnet import RamNetForCausalLM
 
 _COMMAND = ("-m", "export.onnx.apart")
@@ -26,7 +27,7 @@ def compare(model: RamNetForCausalLM, directory: Path) -> Iterator[verify.Check]
         command = [sys.executable, *_COMMAND, checkpoint, str(directory)]
         with (
             tempfile.TemporaryFile("w+") as errors,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+            subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True) as process,
         ):
             assert process.stdout is not None
             try:

@@ -142,10 +142,11 @@ def _check_type(state: object) -> None:
 
 
 def _check_position(state: OnnxState) -> None:
-    """Raise ValueError if a position is negative."""
+    """Raise ValueError if a position is negative or larger than ``RamState`` may have."""
     position = state.tensors[POSITION]
-    if position.size and (lowest := int(position.min())) < 0:
-        raise ValueError(f"state position holds {lowest}; it must be >= 0")
+    for at in (int(position.min()), int(position.max())) if position.size else ():
+        if not 0 <= at <= 2**62:
+            raise ValueError(f"state position holds {at}; it must be in 0..2^62")
 
 
 def run(

@@ -29,7 +29,7 @@ function check(name, value, holds, valid) {
 
 function choose(logits, temperature, topK, random) {
   let best = 0;
-  for (let i = 1; i < logits.length; i++) if (!(logits[i] <= logits[best])) best = i;
+  for (let i = 1; i < logits.length && !Number.isNaN(logits[best]); i++) if (!(logits[i] <= logits[best])) best = i;
   if (!Number.isFinite(logits[best])) throw new RamNetError(`the largest logit is ${logits[best]}; it must be finite`);
   if (temperature === 0) return best;
   const least = topK > 0 && topK < logits.length ? logits.slice().sort()[logits.length - topK] : -Infinity;

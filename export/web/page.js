@@ -97,7 +97,7 @@ function write() {
   const fresh = !goesOn || (read.length === 0 && isFresh);
   if (fresh) [read, isFresh] = [[], true];
   if (!goesOn) picture.clear();
-  read.push(...ids);
+  for (const id of ids) read.push(id);
   written = { tokens: 0, seconds: 0 };
   enable(true);
   const options = { temperature: element("temperature").valueAsNumber, maxNewTokens: element("count").valueAsNumber };

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ramnet.processes import usable_cores
+
 _INSTALL = "pip install 'ramnet[tvm]'"
 
 
@@ -26,7 +28,7 @@ def _ffi() -> Any:
 
     # By default, TVM uses half of an x86 machine's logical cores, pins its threads to cores that torch's threads use
     # too, and lets idle threads spin there.
-    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
+    os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     # A process that only decodes is faster with a spin count of 20000.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")

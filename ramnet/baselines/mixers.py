@@ -183,7 +183,8 @@ class Mamba2(Gated):
 class Rwkv7(Mixer):
     """S_t = S_(t−1) (Diag(w) − κ̂ (a ∘ κ̂)ᵀ) + v k̃ᵀ on inputs mixed with the token before (Peng et al., 2025).
 
-    The value residual between layers is left out.
+    The value residual between layers is left out. Weights start as in flash-linear-attention, without what depends on
+    the layer's number: above all, decays start between 0.55 and nearly 1 in the channels of a head.
     """
 
     rank = 16
@@ -191,21 +192,30 @@ class Rwkv7(Mixer):
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
         width = self.num_heads * self.key_dim
-        self.shift = nn.Parameter(torch.rand(6, self.hidden_size))  # of r, w, k, v, a and g
+        powers = torch.tensor([0.15, 0.675, 0.525, 0.525, 0.675, 0.15])  # of r, w, k, v, a and g
+        self.shift = nn.Parameter(1 - (torch.arange(self.hidden_size) / self.hidden_size) ** powers.unsqueeze(1))
 
-        def low_rank(outputs: int, bias: float | None, middle: nn.Module) -> nn.Sequential:
-            last = nn.Linear(self.rank, outputs, bias=bias is not None)
+        def low_rank(outputs: int, bias: Tensor | None, middle: nn.Module) -> nn.Sequential:
+            first, last = (nn.Linear(self.hidden_size, self.rank, bias=False),
+                           nn.Linear(self.rank, outputs, bias=bias is not None))  # fmt: skip
+            nn.init.zeros_(first.weight)
+            nn.init.orthogonal_(last.weight, gain=0.1)
             if bias is not None:
-                nn.init.constant_(last.bias, bias)
-            return nn.Sequential(nn.Linear(self.hidden_size, self.rank, bias=False), middle, last)
+                last.bias = nn.Parameter(bias)
+            return nn.Sequential(first, middle, last)
 
-        self.decay = low_rank(width, -2.0, nn.Tanh())
-        self.rate = low_rank(width, 0.0, nn.Identity())
+        within = torch.linspace(-1, 1, self.key_dim).repeat(self.num_heads)
+        decay = -5.5 + 6 * torch.linspace(0, 1, width) ** 1.5 + 2.5 * within * within.abs()
+        self.decay = low_rank(width, decay, nn.Tanh())
+        self.rate = low_rank(width, torch.full((width,), -0.19), nn.Identity())
         self.gate = low_rank(self.num_heads * self.value_dim, None, nn.Sigmoid())
-        self.removal = nn.Parameter(torch.full((width,), 0.85))
-        self.blend = nn.Parameter(torch.ones(width))
+        self.removal = nn.Parameter(torch.full((width,), 0.71))
+        self.blend = nn.Parameter(torch.full((width,), 1.02))
         self.bonus = nn.Parameter(torch.zeros(self.num_heads, self.key_dim))
         self.norm = nn.GroupNorm(self.num_heads, self.num_heads * self.value_dim, eps=1e-5 * self.value_dim)
+        for project, gain in ((self.query, 1.0), (self.key, 0.1), (self.value, 1.0)):
+            nn.init.orthogonal_(project.weight, gain=gain)
+        nn.init.zeros_(self.output.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         before = F.pad(x, (0, 0, 1, -1)) - x

@@ -8,6 +8,7 @@ if find_spec("transformers") is None:
     raise ImportError("ramnet.hf needs transformers: pip install 'ramnet[hf]'")
 
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ramnet.hf.cache import HFRamNetCache
 from ramnet.hf.configuration import HFRamNetConfig
@@ -19,3 +20,5 @@ __all__ = ["HFRamNetCache", "HFRamNetConfig", "HFRamNetForCausalLM", "byte_token
 
 AutoConfig.register(HFRamNetConfig.model_type, HFRamNetConfig, exist_ok=True)
 AutoModelForCausalLM.register(HFRamNetConfig, HFRamNetForCausalLM, exist_ok=True)
+# Trainer's label smoothing shifts the labels of the models in this table only.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[HFRamNetConfig.model_type] = HFRamNetForCausalLM.__name__

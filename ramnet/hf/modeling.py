@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel, initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ramnet import ops
 from ramnet.hf.cache import HFRamNetCache
 from ramnet.hf.configuration import HFRamNetConfig
 from ramnet.loss import IGNORED, check_labels, next_labels, summed_cross_entropy
@@ -32,7 +33,7 @@ class CheckpointedRamNet(RamNetForCausalLM):
 
     def run_block(self, block: nn.Module, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, *args)
+            return self._gradient_checkpointing_func(ops.keeping(block), *args)
         return super().run_block(block, *args)
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ramnet.ops import checks, library, packed
 from ramnet.ops.accesses import Accesses
-from ramnet.ops.backend import active, register_backend, registered, using
+from ramnet.ops.backend import active, keeping, register_backend, registered, using
 
 __all__ = [
-    "Accesses", "address_decode", "cyclic_shift", "memory_scan", "memory_step", "register_backend", "registered",
-    "using",
+    "Accesses", "address_decode", "cyclic_shift", "keeping", "memory_scan", "memory_step", "register_backend",
+    "registered", "using",
 ]  # fmt: skip
 
 

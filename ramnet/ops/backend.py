@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -75,6 +75,20 @@ def registered(name: str) -> Backend:
 def active() -> str:
     """Return the name of the backend that this thread uses; empty for the reference."""
     return _active.name
+
+
+def keeping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` on the backend that is in use now, also if another thread calls it later.
+
+    A backward pass on a GPU runs in a thread of its own, where what it recomputes would run on the reference.
+    """
+    name = active()
+
+    def kept(*arguments: Any) -> Any:
+        with using(name):
+            return function(*arguments)
+
+    return kept
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def recomputed(model: Model, enabled: bool) -> Iterator[None]:
     """Within the block, and if ``enabled``, recompute the activations of the model's blocks in the backward pass."""
     blocks = list(model.blocks) if enabled else []
     for block in blocks:
-        block.__dict__["forward"] = partial(_recomputed, block.forward, ops.active())
+        block.__dict__["forward"] = partial(_recomputed, block.forward)
     try:
         yield
     finally:
@@ -95,10 +95,5 @@ def recomputed(model: Model, enabled: bool) -> Iterator[None]:
             del block.__dict__["forward"]  # the class's method remains
 
 
-def _recomputed(forward: Callable[..., Any], kernels: str, *arguments: Any) -> Any:
-    def again(*arguments: Any) -> Any:
-        # The backward pass of a GPU runs in a thread of its own, which would run the reference.
-        with ops.using(kernels):
-            return forward(*arguments)
-
-    return checkpoint(again, *arguments, use_reentrant=False)
+def _recomputed(forward: Callable[..., Any], *arguments: Any) -> Any:
+    return checkpoint(ops.keeping(forward), *arguments, use_reentrant=False)

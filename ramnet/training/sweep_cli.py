@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ramnet.processes import usable_cores
 
 if TYPE_CHECKING:
     from ramnet.training.sweep import Outcome, Sweep
@@ -37,7 +38,7 @@ def options(output: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def _jobs() -> int:
     import torch
 
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else usable_cores()
 
 
 def _kernels() -> str:

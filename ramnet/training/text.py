@@ -66,11 +66,11 @@ class Text:
             for document in (*sides[0], b"", *sides[1]):
                 digest.update(len(document).to_bytes(8, "little") + document)
             training, held_out = (Tokens.of_bytes(side) for side in sides)
-            self._tokens_per_byte = 1.0
+            self.tokens_per_byte = 1.0
         else:
             digest = _digest(paths, tokenizer)
             (training, _), (held_out, size) = _tokenised(paths, tokenizer, cache, digest.hexdigest())
-            self._tokens_per_byte = int(held_out.sizes.sum()) / max(1, size)
+            self.tokens_per_byte = int(held_out.sizes.sum()) / max(1, size)
         unit = "bytes" if tokenizer is None else "tokens"
         for name, side in (("training", training), ("held-out", held_out)):
             longest = int(side.sizes.max()) if len(side.sizes) else 0
@@ -143,7 +143,7 @@ class Text:
             hidden = model.hidden_states(part.inputs.to(device))[0].flatten(0, 1)
             wanted = part.labels.flatten().to(device)
             nats += float(summed_cross_entropy(model.head, hidden, wanted, model.config.vocab_size))
-        return nats / int((batch.labels != IGNORED).sum()) * self._tokens_per_byte / math.log(2)
+        return nats / int((batch.labels != IGNORED).sum()) * self.tokens_per_byte / math.log(2)
 
 
 def _check_length(length: int) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.call import _workloads
+from autotune.call import _workloads, prepare
 from autotune.study.worker import Worker
+from lowering import use
 from lowering.cpu import runtime
 from ramnet.config import RamNetConfig
+from ramnet.ops.backend import active, registered
 from schedules import records
 from tests.autotune.conftest import Command
 
@@ -154,3 +156,35 @@ def test_ctrl_c_exits_130_and_leaves_no_record(
     assert (status, out, err.strip()) == (130, "", "ramnet: interrupted")
     assert not (tmp_path / "records.jsonl").exists()
     assert not (tmp_path / "runs" / "cpu" / "report.html").exists()
+
+
+def test_sizes_and_types_that_are_not_tuned_are_refused(ramnet: Command, tmp_path: Path) -> None:
+    status, _, err = ramnet("--shape", "memory_step N=4", "--length", "77", "--output", tmp_path / "out")
+    assert status == 2 and "--shape gives the sizes; omit --length and --batch-size" in err
+    status, _, err = ramnet("--shape", "memory_step N=4 dtype=bfloat16", "--output", tmp_path / "out")
+    assert status == 1 and "is of bfloat16; a CPU's kernels compute in float32 or float64" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_without_a_result_fails_and_names_no_records(
+    ramnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.study.tuner.tune", lambda *_, **__: [])
+    status, out, err = ramnet("--budget", "1", "--output", tmp_path / "out")
+    assert status == 1 and "records:" not in out
+    assert "no op had the time for a result; give a larger --budget" in err
+
+
+def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3}, raising=False)
+    assert prepare(RamNetConfig.preset("tiny")).threads == 1
+
+
+def test_schedules_are_chosen_anew_after_a_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those of kernels that this process used before the search, too."""
+    with use("cpu"):
+        before = registered(active())
+    monkeypatch.setattr("autotune.study.tuner.tune", lambda *_, **__: [])
+    prepare(RamNetConfig.preset("tiny"), journal=tmp_path / "journal").run(lambda progress: None)
+    with use("cpu"):
+        assert registered(active()) is not before

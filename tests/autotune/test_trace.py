@@ -110,7 +110,7 @@ def test_what_a_program_calls_is_tuned_as_often_as_it_calls_it(
     )
     monkeypatch.delitem(sys.modules, "beside", raising=False)
     status, out, _ = ramnet("--trace", script, "--op", "memory_step")
-    assert status == 0 and "memory_step N=2 K=2 M=4 D=4 float32" in out, "which has no result"
+    assert status == 1 and "memory_step N=2 K=2 M=4 D=4 float32" in out, "which has no result"
     ((wanted, calls),) = asked
     assert wanted == ["memory_step"]
     assert max(calls.values()) == 4

@@ -226,7 +226,10 @@ def test_state_files_travel_between_python_and_the_bundle(checkpoint: Path, bund
     clone = state.clone()
     state.reset()
     assert (state.position, clone.position) == (0, 3)
-    np.testing.assert_array_equal(model.tokens(state, [1, 2, 3]), logits)
+    np.testing.assert_array_equal(model.tokens(state, np.array([1, 2, 3]), last=np.int64(1)), logits)
+    odd = tmp_path / os.fsdecode(b"\xff")  # no text in UTF-8
+    clone.save(odd)
+    model.state().load(odd)
     with pytest.raises(ValueError, match="id 0 is 256; it must be in"):
         model.token(clone, 256)
     np.testing.assert_array_equal(model.step([state, clone], [4, 5])[0], model.token(_after(model, [1, 2, 3]), 4))
@@ -240,6 +243,7 @@ def test_state_files_travel_between_python_and_the_bundle(checkpoint: Path, bund
         (lambda m, s: m.tokens(s, [5.9]), TypeError, "ids is float64; it must be integers"),
         (lambda m, s: m.tokens(s, ["5"]), TypeError, "ids is <U1; it must be integers"),
         (lambda m, s: m.tokens(s, [[5], [6]]), ValueError, r"ids has shape \[2, 1\]; it must be \[T\]"),
+        (lambda m, s: m.tokens(s, [5], 1.0), TypeError, "'float' object cannot be interpreted as an integer"),
         (lambda m, s: m.tokens(s, [5], 2), ValueError, r"last is 2; it must be in 0\.\.1, the number of ids"),
         (lambda m, s: m.step([s, s.clone()], [5]), ValueError, "there are 1 ids and 2 states; each state reads one id"),
         (lambda m, s: m.token(None, 5), ValueError, "the state is of another model"),

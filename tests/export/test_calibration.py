@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from export.c.build import write_weights
 from export.c.session import WEIGHTS
 from export.cli import export
 from lowering.aot import calibration, weights
+from ramnet import RamNetForCausalLM
 from ramnet.training.cli import train
 from tests.lowering.aot.c_library import TINY, model_of
 
@@ -82,4 +84,27 @@ def test_the_command_calibrates_on_the_training_text_or_the_given_one(
     assert trained is not None and all(map(torch.equal, trained, quality.calibration(checkpoint)))
     assert given is not None and {*torch.cat(given).tolist()} == {97, 98}
     assert none is None
+    RamNetForCausalLM(TINY.model_copy(update={"vocab_size": 300})).save_pretrained(tmp_path / "tokens")
+    command = [str(tmp_path / "tokens"), "--output", str(tmp_path / "out"), "--format", kind, "--precision", "int4"]
+    refused = CliRunner().invoke(export, [*command, "--calibrate", str(tmp_path / "text")])
+    assert "--calibrate reads bytes, and the model has 300 tokens" in str(refused.exception)
     assert "--calibrate needs --precision int4" in run("--precision", "int8", "--calibrate", str(tmp_path / "text"))
+
+
+def test_bits_are_those_of_bytes_also_if_tokens_are_words(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="the tokens are of the package tokenizers")
+    words = {"[UNK]": 0, "alpha": 1, "beta": 2, "gamma": 3}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text").write_text("alpha beta gamma beta " * 100)
+    options = ["--steps", "1", "--batch-size", "1", "--length", "16", "--kernels", "reference"]
+    named = ["--data", str(tmp_path / "text"), "--tokenizer", str(tmp_path / "tokenizer.json")]
+    run = tmp_path / "run"
+    done = CliRunner().invoke(train, ["text", *named, "--output", str(run), *options], catch_exceptions=False)
+    trained = float(re.search(r"bits per byte (\d\.\d+)", done.output)[1])
+    model = RamNetForCausalLM.from_pretrained(run).eval()
+    text = quality.held_out(run)
+    measured = quality.measure(model, text, lambda ids: model(torch.tensor(ids[None])).logits[0].numpy())
+    assert measured.float32 == pytest.approx(trained, abs=1e-3)
+    assert measured.bits_per_byte == pytest.approx(measured.float32, rel=1e-4)

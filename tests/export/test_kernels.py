@@ -183,6 +183,14 @@ def test_a_kernel_that_crashes_ends_the_process_that_checks_alone(
         list(apart.compare(model, exported))
 
 
+def test_the_check_imports_nothing_of_the_folder_that_it_is_called_in(
+    exported: Path, model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "export.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert list(apart.compare(model, exported))
+
+
 def test_a_target_that_cannot_be_built_here_is_named(model: RamNetForCausalLM, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="target is 'i386'; a library can be built here for cpu"):
         export_onnx(model, tmp_path / "onnx", kernels=True, target="i386")

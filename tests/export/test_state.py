@@ -186,11 +186,12 @@ def test_a_state_of_another_model_is_refused(session: OnnxSession, state: OnnxSt
             call(TOKEN, OnnxState(arrays | {"position": np.int64(3)}))
 
 
-def test_a_position_before_the_first_token_is_refused(session: OnnxSession, state: OnnxState) -> None:
-    state.tensors["position"] = [5, -1]
+@pytest.mark.parametrize("position", [-1, 2**62 + 1])
+def test_a_position_that_no_state_is_at_is_refused(session: OnnxSession, state: OnnxState, position: int) -> None:
+    state.tensors["position"] = [5, position]
     before = state.clone()
     for call in (session.step, session.prefill):
-        with pytest.raises(ValueError, match="state position holds -1; it must be >= 0"):
+        with pytest.raises(ValueError, match=rf"state position holds {position}; it must be in 0\.\.2\^62"):
             call(TOKEN, state)
     for name, array in state.tensors.items():
         np.testing.assert_array_equal(array, before.tensors[name])

@@ -30,3 +30,12 @@ def test_without_a_record_there_is_no_time(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(recorded_times, "cpu_name", lambda: "abacus")
     with pytest.raises(LookupError, match=r"^there is no record of address_decode U=5 P=4 K=8 float32 on abacus$"):
         recorded_times.memory_ops(RamNetConfig.preset("340m"), 1, 1024)
+
+
+def test_times_of_other_code_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = [record.model_copy(update={"fingerprint": "0" * 12}) for record in load(shipped_path("cpu"))]
+    monkeypatch.setattr(recorded_times, "here", lambda: None)
+    monkeypatch.setattr(recorded_times, "cpu_name", lambda: old[0].device)
+    monkeypatch.setattr(recorded_times, "known", lambda target: old)
+    with pytest.raises(LookupError, match="there is no record of address_decode"):
+        recorded_times.memory_ops(RamNetConfig.preset("340m"), 1, 1024)

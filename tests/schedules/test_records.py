@@ -275,3 +275,12 @@ def test_shipped_gpu_records_are_valid_and_have_no_spills(target: str) -> None:
         else:
             assert r.launches and all(launch.registers > 0 for launch in r.launches)
         assert all(launch.spilled == 0 for launch in r.launches)
+
+
+def test_a_modelled_row_of_a_measured_workload_is_left_out_and_said_so(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    merge(file, [record(step(), unroll=2)])
+    modelled = record(step(), unroll=4, device="elsewhere").model_copy(update={"how": "modelled, not run"})
+    assert merge(file, [modelled]) == [modelled]
+    assert merge(file, [record(step(), unroll=2)]) == []
+    assert [row.how for row in load(file)] == ["measured"]

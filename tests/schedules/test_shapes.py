@@ -56,6 +56,8 @@ def test_each_of_a_models_workloads_can_be_written(config: RamNetConfig) -> None
         ("memory_scan T=4294967296", "memory_scan has T = 4294967296; kernels count in int32"),
         ("memory_scan T=1 U=5", "has 'U=5'; memory_scan has N, T, K, M, D, decay_power, eps, dtype"),
         ("memory_scan T=1 dtype=int8", "dtype"),
+        ("memory_step K=100 M=64", "has K = 100; there are only M = 64 slots"),
+        ("address_decode R=1 U=2 P=3 K=10", r"has K = 10; there are only P\^U = 9 slots"),
     ],
 )
 def test_invalid_text_is_refused(text: str, why: str) -> None:

@@ -12,7 +12,6 @@ What the machine has is listed in ``THERE``.
 from __future__ import annotations
 
 import lzma
-import os
 import re
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ import click
 from autotune.bench.gpu import kit_kernels
 from ramnet.cli import main
 from ramnet.files import write_text_atomic
+from ramnet.processes import usable_cores
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = "3.12"
@@ -181,7 +181,7 @@ def make(folder: Path, with_tvm: bool, jobs: int) -> None:
 @click.command()
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("build/gpu-kit"))
 @click.option("--tvm/--no-tvm", "with_tvm", default=True, help="Also pack TVM.")
-@click.option("--jobs", type=click.IntRange(1, 64), default=os.cpu_count() or 1, help="Kernels compiled at a time.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=usable_cores(), help="Kernels compiled at a time.")
 def kit(output: Path, with_tvm: bool, jobs: int) -> None:
     """Collect what a machine with a GPU and without a network lacks."""
     output.mkdir(parents=True, exist_ok=True)

@@ -231,7 +231,8 @@ int state_read(ramnet_state* state, const char* file_name, const void* bytes, si
                   STATE_TENSORS + 1);
   if (status == 0) {
     memcpy(&at, position, sizeof at);
-    if (at < 0) status = fail(RAMNET_BAD_FILE, "%s is at position %lld; it must be at least 0", file_name, (long long)at);
+    if (at < 0 || at > (int64_t)1 << 62)
+      status = fail(RAMNET_BAD_FILE, "%s is at position %lld; it must be in 0..2^62", file_name, (long long)at);
   }
   if (status == 0) { /* nothing is changed before the whole file is known to fit */
     for (int i = 0; i < STATE_TENSORS; i++) copy_numbers(state->tensors[i], found[i], state_size(i), narrow[i]);

@@ -114,6 +114,7 @@ def damaged(whole: bytes) -> dict[str, bytes]:
         "a state of this model has": with_header({"more": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
         "no tensor mass.1": whole.replace(b'"mass.1"', b'"mess.1"'),
         "at position -1": whole[:begin] + b"\xff" * 8 + whole[begin + 8 :],
+        "at position 4611686018427387905": whole[:begin] + (2**62 + 1).to_bytes(8, "little") + whole[begin + 8 :],
     }
 
 

@@ -13,7 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+import ramnet
 from ramnet.hf import HFRamNetForCausalLM
+from ramnet.ops import reference
 from tests.ramnet.hf.models import both
 from tests.ramnet.test_model import tokens
 
@@ -107,3 +109,34 @@ def test_lora_trains_its_own_weights_only_and_is_merged(tmp_path: Path) -> None:
     assert torch.allclose(merged(IDS).logits, expected, atol=1e-5)
     kept = adapted.unload().state_dict()
     assert all(torch.equal(kept[name], x) for name, x in untouched.items())
+
+
+def test_label_smoothing_of_trainer_predicts_the_next_token(tmp_path: Path) -> None:
+    _, hf = both()
+    losses = [trainer(hf, tmp_path, label_smoothing_factor=x).evaluate()["eval_loss"] for x in (0.0, 1e-6)]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+def test_blocks_are_recomputed_on_the_kernels_of_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tvm", reason="the kernels need tvm: pip install 'ramnet[tvm]'")
+    _, hf = both()
+    hf.train().activation_checkpointing_enable()
+    with ramnet.use("cpu"):
+        loss = hf(IDS, labels=IDS).loss
+    monkeypatch.setattr(reference, "memory_scan", lambda *_, **__: pytest.fail("the reference runs"))
+    loss.backward()
+
+
+def test_a_compiled_model_recomputes_its_blocks() -> None:
+    pytest.importorskip("tvm", reason="the kernels need tvm: pip install 'ramnet[tvm]'")
+    _, hf = both()
+    hf.train().activation_checkpointing_enable()
+    expected = gradients(hf)
+    fast = ramnet.compile(hf.ramnet, backend="eager")
+    recompute, calls = fast._gradient_checkpointing_func, []
+    fast._gradient_checkpointing_func = lambda *of: calls.append(of) or recompute(*of)
+    hf.zero_grad()
+    fast(IDS, labels=IDS).loss.backward()
+    assert len(calls) == 3
+    for name, x in hf.named_parameters():
+        torch.testing.assert_close(x.grad, expected[name], rtol=1e-4, atol=1e-6)
