@@ -23,12 +23,14 @@ class _Deployment(BaseModel):
     Attributes:
         format: of the export.
         files: the knobs that determine its files; deployments that share them are a group.
+        prompts: the knobs that only prompts depend on.
         precision: the type of the weight matrices.
         threads: that compute a single token.
     """
 
     format: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
+    prompts: ClassVar[tuple[str, ...]]
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     precision: str
@@ -38,6 +40,11 @@ class _Deployment(BaseModel):
     def group(self) -> str:
         """The name of its group."""
         return " ".join(f"{knob}={getattr(self, knob)}" for knob in self.files)
+
+    @property
+    def of_a_token(self) -> str:
+        """All that a single token depends on."""
+        return f"{self.format} {self.model_dump_json(exclude=set(self.prompts))}"
 
 
 class Deployment(_Deployment):
@@ -53,6 +60,7 @@ class Deployment(_Deployment):
 
     format = "c"
     files = ("precision",)
+    prompts = ("tokens", "block")
 
     rows: int = Field(ge=1)
     lanes: int = Field(ge=1)
@@ -78,6 +86,7 @@ class OnnxDeployment(_Deployment):
 
     format = "onnx"
     files = ("precision", "kernels")
+    prompts = ("prompt_threads",)
 
     kernels: bool
     prompt_threads: int = Field(ge=1)
@@ -161,13 +170,30 @@ def load(file: Path) -> list[DeploymentRecord]:
     return found
 
 
-def merge(file: Path, record: DeploymentRecord) -> None:
+def merge(file: Path, record: DeploymentRecord, tried: Sequence[AnyDeployment]) -> bool:
     """Add a record to the file, in place of one of the same model, device and format. Processes may do so
-    concurrently."""
+    concurrently.
+
+    Args:
+        tried: what the record's search has measured. A known record of the same code that it has not stays, unless the
+            new one is faster.
+
+    Returns:
+        Whether it was added.
+    """
     with locked(file):
-        others = [each for each in load(file) if _key(each) != _key(record)]
-        rows = sorted([*others, record], key=_key)
+        there = load(file)
+        known = next((each for each in there if _key(each) == _key(record)), None)
+        if (
+            known is not None
+            and known.fingerprint == record.fingerprint
+            and known.chosen.seconds <= record.chosen.seconds
+            and known.chosen.deployment.of_a_token not in {each.of_a_token for each in tried}
+        ):
+            return False
+        rows = sorted([*(each for each in there if each is not known), record], key=_key)
         write_text_atomic(file, "".join(json.dumps(each.model_dump()) + "\n" for each in rows))
+        return True
 
 
 def find(config: RamNetConfig, device: str, kind: str, file: Path | None = None) -> DeploymentRecord | None:

@@ -105,7 +105,7 @@ def tune_model(
             search.run()
             record = search.finish()
             points = [*search.tried_points(), record.chosen]
-        deployment.merge(records_file, record)
+        added = deployment.merge(records_file, record, [point.deployment for point in points])
     report.save(record, points, space.sizes, read, picture)
     screen.print(report.table(record, read))
     gain = f"not compared with {record.gain_over}, for lack of time"
@@ -115,5 +115,6 @@ def tune_model(
     screen.print(f"{record.chosen.deployment}: {gain}, {loss}", soft_wrap=True)
     if record.prompt_seconds is not None:
         screen.print(f"a token of a prompt takes {duration(record.prompt_seconds)}")
-    screen.print(f"record: {records_file}", soft_wrap=True)
+    stays = "" if added else " keeps a faster one that this search had no time to try"
+    screen.print(f"record: {records_file}{stays}", soft_wrap=True)
     screen.print(f"picture: {picture}", soft_wrap=True)

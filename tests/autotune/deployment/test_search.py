@@ -123,10 +123,10 @@ def test_the_fastest_within_the_largest_loss_is_recorded(made: Callable[[], Sear
     assert record.gain == pytest.approx(20e-6 / seconds(chosen))
     assert all(b.seconds > a.seconds and b.loss < a.loss for a, b in zip(record.front, record.front[1:], strict=False))
     file = tmp_path / "records.jsonl"
-    merge(file, record.model_copy(update={"gain": 1.0}))
-    merge(file, record.model_copy(update={"device": "another"}))
-    merge(file, record)
-    merge(file, record.model_copy(update={"chosen": in_onnx(record.chosen)}))
+    merge(file, record.model_copy(update={"gain": 1.0}), ())
+    merge(file, record.model_copy(update={"device": "another"}), ())
+    merge(file, record, [record.chosen.deployment])
+    merge(file, record.model_copy(update={"chosen": in_onnx(record.chosen)}), ())
     assert find(TINY, record.device, "onnx", file) != find(TINY, record.device, "c", file)
     assert sorted(load(file), key=lambda each: each.device != "another")[1] == record
     assert find(TINY, record.device, "c", file) == record
