@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
 const [folder, task, ...rest] = process.argv.slice(2);
-const { load, RamNetError } = await import(pathToFileURL(join(folder, "ramnet.js")));
+const { generate, load, RamNetError } = await import(pathToFileURL(join(folder, "ramnet.js")));
 
 /** What a call throws, which must be one of the module's own errors. */
 async function refused(action) {
@@ -113,6 +113,14 @@ const tasks = {
       state: await refused(() => state.load(saved.subarray(0, 100))),
       empty: await refused(() => collected(model.generate(model.state(), []))),
       temperature: await refused(() => collected(model.generate(state, [1], { temperature: -1 }))),
+      ...Object.fromEntries(
+        await Promise.all(
+          [0, 1, 2].map(async (i) => {
+            const damaged = { tokens: () => [1, 3, 2].map((x, j) => (j === i ? NaN : x)), token: () => [1, 3, 2] };
+            return [`nan ${i}`, await refused(() => collected(generate(damaged, { logits: null }, [1], { maxNewTokens: 2 })))];
+          }),
+        ),
+      ),
     };
     const untouched = model.state();
     untouched.load(saved);

@@ -145,6 +145,7 @@ def test_wrong_files_and_arguments_are_one_sentence(bundle: Callable[[str], Path
         "state": "the state file is not a safetensors file, or it was cut",
         "empty": "ids is empty, and the state has read no token",
         "temperature": "temperature is -1; it must be at least 0 and finite",
+        **{f"nan {i}": "the largest logit is NaN; it must be finite" for i in range(3)},
     }
     assert found["answers"].keys() == wanted.keys()
     for name, answer in found["answers"].items():
