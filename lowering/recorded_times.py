@@ -39,7 +39,8 @@ def memory_ops(config: RamNetConfig, rows: int, length: int) -> MemoryOps:
     """
     gpu = here()
     device = cpu_name() if gpu is None else gpu.description
-    records = [r for r in known("cpu" if gpu is None else gpu.name) if gpu is not None or r.device == device]
+    every = known("cpu" if gpu is None else gpu.name)
+    records = [r for r in every if (gpu is not None or r.device == device) and stale(r) is None]
     forward, backward = 0.0, 0.0
     how: How = "measured"
     for layer in config.layers:
@@ -55,7 +56,7 @@ def memory_ops(config: RamNetConfig, rows: int, length: int) -> MemoryOps:
 
 
 def _nearest(workload: Workload, records: list[Record], device: str) -> Record:
-    found = [r for r in records if r.workload.kernel_name == workload.kernel_name and stale(r) is None]
+    found = [r for r in records if r.workload.kernel_name == workload.kernel_name]
     if not found:
         raise LookupError(f"there is no record of {workload.kernel_name} on {device}")
     return min(found, key=lambda r: (r.how != "measured", workload.distance(r.workload)))

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramnet.processes import usable_cores
-
 if TYPE_CHECKING:
     from autotune.bench.report import Report
     from autotune.bench.run import Run
@@ -91,6 +89,7 @@ def bench(
 def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None) -> Iterator[Report]:
     from autotune.bench.cpu import everything
     from ramnet.allocator import keep_freed_memory
+    from ramnet.processes import usable_cores
 
     if not run.kernels:
         run.on_step("no kernels")
@@ -115,5 +114,6 @@ def _with_peers(
     """Yield the report after each part, so that it is saved even if the run is interrupted."""
     from autotune.bench.peers import everything
     from autotune.bench.peers.parts import Place
+    from ramnet.processes import usable_cores
 
     yield from everything.measure(run, Place(python, folder, threads or usable_cores()), parts, on_group)

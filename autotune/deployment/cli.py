@@ -9,7 +9,6 @@ from time import perf_counter
 import click
 
 from ramnet.finite import Finite
-from ramnet.processes import usable_cores
 
 
 @click.command("tune-model")
@@ -63,6 +62,7 @@ def tune_model(
     from ramnet import RamNetConfig, RamNetForCausalLM
     from ramnet.console import console, duration
     from ramnet.files import locked_alone, require_writable
+    from ramnet.processes import usable_cores
     from schedules import deployment
 
     records_file = records_file or deployment.path()

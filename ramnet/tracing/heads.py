@@ -70,19 +70,18 @@ def heads_of(
     """
     if wrong := [number for number in layers if not 1 <= number <= len(trace.layers)]:
         raise ValueError(f"layer {wrong[0]} is not there; there are layers 1..{len(trace.layers)}")
-    chosen_layers = [layer for i, layer in enumerate(trace.layers, start=1) if not layers or i in layers]
-    most_heads = max(layer.mass.shape[1] for layer in chosen_layers)
+    numbered = [(i, layer) for i, layer in enumerate(trace.layers, start=1) if not layers or i in layers]
+    most_heads = max(layer.mass.shape[1] for _, layer in numbered)
     if wrong := [number for number in heads if not 1 <= number <= most_heads]:
         raise ValueError(f"head {wrong[0]} is not there; there are heads 1..{most_heads}")
     if not bool(trace.real[row].any()):
         raise ValueError(f"row {row} holds no token, only padding")
     found = []
-    for i, layer in enumerate(trace.layers, start=1):
-        if not layers or i in layers:
-            traced = _row(layer, row)
-            reads, use = traced.reads(most), _Use(*traced.use(), traced.share_used(), traced.busiest_slots())
-            chosen = [h for h in range(traced.mass.shape[1]) if not heads or h + 1 in heads]
-            found += [_head(traced, reads, use, trace.real[row], i, h) for h in chosen]
+    for i, layer in numbered:
+        traced = _row(layer, row)
+        reads, use = traced.reads(most), _Use(*traced.use(), traced.share_used(), traced.busiest_slots())
+        chosen = [h for h in range(traced.mass.shape[1]) if not heads or h + 1 in heads]
+        found += [_head(traced, reads, use, trace.real[row], i, h) for h in chosen]
     return found
 
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ramnet.processes import usable_cores
-
 if TYPE_CHECKING:
     from ramnet.training.sweep import Outcome, Sweep
 
@@ -37,6 +35,8 @@ def options(output: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _jobs() -> int:
     import torch
+
+    from ramnet.processes import usable_cores
 
     return 1 if torch.cuda.is_available() else usable_cores()
 
