@@ -43,7 +43,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "mqar": {
         "vocab_size": 8192, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "value_dim": 16,
         "order": (2, 3), "sub_dim": 4, "top_k": (4, 16), "cape_full_layers": 1, "cape_half_layers": 0,
-        "intermediate_size": 0, "tie_embeddings": True,
+        "intermediate_size": 0, "tie_embeddings": True, "decay_power": 0.25,
         "embedding_std": 1.0, "final_gain": 0.03, "address_bias": "offsets",
     },
     # The paper's language model: 340 769 632 parameters without the input embedding.

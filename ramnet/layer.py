@@ -31,8 +31,9 @@ class RamLayerOutput(NamedTuple):
 _pytree._register_namedtuple(RamLayerOutput, serialized_type_name="ramnet.RamLayerOutput")
 
 
-# The height of "offsets". A head puts 0.85 of its weight on one slot of 4³, and 0.76 on one of 4⁵.
-OFFSET_LOGIT = 4.0
+# The height of "offsets". A head puts 0.98 of its weight on one slot of 4³, and 0.96 on one of 4⁵. From 4, training
+# blurs the addresses before a later layer of 256 slots has learned to use what they bring (docs/learning.md).
+OFFSET_LOGIT = 6.0
 
 
 class ModelsState(RamState):

@@ -78,10 +78,11 @@ SCALES = {
 def ram_net(slots: int, order: int) -> RamNetConfig:
     """Return the RAM-Net whose second layer has M = ``slots`` and U = ``order``.
 
-    Its first layer moves addresses; as it sees a few tokens back, 16 slots do for it.
+    Its first layer moves addresses; as it sees a few tokens back, 16 slots do for it. The second touches 16 slots, or
+    32 of 256 and more, with which it begins to recall sooner (docs/learning.md).
     """
-    sub_dim = round(slots ** (1 / order))
-    sizes: dict[str, Any] = {"order": (2, order), "sub_dim": (4, sub_dim), "top_k": (4, min(16, slots))}
+    sub_dim, top_k = round(slots ** (1 / order)), min(slots, 32 if slots >= 256 else 16)
+    sizes: dict[str, Any] = {"order": (2, order), "sub_dim": (4, sub_dim), "top_k": (4, top_k)}
     return RamNetConfig.preset("mqar", **_SKELETON, **_RAM_NETS_START, **sizes)
 
 
@@ -128,7 +129,8 @@ def ablations() -> Iterator[tuple[str, RamNetConfig]]:
         "first layer M=64": {"order": (3, 3)},
         "first layer K=8": {"top_k": (8, 16)},
         "K=8": {"top_k": (4, 8)},
-        "γ=0.25": {"decay_power": 0.25},
+        "γ=0": {"decay_power": 0.0},
+        "γ=1": {"decay_power": 1.0},
         "γ=4": {"decay_power": 4.0},
         "τ=0.5": {"temperature": 0.5},
         "τ=2": {"temperature": 2.0},
