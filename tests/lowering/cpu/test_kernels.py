@@ -117,6 +117,21 @@ def test_every_memory_scan_backward_schedule_computes_the_same() -> None:
             assert relative_rmse(gradient, want) < 1e-5, (schedule, name)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 3.75, 4.0, 0.3, 4.25, 5.0])
+def test_decay_by_products_of_roots_is_the_power(power: float) -> None:
+    """From 0 to 4 by quarters it is a product, also to the gradient's power γ − 1; some weights are 1."""
+    inputs = scan_inputs(1, 2, 20, 3, 8, 4, access="saturated", seed=3)
+    grads = cotangents(inputs)
+    expected = (
+        *brute_force.memory_scan(inputs, decay_power=power), *brute_force.memory_scan_gradients(grads, inputs, power),
+    )  # fmt: skip
+    arguments = (*as_backends_take(inputs.values()), power, 1e-6, 0.01)
+    backend = CpuKernels()
+    found = (*backend.memory_scan(*arguments), *backend.memory_scan_backward(grads, *arguments))
+    for got, want in zip(found, expected, strict=True):
+        assert relative_rmse(got, want) < 1e-5
+
+
 def test_every_memory_step_schedule_computes_the_same() -> None:
     inputs = scan_inputs(2, 3, 1, 5, 24, 24, seed=4)
     output, memory, mass = brute_force.memory_scan(inputs, decay_power=0.5)
