@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
 from ramnet import ops
+from ramnet.baselines.model import Name
 from ramnet.lm import plan as lm
 from ramnet.recall import plan as recall
 from ramnet.training.loop import train
@@ -21,7 +23,7 @@ RECALL = {
     "RAM-Net": recall.ram_net(16, 2).model_copy(update=SMALL),
     **{
         name: recall.baseline(name, 8, window=4 if name == "window" else None).model_copy(update=SMALL)
-        for name in ("linear", "gla", "deltanet", "gated_deltanet", "mamba2", "rwkv7", "attention", "window")
+        for name in get_args(Name)
     },
 }
 LM = lm.configurations(replace(lm.SCALES["quick"], hidden_size=32))
