@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 16
-# Of decays of channels: tokens whose pairs are computed one by one, instead of by a matrix product.
-BLOCK = 4
+BLOCK = 8  # tokens of a chunk that are multiplied at once if each channel has a decay of its own
 
 
 def linear_recurrence(
@@ -25,7 +26,7 @@ def linear_recurrence(
         query: q, [B, H, T, K].
         key: k, [B, H, T, K].
         value: v, [B, H, T, V].
-        log_decay: ln w, [B, H, T, K] or [B, H, T, 1]; None for w = 1.
+        log_decay: ln w, [B, H, T, K] or [B, H, T, 1]; None for w = 1. A w below the dtype's eps is taken for eps.
         removed: a, [B, H, T, K]; None without the term a bᵀ.
         replaced: b, [B, H, T, K].
 
@@ -35,55 +36,64 @@ def linear_recurrence(
     batch, heads, tokens, width = query.shape
     if log_decay is None:
         log_decay = query.new_zeros(batch, heads, tokens, 1)
-    parts = [query, key, value, log_decay, *(x for x in (removed, replaced) if x is not None)]
+    # A state times less than eps is lost in rounding, and e^(−G) of such decays would overflow within a block.
+    log_decay = log_decay.clamp(min=math.log(torch.finfo(log_decay.dtype).eps))
+    reads, writes = [query], [key]
+    if removed is not None and replaced is not None:
+        reads, writes = [query, removed], [key, replaced]
+    parts = [torch.stack(reads, dim=2), torch.stack(writes, dim=2), value, log_decay]
     padded = (F.pad(x, (0, 0, 0, -tokens % CHUNK)) for x in parts)
     state = query.new_zeros(batch, heads, width, value.shape[-1])  # Sᵀ
     outputs = []
-    for chunk in zip(*(x.split(CHUNK, dim=2) for x in padded), strict=True):
+    for chunk in zip(*(x.split(CHUNK, dim=-2) for x in padded), strict=True):
         output, state = _chunk(state, *chunk)
         outputs.append(output)
     return torch.cat(outputs, dim=2)[:, :, :tokens]
 
 
-def _chunk(
-    state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, a: Tensor | None = None, b: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _chunk(state: Tensor, reads: Tensor, writes: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
     """Return the outputs of a chunk and the state after it.
 
-    With G the running sum of ln w, S_t = S_0 e^(G_t) + Σ_(s ≤ t) (u_s b_sᵀ + v_s k_sᵀ) e^(G_t − G_s), where u_t =
-    S_(t−1) a_t solves a triangular system.
+    With G the running sum of ln w, S_t = S_0 e^(G_t) + Σ_(s ≤ t) (v_s k_sᵀ + u_s b_sᵀ) e^(G_t − G_s), where u_t =
+    S_(t−1) a_t solves a triangular system. ``reads`` are q, or q and a, and ``writes`` k, or k and b: [B, H, N, T, K].
     """
     total = log_decay.cumsum(dim=2)  # G
-    before = total - log_decay  # G_(t−1)
-    seen = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device).tril()
+    seen = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=v.device).tril()
+    at, mask = total.unsqueeze(2), seen.unsqueeze(0)
+    if reads.shape[2] == 2:  # a reads the state before the token's own write
+        at, mask = torch.stack([total, total - log_decay], dim=2), torch.stack([seen, seen.tril(-1)])
+    scores = _scores(reads, at, writes, total.unsqueeze(2), mask.unsqueeze(2))
+    known = ((reads * at.exp()).flatten(2, 3) @ state).unflatten(2, (-1, CHUNK))  # of the chunk's first state
+    written = v
+    if reads.shape[2] == 2:
+        unit = torch.eye(CHUNK, dtype=v.dtype, device=v.device) - scores[:, :, 1, :, 1]
+        right = known[:, :, 1] + scores[:, :, 1, :, 0] @ v
+        wide = torch.promote_types(v.dtype, torch.float32)  # there is no solver for bfloat16
+        u = torch.linalg.solve_triangular(unit.to(wide), right.to(wide), upper=False, unitriangular=True).to(v.dtype)
+        written = torch.cat([v, u], dim=2)
     last = total[:, :, -1:]
-    output = (q * total.exp()) @ state + _scores(q, total, k, total, seen) @ v
-    new = state * last.exp().mT + (k * (last - total).exp()).mT @ v
-    if a is not None and b is not None:
-        earlier = seen.tril(-1)
-        known = (a * before.exp()) @ state + _scores(a, before, k, total, earlier) @ v
-        unit = torch.eye(CHUNK, dtype=q.dtype, device=q.device) - _scores(a, before, b, total, earlier)
-        wide = torch.promote_types(q.dtype, torch.float32)  # there is no solver for bfloat16
-        u = torch.linalg.solve_triangular(unit.to(wide), known.to(wide), upper=False, unitriangular=True).to(q.dtype)
-        output = output + _scores(q, total, b, total, seen) @ u
-        new = new + (b * (last - total).exp()).mT @ u
-    return output, new
+    kept = (writes * (last - total).exp().unsqueeze(2)).flatten(2, 3)
+    output = known[:, :, 0] + scores[:, :, 0].flatten(3, 4) @ written
+    return output, torch.addcmul(kept.mT @ written, state, last.exp().mT)
 
 
-def _scores(left: Tensor, at: Tensor, right: Tensor, since: Tensor, mask: Tensor) -> Tensor:
-    """Return Σ_k left_t right_s e^(at_t − since_s) where ``mask`` [t, s], else 0."""
+def _scores(reads: Tensor, at: Tensor, writes: Tensor, since: Tensor, mask: Tensor) -> Tensor:
+    """Return Σ_k reads_t writes_s e^(at_t − since_s) where ``mask`` [N, t, 1, s], else 0, as [B, H, N, T, N, T]."""
     if at.shape[-1] == 1:
-        gap = torch.where(mask, at - since.mT, -torch.inf)
-        return (left @ right.mT) * gap.exp()
+        gap = torch.where(mask, (at - since.mT).unsqueeze(4), -torch.inf)
+        return _products(reads, writes) * gap.exp()
     columns = []
     for s in range(0, CHUNK, BLOCK):
-        block, after = slice(s, s + BLOCK), slice(s + BLOCK, CHUNK)
-        # G falls, so that neither factor of e^(at_t − since_s) exceeds 1 with the block's last G between them.
-        end = since[:, :, s + BLOCK - 1 : s + BLOCK]
-        below = left[:, :, after] * (at[:, :, after] - end).exp()
-        below = below @ (right[:, :, block] * (end - since[:, :, block]).exp()).mT
-        gap = at[:, :, block, None] - since[:, :, None, block]
-        gap = torch.where(mask[block, block, None], gap, -torch.inf)
-        inside = torch.einsum("bhtk,bhsk,bhtsk->bhts", left[:, :, block], right[:, :, block], gap.exp())
-        columns.append(F.pad(torch.cat([inside, below], dim=2), (0, 0, s, 0)))
-    return torch.cat(columns, dim=3)
+        block = slice(s, s + BLOCK)
+        # With G in the middle of the block between them, no factor of e^(at_t − since_s) overflows.
+        middle = since[:, :, :, s + BLOCK // 2 - 1].unsqueeze(3)
+        earlier = writes[:, :, :, block] * (middle - since[:, :, :, block]).exp()
+        later = reads[:, :, :, s:] * (at[:, :, :, s:] - middle).exp()
+        columns.append(F.pad(_products(later, earlier), (0, 0, 0, 0, s, 0)))
+    return torch.where(mask, torch.cat(columns, dim=-1), 0)
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """Return Σ_k left [B, H, N, t, k] right [B, H, N, s, k] of all pairs, [B, H, N, t, N, s]."""
+    products = left.flatten(2, 3) @ right.flatten(2, 3).mT
+    return products.unflatten(3, right.shape[2:4]).unflatten(2, left.shape[2:4])
