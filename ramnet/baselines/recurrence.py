@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ramnet.baselines import flash_linear_attention
+
 CHUNK = 16
 BLOCK = 8  # tokens of a chunk that are multiplied at once if each channel has a decay of its own
 
@@ -22,6 +24,8 @@ def linear_recurrence(
 ) -> Tensor:
     """Compute o_t = S_t q_t of S_t = S_(t−1) (Diag(w_t) + a_t b_tᵀ) + v_t k_tᵀ with S_0 = 0.
 
+    On a GPU, flash-linear-attention's kernels compute it if they are installed and take its dtype.
+
     Args:
         query: q, [B, H, T, K].
         key: k, [B, H, T, K].
@@ -33,6 +37,8 @@ def linear_recurrence(
     Returns:
         o, [B, H, T, V].
     """
+    if flash_linear_attention.applies(value, removed):
+        return flash_linear_attention.linear_recurrence(query, key, value, log_decay, removed, replaced)
     batch, heads, tokens, width = query.shape
     if log_decay is None:
         log_decay = query.new_zeros(batch, heads, tokens, 1)
