@@ -85,7 +85,7 @@ train: setup  ## Train a small byte-level language model for a few minutes and w
 
 SCALE ?= quick
 
-mqar: setup  ## Compare recall with other mixers at SCALE (quick, day, paper); what is done in runs/recall is not repeated
+mqar: setup  ## Compare recall with other mixers at SCALE (quick, day, paper, ablations); what is done in runs/recall is not repeated
 	$(RAMNET) recall --scale $(SCALE)
 
 lm: setup  ## Compare language models at SCALE (quick, night); what is done in runs/lm is not repeated

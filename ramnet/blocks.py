@@ -77,7 +77,7 @@ class Block(nn.Module):
 class GatedConvBlock(nn.Module):
     """x + h + conv(h) · gate(h) with h = LayerNorm(x), where conv is a short causal depthwise convolution.
 
-    Models of the recall task have this local mixer before the layer under test; the paper's language model has none.
+    The baselines of the recall experiment have one before the layers under test; the paper's language model has none.
     """
 
     def __init__(self, config: Sizes) -> None:

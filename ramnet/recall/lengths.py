@@ -91,16 +91,20 @@ def answers(model: RamNetForCausalLM, inputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def folders(given: Path) -> list[Path]:
-    """Return ``given`` if it is a checkpoint, else those of RAM-Nets that ``ramnet recall`` trained to the end there.
+    """Return ``given`` if it is a checkpoint, else the best of each RAM-Net that ``ramnet recall`` trained to the end.
 
     Raises:
         ValueError: if there are none.
     """
     if (given / "config.json").is_file():
         return [given]
-    begun = [path.parent for path in sorted(given.glob(f"*/{FILE}"))]
-    ended = [folder for folder in begun if (outcome := known_outcome(folder.with_suffix(".json"))) and outcome.scores]
-    found = [folder for folder in ended if isinstance(Progress.load(folder).config, RamNetConfig)]
+    best: dict[str, tuple[float, Path]] = {}
+    for folder in (path.parent for path in sorted(given.glob(f"*/{FILE}"))):
+        outcome = known_outcome(folder.with_suffix(".json"))
+        if outcome and outcome.scores and isinstance(Progress.load(folder).config, RamNetConfig):
+            ended = (outcome.metric or 0.0, folder)
+            best[outcome.name] = max(best.get(outcome.name, ended), ended)
+    found = [folder for _, folder in best.values()]
     if not found:
         raise ValueError(
             f"{given} is neither a checkpoint nor a folder of ramnet recall with a RAM-Net trained to the end"

@@ -59,7 +59,7 @@ def test_late_queries_are_those_of_the_second_half(monkeypatch: pytest.MonkeyPat
     assert next(measure(fresh(), 3)).late is None
 
 
-def test_the_command_measures_every_ram_net_of_a_sweep(
+def test_the_command_measures_every_ram_net_of_a_sweep_at_its_best_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -68,9 +68,10 @@ def test_the_command_measures_every_ram_net_of_a_sweep(
     monkeypatch.setattr(lengths, "MOST_TOKENS", 64)
     sweep, output = tmp_path / "sweep", tmp_path / "lengths"
     train(fresh(), TASK, Recipe(steps=1, batch_size=2), output=sweep / "search")
-    shutil.copytree(sweep / "search", sweep / "final")
-    for name, scores in (("search", []), ("final", [0.5])):
-        outcome = Outcome(name="RAM-Net", learning_rate=0.01, steps=1, seed=0, seconds=1.0, loss=1.0, metric=0.5,
+    for name, metric, scores in (("search", 0.9, []), ("final", 0.5, [0.5]), ("worse rate", 0.4, [0.4])):
+        if name != "search":
+            shutil.copytree(sweep / "search", sweep / name)
+        outcome = Outcome(name="RAM-Net", learning_rate=0.01, steps=1, seed=0, seconds=1.0, loss=1.0, metric=metric,
                           scores=scores)  # fmt: skip
         (sweep / f"{name}.json").write_text(outcome.model_dump_json())
     (sweep / "recall.json").write_text("[]")
