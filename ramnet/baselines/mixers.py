@@ -131,7 +131,11 @@ class DeltaNet(Mixer):
 
 
 class Decays(nn.Module):
-    """The decay e^(−A softplus(W x + b)) of a head, of Mamba-2 and Gated DeltaNet, started as those start it."""
+    """The decay e^(−A softplus(W x + b)) of a head, of Mamba-2 and Gated DeltaNet.
+
+    A head begins with a draw, so models of few heads differ much from seed to seed: e^(−A softplus(b)) is 0.2 to 1. The
+    ranges are Mamba-2's; Gated DeltaNet draws A from 0 up, not 1.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -183,8 +187,9 @@ class Mamba2(Gated):
 class Rwkv7(Mixer):
     """S_t = S_(t−1) (Diag(w) − κ̂ (a ∘ κ̂)ᵀ) + v k̃ᵀ on inputs mixed with the token before (Peng et al., 2025).
 
-    The value residual between layers is left out. Weights start as in flash-linear-attention, without what depends on
-    the layer's number: above all, decays start between 0.55 and nearly 1 in the channels of a head.
+    The value residual between layers is left out. Weights start much as in flash-linear-attention, without what depends
+    on the layer's number: above all, decays start between 0.55 and nearly 1 in the channels of a head. The maps of low
+    rank have rank 16, where the library's have at least 32.
     """
 
     rank = 16

@@ -176,6 +176,9 @@ def _draw(found: Sequence[Measured], pairs: int, picture: Path) -> None:
         )
         if each.trained:
             axes.axvline(each.trained, color=f"C{i}", linestyle=":", linewidth=1)
+    axes.plot([], [], "--", marker=".", color="gray", linewidth=1, label="second half's queries")
+    if any(each.trained for each in found):
+        axes.plot([], [], ":", color="gray", linewidth=1, label="longest trained")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     write_png(picture, figure)

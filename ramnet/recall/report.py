@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from ramnet.files import write_png, write_text_atomic
 from ramnet.markdown import markdown_table
@@ -20,6 +21,8 @@ FAMILIES = {
     "gated_deltanet": "Gated DeltaNet", "mamba2": "Mamba-2", "rwkv7": "RWKV-7", "window": "sliding window",
     "attention": "attention",
 }  # fmt: skip
+# Accuracies marked in the pictures. Those below the first or above the last are drawn there.
+TICKS = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 
 
 class Line:
@@ -95,17 +98,15 @@ def _draw_states(found: Sequence[Line], picture: Path) -> None:
         best: dict[int, float] = {}
         for line in found:
             if line.family == family:
-                best[line.state] = max(line.mean, best.get(line.state, 0))
+                best[line.state] = max(_drawn(line.mean), best.get(line.state, 0))
         style = {"linewidth": 2.5, "markersize": 8} if family == "RAM-Net" else {"linewidth": 1, "markersize": 5}
         if best:
             axes.plot(
                 *zip(*sorted(best.items()), strict=True), marker="os^vDPX<>"[i], label=family, color=f"C{i}", **style
             )
     axes.set_xscale("log")
-    axes.set_ylim(0, 1.02)
     axes.set_xlabel("state: numbers kept of the longest example")
-    axes.set_ylabel("mean accuracy")
-    axes.grid(alpha=0.3)
+    _measure_accuracy(axes)
     figure.legend(loc="outside right upper", fontsize=8)
     write_png(picture, figure)
 
@@ -118,15 +119,29 @@ def _draw_orders(found: Sequence[Line], picture: Path) -> None:
     for line in found:
         if line.family == "RAM-Net":
             recall = line.config.layers[-1]  # type: ignore[union-attr]
-            points[recall.slots][recall.order] = line.mean
+            points[recall.slots][recall.order] = _drawn(line.mean)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for slots, by_order in sorted(points.items()):
         if len(by_order) > 1:
             axes.plot(*zip(*sorted(by_order.items()), strict=True), marker="o", label=f"M = {slots}")
-    axes.set_ylim(0, 1.02)
     axes.set_xlabel("order U of the address, at the same number of slots")
-    axes.set_ylabel("mean accuracy")
-    axes.grid(alpha=0.3)
+    _measure_accuracy(axes)
     axes.legend(fontsize=8)
     write_png(picture, figure)
+
+
+def _drawn(accuracy: float) -> float:
+    return min(max(accuracy, TICKS[0]), TICKS[-1])
+
+
+def _measure_accuracy(axes: Any) -> None:
+    """Give the vertical axis a scale on which errors of 1 in 100 and of 1 in 1000 are as far apart as of 1 in 10."""
+    drawn = [accuracy for line in axes.lines for accuracy in line.get_ydata()]
+    odds = min(drawn) / (1 - min(drawn)) / 2, max(drawn) / (1 - max(drawn)) * 2
+    axes.set_ylabel("mean accuracy")
+    axes.set_yscale("logit")
+    axes.set_yticks(TICKS, [f"≤ {TICKS[0]:g}", *(f"{tick:g}" for tick in TICKS[1:-1]), f"≥ {TICKS[-1]:g}"])
+    axes.minorticks_off()
+    axes.set_ylim(*(each / (1 + each) for each in odds))
+    axes.grid(alpha=0.3)

@@ -84,6 +84,27 @@ def test_the_command_writes_a_table_data_and_two_pictures(
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_pictures_show_models_that_recall_everything_or_nothing(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the pictures need matplotlib: pip install 'ramnet[tune]'")
+
+    def ended(run: Run) -> Outcome:
+        accuracy = 1.0 if run.name == "attention" else 0.0
+        return of_run(run).model_copy(update={"scores": [accuracy] * len(of_run(run).scores)})
+
+    of_run, drawn = sweeps.outcome_of, {}
+    monkeypatch.setattr(sweeps, "outcome_of", ended)
+    monkeypatch.setattr(report, "write_png", lambda path, figure: drawn.update({path.name: figure}))
+    monkeypatch.setitem(plan.SCALES, "quick", SMALL)
+    CliRunner().invoke(recall, ["--output", str(tmp_path)], catch_exceptions=False)
+    for picture, expected in ((report.BY_STATE, {0.01, 0.999}), (report.BY_ORDER, {0.01})):
+        (axes,) = drawn[picture].axes
+        heights = {float(height) for line in axes.lines for height in line.get_ydata()}
+        low, high = axes.get_ylim()
+        assert heights == expected and all(low < height < high for height in heights)
+
+
 def test_a_table_says_which_models_diverged_and_shows_no_spread_of_one_seed(
     trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
