@@ -30,7 +30,14 @@ class HarnessModel(HFLM):
 
     def __init__(self, model: HFRamNetForCausalLM, tokenizer: Any, max_length: int, batch_size: int) -> None:
         begins = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        prefix = tokenizer.encode("\n", add_special_tokens=False)[-1] if begins is None else None
+        prefix = None
+        if begins is None:
+            newline = tokenizer.encode("\n", add_special_tokens=False)
+            if not newline:
+                raise ValueError(
+                    "the tokenizer has no token for the begin or the end of a text, and none for a newline"
+                )
+            prefix = newline[-1]
         logger, level = logging.getLogger(HFLM.__module__), logging.getLogger(HFLM.__module__).level
         logger.setLevel(logging.ERROR)  # it warns of each model that is not given by a name
         super().__init__(
@@ -83,9 +90,15 @@ def evaluate(
     tasks = load_tasks(names, task_folder, shots)
     model = HarnessModel(HFRamNetForCausalLM.of(own.to(device)), vocabulary, max_length, batch_size)
     torch.manual_seed(SEED)
-    found: Any = lm_eval.evaluate(
-        model, tasks, limit=limit, bootstrap_iters=1000, log_samples=False, fewshot_as_multiturn=False
-    )
+    try:
+        found: Any = lm_eval.evaluate(
+            model, tasks, limit=limit, bootstrap_iters=1000, log_samples=False, fewshot_as_multiturn=False
+        )
+    except AssertionError as error:  # of its requests, without a word
+        raise ValueError(
+            f"lm-evaluation-harness cannot ask a question or read an answer in {max_length} tokens; give a longer"
+            " --max-length"
+        ) from error
     kept = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
     settings = {
         "checkpoint": str(checkpoint), "parameters": sum(x.numel() for x in own.parameters()), "limit": limit,

@@ -38,9 +38,17 @@ class HFRamNetCache(Cache):
         self.columns += tokens
 
     def check_mask(self, attention_mask: Tensor) -> None:
-        """Raise ValueError if a mask of the columns before, [B, columns], is not what they were read with."""
-        if not self.columns or attention_mask.shape[1] != self.columns:
+        """Raise ValueError if a mask of the columns before, [B, columns] or [B, 0], is not what they were read with.
+
+        A cache that was made from a state knows of no columns.
+        """
+        given = attention_mask.shape[1]
+        if not self.columns or not given:
             return
+        if given != self.columns:
+            raise ValueError(
+                f"attention_mask has {given} columns before those of the input; the cache has read {self.columns}"
+            )
         read = torch.ones_like(attention_mask, dtype=torch.bool)
         for first, mask in self._masks:
             read[:, first : first + mask.shape[1]] = mask

@@ -49,8 +49,10 @@ def read(directory: str | Path) -> RamNetForCausalLM:
         return RamNetForCausalLM.from_pretrained(directory)
     directory = Path(directory)
     config = HFRamNetConfig.from_pretrained(directory).ramnet
-    index = directory / SAFE_WEIGHTS_INDEX_NAME
-    names = set(json.loads(read_text(index))["weight_map"].values()) if index.is_file() else {SAFE_WEIGHTS_NAME}
+    index, names = directory / SAFE_WEIGHTS_INDEX_NAME, {SAFE_WEIGHTS_NAME}
+    # transformers, too, prefers the one file, beside which it leaves the index of shards that it has removed.
+    if index.is_file() and not (directory / SAFE_WEIGHTS_NAME).is_file():
+        names = set(json.loads(read_text(index))["weight_map"].values())
     tensors: dict[str, Tensor] = {}
     for name in sorted(names):
         tensors |= {key.removeprefix(_PREFIX): x for key, x in read_safetensors(directory / name).items()}

@@ -180,9 +180,9 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask = _of_zeros_and_ones(attention_mask)
         if attention_mask is not None and attention_mask.dim() == 2:
             before = max(0, attention_mask.shape[1] - tokens)
-            if cache is not None:
+            if cache is not None and cache.state is not None:
                 cache.check_mask(attention_mask[:, :before])
-            attention_mask = attention_mask[:, before:]
+                attention_mask = attention_mask[:, before:]
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if output_hidden_states is None:

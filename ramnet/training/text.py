@@ -58,7 +58,7 @@ class Text:
         if tokenizer is not None and cache is None:
             raise ValueError("a tokenizer is given without a folder for its tokens")
         self.length, self.windows, self.tokenizer = length, windows, tokenizer
-        self.files = sorted({str(Path(file).resolve()) for file in files})
+        self.files = _distinct(files)
         paths = [Path(file) for file in self.files] or standard_library()
         if tokenizer is None or cache is None:
             sides = split_files(paths)
@@ -188,6 +188,21 @@ def _sides(files: Sequence[Path]) -> tuple[Iterable[tuple[str, bytes]], Iterable
                     yield str(file), document
 
     return side(False), side(True)
+
+
+def _distinct(files: Sequence[str | Path]) -> list[str]:
+    """Return the absolute names of files, one of those that are links to the same file.
+
+    Raises ValueError if a name is not UTF-8, which a checkpoint could not hold.
+    """
+    found: dict[Path, str] = {}
+    for name in sorted(os.path.abspath(file) for file in files):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the name of the file {os.fsencode(name)!r} is not UTF-8; rename it") from None
+        found.setdefault(Path(name).resolve(), name)
+    return list(found.values())
 
 
 def _held_out(files: Sequence[Path]) -> set[Path]:

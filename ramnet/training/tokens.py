@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ramnet.files import folder_written_aside
 
-INDEX = "index.json"
+INDEX, _TOKENS, _SIZES = "index.json", ".tokens", ".sizes.npy"
 # Documents that are tokenised at a time, by all cores, and their bytes: tokenizers need 31 bytes of memory for each.
 TOGETHER, BYTES_TOGETHER = 256, 4 << 20
 
@@ -77,8 +77,15 @@ class Tokenizer:
             raise ValueError(f"{path} has {self.size} token ids but the model's vocabulary has only {vocab_size}")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, without special tokens around it."""
-        return [found.ids for found in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+        """Return the ids of each text, without special tokens around it.
+
+        Raises ValueError, naming the tokenizer's file, if it cannot tokenise a text.
+        """
+        try:
+            found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself
+            raise ValueError(f"{self.path} cannot tokenise the text: {error}") from None
+        return [each.ids for each in found]
 
     @property
     def dtype(self) -> np.dtype:
@@ -95,20 +102,25 @@ def write_tokens(
         digest: of all that the tokens depend on; ``read_tokens`` compares it.
         sides: the documents of each part, such as "training", with the name of the file that each is in.
 
-    Raises ValueError, naming the file, if a document is not UTF-8.
+    Raises ValueError if ``folder`` holds other files, or, naming the file, if a document is not UTF-8.
     """
+    names = {INDEX, *(f"{side}{end}" for side in sides for end in (_TOKENS, _SIZES))}
+    if folder.exists():
+        foreign = [folder.name] if not folder.is_dir() else sorted({path.name for path in folder.iterdir()} - names)
+        if foreign:
+            raise ValueError(f"{folder} would be replaced, but {foreign[0]} is not of this program; move it away")
     with folder_written_aside(folder.absolute()) as aside:
         parts: dict[str, Any] = {}
         for side, documents in sides.items():
             sizes: list[int] = []
             length = 0
-            with (aside / f"{side}.tokens").open("wb") as file:
+            with (aside / f"{side}{_TOKENS}").open("wb") as file:
                 for several in _batches(documents):
                     for ids in tokenizer.encode([_text(*document) for document in several]):
                         file.write(np.asarray(ids, tokenizer.dtype).tobytes())
                         sizes.append(len(ids))
                     length += sum(len(document) for _, document in several)
-            np.save(aside / f"{side}.sizes.npy", np.asarray(sizes, np.int64))
+            np.save(aside / f"{side}{_SIZES}", np.asarray(sizes, np.int64))
             parts[side] = {"tokens": sum(sizes), "documents": len(sizes), "bytes": length}
         index = {"digest": digest, "dtype": tokenizer.dtype.name, "tokenizer": tokenizer.digest, "parts": parts}
         (aside / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
@@ -136,8 +148,8 @@ def read_tokens(folder: Path, digest: str) -> dict[str, tuple[Tokens, int]] | No
             return None
         found = {}
         for side, part in index["parts"].items():
-            sizes = torch.from_numpy(np.load(folder / f"{side}.sizes.npy"))
-            path, dtype = folder / f"{side}.tokens", np.dtype(index["dtype"])
+            sizes = torch.from_numpy(np.load(folder / f"{side}{_SIZES}"))
+            path, dtype = folder / f"{side}{_TOKENS}", np.dtype(index["dtype"])
             if path.stat().st_size != part["tokens"] * dtype.itemsize or int(sizes.sum()) != part["tokens"]:
                 return None
             ids = np.memmap(path, dtype, "r") if part["tokens"] else np.empty(0, dtype)

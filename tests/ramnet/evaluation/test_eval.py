@@ -178,3 +178,17 @@ def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == package else object())
     assert command_line("eval", "model", "--tasks", "text") == 1
     assert capsys.readouterr().err == f"Error: ramnet eval needs {package}: pip install 'ramnet[eval]'\n"
+
+
+def test_an_answer_that_is_longer_than_the_window_is_a_sentence(checkpoint: Path, tasks: Path) -> None:
+    with pytest.raises(ValueError, match="cannot ask a question or read an answer in 4 tokens; give a longer"):
+        evaluate(checkpoint, ["choice"], task_folder=tasks, max_length=4)
+
+
+def test_a_tokenizer_that_cannot_begin_a_text_is_refused(checkpoint: Path, tasks: Path, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="the tokenizer is of the package tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"ab": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="no token for the begin or the end of a text, and none for a newline"):
+        evaluate(checkpoint, ["choice"], task_folder=tasks, tokenizer=tmp_path / "tokenizer.json")

@@ -90,6 +90,17 @@ def test_a_mask_that_denies_what_the_cache_has_read_is_refused(change: Callable[
     hf(IDS[rows, 6:], cache=cache, attention_mask=PADDING[rows])
 
 
+def test_a_mask_that_is_longer_than_cache_and_input_is_refused() -> None:
+    _, hf = both()
+    with pytest.raises(ValueError, match=r"attention_mask has shape \[2, 9\]; it must be \[2, 6\]"):
+        hf(IDS[:, :6], attention_mask=PADDING)
+    cache = hf(IDS[:, :5]).cache
+    with pytest.raises(
+        ValueError, match="attention_mask has 6 columns before those of the input; the cache has read 5"
+    ):
+        hf(IDS[:, 6:], cache=cache, attention_mask=torch.ones_like(IDS))
+
+
 @pytest.mark.parametrize("side", ["left", "right", "both"])
 def test_padding_changes_nothing(side: str) -> None:
     _, hf = both()

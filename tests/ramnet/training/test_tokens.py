@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,3 +230,41 @@ def test_few_bytes_are_tokenised_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     found = tokens._batches((str(i), b"x" * size) for i, size in enumerate([12, 4, 5, 1, 1, 1, 1, 9]))
     assert [[len(document) for _, document in several] for several in found] == [[12], [4, 5, 1], [1, 1, 1], [9]]
     assert list(tokens._batches([])) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_tokens_do_not_replace_what_others_wrote(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
+    kept, cache = _files(tmp_path / "data", *TEXTS), tmp_path / "tokens"
+    theirs = cache
+    if kind == "folder":
+        cache.mkdir()
+        theirs = cache / "mine.csv"
+    theirs.write_text("precious")
+    with pytest.raises(ValueError, match=f"^{cache} would be replaced, but {theirs.name} is not of this program"):
+        Text(kept, 3, tokenizer=tokenizer, cache=cache)
+    assert theirs.read_text() == "precious"
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"ab": 0}, unk_token="[UNK]")).save(str(path))
+    with pytest.raises(ValueError, match=f"^{path} cannot tokenise the text: "):
+        Text(_files(tmp_path / "data", *TEXTS), 3, tokenizer=Tokenizer(path, 5), cache=tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_link_has_its_own_suffix_and_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_text('{"text": "ab cd"}\n{"text": "é"}\n{"text": "cd"}\n')
+    link = tmp_path / "corpus.jsonl"
+    link.symlink_to("blob")
+    (tmp_path / "same.jsonl").symlink_to("blob")
+    text = Text([link, tmp_path / "same.jsonl"], 3)
+    assert text.files == [str(link)]
+    assert [len(side.sizes) for side in (text.training.tokens, text.held_out.tokens)] == [2, 1]
+
+
+def test_a_name_that_a_checkpoint_cannot_hold_is_refused(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    Path(path).write_text("hello")
+    with pytest.raises(ValueError, match=r"caf\\xe9.txt' is not UTF-8; rename it"):
+        Text([path], 3)
