@@ -196,7 +196,7 @@ def _distinct(files: Sequence[str | Path]) -> list[str]:
     Raises ValueError if a name is not UTF-8, which a checkpoint could not hold.
     """
     found: dict[Path, str] = {}
-    for name in sorted(os.path.abspath(file) for file in files):
+    for name in sorted(str(Path(file).absolute()) for file in files):
         try:
             name.encode()
         except UnicodeEncodeError:
