@@ -19,7 +19,7 @@ def linear_recurrence(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    log_decay: Tensor | None,
+    log_decay: Tensor,
     removed: Tensor | None,
     replaced: Tensor | None,
 ) -> Tensor:
@@ -32,16 +32,16 @@ def linear_recurrence(
         return x.to(value.dtype).transpose(1, 2).contiguous()  # [B, T, H, ...]
 
     q, k, v = arranged(query), arranged(key), arranged(value)
-    decay = None if log_decay is None else log_decay.float().transpose(1, 2).contiguous()
+    decay = log_decay.float().transpose(1, 2).contiguous()
     if removed is not None and replaced is not None:
         from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule
 
-        each = torch.zeros_like(q, dtype=torch.float32) if decay is None else decay.expand(q.shape).contiguous()
+        each = decay.expand(q.shape).contiguous()
         out, _ = chunk_dplr_delta_rule(q, k, v, arranged(removed), arranged(replaced), each, scale=1.0)
-    elif decay is None or decay.shape[-1] == 1:
+    elif decay.shape[-1] == 1:
         from fla.ops.simple_gla import chunk_simple_gla
 
-        out, _ = chunk_simple_gla(q, k, v, g=None if decay is None else decay.squeeze(-1), scale=1.0)
+        out, _ = chunk_simple_gla(q, k, v, g=decay.squeeze(-1), scale=1.0)
     else:
         from fla.ops.gla import chunk_gla
 

@@ -37,11 +37,11 @@ def linear_recurrence(
     Returns:
         o, [B, H, T, V].
     """
-    if flash_linear_attention.applies(value, removed):
-        return flash_linear_attention.linear_recurrence(query, key, value, log_decay, removed, replaced)
     batch, heads, tokens, width = query.shape
     if log_decay is None:
         log_decay = query.new_zeros(batch, heads, tokens, 1)
+    if flash_linear_attention.applies(value, removed):
+        return flash_linear_attention.linear_recurrence(query, key, value, log_decay, removed, replaced)
     # A state times less than eps is lost in rounding, and e^(−G) of such decays would overflow within a block.
     log_decay = log_decay.clamp(min=math.log(torch.finfo(log_decay.dtype).eps))
     reads, writes = [query], [key]
