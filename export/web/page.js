@@ -25,7 +25,7 @@ function say(sentence) {
   status.textContent = sentence;
 }
 
-/** The speed is that of the model, whatever the pace. */
+/** The speed is that of the model, whatever the pace; there is none if the clock saw no time pass. */
 function count() {
   const { tokens, seconds } = written;
   return `${tokens} tokens` + (seconds > 0 ? `, ${number.format(tokens / seconds)} tokens/s` : "");
