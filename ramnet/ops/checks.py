@@ -18,6 +18,10 @@ from ramnet.ops.accesses import Accesses
 _INTEGERS = (int, torch.SymInt, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+class LogitsError(ValueError):
+    """A sub-vector's logits have no softmax."""
+
+
 def _floating(name: str, tensor: Tensor) -> None:
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} is {tensor.dtype}; it must be a floating type")
@@ -148,11 +152,11 @@ def cyclic_shift(slots: Tensor, position: int | Tensor, num_slots: int) -> None:
 
 
 def logits_are_numbers(logits: Tensor) -> None:
-    """Raise ValueError if a sub-vector's softmax is undefined: it holds NaN or +inf, or nothing but -inf."""
+    """Raise LogitsError if a sub-vector's softmax is undefined: it holds NaN or +inf, or nothing but -inf."""
     largest = logits.amax(dim=-1)  # [..., U]; amax propagates NaN
     if not bool(largest.isfinite().all()):
         where = (~largest.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"logits{where} has {float(largest[tuple(where)])} as its largest entry; it must be finite")
+        raise LogitsError(f"logits{where} has {float(largest[tuple(where)])} as its largest entry; it must be finite")
 
 
 def slots_in_range(accesses: Accesses[Tensor], num_slots: int) -> None:

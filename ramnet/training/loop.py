@@ -17,6 +17,7 @@ from torch.utils import _pytree
 
 from ramnet.loss import IGNORED
 from ramnet.model import not_finite
+from ramnet.ops.checks import LogitsError
 from ramnet.state import RamState
 from ramnet.training import checkpoint
 from ramnet.training.batch import Batch
@@ -108,8 +109,8 @@ def train(
     Raises:
         ValueError: if ``output`` cannot be written, the processes cannot share a batch equally, the checkpoint is
             damaged or of another run, or the model raises it.
-        Diverged: after ``MOST_SKIPPED`` skipped steps in a row, or if the weights, moments or metric are not finite
-            at a checkpoint. The previous checkpoint stays.
+        Diverged: after ``MOST_SKIPPED`` skipped steps in a row, if the weights, moments or metric are not finite at a
+            checkpoint, or if the reference refuses the logits of addresses. The previous checkpoint stays.
     """
     if output is not None:
         checkpoint.check_writable(output)
@@ -140,8 +141,8 @@ def train(
     def located() -> Iterator[None]:
         try:
             yield
-        except ValueError as error:  # the reference refuses logits that are NaN
-            raise ValueError(f"{error}, at step {result.step}{stays}") from error
+        except LogitsError as error:  # of the reference; kernels propagate NaN
+            raise Diverged(f"{error}, at step {result.step}; try a lower learning rate{stays}") from error
 
     def measure() -> tuple[float, dict[str, Tensor]]:
         """Return the metric and what a checkpoint holds. Raises Diverged if either is not finite."""
