@@ -34,7 +34,7 @@ int main(void) {
 }
 """
 _C_PYTHON = """
-from export.c.session import CModel  # pip install ramnet; it uses NumPy, not PyTorch
+from export.c.session import CModel  # of the project that wrote this; it uses NumPy, not PyTorch
 
 model = CModel("libramnet.so", "weights.safetensors", threads={threads})
 state = model.state()
@@ -43,7 +43,7 @@ logits = model.token(state, {id})  # [V]
 state.save("state")  # RamState.load and the other runtimes read it
 """
 _EXECUTORCH_PYTHON = """
-from export.executorch.session import ExecutorchModel  # pip install 'ramnet[executorch]'
+from export.executorch.session import ExecutorchModel  # of the project that wrote this, pip install '.[executorch]'
 
 model = ExecutorchModel(".")
 logits = model.token({id})  # [V]

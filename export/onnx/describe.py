@@ -21,7 +21,7 @@ _FILES = {
 }
 _PYTHON = """
 import numpy as np
-from export.onnx.model import OnnxModel  # pip install 'ramnet[export]'; OnnxSession takes PyTorch's tensors
+from export.onnx.model import OnnxModel  # of the project that wrote this; OnnxSession takes PyTorch's tensors
 
 model = OnnxModel(".")
 logits, state = model.prefill(np.array([list(b"Hello")]))  # [1, 5, V], and the state after the last token

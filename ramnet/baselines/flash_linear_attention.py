@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def applies(value: Tensor, removed: Tensor | None) -> bool:
-    """Return whether the kernels compute the recurrence: they are installed, need a GPU, and take these dtypes."""
+    """Return whether the kernels compute the recurrence: they are installed, and take these dtypes on this device."""
     # Those with a term a bᵀ are not meant for float32: some refuse it, and the general one warns.
     dtypes = (torch.bfloat16,) if removed is not None else (torch.bfloat16, torch.float32)
     return value.is_cuda and value.dtype in dtypes and find_spec("fla") is not None

@@ -40,10 +40,10 @@ def linear_recurrence(
     batch, heads, tokens, width = query.shape
     if log_decay is None:
         log_decay = query.new_zeros(batch, heads, tokens, 1)
-    if flash_linear_attention.applies(value, removed):
-        return flash_linear_attention.linear_recurrence(query, key, value, log_decay, removed, replaced)
     # A state times less than eps is lost in rounding, and e^(−G) of such decays would overflow within a block.
     log_decay = log_decay.clamp(min=math.log(torch.finfo(log_decay.dtype).eps))
+    if flash_linear_attention.applies(value, removed):
+        return flash_linear_attention.linear_recurrence(query, key, value, log_decay, removed, replaced)
     reads, writes = [query], [key]
     if removed is not None and replaced is not None:
         reads, writes = [query, removed], [key, replaced]

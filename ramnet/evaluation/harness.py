@@ -35,7 +35,8 @@ class HarnessModel(HFLM):
             newline = tokenizer.encode("\n", add_special_tokens=False)
             if not newline:
                 raise ValueError(
-                    "the tokenizer has no token for the begin or the end of a text, and none for a newline"
+                    "the tokenizer has no token for the begin or the end of a text, and none for a newline; give one"
+                    " that has any of them by --tokenizer"
                 )
             prefix = newline[-1]
         logger, level = logging.getLogger(HFLM.__module__), logging.getLogger(HFLM.__module__).level
@@ -45,6 +46,17 @@ class HarnessModel(HFLM):
             prefix_token_id=prefix,
         )  # fmt: skip
         logger.setLevel(level)
+
+    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        for _, context, answer in requests:
+            if not context or not answer:
+                part = "answer" if context else "context"
+                raise ValueError(f"the {part} of a question has no tokens; the tokenizer must give it some")
+            if len(answer) > self.max_length:
+                raise ValueError(
+                    f"an answer has {len(answer)} tokens, and --max-length is {self.max_length}; give a longer one"
+                )
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
     @property
     def eot_token_id(self) -> int:
@@ -83,7 +95,8 @@ def evaluate(
         ``n-samples``, ``higher_is_better``), and ``settings``: what was evaluated how, with which versions.
 
     Raises:
-        ValueError: if the checkpoint is damaged, the tokenizer does not fit it, or a task is refused.
+        ValueError: if the checkpoint is damaged, the tokenizer does not fit it or cannot begin a text, a task is
+            refused, or its answers are longer than ``max_length``.
     """
     own = read(checkpoint)
     vocabulary = read_tokenizer(tokenizer, checkpoint, own.config.vocab_size)
@@ -94,11 +107,10 @@ def evaluate(
         found: Any = lm_eval.evaluate(
             model, tasks, limit=limit, bootstrap_iters=1000, log_samples=False, fewshot_as_multiturn=False
         )
-    except AssertionError as error:  # of its requests, without a word
-        raise ValueError(
-            f"lm-evaluation-harness cannot ask a question or read an answer in {max_length} tokens; give a longer"
-            " --max-length"
-        ) from error
+    except AssertionError as error:
+        if not str(error):
+            raise
+        raise ValueError(f"lm-evaluation-harness refuses: {error}") from error  # such as to write more than max_length
     kept = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
     settings = {
         "checkpoint": str(checkpoint), "parameters": sum(x.numel() for x in own.parameters()), "limit": limit,

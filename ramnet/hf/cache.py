@@ -42,12 +42,12 @@ class HFRamNetCache(Cache):
 
         A cache that was made from a state knows of no columns.
         """
-        given = attention_mask.shape[1]
-        if not self.columns or not given:
+        columns = attention_mask.shape[1]
+        if not self.columns or not columns:
             return
-        if given != self.columns:
+        if columns != self.columns:
             raise ValueError(
-                f"attention_mask has {given} columns before those of the input; the cache has read {self.columns}"
+                f"attention_mask has {columns} columns before those of the input; the cache has read {self.columns}"
             )
         read = torch.ones_like(attention_mask, dtype=torch.bool)
         for first, mask in self._masks:

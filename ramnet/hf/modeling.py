@@ -150,8 +150,8 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if not exactly one of ``input_ids`` and ``inputs_embeds`` is given, two caches are given,
                 ``position_ids`` or ``seq_idx`` is given without ``cu_seq_lens_q``, an argument has another name here,
-                or the mask says of a column that the cache has read what it was not read as; and as
-                ``RamNetForCausalLM.forward``.
+                the mask has neither the columns of the input nor those and the cache's, or it says of a column that the
+                cache has read what it was not read as; and as ``RamNetForCausalLM.forward``.
             TypeError: if a cache is another model's; and as ``RamNetForCausalLM.forward``.
         """
         if (input_ids is None) == (inputs_embeds is None):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ from ramnet.training.checkpoint import FILE, Progress
 from ramnet.training.model import state_size
 from ramnet.training.mqar import HELD_OUT_EXAMPLES, Mqar, right
 from ramnet.training.recipe import HELD_OUT_SEED
-from ramnet.training.sweep import known_outcome
+from ramnet.training.sweep import Outcome, known_outcome
 
 TABLE, DATA, PICTURE = "lengths.md", "lengths.json", "lengths.png"
 LENGTHS = tuple(2**i for i in range(6, 17))  # 64 to 65 536
@@ -91,20 +93,29 @@ def answers(model: RamNetForCausalLM, inputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def folders(given: Path) -> list[Path]:
-    """Return ``given`` if it is a checkpoint, else the best of each RAM-Net that ``ramnet recall`` trained to the end.
+    """Return ``given`` if it is a checkpoint, else one of each RAM-Net that ``ramnet recall`` trained to the end there.
+
+    It is the first seed at the rate at which most seeds ended, and of such rates at that of the highest mean accuracy.
 
     Raises:
         ValueError: if there are none.
     """
     if (given / "config.json").is_file():
         return [given]
-    best: dict[str, tuple[float, Path]] = {}
-    for folder in (path.parent for path in sorted(given.glob(f"*/{FILE}"))):
+    rates: dict[str, dict[float, list[tuple[Outcome, Path]]]] = defaultdict(lambda: defaultdict(list))
+    for folder in (path.parent for path in given.glob(f"*/{FILE}")):
         outcome = known_outcome(folder.with_suffix(".json"))
-        if outcome and outcome.scores and isinstance(Progress.load(folder).config, RamNetConfig):
-            ended = (outcome.metric or 0.0, folder)
-            best[outcome.name] = max(best.get(outcome.name, ended), ended)
-    found = [folder for _, folder in best.values()]
+        if outcome and outcome.scores:
+            progress = Progress.load(folder)
+            if isinstance(progress.config, RamNetConfig):
+                scale = json.dumps([outcome.name, progress.task, outcome.steps])
+                rates[scale][outcome.learning_rate].append((outcome, folder))
+
+    def worth(ended: list[tuple[Outcome, Path]]) -> tuple[int, float]:
+        return len(ended), mean(outcome.metric or 0.0 for outcome, _ in ended)
+
+    best = [max(by_rate.values(), key=worth) for _, by_rate in sorted(rates.items())]
+    found = [min(ended, key=lambda each: each[0].seed)[1] for ended in best]
     if not found:
         raise ValueError(
             f"{given} is neither a checkpoint nor a folder of ramnet recall with a RAM-Net trained to the end"

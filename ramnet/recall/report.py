@@ -136,12 +136,13 @@ def _drawn(accuracy: float) -> float:
 
 
 def _measure_accuracy(axes: Any) -> None:
-    """Give the vertical axis a scale on which errors of 1 in 100 and of 1 in 1000 are as far apart as of 1 in 10."""
+    """Give the vertical axis a scale on which an error of 1 in 1000 is as far from 1 in 100 as that is from 1 in 10."""
     drawn = [accuracy for line in axes.lines for accuracy in line.get_ydata()]
-    odds = min(drawn) / (1 - min(drawn)) / 2, max(drawn) / (1 - max(drawn)) * 2
     axes.set_ylabel("mean accuracy")
     axes.set_yscale("logit")
     axes.set_yticks(TICKS, [f"≤ {TICKS[0]:g}", *(f"{tick:g}" for tick in TICKS[1:-1]), f"≥ {TICKS[-1]:g}"])
     axes.minorticks_off()
-    axes.set_ylim(*(each / (1 + each) for each in odds))
+    if drawn:
+        odds = min(drawn) / (1 - min(drawn)) / 2, max(drawn) / (1 - max(drawn)) * 2
+        axes.set_ylim(*(each / (1 + each) for each in odds))
     axes.grid(alpha=0.3)

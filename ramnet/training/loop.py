@@ -138,7 +138,7 @@ def train(
     stays = "" if output is None else f"; {output} is left as it is"
 
     @contextmanager
-    def located() -> Iterator[None]:
+    def diverging() -> Iterator[None]:
         try:
             yield
         except LogitsError as error:  # of the reference; kernels propagate NaN
@@ -151,7 +151,7 @@ def train(
             saved |= {f"state.{name}": x for name, x in state.tensors().items()}
         if (wrong := not_finite(saved)) is None:
             if parallel.rank == 0:
-                with located():
+                with diverging():
                     metric = task.evaluate(checkpoint.complete(model.config, saved) if parallel.shards else model)
             metric = parallel.of_first(metric, device)
         if math.isfinite(metric):
@@ -192,7 +192,7 @@ def train(
             counted = (batch.labels != IGNORED).sum()  # 0 of documents of one token
             mine = parallel.batch(batch).to(device)
             optimizer.zero_grad()
-            with located():
+            with diverging():
                 loss, after = _add_gradients(
                     objective, mine, counted.clamp(min=1).to(device), carried, execution.micro_batch, parallel
                 )

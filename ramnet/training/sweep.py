@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from statistics import mean
 from typing import Literal, NamedTuple, Protocol
@@ -226,6 +226,7 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
     """Train on one thread or the GPU, from the run's last checkpoint if there is one, and write the outcome."""
     from ramnet import ops
     from ramnet.allocator import keep_freed_memory
+    from ramnet.ops.checks import LogitsError
     from ramnet.training import checkpoint
     from ramnet.training.loop import Diverged, train
 
@@ -241,11 +242,13 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
             result = train(
                 model, run.task, run.recipe, output=output, resume=resume, checkpoint_seconds=CHECKPOINT_SECONDS
             )
-            metric, seconds, skipped = result.metric, result.elapsed, result.skipped
-            loss = _last_loss(output)
+            seconds, skipped = result.elapsed, result.skipped
             scores = run.task.scores(model) if run.scored else []
-    except Diverged:
-        pass
+            if not all(map(isfinite, scores)):
+                raise Diverged(f"the scores are {scores}")
+            loss, metric = _last_loss(output), result.metric
+    except (Diverged, LogitsError):  # the reference may refuse logits at the scores' lengths only
+        scores = []
     outcome = Outcome(
         name=run.name, learning_rate=run.recipe.learning_rate, steps=run.recipe.steps or 0, seed=run.recipe.seed,
         seconds=seconds, loss=loss, metric=metric, scores=scores, skipped=skipped,

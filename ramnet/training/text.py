@@ -94,24 +94,24 @@ class Text:
     def check(description: dict[str, Any], vocab_size: int) -> Tokenizer | None:
         """Check what can be checked of a description without reading the text, and return its tokenizer.
 
-        Raises ValueError if a file cannot be opened, the length is not in 1..2^31, or the tokens do not fit
-        ``vocab_size``.
+        Raises ValueError if a file cannot be opened or its name is not UTF-8, the length is not in 1..2^31, or the
+        tokens do not fit ``vocab_size``.
         """
         _check_length(description["length"])
-        for file in description["files"]:
+        for file in map(_name, description["files"]):
             try:
                 Path(file).open("rb").close()
             except OSError as error:
-                raise ValueError(f"{Path(file).resolve()} cannot be read: {error.strerror}") from None
+                raise ValueError(f"{file} cannot be read: {error.strerror}") from None
         path = description.get("tokenizer")
-        tokenizer = None if path is None else Tokenizer(Path(path), vocab_size)
+        tokenizer = None if path is None else Tokenizer(Path(_name(path)), vocab_size)
         if tokenizer is None and vocab_size < 256:
             raise ValueError(f"vocab_size is {vocab_size}; bytes need at least 256")
         return tokenizer
 
     def describe(self) -> dict[str, Any]:
         """Return what defines the task, for a checkpoint."""
-        tokenizer = {} if self.tokenizer is None else {"tokenizer": str(self.tokenizer.path.resolve())}
+        tokenizer = {} if self.tokenizer is None else {"tokenizer": _name(self.tokenizer.path)}
         return {
             "task": "text", "files": self.files, "length": self.length, "windows": self.windows,
             "digest": self._digest, **tokenizer,
@@ -191,18 +191,25 @@ def _sides(files: Sequence[Path]) -> tuple[Iterable[tuple[str, bytes]], Iterable
 
 
 def _distinct(files: Sequence[str | Path]) -> list[str]:
-    """Return the absolute names of files, one of those that are links to the same file.
-
-    Raises ValueError if a name is not UTF-8, which a checkpoint could not hold.
-    """
+    """Return the ``_name`` of files, one of those that are links to the same file."""
     found: dict[Path, str] = {}
-    for name in sorted(str(Path(file).absolute()) for file in files):
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"the name of the file {os.fsencode(name)!r} is not UTF-8; rename it") from None
+    for name in sorted(map(_name, files)):
         found.setdefault(Path(name).resolve(), name)
     return list(found.values())
+
+
+def _name(file: str | Path) -> str:
+    """Return the one absolute name of a file, however its folder is spelled. A link keeps its own name, whose suffix
+    says how the file is read.
+
+    Raises ValueError if the name is not UTF-8, which a checkpoint could not hold.
+    """
+    name = str(Path(file).parent.resolve() / Path(file).name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of the file {os.fsencode(name)!r} is not UTF-8; rename it") from None
+    return name
 
 
 def _held_out(files: Sequence[Path]) -> set[Path]:

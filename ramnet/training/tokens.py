@@ -106,8 +106,9 @@ def write_tokens(
     """
     names = {INDEX, *(f"{side}{end}" for side in sides for end in (_TOKENS, _SIZES))}
     if folder.exists():
-        foreign = [folder.name] if not folder.is_dir() else sorted({path.name for path in folder.iterdir()} - names)
-        if foreign:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is a file; the tokens need a folder there, so move it away")
+        if foreign := sorted({path.name for path in folder.iterdir()} - names):
             raise ValueError(f"{folder} would be replaced, but {foreign[0]} is not of this program; move it away")
     with folder_written_aside(folder.absolute()) as aside:
         parts: dict[str, Any] = {}

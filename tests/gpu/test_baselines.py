@@ -12,7 +12,7 @@ from ramnet.baselines.recurrence import linear_recurrence
 from tests.gpu.conftest import DEVICE
 from tests.samples import relative_rmse
 
-pytest.importorskip("fla")
+pytest.importorskip("fla", reason="the kernels are those of fla: pip install flash-linear-attention")
 
 B, H, T, K, V = 2, 3, 100, 32, 41  # linear attention has a column of ones beside 40 values
 

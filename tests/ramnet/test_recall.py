@@ -130,6 +130,21 @@ def test_a_table_says_which_models_diverged_and_shows_no_spread_of_one_seed(
     ]
 
 
+def test_pictures_are_drawn_if_every_order_diverged(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the pictures need matplotlib: pip install 'ramnet[tune]'")
+    gone = {"metric": None, "loss": None, "scores": []}
+    of_run = sweeps.outcome_of
+    monkeypatch.setattr(
+        sweeps, "outcome_of", lambda run: of_run(run).model_copy(update={} if run.name == "attention" else gone)
+    )
+    monkeypatch.setitem(plan.SCALES, "quick", SMALL)
+    done = CliRunner().invoke(recall, ["--output", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / report.BY_ORDER).read_bytes().startswith(b"\x89PNG")
+
+
 def test_if_every_model_diverged_there_is_no_table(
     trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

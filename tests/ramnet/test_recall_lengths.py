@@ -59,7 +59,22 @@ def test_late_queries_are_those_of_the_second_half(monkeypatch: pytest.MonkeyPat
     assert next(measure(fresh(), 3)).late is None
 
 
-def test_the_command_measures_every_ram_net_of_a_sweep_at_its_best_rate(
+def test_of_a_sweep_the_first_seed_of_the_best_rate_is_measured_for_each_task(tmp_path: Path) -> None:
+    """The search's run, a rate at which one of two seeds ended, a lucky seed and another task are not in the way."""
+    runs = [
+        ("a", TASK, 0.001, 0, 0.99, False), ("b", TASK, 0.0032, 1, 0.98, True), ("c", TASK, 0.01, 1, 0.6, True),
+        ("d", TASK, 0.01, 0, 0.4, True), ("e", TASK, 0.032, 0, 0.7, True), ("f", TASK, 0.032, 1, 0.2, True),
+        ("g", Mqar(2, 8, 64), 0.01, 0, 0.1, True),
+    ]  # fmt: skip
+    for folder, task, rate, seed, metric, scored in runs:
+        train(fresh(), task, Recipe(steps=1, batch_size=2), output=tmp_path / folder)
+        outcome = Outcome(name="RAM-Net", learning_rate=rate, steps=1, seed=seed, seconds=1.0, loss=1.0, metric=metric,
+                          scores=[metric] if scored else [])  # fmt: skip
+        (tmp_path / f"{folder}.json").write_text(outcome.model_dump_json())
+    assert {folder.name for folder in lengths.folders(tmp_path)} == {"d", "g"}
+
+
+def test_the_command_measures_every_ram_net_of_a_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -68,9 +83,8 @@ def test_the_command_measures_every_ram_net_of_a_sweep_at_its_best_rate(
     monkeypatch.setattr(lengths, "MOST_TOKENS", 64)
     sweep, output = tmp_path / "sweep", tmp_path / "lengths"
     train(fresh(), TASK, Recipe(steps=1, batch_size=2), output=sweep / "search")
-    for name, metric, scores in (("search", 0.9, []), ("final", 0.5, [0.5]), ("worse rate", 0.4, [0.4])):
-        if name != "search":
-            shutil.copytree(sweep / "search", sweep / name)
+    shutil.copytree(sweep / "search", sweep / "final")
+    for name, metric, scores in (("search", 0.9, []), ("final", 0.5, [0.5])):
         outcome = Outcome(name="RAM-Net", learning_rate=0.01, steps=1, seed=0, seconds=1.0, loss=1.0, metric=metric,
                           scores=scores)  # fmt: skip
         (sweep / f"{name}.json").write_text(outcome.model_dump_json())

@@ -70,7 +70,7 @@ def test_forms_that_would_be_built_too_late_are_left_out(run: GpuRun) -> None:
     run.begin -= run.seconds
     table = run.table("name", "what", {"first": lambda: list, "late": lambda: list}, base="first")
     assert [row.form for row in table.rows] == ["first"], "one form is timed in any case"
-    assert table.failed["late"] == "left out: 150 of the part's 150 s had passed"
+    assert re.fullmatch(r"left out: \d+ of the part's 150 s had passed", table.failed["late"])
 
 
 def test_the_last_line_of_a_part_that_fails_is_its_reason(run: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:

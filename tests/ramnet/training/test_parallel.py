@@ -112,5 +112,5 @@ def test_the_others_wait_for_the_first_however_long_that_takes() -> None:
     waiting.start()
     with Parallel(0, 2, store=store).first_before_others():
         done.append("first")
-    waiting.join(timeout=60)
+    waiting.join(timeout=600)
     assert done == ["first", "other"]

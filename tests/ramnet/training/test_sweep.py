@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
 
+from ramnet.ops.checks import LogitsError
 from ramnet.recall.plan import baseline, ram_net
 from ramnet.training import sweep
 from ramnet.training.mqar import Mix, Mqar
@@ -159,6 +161,20 @@ def test_a_run_trains_evaluates_and_writes_its_outcome(tmp_path: Path, kept_memo
         if scored:
             assert outcome.metric == sum(outcome.scores) / 2
     assert len(kept_memory) == 2
+
+
+@pytest.mark.parametrize("scores", [None, [0.5, math.nan]])
+def test_a_model_whose_scores_are_undefined_diverged(
+    tmp_path: Path, kept_memory: list[bool], monkeypatch: pytest.MonkeyPatch, scores: list[float] | None
+) -> None:
+    def refused(*_: object) -> list[float]:
+        if scores is None:
+            raise LogitsError("logits[0] has nan as its largest entry; it must be finite")
+        return scores
+
+    monkeypatch.setattr(type(TASK), "scores", refused)
+    outcome = sweep._train(Run("model", ram_net(4, 2), SEARCH, TASK, True), tmp_path, "")
+    assert (outcome.loss, outcome.metric, outcome.scores) == (None, None, [])
 
 
 def test_an_interrupted_sweep_ends_its_processes_at_once(tmp_path: Path) -> None:

@@ -240,7 +240,8 @@ def test_tokens_do_not_replace_what_others_wrote(tmp_path: Path, tokenizer: Toke
         cache.mkdir()
         theirs = cache / "mine.csv"
     theirs.write_text("precious")
-    with pytest.raises(ValueError, match=f"^{cache} would be replaced, but {theirs.name} is not of this program"):
+    said = "would be replaced, but mine.csv is not of this program" if kind == "folder" else "is a file; the tokens"
+    with pytest.raises(ValueError, match=f"^{cache} {said}"):
         Text(kept, 3, tokenizer=tokenizer, cache=cache)
     assert theirs.read_text() == "precious"
 
@@ -263,8 +264,19 @@ def test_a_link_has_its_own_suffix_and_is_read_once(tmp_path: Path) -> None:
     assert [len(side.sizes) for side in (text.training.tokens, text.held_out.tokens)] == [2, 1]
 
 
+def test_a_file_has_one_name_however_its_folder_is_spelled(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("hello " * 10)
+    (tmp_path / "linked").symlink_to("folder")
+    for folder in ("folder", "linked", "folder/../linked"):
+        assert Text([tmp_path / folder / "a.txt"], 3).files == [str(tmp_path.resolve() / "folder" / "a.txt")]
+
+
 def test_a_name_that_a_checkpoint_cannot_hold_is_refused(tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
     Path(path).write_text("hello")
+    for names in ({"files": [path]}, {"files": [], "tokenizer": path}):
+        with pytest.raises(ValueError, match=r"caf\\xe9.txt' is not UTF-8; rename it"):
+            Text.check({"length": 3, **names}, 256)
     with pytest.raises(ValueError, match=r"caf\\xe9.txt' is not UTF-8; rename it"):
         Text([path], 3)
