@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 setup: $(READY)  ## Build .venv
 
-ifneq ($(origin CHECKPOINT), command line)
+ifndef CHECKPOINT
 TUNE := tune --target $(TARGET)
 else ifeq ($(TARGET), cpu)
 TUNE := tune-model $(CHECKPOINT) --format $(FORMAT)
@@ -39,7 +39,7 @@ else
 TUNE := tune --target $(TARGET) --checkpoint $(CHECKPOINT)
 endif
 
-tune: setup  ## Tune the memory ops for TARGET (cpu) in BUDGET (180) seconds; with CHECKPOINT=…, its sizes or, on the CPU, how FORMAT (c, onnx) deploys it
+tune: setup  ## Tune the memory ops for TARGET (cpu) in BUDGET (180) seconds; with CHECKPOINT=…, for its sizes or, on the CPU, its deployment in FORMAT (c, onnx)
 	$(RAMNET) $(TUNE) --budget $(BUDGET)
 
 bench: setup  ## Compare every op and the model on TARGET with eager PyTorch, other libraries and the bandwidth bound
@@ -63,8 +63,12 @@ test-gpu: setup  ## Run the tests that need a GPU, and those of the Triton kerne
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "test-gpu needs a CUDA device, and torch sees none")'
 	env -u TRITON_INTERPRET CUBLAS_WORKSPACE_CONFIG=:4096:8 $(RUN) -m pytest $(GPU_TESTS)
 
-gpu: test-gpu  ## On the GPU TARGET: test, bench, tune for BUDGET seconds, bench again; results in runs/gpu
+# A prerequisite comes before the tests, which take minutes.
+.PHONY: gpu-target
+gpu-target:
 	@test $(TARGET) != cpu || { echo "gpu needs TARGET=name, a GPU of 'ramnet targets'"; exit 1; }
+
+gpu: gpu-target test-gpu  ## On the GPU TARGET: test, bench, tune for BUDGET seconds, bench again; results in runs/gpu
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/before
 	$(RAMNET) tune --target $(TARGET) --budget $(BUDGET) --output runs/gpu/tune
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/after
@@ -101,5 +105,5 @@ demo: setup  ## Train, tune, bench, export and generate, in under ten minutes on
 	$(RAMNET) export runs/demo --output runs/demo/onnx
 	$(RAMNET) generate --onnx runs/demo/onnx "def forward(self, x):" --max-new-tokens 200
 
-clean:  ## Remove .venv and the output of runs
+clean:  ## Remove .venv, runs and build, which has the kit for a GPU
 	rm -rf $(VENV) runs build

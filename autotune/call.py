@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from autotune.study.search import Budget, Progress, Result
 from lowering.backends import read_records_again
-from lowering.targets import find, here
+from lowering.targets import device_of, find, here
 from ramnet.config import RamNetConfig
 from ramnet.processes import usable_cores
 from schedules.of_model import of_model, of_model_on_gpu
@@ -177,11 +177,9 @@ def _gpu_work(target: str, modelled: bool) -> tuple[Callable[[], Any], str | Non
         from autotune.model.prediction import Predictor
 
         return Predictor, None
-    import torch
-
     from autotune.measure.gpu_runner import GpuRunner
 
-    return GpuRunner, torch.cuda.get_device_name()
+    return GpuRunner, device_of(target)
 
 
 def _workloads(

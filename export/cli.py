@@ -81,8 +81,8 @@ def export(
         raise click.UsageError("--target needs --kernels; graphs of standard operators run on any processor")
     model = RamNetForCausalLM.from_pretrained(checkpoint)
     precision, target = "float32" if precision is None else precision, "cpu" if target is None else target
-    deployment = _tuned(model.config, checkpoint, kind) if tuned else None
     notices: list[str] = []
+    deployment = _tuned(model.config, checkpoint, kind, notices) if tuned else None
     if kind == "onnx":
         text = _text(checkpoint, notices)
         _onnx(
@@ -192,8 +192,9 @@ def _text(checkpoint: Path, notices: list[str]) -> HeldOut | None:
         return None
 
 
-def _tuned(config: RamNetConfig, checkpoint: Path, kind: str) -> AnyDeployment:
-    """Return the recorded deployment in a format. Raises ValueError if there is none."""
+def _tuned(config: RamNetConfig, checkpoint: Path, kind: str, notices: list[str]) -> AnyDeployment:
+    """Return the recorded deployment in a format, and add by what its loss was judged. Raises ValueError if there is
+    none."""
     from lowering.targets import cpu_name
     from schedules.deployment import find
 
@@ -201,6 +202,8 @@ def _tuned(config: RamNetConfig, checkpoint: Path, kind: str) -> AnyDeployment:
     if record is None:
         command = f"ramnet tune-model {click.format_filename(checkpoint)} --format {kind}"
         raise ValueError(f"{checkpoint} was not tuned on this CPU in this format; run: {command}")
+    loss = f"{record.chosen.loss:+.2%} bits per token over float32, by {record.judged_by}"
+    notices.append(f"deployed as tuned on {record.date[:10]}, with {loss}")
     return record.chosen.deployment
 
 

@@ -60,7 +60,6 @@ def export_web(
     with replaced(Path(directory)) as aside:
         write_weights(model, precision, aside, calibration)
         wasm.write_wasm(model.config, precision, aside / WASM)
-        (aside / WASM).chmod(0o644)  # it is linked as a program
         for path in PAGE.iterdir():
             if path.is_file():
                 shutil.copyfile(path, aside / path.name)

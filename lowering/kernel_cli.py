@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -30,24 +30,26 @@ def kernel(
     SIZES name the op's sizes by the paper's symbols, as in: ramnet kernel memory_scan N=16 T=1024. The kernel is not
     run, and no GPU is needed. The schedule and its source are printed on stderr.
     """
+    from lowering import nvcc
     from lowering.gpu.offline import why_unsupported
     from lowering.listing import listing
-    from lowering.targets import cpu_name, find
+    from lowering.targets import device_of, find
     from ramnet.config import RamNetConfig
     from schedules import records
     from schedules.shapes import parse
 
     is_gpu = find(target).gpu is not None
     config = RamNetConfig.load(checkpoint / "config.json") if checkpoint else RamNetConfig.preset(preset)
-    rows, width = 2 * config.layers[0].num_heads, config.hidden_size
-    few = {"T": 4096 if is_gpu else 1024, "R": rows, "O": width, "I": width}
+    few = {"T": 4096 if is_gpu else 1024, "R": 2 * config.layers[0].num_heads}
     given = {size.partition("=")[0] for size in sizes}
     text = " ".join((op, *sizes, *(f"{name}={few[name]}" for name in _missing(op) if name not in given)))
     workload = parse(text, config, "bfloat16" if is_gpu else "float32")
-    device = target if is_gpu else cpu_name()
-    choice = records.choose(
-        workload, target, device, lambda s: why_unsupported(s, target, workload) if is_gpu else None
-    )
+
+    def refused(schedule: Any) -> str | None:
+        reason = why_unsupported(schedule, target, workload) if is_gpu else None
+        return None if reason == nvcc.MISSING and emit in ("tir", "cuda") else reason  # which need no nvcc
+
+    choice = records.choose(workload, target, device_of(target), refused)
     click.echo(f"{workload.name} on {target}: {choice.schedule} ({choice.source})", err=True)
     click.echo(listing(workload, target, choice.schedule, emit))
 
@@ -56,4 +58,4 @@ def _missing(op: str) -> list[str]:
     """Return the sizes of an op that a model configuration does not determine."""
     from schedules.workload import AXES
 
-    return [axis for axis in AXES[op] if axis in ("T", "R", "O", "I")]
+    return [axis for axis in AXES[op] if axis in ("T", "R")]

@@ -141,10 +141,25 @@ def _recognised(device: int) -> Target:
     arch = properties.gcnArchName.partition(":")[0]
     if not arch.startswith("gfx"):
         arch = f"sm_{properties.major}{properties.minor}"
+    most = getattr(properties, "shared_memory_per_block_optin", 0)  # which not every version of torch has
     return recognise(
         properties.name, arch, processors=properties.multi_processor_count, l2=properties.L2_cache_size,
         shared=properties.shared_memory_per_multiprocessor, threads=properties.max_threads_per_multi_processor,
+        **({"shared_block": most} if most else {}),
     )  # fmt: skip
+
+
+def device_of(target: str) -> str:
+    """Return the name that records of what was measured on this machine's device bear, or ``target`` if that is a GPU
+    which is not here."""
+    if find(target).gpu is None:
+        return cpu_name()
+    found = here()
+    if found is None or found.name != target:
+        return target
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def recognise(device: str, arch: str, **properties: int) -> Target:
@@ -189,8 +204,13 @@ def cpu_vendor() -> str:
 
 @cache
 def cpu_name() -> str:
-    """Return the processor's model name and its widest vector extension, as far as the system reports them."""
-    name = _cpu_fields().get("model name") or platform.processor() or platform.machine()
+    """Return the processor's model name and its widest vector extension, as far as the system reports them.
+
+    On ARM, Linux has numbers of the implementer and the part in place of the name.
+    """
+    fields = _cpu_fields()
+    numbers = [fields[name] for name in ("CPU implementer", "CPU part") if name in fields]
+    name = fields.get("model name") or " ".join([platform.processor() or platform.machine(), *numbers])
     features = cpu_features()
     vectors = next((v for v in ("avx512f", "avx2", "avx", "sve", "asimd") if v in features), "")
     return f"{name} {vectors}".strip()

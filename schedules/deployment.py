@@ -175,8 +175,8 @@ def merge(file: Path, record: DeploymentRecord, tried: Sequence[AnyDeployment]) 
     concurrently.
 
     Args:
-        tried: what the record's search has measured. A known record of the same code that it has not stays, unless the
-            new one is faster.
+        tried: what the record's search has measured. A known record of the same code stays if this search did not
+            measure its deployment, unless the new one is faster.
 
     Returns:
         Whether it was added.

@@ -13,8 +13,8 @@ def parse(text: str, config: RamNetConfig, dtype: str = "float32") -> Workload:
 
     Args:
         text: the text to parse.
-        config: gives sizes and constants that ``text`` does not; N is then that of one sequence. The sizes T, R, O and
-            I, and those that differ between layers, must be in ``text``.
+        config: gives sizes and constants that ``text`` does not; N is then that of one sequence. The sizes T and R,
+            and those that differ between layers, must be in ``text``.
         dtype: the dtype if ``text`` names none.
 
     Raises:
@@ -26,7 +26,7 @@ def parse(text: str, config: RamNetConfig, dtype: str = "float32") -> Workload:
     layers = [
         {
             "U": layer.order, "P": layer.sub_dim, "K": layer.top_k, "M": layer.slots, "D": layer.value_dim,
-            "N": layer.num_heads, "H": layer.num_heads, "C": layer.hidden_size,
+            "N": layer.num_heads,
         }
         for layer in config.layers
     ]  # fmt: skip

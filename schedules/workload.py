@@ -27,7 +27,7 @@ DYNAMIC_AXES = frozenset({"R", "N", "T"})
 
 
 class Workload(BaseModel):
-    """An op, its sizes, its dtype, and the constants (γ, ε, ε', τ, …) compiled into its kernel."""
+    """An op, its sizes, its dtype, and the constants (γ, ε, ε') compiled into its kernel."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -69,6 +69,8 @@ def bench(
     elif on_gpu:
         from autotune.bench.gpu import everything
 
+        if threads is not None:
+            raise ValueError(f"--threads {threads} is for CPUs; the target is {target}")
         everything.check_target(target)
         everything.check_parts(parts)
     elif parts:
@@ -87,6 +89,7 @@ def bench(
 
 
 def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None) -> Iterator[Report]:
+    """Yield the report after each group, so that it is saved even if the run is interrupted."""
     from autotune.bench.cpu import everything
     from ramnet.allocator import keep_freed_memory
     from ramnet.processes import usable_cores
@@ -95,7 +98,7 @@ def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None)
         run.on_step("no kernels")
     if keep_freed_memory():
         run.notice("freed memory is kept for the next allocation, for every form alike")
-    yield everything.measure(run, threads or usable_cores(), on_group)
+    yield from everything.measure(run, threads or usable_cores(), on_group)
 
 
 def _on_gpu(run: Run, on_group: Callable[[int, int], None], parts: tuple[str, ...]) -> Iterator[Report]:

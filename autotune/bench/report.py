@@ -16,6 +16,7 @@ from rich.text import Text
 
 from autotune.bench.goal import Goal
 from autotune.bench.run import FLOOR, Row, Table
+from lowering.targets import cpu_name
 from ramnet.console import digits, duration
 from ramnet.files import write_png, write_text_atomic
 from ramnet.markdown import markdown_table
@@ -39,16 +40,9 @@ class Report:
 
 def machine() -> dict[str, str | int]:
     """Describe the machine, the date and the versions of libraries."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
     return {
-        "cpu": cpu, "cores": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_name(), "cores": torch.get_num_threads(), "python": platform.python_version(),
+        "torch": torch.__version__, "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 

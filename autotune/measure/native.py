@@ -7,9 +7,10 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
-from ramnet.files import written_aside
+from lowering import cache
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 
@@ -19,7 +20,7 @@ class NoCompilerError(RuntimeError):
 
 
 def load(name: str, source: str) -> ctypes.CDLL:
-    """Build the C++ ``source`` as a shared library and load it; it is cached by compiler and CPU.
+    """Build the C++ ``source`` as a shared library and load it; it is kept beside the kernels, by compiler and CPU.
 
     Raises NoCompilerError, in one sentence, on failure.
     """
@@ -29,19 +30,22 @@ def load(name: str, source: str) -> ctypes.CDLL:
     # The macros say the compiler's version and what -march=native means here.
     macros = _run([compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
     key = hashlib.sha256("\0".join([source, macros, *FLAGS]).encode()).hexdigest()[:16]
-    library = _cache_directory() / f"{name}-{key}.so"
-    if not library.exists():
-        with written_aside(library) as aside:
-            _run([compiler, *FLAGS, "-x", "c++", "-", "-o", str(aside)], source)
-    return ctypes.CDLL(str(library))
-
-
-def _cache_directory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramnet" / "native"
+    file = f"{name}-{key}.so"
+    known = cache.find(file)
+    if known is not None:
+        return ctypes.CDLL(str(known))
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / file
+        _run([compiler, *FLAGS, "-x", "c++", "-", "-o", str(built)], source)
+        cache.keep(file, lambda path: shutil.copyfile(built, path))
+        return ctypes.CDLL(str(built))
 
 
 def _run(command: list[str], text: str = "") -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoCompilerError(f"{command[0]} failed: {error}") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         raise NoCompilerError(f"{command[0]} failed: {lines[0]}")

@@ -37,10 +37,10 @@ def export_executorch(
 ) -> Manifest:
     """Export ``model`` to model.pte, an ExecuTorch program of one token, with samples and ramnet.json.
 
-    The program has the methods ``forward``, from ids int64 [1, 1] to logits float32 [1, 1, V], ``reset``, which makes
-    the state that before the first token, and ``config``, the model's configuration as JSON. The state is in mutable
-    buffers, with the names of ``RamState.tensors``, and starts with its initial values. Nothing is written unless
-    ExecuTorch, run by a process of its own, gives the logits of PyTorch within a tolerance.
+    The program has the methods ``forward``, from ids int64 [1, 1] to logits float32 [1, 1, V], ``reset``, which
+    resets the state to that before the first token, and ``config``, the model's configuration as JSON. The state is in
+    mutable buffers, with the names of ``RamState.tensors``, and starts with its initial values. Nothing is written
+    unless ExecuTorch, run by a process of its own, gives the logits of PyTorch within a tolerance.
 
     Args:
         model: a model of any floating dtype; the program computes in float32. What ``lowering.compile`` returned is

@@ -68,7 +68,7 @@ class Token(StateBuffers):
 
 
 class Reset(StateBuffers):
-    """Makes the state that before the first token."""
+    """Resets the state to that before the first token."""
 
     def forward(self) -> Tensor:
         """Return the position, 0 [1]; a method needs an output."""

@@ -28,6 +28,7 @@ from export.onnx.sidecar import (
     Sidecar,
     initial_state,
 )
+from lowering.targets import cpu_name
 from ramnet import RamNetForCausalLM
 from ramnet.config import RamNetConfig
 from schedules.deployment import OnnxDeployment
@@ -77,7 +78,7 @@ def export_onnx(
             activations are rounded to int8 before products, and the graphs need onnxruntime's own operators.
         kernels: run each layer's memory on the tuned kernels, as a custom operator in libramnet_onnxruntime.so, which
             is built for ``target`` and lies beside the graphs. The check then runs in a process of its own.
-        target: "cpu" for this machine's processor, "x86-64-v3" or "x86-64-v4".
+        target: "cpu" for this machine's processor, "x86-64", "x86-64-v3" or "x86-64-v4".
         ort: also write decode.ort and prefill.ort, in onnxruntime's own format.
         deployment: what ``ramnet tune-model`` found for this CPU, whose precision and kernels are used.
         text: on which bits per byte are measured, if any.
@@ -129,7 +130,7 @@ def export_onnx(
             files=digests(aside),
             largest_errors={},
             agreement=1.0,
-            schedules=_schedules(model.config),
+            schedules=_schedules(model.config, cpu_name() if target == "cpu" else ""),
             deployment=deployment,
         )
         sidecar.save(aside)
@@ -162,9 +163,9 @@ def export_onnx(
     return checks
 
 
-def _schedules(config: RamNetConfig) -> dict[str, Any]:
+def _schedules(config: RamNetConfig, device: str) -> dict[str, Any]:
     """Return, for each op of the model, the record that its kernel on a CPU would use, or the default's knobs."""
-    choices = {workload.name: choose(workload, "cpu", device="") for workload in of_model(config)}
+    choices = {workload.name: choose(workload, "cpu", device) for workload in of_model(config)}
     return {
         name: choice.record.model_dump() if choice.record else {"default": choice.schedule.model_dump()}
         for name, choice in choices.items()

@@ -11,7 +11,7 @@ async function answer(request) {
   const kept = await caches.open(KEPT);
   try {
     const response = await fetch(request);
-    if (response.ok) await kept.put(request, response.clone());
+    if (response.ok) await kept.put(request, response.clone()).catch(() => {}); // there may be no room for it
     return response;
   } catch (error) {
     const found = await kept.match(request, { ignoreSearch: true });

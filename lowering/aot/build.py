@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lowering import cache
 from lowering.aot import weights
 from lowering.aot.machines import WASM, Machine, condition, host
+from lowering.aot.schedules import schedules_of
 from lowering.cpu import runtime
 from lowering.cpu.build import object_in_memory
 from lowering.fingerprint import closure, code, package_versions
 from lowering.targets import cpu_digest
 from ramnet.config import RamNetConfig
+from schedules.deployment import digest
 
 if TYPE_CHECKING:
     from schedules.deployment import Deployment
@@ -218,7 +220,8 @@ def runs_here(machines: Sequence[Machine]) -> bool:
 
 def _key(config: RamNetConfig, precision: str, loops: Loops) -> str:
     """Return a digest of everything that determines the library."""
-    parts = [config.to_json(), precision, repr(loops), cpu_digest(), repr(package_versions("llvm")), *sources()]
+    chosen = repr([schedules_of(kind, host()) for kind in config.kinds])
+    parts = [config.to_json(), precision, repr(loops), cpu_digest(), repr(package_versions("llvm")), chosen, *sources()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
@@ -250,7 +253,7 @@ def _sizes(config: RamNetConfig, precision: str, loops: Loops) -> str:
         "VALUES": max(each.num_heads * each.value_dim for each in c.kinds),
         "INNER": c.intermediate_size, "CONVS": c.conv_layers, "TAPS": c.conv_kernel, "WEIGHTS": len(pointers),
         "CONV_WEIGHTS": of_one("convs"), "BLOCK_WEIGHTS": of_one("blocks"), "BLOCK": loops.block,
-        "SPINS": loops.spins, "ADDRESS_BIAS": int(c.address_bias is not None), "CONFIG": f'"{weights.digest(c)}"',
+        "SPINS": loops.spins, "ADDRESS_BIAS": int(c.address_bias is not None), "CONFIG": f'"{digest(c)}"',
     }  # fmt: skip
     defines = "".join(f"#define {name} {size}\n" for name, size in sizes.items())
     rows = ", \\\n".join(_row(*each) for each in pointers)

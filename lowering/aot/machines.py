@@ -118,6 +118,7 @@ class Machine:
         needs: what its code may use and processors of the architecture may lack, as Linux calls it.
         rows_in_turn: whether a token's loop reads neighbouring rows in turn, with prefetches, and not rows that are far
             apart, each as it lies in memory.
+        device: the name that records of it bear; empty if it is not this machine's processor.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Machine:
     lanes: int | None = None
     needs: tuple[str, ...] = ()
     rows_in_turn: bool = False
+    device: str = ""
 
     @property
     def symbol(self) -> str:
@@ -177,15 +179,16 @@ WASM = Machine(
 def host() -> Machine:
     """Return this machine."""
     from lowering.cpu.build import processor
-    from lowering.targets import cpu_features, cpu_vendor
+    from lowering.targets import cpu_features, cpu_name, cpu_vendor
 
     features = cpu_features()
     known = {"avx512_vnni": _VNNI, "avx2": _AVX2, "i8mm": _I8MM, "asimddp": _SDOT}
     dot = next((dot for feature, dot in known.items() if feature in features), Dot())
     needs = tuple(feature for feature in _USED.get(platform.machine(), ()) if feature in features)
     return Machine(
-        "cpu", {"kind": "llvm", "mcpu": processor()}, dot, needs=needs, rows_in_turn=cpu_vendor() == "GenuineIntel"
-    )
+        "cpu", {"kind": "llvm", "mcpu": processor()}, dot, needs=needs, rows_in_turn=cpu_vendor() == "GenuineIntel",
+        device=cpu_name(),
+    )  # fmt: skip
 
 
 # What LLVM may use in kernels.

@@ -17,15 +17,15 @@ from tvm.script.ir_builder import tirx as builder
 from lowering.aot.function import Buffer, Parameters, function
 from lowering.aot.machines import Machine
 from lowering.aot.matrix import Tiling
+from lowering.aot.schedules import schedules_of
 from lowering.cpu.address_decode import Decoder
 from lowering.cpu.memory_scan import _Chunk
 from lowering.cpu.memory_step import Places, prefetch, token
 from ramnet.config import RamLayerConfig
 from ramnet.ops.accesses import Accesses
-from schedules.cpu import AddressDecode, MemoryScan, MemoryStep
+from schedules.cpu import AddressDecode
 from schedules.cpu.lanes import REGISTER_BYTES
 from schedules.of_model import of_layer
-from schedules.records import choose
 
 _F32 = "float32"
 _ANY = 2**31 - 1  # the declared length of an axis whose length the caller knows
@@ -46,13 +46,8 @@ class Ops:
         self.machine, self.index, self.rows = machine, index, 2 * config.num_heads
         self.K, self.M, self.D = config.top_k, config.slots, config.value_dim
         self.U, self.P = config.order, config.sub_dim
-        workloads = {workload.op: workload for workload in of_layer(config)}
-        few = next(workload for workload in of_layer(config) if workload.op == "address_decode")
-        self.workloads = workloads
-        self.few: AddressDecode = choose(few, "cpu", device="").schedule
-        self.many: AddressDecode = choose(workloads["address_decode"], "cpu", device="").schedule
-        self.step: MemoryStep = choose(workloads["memory_step"], "cpu", device="").schedule
-        self.scan: MemoryScan = choose(workloads["memory_scan"], "cpu", device="").schedule
+        self.workloads = {workload.op: workload for workload in of_layer(config)}
+        self.few, self.many, self.step, self.scan = schedules_of(config, machine)
         self.lanes, self.scratch = self._lanes(self.many), self.scan.chunk * self.K
 
     def functions(self) -> list[Any]:

@@ -27,7 +27,7 @@ def write_wasm(config: RamNetConfig, precision: str, path: str | Path) -> None:
     """Write the library of a model to ``path``. It exports the functions of ``ramnet.h``, malloc, free and memory.
 
     Args:
-        precision: the type of the weight matrices, a key of ``lowering.aot.matrix.FORMATS``.
+        precision: the type of the weight matrices, a key of ``lowering.aot.weights.FILE_TYPES``.
 
     Raises:
         ValueError: if ``weights.check`` refuses the config or the precision.

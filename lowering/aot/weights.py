@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from lowering.aot import rounding
 from ramnet.config import RamNetConfig
 from ramnet.state import write_safetensors
+from schedules.deployment import digest
 
 # The tokens that a library reads at once, for which a state has scratch memory, and the most that kernels are made for.
 BLOCK, LONGEST_BLOCK = 32, 128
@@ -142,10 +142,6 @@ def save(path: Path, tensors: dict[str, Tensor], config: RamNetConfig) -> None:
         found = _sums(file)
         file.seek(at)
         file.write(found.encode())
-
-
-def digest(config: RamNetConfig) -> str:
-    return hashlib.sha256(config.to_json().encode()).hexdigest()[:16]
 
 
 def _sums(file: BinaryIO) -> str:

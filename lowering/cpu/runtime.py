@@ -29,6 +29,7 @@ def _ffi() -> Any:
     # By default, TVM uses half of an x86 machine's logical cores, pins its threads to cores that torch's threads use
     # too, and lets idle threads spin there.
     os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
+    _most_threads()
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     # A process that only decodes is faster with a spin count of 20000.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
@@ -36,6 +37,12 @@ def _ffi() -> Any:
         if library.suffix in (".so", ".dylib", ".dll"):
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     return tvm_ffi
+
+
+@cache
+def _most_threads() -> int:
+    """Return the number of threads that TVM's runtime was loaded with, whatever becomes of the environment."""
+    return int(os.environ["TVM_NUM_THREADS"])
 
 
 def load(path: Path, name: str) -> Callable[..., None]:
@@ -62,7 +69,7 @@ def match_threads() -> None:
     if not _pool.threads:
         # A pool allocates task counters in its first launch and never grows them; a later launch with more threads
         # writes out of bounds. So the first launch uses the largest number of threads.
-        configure(1, int(os.environ["TVM_NUM_THREADS"]))
+        configure(1, _most_threads())
         ctypes.CDLL(None).TVMBackendParallelLaunch(_Task(lambda *_: 0), None, 0)
     # Mode 1, the default, prefers big cores.
     configure(1, wanted)

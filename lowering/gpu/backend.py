@@ -13,7 +13,7 @@ from torch import Tensor
 from lowering.gpu.decode_heads.options import MixerOptions
 from lowering.gpu.kernels import plan
 from lowering.gpu.offline import why_unsupported
-from lowering.targets import gpu_of, here
+from lowering.targets import device_of, gpu_of, here
 from ramnet.ops import checks
 from ramnet.ops.accesses import Accesses
 from ramnet.ops.reference import sum_type
@@ -53,7 +53,7 @@ class GpuKernels:
             if self.tuned:
                 # Skip a record whose compiler is not installed here.
                 choice = records.choose(
-                    workload, self.target, self.target, lambda s: why_unsupported(s, self.target, workload)
+                    workload, self.target, device_of(self.target), lambda s: why_unsupported(s, self.target, workload)
                 )
                 self._schedules[key] = choice.schedule
             else:

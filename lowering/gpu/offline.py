@@ -13,6 +13,7 @@ from lowering.gpu.compilers import interpreted
 from lowering.gpu.kernels import plan
 from lowering.gpu.resources import Compiled
 from lowering.targets import find, gpu_of
+from schedules.gpu.shared import SharedScan, refuse_bytes
 from schedules.workload import Workload, heads_of
 
 
@@ -51,9 +52,11 @@ def why_unsupported(schedule: Any, target: str, workload: Workload) -> str | Non
     missing = _missing_for_tir() if wanted == "tir" else None
     if missing is not None and not _in_cache(schedule, target, workload):
         return missing
-    warp = gpu_of(target).warp
-    if schedule.threads % warp:
-        return f"threads is {schedule.threads}; it must be a multiple of {target}'s warp of {warp} threads"
+    gpu = gpu_of(target)
+    if schedule.threads % gpu.warp:
+        return f"threads is {schedule.threads}; it must be a multiple of {target}'s warp of {gpu.warp} threads"
+    if isinstance(schedule, SharedScan):
+        return refuse_bytes(max(schedule.shared_bytes(workload, of) for of in schedule.operands), gpu.shared_block)
     return None
 
 

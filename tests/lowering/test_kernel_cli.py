@@ -61,6 +61,8 @@ def test_a_gpus_kernel_is_printed_where_there_is_no_gpu(run: Run, monkeypatch: p
     status, out, err = run("memory_scan", "N=256", "--target", "a100")
     assert status == 0 and "form=shared" in err and "nearest" not in err
     assert 'extern "C" __global__ void' in out and "memory_scan_kernel" in out
+    monkeypatch.setattr("lowering.nvcc.nvcc", lambda: None)  # which turns CUDA C into a binary
+    assert run("memory_scan", "N=256", "--target", "a100", "--emit", "cuda") == (0, out, err)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,18 @@ def test_the_architecture_is_read_as_each_vendor_reports_it(
     expected = (7, 8, 9, 10) if told is MI300X else (132, 52428800, 233472, 2048)
     assert (found.gpu.processors, found.gpu.l2, found.gpu.shared, found.gpu.threads) == expected
     assert found.gpu.backend == ("hip" if told is MI300X else "cuda")
+    assert found.gpu.shared_block == targets.gpu_of(name).shared_block, "not every version of torch tells it"
+    told = SimpleNamespace(**vars(told), shared_memory_per_block_optin=11)
+    assert targets._recognised.__wrapped__(0).gpu.shared_block == 11
+
+
+def test_a_device_that_is_here_has_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    h200 = targets.recognise("NVIDIA H200 NVL", "sm_90")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200 NVL")
+    for here, names in ((h200, ("NVIDIA H200 NVL", "a100")), (None, ("h200", "a100"))):
+        monkeypatch.setattr(targets, "here", lambda here=here: here)
+        assert (targets.device_of("h200"), targets.device_of("a100")) == names
+    assert targets.device_of("cpu") == targets.cpu_name()
 
 
 def test_the_target_here_is_that_of_the_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +120,8 @@ def test_a_processor_is_named_by_itself_with_its_widest_vectors(
 ) -> None:
     assert processor(X86)[0] == "Some CPU @ 2 GHz avx2"
     assert processor(X86.replace("sse", "avx512f"))[0] == "Some CPU @ 2 GHz avx512f"
-    assert processor(ARM)[0] == "aarch64 asimd"
+    assert processor(ARM)[0] == "aarch64 0xd0b asimd"
+    assert processor(f"CPU implementer\t: 0x41\n{ARM}")[0] == "aarch64 0x41 0xd0b asimd"
     assert processor(None)[0] == "aarch64"
     monkeypatch.setattr(targets.platform, "processor", lambda: "arm")
     assert processor(None)[0] == "arm"

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import asdict
 
 from autotune.bench.cpu import language_model
+from autotune.bench.cpu.apart import output_of
 from autotune.bench.run import Run, Table
 from ramnet.allocator import keep_freed_memory
 
@@ -24,16 +24,12 @@ DECODING = {"TVM_THREAD_POOL_SPIN_COUNT": "20000"}
 
 
 def decode(run: Run, preset: str, threads: int, timeout: float = 600) -> Table:
-    """Run ``language_model.decode`` in a process with ``DECODING``; RuntimeError holds its last line if it fails."""
+    """Run ``language_model.decode`` in a process with ``DECODING``. Raises what ``output_of`` does."""
     run.on_step(f"decode {preset}")
     arguments = (run.target, preset, str(threads), str(int(run.quick)))
-    command = [sys.executable, "-m", "autotune.bench.cpu.decode_process", *arguments]
-    environment = {**DECODING, **os.environ}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=environment)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no output"]
-        raise RuntimeError(f"measuring decode {preset} failed: {lines[-1]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    # This process, too, has set a spin count, for training and prefill.
+    said = output_of(__name__, *arguments, timeout=timeout, environment={**os.environ, **DECODING})
+    found = json.loads(said.splitlines()[-1])
     run.facts |= found["facts"]
     for text in found["notices"]:
         run.notice(text)

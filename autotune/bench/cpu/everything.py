@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import perf_counter
 
@@ -18,8 +18,11 @@ from schedules.of_model import of_model
 CORRELATION_SECONDS = 180.0
 
 
-def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) -> Report:
-    """Run every group; ``on_group(done, total)`` is called for progress."""
+def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) -> Iterator[Report]:
+    """Yield the report after each group. One that fails is left out with a notice.
+
+    ``on_group(done, total)`` is called for progress.
+    """
     groups: list[Callable[[Run], Table | list[Table] | None]] = [
         ops.memory_scan,
         ops.memory_scan_training,
@@ -36,21 +39,32 @@ def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) 
         partial(onnx.tables, threads=1),
     ]
     tables: dict[str, Table] = {}
+    peaked: peak_memory.Peak | None = None
+
+    def report() -> Report:
+        return Report(list(tables.values()), goals(tables, peaked), run.facts, run.notices)
+
     for done, group in enumerate(groups):
         on_group(done, len(groups) + 2)
         begin = perf_counter()
-        found = group(run) or []
+        try:
+            found = group(run) or []
+        except (RuntimeError, OSError, MemoryError) as problem:
+            name = (group.func if isinstance(group, partial) else group).__name__
+            run.notice(f"{name} is left out: {problem}")
+            continue
         new = [found] if isinstance(found, Table) else found
         tables |= {table.name: table for table in new}
         if new:
             run.facts[f"seconds that {new[0].name} took"] = perf_counter() - begin
+        yield report()
     on_group(len(groups), len(groups) + 2)
     run.on_step("peak memory")
     peaked = _peak(run)
     on_group(len(groups) + 1, len(groups) + 2)
     _correlate(run)
     on_group(len(groups) + 2, len(groups) + 2)
-    return Report(list(tables.values()), goals(tables, peaked), run.facts, run.notices)
+    yield report()
 
 
 def _correlate(run: Run) -> None:

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from autotune.bench.cpu.apart import output_of
 
 
 class Peak(NamedTuple):
@@ -20,14 +21,8 @@ class Peak(NamedTuple):
 
 
 def measure_in_process(target: str, timeout: float = 120) -> Peak:
-    """Run this file in a process. Raises RuntimeError with its last line if it fails."""
-    command = [sys.executable, "-m", "autotune.bench.cpu.peak_memory", target]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
-    if done.returncode:
-        raise RuntimeError(
-            f"measuring the peak memory failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
-        )
-    measured, budget = map(int, done.stdout.split()[-2:])
+    """Run this file in a process. Raises what ``output_of`` does."""
+    measured, budget = map(int, output_of(__name__, target, timeout=timeout).split()[-2:])
     return Peak(measured, budget)
 
 

@@ -306,7 +306,7 @@ def _target(dry_run: bool) -> str:
 )
 @click.option("--stages", default=",".join(STAGES), help="The stages to run, separated by commas.")
 @click.option("--resume", "earlier", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="The output folder of an earlier visit to continue.")  # fmt: skip
+              help="The output folder of an earlier visit, whose results are kept.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Interpret tiny kernels on the CPU.")
 def visit(minutes: float, output: Path, stages: str, earlier: Path | None, dry_run: bool) -> None:
     """Test, measure, tune and profile on this machine's GPU within MINUTES."""

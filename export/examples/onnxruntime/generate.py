@@ -16,12 +16,17 @@ import onnxruntime
 def main(directory: str, text: str, count: int) -> None:
     folder = Path(directory)
     description = json.loads((folder / "ramnet.json").read_text(encoding="utf-8"))
-    options = onnxruntime.SessionOptions()
     tuned = description.get("deployment") or {}  # by `ramnet tune-model`
-    options.intra_op_num_threads = tuned.get("threads", 0)  # 0 leaves it to onnxruntime
-    if description["kernels"]:
-        options.register_custom_ops_library(str(folder / "libramnet_onnxruntime.so"))
-    prefill, decode = (onnxruntime.InferenceSession(folder / f"{kind}.onnx", options) for kind in ("prefill", "decode"))
+
+    def session(kind: str, threads: str) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = tuned.get(threads, 0)  # 0 leaves it to onnxruntime
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(tuned.get("spinning", True))))
+        if description["kernels"]:
+            options.register_custom_ops_library(str(folder / "libramnet_onnxruntime.so"))
+        return onnxruntime.InferenceSession(folder / f"{kind}.onnx", options)
+
+    prefill, decode = session("prefill", "prompt_threads"), session("decode", "threads")
 
     state = {}  # before the first token: each tensor has one value, and that of a mass is not 0
     for port in description["graphs"]["decode"]["inputs"][1:]:

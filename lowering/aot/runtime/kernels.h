@@ -1,4 +1,4 @@
-/* Calls of kernels compiled by TVM, and the four symbols that they need instead of TVM's runtime. */
+/* Calls of kernels compiled by TVM, and the two symbols that they need instead of TVM's runtime. */
 #ifndef RAMNET_KERNELS_H
 #define RAMNET_KERNELS_H
 

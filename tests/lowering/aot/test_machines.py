@@ -16,7 +16,12 @@ import export
 from export.c.session import CModel
 from lowering.aot import build, machines
 from lowering.aot.machines import TARGETS
-from lowering.targets import cpu_features
+from lowering.aot.schedules import schedules_of
+from lowering.targets import cpu_features, cpu_name
+from schedules import records
+from schedules.cpu import MemoryStep
+from schedules.of_model import of_layer
+from schedules.records import Record, Time
 from tests.lowering.aot.c_library import TINY, CLibrary, ids_of, model_of
 
 pytest.importorskip("tvm", reason="the CPU kernels need tvm: pip install 'ramnet[tvm]'")
@@ -50,6 +55,24 @@ class Sources:
     def _write(self, name: str, folder: Path) -> Path:
         build.write_sources(SMALL, folder, PRECISIONS[name], TARGETS[name])
         return folder
+
+
+def test_a_library_has_the_schedules_of_this_machines_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAMNET_RECORDS", str(tmp_path))
+    monkeypatch.setattr(records, "SHIPPED", tmp_path / "none")
+    (kind,) = SMALL.kinds
+    workload = next(each for each in of_layer(kind) if each.op == "memory_step")
+    time = Time(median=1e-6, spread=0.0, runs=9)
+    key, host = build._key(SMALL, "int8", build.LOOPS), machines.host()
+    for device, tile in (("Another", 2), (cpu_name(), 4)):
+        knobs = MemoryStep(tile=tile, unroll=1, parallel=False, prefetch=0).model_dump()
+        records.merge(records.records_path("cpu"), [Record(
+            workload=workload, target="cpu", device=device, knobs=knobs, how="measured", gain=1.0, gain_spread=0.0,
+            tuned=time, default=time, trials=1, fingerprint="", versions={}, date="2026-01-01",
+        )])  # fmt: skip
+        assert schedules_of(kind, host).step.tile == tile
+        assert build._key(SMALL, "int8", build.LOOPS) != key
+        key = build._key(SMALL, "int8", build.LOOPS)
 
 
 @pytest.mark.parametrize("name", PRECISIONS)

@@ -195,10 +195,6 @@ def test_default_schedules_are_valid_for_any_sizes() -> None:
             "D": value_dim,
             "P": sub_dim,
             "U": order,
-            "O": 3,
-            "I": value_dim,
-            "C": 12,
-            "H": 3,
         }
         for op, kind in SCHEDULES.items():
             work = Workload(op=op, shape={axis: sizes[axis] for axis in AXES[op]}, constants={})

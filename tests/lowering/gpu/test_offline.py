@@ -7,10 +7,11 @@ import torch
 
 from lowering import nvcc
 from lowering.gpu.kernels import plan
-from lowering.gpu.offline import NoCompilerError, arguments, compile_for
+from lowering.gpu.offline import NoCompilerError, arguments, compile_for, why_unsupported
 from ramnet.config import RamNetConfig
 from schedules.base import Schedule
 from schedules.gpu import SCHEDULES, AddressDecode, MemoryStep
+from schedules.gpu.shared import SharedScan
 from schedules.of_model import of_model_on_gpu
 
 CONFIG = RamNetConfig.preset("340m")
@@ -101,6 +102,14 @@ def test_tir_does_not_compile_for_amd() -> None:
 def test_threads_must_be_a_multiple_of_the_warp() -> None:
     with pytest.raises(NoCompilerError, match="threads is 32; it must be a multiple of mi300x's warp of 64 threads"):
         compile_for(WORKLOADS["memory_step"], "mi300x", MemoryStep(threads=32))
+
+
+def test_a_program_must_fit_into_the_targets_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvcc, "nvcc", lambda: "nvcc")
+    large = WORKLOADS["memory_scan"].model_copy(update={"shape": {**WORKLOADS["memory_scan"].shape, "M": 2048}})
+    schedule = SharedScan(channels=4, slot_lanes=8, chunk=8)
+    assert why_unsupported(schedule, "h100", large) is None
+    assert "101376" in str(why_unsupported(schedule, "l4", large))
 
 
 def test_tir_needs_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
