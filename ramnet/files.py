@@ -226,6 +226,8 @@ def locked_alone(path: Path, taken: str) -> Iterator[None]:
             held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
         except BlockingIOError:
             held = False
+        except OSError:  # the file system has no locks
+            held = True
         if not held:  # or its holder has removed it since it was opened
             raise ValueError(taken)
         try:

@@ -146,9 +146,10 @@ class RamLayer(nn.Module):
             ``output`` [B, T, C], 0 for padding, and ``state``. A sequence may be split over several calls.
 
         Raises:
-            ValueError: if ``x`` is not [B, T, C], ``in_place`` is set and T ≠ 1 or gradients are asked for, the mask or
-                the documents do not fit (``Sequences.padded``, ``Sequences.packed``), or ``state`` does not fit the
-                layer, batch or device (``RamState.check``). ``state`` is not modified then.
+            ValueError: if ``x`` is not [B, T, C], ``in_place`` is set and T ≠ 1 or gradients are asked for,
+                ``sequences`` is given beside what it replaces, the mask or the documents do not fit
+                (``Sequences.padded``, ``Sequences.packed``), or ``state`` does not fit the layer, batch or device
+                (``RamState.check``). ``state`` is not modified then.
             TypeError: if a mask, documents or a state have a wrong dtype.
         """
         c = self.config
@@ -159,6 +160,8 @@ class RamLayer(nn.Module):
             raise ValueError(f"in_place takes one token at a time, not {tokens}")
         if in_place:
             check_no_gradients(self, x)
+        if sequences is not None and (attention_mask is not None or cu_seqlens is not None):
+            raise ValueError("sequences is given beside attention_mask or cu_seqlens; give one of them")
         if sequences is None:
             sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), x.device)
         rows = batch if sequences is None else sequences.lengths.shape[0]

@@ -18,10 +18,17 @@ _PACKAGES = ("schedules", "lowering", "autotune", "export")
 def plugins(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of ``group`` by name. A checkout's pyproject.toml overrides the installed ones."""
     found = {entry.name: entry for entry in entry_points(group=group)}
-    if _PROJECT.is_file():
-        declared = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["entry-points"].get(group, {})
-        found |= {name: EntryPoint(name, value, group) for name, value in declared.items()}
-    return found
+    declared = _declared().get(group, {})
+    return found | {name: EntryPoint(name, value, group) for name, value in declared.items()}
+
+
+def _declared() -> dict[str, dict[str, str]]:
+    """Return the entry points of a checkout by group; none if the file there is another project's."""
+    try:
+        project = tomllib.loads(_PROJECT.read_text(encoding="utf-8")).get("project", {})
+    except (OSError, ValueError):
+        return {}
+    return project.get("entry-points", {}) if project.get("name") == "ramnet" else {}
 
 
 def load(entry: EntryPoint) -> Any:

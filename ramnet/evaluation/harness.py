@@ -39,6 +39,8 @@ class HarnessModel(HFLM):
                     " that has any of them by --tokenizer"
                 )
             prefix = newline[-1]
+        if {tokenizer.pad_token, tokenizer.unk_token, tokenizer.eos_token} == {None}:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # lm-evaluation-harness would add an id
         logger, level = logging.getLogger(HFLM.__module__), logging.getLogger(HFLM.__module__).level
         logger.setLevel(logging.ERROR)  # it warns of each model that is not given by a name
         super().__init__(

@@ -52,7 +52,10 @@ def read(directory: str | Path) -> RamNetForCausalLM:
     index, names = directory / SAFE_WEIGHTS_INDEX_NAME, {SAFE_WEIGHTS_NAME}
     # transformers, too, prefers the one file, beside which it leaves the index of shards that it has removed.
     if index.is_file() and not (directory / SAFE_WEIGHTS_NAME).is_file():
-        names = set(json.loads(read_text(index))["weight_map"].values())
+        try:
+            names = set(json.loads(read_text(index))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{index} does not say which file has which weight; it is damaged") from None
     tensors: dict[str, Tensor] = {}
     for name in sorted(names):
         tensors |= {key.removeprefix(_PREFIX): x for key, x in read_safetensors(directory / name).items()}

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import GenerationMixin, PreTrainedModel, initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -148,12 +149,18 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
             ``loss`` in nats, ``logits`` [B, T, V], ``cache`` and ``hidden_states``, as far as they were asked for.
 
         Raises:
-            ValueError: if not exactly one of ``input_ids`` and ``inputs_embeds`` is given, two caches are given,
-                ``position_ids`` or ``seq_idx`` is given without ``cu_seq_lens_q``, an argument has another name here,
-                the mask has neither the columns of the input nor those and the cache's, or it says of a column that the
-                cache has read what it was not read as; and as ``RamNetForCausalLM.forward``.
+            ValueError: if FSDP has sharded all layers as one module, not exactly one of ``input_ids`` and
+                ``inputs_embeds`` is given, two caches are given, ``position_ids`` or ``seq_idx`` is given without
+                ``cu_seq_lens_q``, an argument has another name here, the mask has neither the columns of the input nor
+                those and the cache's, or it says of a column that the cache has read what it was not read as; and as
+                ``RamNetForCausalLM.forward``.
             TypeError: if a cache is another model's; and as ``RamNetForCausalLM.forward``.
         """
+        if isinstance(self.ramnet, FSDPModule | FullyShardedDataParallel):
+            raise ValueError(
+                "FSDP has sharded the layers as one module, by its default; give TrainingArguments"
+                " fsdp_config={'transformer_layer_cls_to_wrap': ['Block']}"
+            )
         if (input_ids is None) == (inputs_embeds is None):
             given = (
                 "neither input_ids nor inputs_embeds is"
@@ -248,6 +255,8 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
         )  # fmt: skip
         if cache is not None and not is_first_iteration:
             inputs.pop("attention_mask", None)  # a generated token is no padding
+        if "cache" in inputs:  # PEFT asks the cache by this name whether it has inserted its virtual tokens
+            inputs["past_key_values"] = inputs.pop("cache")
         return inputs
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any) -> None:

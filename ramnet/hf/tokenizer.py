@@ -54,6 +54,7 @@ def read_tokenizer(path: str | Path | None, checkpoint: str | Path, vocab_size: 
         )
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
         raise ValueError(f"{path} is no tokenizer: {' '.join(str(error).split())}") from None
-    if len(tokenizer) > vocab_size:
-        raise ValueError(f"{path} has {len(tokenizer)} token ids, but the model in {checkpoint} has only {vocab_size}")
+    size = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    if size > vocab_size:
+        raise ValueError(f"{path} has {size} token ids, but the model in {checkpoint} has only {vocab_size}")
     return tokenizer

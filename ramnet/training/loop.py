@@ -125,9 +125,9 @@ def train(
         progress = checkpoint.Progress.load(output)
         _same_run(progress, model, task, recipe, output)
         loaded = checkpoint.load(output, model, generator)
-        if isinstance(task, HasPlaces) and loaded.places is not None:
-            task.places = loaded.places
         result.step, result.elapsed, result.skipped = progress.step, progress.elapsed, progress.skipped
+    if isinstance(task, HasPlaces):  # of a task that an earlier run has used, too
+        task.places = None if loaded is None else loaded.places
     objective = parallel.wrap(Objective(model, recipe.precision, execution.compiled))
     optimizer = adamw(model, recipe)
     carried: RamState | None = None  # of this process's rows, after the last step

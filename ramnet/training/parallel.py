@@ -127,6 +127,11 @@ def processes(kind: Kind) -> Iterator[Parallel]:
     if count == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Parallel()
         return
+    nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
+    if nodes != "1" and _attempt() != "0":  # each node counts its own restarts, so attempts have no common name
+        raise ValueError(
+            f"torchrun has restarted processes of {nodes} nodes; give it --max-restarts 0 and use --resume"
+        )
     store, rank, _ = next(torch.distributed.rendezvous("env://"))
     if count == 1:
         yield Parallel(store=store)

@@ -104,13 +104,14 @@ def write_tokens(
 
     Raises ValueError if ``folder`` holds other files, or, naming the file, if a document is not UTF-8.
     """
+    folder = folder.resolve()  # a link is kept, and its target is replaced
     names = {INDEX, *(f"{side}{end}" for side in sides for end in (_TOKENS, _SIZES))}
     if folder.exists():
         if not folder.is_dir():
             raise ValueError(f"{folder} is a file; the tokens need a folder there, so move it away")
         if foreign := sorted({path.name for path in folder.iterdir()} - names):
             raise ValueError(f"{folder} would be replaced, but {foreign[0]} is not of this program; move it away")
-    with folder_written_aside(folder.absolute()) as aside:
+    with folder_written_aside(folder) as aside:
         parts: dict[str, Any] = {}
         for side, documents in sides.items():
             sizes: list[int] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import re
@@ -112,3 +114,13 @@ def test_a_lock_for_one_is_refused_to_others_and_leaves_nothing(tmp_path: Path) 
     with locked_alone(path, "in use"):
         (path.parent / "result").write_text("kept")
     assert [each.name for each in path.parent.iterdir()] == ["result"]
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with locked_alone(tmp_path / "new" / ".lock", "in use"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -128,6 +128,8 @@ def test_layers_can_share_sequences() -> None:
     made = Sequences.padded(MASK, (ROWS, LENGTH), x.device)
     assert torch.equal(layer(x, sequences=made).output, layer(x, attention_mask=MASK).output)
     assert made.lengths.tolist() == [6, 5, 6, 9, 5, 0]
+    with pytest.raises(ValueError, match="sequences is given beside attention_mask or cu_seqlens; give one of them"):
+        layer(x, sequences=made, attention_mask=MASK)
 
 
 def test_a_mask_of_no_tokens_gives_no_logits_and_the_same_state(kernels: str) -> None:

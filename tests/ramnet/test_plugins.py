@@ -44,3 +44,15 @@ def test_the_command_runs_as_a_module_of_the_checkout(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("ramnet: target 'toaster' is unknown; there are a10, a100")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ['[project]\nname = "other"\n[project.entry-points."ramnet.backends"]\nx = "y:z"', "[", ""]
+)
+def test_the_file_of_another_project_declares_nothing(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    monkeypatch.setattr(plugins, "_PROJECT", tmp_path / "pyproject.toml")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: ())
+    assert plugins.plugins("ramnet.backends") == {}

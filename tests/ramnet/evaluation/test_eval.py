@@ -192,3 +192,21 @@ def test_a_tokenizer_that_cannot_begin_a_text_is_refused(checkpoint: Path, tasks
     made.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="no token for the begin or the end of a text, and none for a newline"):
         evaluate(checkpoint, ["choice"], task_folder=tasks, tokenizer=tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_without_special_tokens_pads_with_an_id_of_the_model(
+    checkpoint: Path, tasks: Path, tmp_path: Path
+) -> None:
+    made = byte_tokenizer().backend_tokenizer
+    plain = json.loads(made.to_str()) | {"added_tokens": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(plain))
+    found = evaluate(checkpoint, ["written"], task_folder=tasks, tokenizer=tmp_path / "tokenizer.json", batch_size=3)
+    assert found["results"]["written"]["exact_match,none"] == pytest.approx(2 / 3)
+
+
+def test_ids_of_a_tokenizer_may_have_gaps(checkpoint: Path, tasks: Path, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="the tokenizer is of the package tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"ab": 0, "[UNK]": 256}, unk_token="[UNK]"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"tokenizer\.json has 257 token ids, but the model in .* has only 256$"):
+        evaluate(checkpoint, ["text"], task_folder=tasks, tokenizer=tmp_path / "tokenizer.json")

@@ -127,6 +127,8 @@ def test_shards_are_converted(tmp_path: Path) -> None:
         ("other", "holds a model of type 'llama'; it must be a RAM-Net"),
         ("shape", "does not fit its config.json: head.weight is [5, 12]; it must be [11, 12]"),
         ("weights", "model.safetensors is not a file; a safetensors file was expected there"),
+        ("index", "model.safetensors.index.json does not say which file has which weight; it is damaged"),
+        ("cut index", "model.safetensors.index.json does not say which file has which weight; it is damaged"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_converted_is_named(damage: str, message: str, tmp_path: Path) -> None:
@@ -144,6 +146,9 @@ def test_a_checkpoint_that_cannot_be_converted_is_named(damage: str, message: st
             save_file({**weights, "ramnet.head.weight": torch.zeros(5, 12)}, folder / "model.safetensors")
         case "weights":
             (folder / "model.safetensors").unlink()
+        case "index" | "cut index":
+            (folder / "model.safetensors").unlink()
+            (folder / "model.safetensors.index.json").write_text("{}" if damage == "index" else "{")
     with pytest.raises(ValueError) as caught:
         convert(folder, folder if damage == "same" else tmp_path / "own")
     assert message in str(caught.value) and str(folder) in str(caught.value) and "\n" not in str(caught.value)

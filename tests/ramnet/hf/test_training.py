@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 pytest.importorskip("transformers", reason="ramnet.hf needs transformers: pip install 'ramnet[hf]'")
 
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainingArguments
 
 import ramnet
@@ -140,3 +143,36 @@ def test_a_compiled_model_recomputes_its_blocks() -> None:
     assert len(calls) == 3
     for name, x in hf.named_parameters():
         torch.testing.assert_close(x.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A group of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_fsdp_shards_blocks(alone: None) -> None:
+    _, hf = both()
+    expected = gradients(hf.train())
+    mesh = init_device_mesh("cpu", (1,))
+    for block in hf.ramnet.blocks:
+        fully_shard(block, mesh=mesh)
+    found = gradients(fully_shard(hf, mesh=mesh))
+    assert all(torch.equal(found[name].full_tensor(), x) for name, x in expected.items())
+    _, hf = both()
+    fully_shard(hf.ramnet, mesh=mesh)  # what accelerate does by default
+    with pytest.raises(ValueError, match=r"give TrainingArguments fsdp_config=\{'transformer_layer_cls_to_wrap'"):
+        hf(IDS)
+
+
+def test_prompt_tuning_inserts_its_tokens_once() -> None:
+    _, hf = both()
+    config = PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, token_dim=12, num_layers=1, num_attention_heads=1
+    )
+    adapted, ids = get_peft_model(hf, config).eval(), IDS
+    for _ in range(5):
+        ids = torch.cat([ids, adapted(ids).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(adapted.generate(input_ids=IDS, max_new_tokens=5, do_sample=False), ids)

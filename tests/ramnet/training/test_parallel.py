@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ramnet.training import Recipe, checkpoint, train
 from ramnet.training.footprint import held
 from ramnet.training.metrics import FILE, read
-from ramnet.training.parallel import Parallel
+from ramnet.training.parallel import Parallel, processes
 from tests.ramnet.training import two_processes
 from tests.ramnet.training.runs import TASK
 from tests.ramnet.training.runs import fresh as recall
@@ -99,6 +99,19 @@ def test_restarted_processes_go_on_with_their_own_run_and_with_no_other(
         status, said = trained(5)
         assert status == 2 and "holds a run; continue it with --resume" in said
     assert (tmp_path / "run" / checkpoint.FILE).read_bytes() == before
+
+
+def test_restarts_of_several_nodes_are_refused(agent: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    agent(0)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with processes("ddp"):
+        pass
+    agent(1)
+    with (
+        pytest.raises(ValueError, match="processes of 2 nodes; give it --max-restarts 0 and use --resume"),
+        processes("ddp"),
+    ):
+        pass
 
 
 def test_the_others_wait_for_the_first_however_long_that_takes() -> None:

@@ -202,3 +202,10 @@ def test_baselines_have_no_such_rows(tmp_path: Path, windows: str, kind: str) ->
     )
     with pytest.raises(ValueError, match=f"rows that {kind} need a RAM-Net, not the mixer 'linear'"):
         train(BaselineForCausalLM(config), text(tmp_path / "data", windows), RECIPE)
+
+
+def test_a_second_run_on_a_task_begins_as_the_first(tmp_path: Path) -> None:
+    task = text(tmp_path / "data", "carried")
+    first = train(model(), task, RECIPE)
+    assert train(model(), task, RECIPE).losses == first.losses
+    assert train(model(), task, RECIPE.model_copy(update={"batch_size": 6})).step == RECIPE.steps

@@ -246,6 +246,15 @@ def test_tokens_do_not_replace_what_others_wrote(tmp_path: Path, tokenizer: Toke
     assert theirs.read_text() == "precious"
 
 
+def test_tokens_are_written_to_the_target_of_a_link(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    link = tmp_path / "tokens"
+    link.symlink_to("elsewhere")
+    for _ in range(2):
+        Text(_files(tmp_path / "data", *TEXTS), 3, tokenizer=tokenizer, cache=link)
+        assert link.is_symlink() and (tmp_path / "elsewhere" / "index.json").is_file()
+        (tmp_path / "elsewhere" / "index.json").write_text("{}")
+
+
 def test_a_tokenizer_that_fails_on_a_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(tokenizers.models.WordLevel({"ab": 0}, unk_token="[UNK]")).save(str(path))
