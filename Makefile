@@ -63,12 +63,9 @@ test-gpu: setup  ## Run the tests that need a GPU, and those of the Triton kerne
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "test-gpu needs a CUDA device, and torch sees none")'
 	env -u TRITON_INTERPRET CUBLAS_WORKSPACE_CONFIG=:4096:8 $(RUN) -m pytest $(GPU_TESTS)
 
-# A prerequisite comes before the tests, which take minutes.
-.PHONY: gpu-target
-gpu-target:
+gpu:  ## On the GPU TARGET: test, bench, tune for BUDGET seconds, bench again; results in runs/gpu
 	@test $(TARGET) != cpu || { echo "gpu needs TARGET=name, a GPU of 'ramnet targets'"; exit 1; }
-
-gpu: gpu-target test-gpu  ## On the GPU TARGET: test, bench, tune for BUDGET seconds, bench again; results in runs/gpu
+	$(MAKE) test-gpu
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/before
 	$(RAMNET) tune --target $(TARGET) --budget $(BUDGET) --output runs/gpu/tune
 	$(RAMNET) bench --target $(TARGET) --output runs/gpu/after

@@ -31,9 +31,9 @@ def kernel(
     run, and no GPU is needed. The schedule and its source are printed on stderr.
     """
     from lowering import nvcc
-    from lowering.gpu.offline import why_unsupported
+    from lowering.gpu.offline import too_large, why_unsupported
     from lowering.listing import listing
-    from lowering.targets import device_of, find
+    from lowering.targets import device_of, find, gpu_of
     from ramnet.config import RamNetConfig
     from schedules import records
     from schedules.shapes import parse
@@ -46,8 +46,12 @@ def kernel(
     workload = parse(text, config, "bfloat16" if is_gpu else "float32")
 
     def refused(schedule: Any) -> str | None:
-        reason = why_unsupported(schedule, target, workload) if is_gpu else None
-        return None if reason == nvcc.MISSING and emit in ("tir", "cuda") else reason  # which need no nvcc
+        if not is_gpu:
+            return None
+        reason = why_unsupported(schedule, target, workload)
+        if reason == nvcc.MISSING and emit in (None, "tir", "cuda"):  # which need no nvcc
+            reason = None
+        return reason or too_large(schedule, workload, gpu_of(target))
 
     choice = records.choose(workload, target, device_of(target), refused)
     click.echo(f"{workload.name} on {target}: {choice.schedule} ({choice.source})", err=True)

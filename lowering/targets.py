@@ -150,8 +150,10 @@ def _recognised(device: int) -> Target:
 
 
 def device_of(target: str) -> str:
-    """Return the name that records of what was measured on this machine's device bear, or ``target`` if that is a GPU
-    which is not here."""
+    """Return the name of this machine's device, under which its measurements are recorded.
+
+    If ``target`` is a GPU and is not here, it is the target's name, which modelled records have.
+    """
     if find(target).gpu is None:
         return cpu_name()
     found = here()

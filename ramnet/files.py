@@ -223,12 +223,13 @@ def locked_alone(path: Path, taken: str) -> Iterator[None]:
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
         except BlockingIOError:
-            held = False
+            raise ValueError(taken) from None
         except OSError:  # the file system has no locks
-            held = True
-        if not held:  # or its holder has removed it since it was opened
+            pass
+        if not (
+            path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        ):  # its holder has removed it since it was opened
             raise ValueError(taken)
         try:
             yield

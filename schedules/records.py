@@ -243,7 +243,7 @@ def choose(
     for record in sorted(candidates, key=rank):
         schedule = record.schedule()
         if schedule.refusal(workload) is None and refused(schedule) is None:
-            exact = record.key == (workload.name, device)
+            exact = record.workload == workload and record.device in (device, target)  # the target's is modelled
             source = "record" if exact else f"nearest: {record.workload.name} on {record.device}"
             return Choice(schedule=schedule, source=source, record=record)
     return Choice(schedule=default_schedule(workload, target), source="default")

@@ -148,7 +148,7 @@ def cache_sizes() -> dict[int, int]:
     """Return the bytes of core 0's caches by level; 1 MiB and 32 MiB if the system does not report them."""
     sizes = {2: 1 << 20, 3: 1 << 25}
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        with suppress(OSError):  # a file is left out where the system does not know what it would hold
+        with suppress(OSError):  # Linux has no file for a number that it does not know
             level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
             if kind != "Instruction" and size.endswith("K"):
                 sizes[int(level)] = int(size[:-1]) << 10

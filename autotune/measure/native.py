@@ -37,8 +37,8 @@ def load(name: str, source: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / file
         _run([compiler, *FLAGS, "-x", "c++", "-", "-o", str(built)], source)
-        cache.keep(file, lambda path: shutil.copyfile(built, path))
-        return ctypes.CDLL(str(built))
+        kept = cache.keep(file, lambda path: shutil.copyfile(built, path))
+        return ctypes.CDLL(str(kept or built))
 
 
 def _run(command: list[str], text: str = "") -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowering.gpu.decode_heads.options import MixerOptions
 from lowering.gpu.kernels import plan
-from lowering.gpu.offline import why_unsupported
+from lowering.gpu.offline import too_large, why_unsupported
 from lowering.targets import device_of, gpu_of, here
 from ramnet.ops import checks
 from ramnet.ops.accesses import Accesses
@@ -51,10 +51,11 @@ class GpuKernels:
         if key not in self._schedules:
             workload = Workload.of(op, sizes, dtype, constants)
             if self.tuned:
-                # Skip a record whose compiler is not installed here.
-                choice = records.choose(
-                    workload, self.target, device_of(self.target), lambda s: why_unsupported(s, self.target, workload)
-                )
+
+                def refused(schedule: Schedule) -> str | None:  # such as one whose compiler is not installed here
+                    return why_unsupported(schedule, self.target, workload) or too_large(schedule, workload, self.gpu)
+
+                choice = records.choose(workload, self.target, device_of(self.target), refused)
                 self._schedules[key] = choice.schedule
             else:
                 self._schedules[key] = default_schedule(workload, self.target)

@@ -12,7 +12,7 @@ from lowering import cache, nvcc
 from lowering.gpu.compilers import interpreted
 from lowering.gpu.kernels import plan
 from lowering.gpu.resources import Compiled
-from lowering.targets import find, gpu_of
+from lowering.targets import Gpu, find, gpu_of
 from schedules.gpu.shared import SharedScan, refuse_bytes
 from schedules.workload import Workload, heads_of
 
@@ -52,12 +52,17 @@ def why_unsupported(schedule: Any, target: str, workload: Workload) -> str | Non
     missing = _missing_for_tir() if wanted == "tir" else None
     if missing is not None and not _in_cache(schedule, target, workload):
         return missing
-    gpu = gpu_of(target)
-    if schedule.threads % gpu.warp:
-        return f"threads is {schedule.threads}; it must be a multiple of {target}'s warp of {gpu.warp} threads"
-    if isinstance(schedule, SharedScan):
-        return refuse_bytes(max(schedule.shared_bytes(workload, of) for of in schedule.operands), gpu.shared_block)
+    warp = gpu_of(target).warp
+    if schedule.threads % warp:
+        return f"threads is {schedule.threads}; it must be a multiple of {target}'s warp of {warp} threads"
     return None
+
+
+def too_large(schedule: Any, workload: Workload, gpu: Gpu) -> str | None:
+    """Return why a program of a schedule does not fit into the GPU's shared memory, or None if it does."""
+    if not isinstance(schedule, SharedScan):
+        return None
+    return refuse_bytes(max(schedule.shared_bytes(workload, of) for of in schedule.operands), gpu.shared_block)
 
 
 def _missing_for_tir() -> str | None:

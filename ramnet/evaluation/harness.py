@@ -61,10 +61,14 @@ class HarnessModel(HFLM):
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
     @property
-    def eot_token_id(self) -> int:
-        """The token that ends a generated text: the tokenizer's, or its padding."""
-        end = self.tokenizer.eos_token_id
-        return self.tokenizer.pad_token_id if end is None else end
+    def eot_token_id(self) -> Any:
+        """The token that ends a generated text; None if the tokenizer has none."""
+        return self.tokenizer.eos_token_id
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Any:
+        """Return the text of tokens. That of None is None, which lm-evaluation-harness does not add to what ends a
+        text."""
+        return None if tokens is None else super().tok_decode(tokens, skip_special_tokens)
 
 
 def evaluate(

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import GenerationMixin, PreTrainedModel, initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -16,6 +15,12 @@ from ramnet.hf.cache import HFRamNetCache
 from ramnet.hf.configuration import HFRamNetConfig
 from ramnet.loss import IGNORED, check_labels, next_labels, summed_cross_entropy
 from ramnet.model import RamNetForCausalLM
+
+_FSDP: tuple[type, ...] = ()
+if torch.distributed.is_available():
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    _FSDP = (FSDPModule, FullyShardedDataParallel)
 
 # Arguments of this project's model that have another name here, or none.
 _OTHER_NAMES = {
@@ -156,7 +161,7 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
                 ``RamNetForCausalLM.forward``.
             TypeError: if a cache is another model's; and as ``RamNetForCausalLM.forward``.
         """
-        if isinstance(self.ramnet, FSDPModule | FullyShardedDataParallel):
+        if isinstance(self.ramnet, _FSDP):
             raise ValueError(
                 "FSDP has sharded the layers as one module, by its default; give TrainingArguments"
                 " fsdp_config={'transformer_layer_cls_to_wrap': ['Block']}"

@@ -16,7 +16,7 @@ def recall_lengths(checkpoints: tuple[Path, ...], pairs: int, output: Path, kern
     """Measure a recall model's accuracy at 64 to 65 536 tokens, with the same number of pairs.
 
     CHECKPOINT is what `ramnet train mqar` wrote, or the folder of `ramnet recall`, for all RAM-Nets that it has trained
-    to the end, each at its best learning rate.
+    to the end, at each scale the first seed at the best learning rate.
     """
     from ramnet import ops
     from ramnet.console import console

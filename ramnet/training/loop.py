@@ -126,7 +126,7 @@ def train(
         _same_run(progress, model, task, recipe, output)
         loaded = checkpoint.load(output, model, generator)
         result.step, result.elapsed, result.skipped = progress.step, progress.elapsed, progress.skipped
-    if isinstance(task, HasPlaces):  # of a task that an earlier run has used, too
+    if isinstance(task, HasPlaces):  # an earlier run on the task may have left its own
         task.places = None if loaded is None else loaded.places
     objective = parallel.wrap(Objective(model, recipe.precision, execution.compiled))
     optimizer = adamw(model, recipe)

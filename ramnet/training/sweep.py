@@ -58,9 +58,9 @@ class Outcome(BaseModel):
     """The result of a run.
 
     Attributes:
-        loss: mean of the last tenth of the steps, in nats per label; None if training diverged.
-        metric: the task's; None if training diverged.
-        scores: the task's, of runs that ask for them; empty if training diverged.
+        loss: mean of the last tenth of the steps, in nats per label; None if training diverged or a score is undefined.
+        metric: the task's; None likewise.
+        scores: the task's, of runs that ask for them; empty likewise.
         skipped: steps whose update was skipped because the loss or gradient was not finite.
     """
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 def output_of(module: str, *arguments: str, timeout: float, environment: Mapping[str, str] | None = None) -> str:
     """Return what ``python -m module arguments`` prints.
 
-    Raises RuntimeError, with the last line of its errors, if it fails or takes longer than ``timeout`` seconds.
+    Raises ValueError if the module ends with one, as a wrong result does, and RuntimeError if it fails otherwise or
+    takes longer than ``timeout`` seconds.
     """
     command = [sys.executable, "-m", module, *arguments]
     try:
@@ -18,5 +19,7 @@ def output_of(module: str, *arguments: str, timeout: float, environment: Mapping
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"{module} was killed after {timeout:g} s") from None
     if done.returncode:
-        raise RuntimeError(f"{module} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        kind = ValueError if last.startswith("ValueError: ") else RuntimeError
+        raise kind(f"{module} failed: {last}")
     return done.stdout

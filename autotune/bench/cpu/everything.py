@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 from autotune.bench import correlation
 from autotune.bench.cpu import decode_process, language_model, onnx, ops, peak_memory, token
@@ -19,38 +20,38 @@ CORRELATION_SECONDS = 180.0
 
 
 def measure(run: Run, model_threads: int, on_group: Callable[[int, int], None]) -> Iterator[Report]:
-    """Yield the report after each group. One that fails is left out with a notice.
+    """Yield the report after each group. One that cannot be measured is left out with a notice.
 
-    ``on_group(done, total)`` is called for progress.
+    ``on_group(done, total)`` is called for progress. Raises ValueError if a form has a wrong result.
     """
-    groups: list[Callable[[Run], Table | list[Table] | None]] = [
-        ops.memory_scan,
-        ops.memory_scan_training,
-        ops.address_decode,
-        ops.memory_step,
-        ops.memory_step_slots,
-        partial(language_model.training_step, preset="tiny", batch=4, tokens=1024, threads=model_threads),
-        partial(language_model.prefill, preset="tiny", batch=4, tokens=1024, threads=model_threads),
-        partial(language_model.decode, preset="tiny", threads=model_threads),
-        partial(language_model.decode_late, threads=model_threads),
-        partial(decode_process.decode, preset="340m", threads=model_threads),
-        partial(token.token, preset="tiny", threads=1, tokens=16, others=True, floors=False),
-        partial(token.token, preset="340m", threads=model_threads, tokens=4, others=False, floors=True),
-        partial(onnx.tables, threads=1),
-    ]
+    model: dict[str, Any] = {"threads": model_threads}
+    groups: dict[str, Callable[[Run], Table | list[Table] | None]] = {
+        "memory_scan": ops.memory_scan,
+        "memory_scan forward + backward": ops.memory_scan_training,
+        "address_decode": ops.address_decode,
+        "memory_step": ops.memory_step,
+        "memory_step by slots": ops.memory_step_slots,
+        "training": partial(language_model.training_step, preset="tiny", batch=4, tokens=1024, **model),
+        "prefill": partial(language_model.prefill, preset="tiny", batch=4, tokens=1024, **model),
+        "decode tiny": partial(language_model.decode, preset="tiny", **model),
+        "decode tiny by position": partial(language_model.decode_late, **model),
+        "decode 340m": partial(decode_process.decode, preset="340m", **model),
+        "token tiny": partial(token.token, preset="tiny", threads=1, tokens=16, others=True, floors=False),
+        "token 340m": partial(token.token, preset="340m", tokens=4, others=False, floors=True, **model),
+        "ONNX": partial(onnx.tables, threads=1),
+    }
     tables: dict[str, Table] = {}
     peaked: peak_memory.Peak | None = None
 
     def report() -> Report:
         return Report(list(tables.values()), goals(tables, peaked), run.facts, run.notices)
 
-    for done, group in enumerate(groups):
+    for done, (name, group) in enumerate(groups.items()):
         on_group(done, len(groups) + 2)
         begin = perf_counter()
         try:
             found = group(run) or []
         except (RuntimeError, OSError, MemoryError) as problem:
-            name = (group.func if isinstance(group, partial) else group).__name__
             run.notice(f"{name} is left out: {problem}")
             continue
         new = [found] if isinstance(found, Table) else found

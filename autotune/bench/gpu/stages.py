@@ -19,6 +19,7 @@ from autotune.measure.gpu_runner import GpuRunner
 from autotune.study import tuner
 from autotune.study.search import Budget, Progress
 from autotune.study.worker import Worker
+from lowering.targets import device_of
 from schedules import records
 from schedules.workload import Workload
 
@@ -68,7 +69,7 @@ def tune(run: GpuRun) -> list[Table]:
         results = tuner.tune(
             run.target, workloads, worker, journal=records.records_folder() / "journal.log",
             records_file=records.records_path(run.target), budget=Budget(SHARE * run.seconds), threads=THREADS,
-            device=_device(run), on_progress=progress, first=first,
+            device="cpu" if run.device == "cpu" else device_of(run.target), on_progress=progress, first=first,
         )  # fmt: skip
     for result in results:
         record = result.record
@@ -79,14 +80,6 @@ def tune(run: GpuRun) -> list[Table]:
             f" {result.study.summary().failures}; {record.schedule()}"
         )
     return []
-
-
-def _device(run: GpuRun) -> str:
-    if run.device == "cpu":
-        return "cpu"
-    import torch
-
-    return torch.cuda.get_device_name()
 
 
 def ncu() -> str | None:

@@ -31,7 +31,8 @@ def test_a_group_that_fails_is_left_out_and_each_other_is_reported(monkeypatch: 
     assert [[each.name for each in report.tables] for report in reports] == [
         ["memory_scan"], ["memory_scan", "ONNX"], ["memory_scan", "ONNX"]
     ]  # fmt: skip
-    assert reports[-1].notices[-1] == "correlated" and "fails is left out: no room" in reports[-1].notices
+    assert reports[-1].notices[-1] == "correlated" and "token 340m is left out: no room" in reports[-1].notices
+    assert sum(notice.endswith("is left out: no room") for notice in reports[-1].notices) == 11
     assert told == [(done, 15) for done in range(16)]
 
 
@@ -53,6 +54,13 @@ def test_what_a_process_prints_comes_back_or_why_it_failed(monkeypatch: pytest.M
     assert apart.output_of("this", timeout=600).startswith("The Zen of Python")
     with pytest.raises(RuntimeError, match=r"^no_such_module failed: .*No module named no_such_module$"):
         apart.output_of("no_such_module", timeout=600)
+
+    def is_wrong(*_: object, **__: object) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess([], 1, "", "Traceback\nValueError: form is wrong\n")
+
+    monkeypatch.setattr(subprocess, "run", is_wrong)
+    with pytest.raises(ValueError, match=r"^this failed: ValueError: form is wrong$"):
+        apart.output_of("this", timeout=600)
 
     def hangs(command: object, timeout: float, **_: object) -> None:
         raise subprocess.TimeoutExpired(str(command), timeout)

@@ -7,7 +7,8 @@ import torch
 
 from lowering import nvcc
 from lowering.gpu.kernels import plan
-from lowering.gpu.offline import NoCompilerError, arguments, compile_for, why_unsupported
+from lowering.gpu.offline import NoCompilerError, arguments, compile_for, too_large
+from lowering.targets import gpu_of
 from ramnet.config import RamNetConfig
 from schedules.base import Schedule
 from schedules.gpu import SCHEDULES, AddressDecode, MemoryStep
@@ -104,12 +105,12 @@ def test_threads_must_be_a_multiple_of_the_warp() -> None:
         compile_for(WORKLOADS["memory_step"], "mi300x", MemoryStep(threads=32))
 
 
-def test_a_program_must_fit_into_the_targets_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvcc, "nvcc", lambda: "nvcc")
+def test_a_program_must_fit_into_the_gpus_shared_memory() -> None:
     large = WORKLOADS["memory_scan"].model_copy(update={"shape": {**WORKLOADS["memory_scan"].shape, "M": 2048}})
     schedule = SharedScan(channels=4, slot_lanes=8, chunk=8)
-    assert why_unsupported(schedule, "h100", large) is None
-    assert "101376" in str(why_unsupported(schedule, "l4", large))
+    assert too_large(schedule, large, gpu_of("h100")) is None
+    assert "101376" in str(too_large(schedule, large, gpu_of("l4")))
+    assert too_large(AddressDecode(), WORKLOADS["address_decode"], gpu_of("l4")) is None
 
 
 def test_tir_needs_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,12 @@ import torch
 
 pytest.importorskip("lm_eval", reason="ramnet eval needs lm-evaluation-harness: pip install 'ramnet[eval]'")
 
+from lm_eval.api.instance import Instance
+from transformers import PreTrainedTokenizerFast
+
 from ramnet import RamNetForCausalLM
-from ramnet.evaluation.harness import evaluate
-from ramnet.hf import byte_tokenizer, convert
+from ramnet.evaluation.harness import HarnessModel, evaluate
+from ramnet.hf import HFRamNetForCausalLM, byte_tokenizer, convert
 from tests.ramnet.test_model import small_model
 
 ROWS = [
@@ -202,6 +205,18 @@ def test_a_tokenizer_without_special_tokens_pads_with_an_id_of_the_model(
     (tmp_path / "tokenizer.json").write_text(json.dumps(plain))
     found = evaluate(checkpoint, ["written"], task_folder=tasks, tokenizer=tmp_path / "tokenizer.json", batch_size=3)
     assert found["results"]["written"]["exact_match,none"] == pytest.approx(2 / 3)
+
+
+def test_a_text_does_not_end_at_what_pads(model: RamNetForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer has no special tokens, and its id 0 is "a"."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the tokenizer is of the package tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "b": 1, "\n": 2}, merges=[]))
+    made.decoder = tokenizers.decoders.Fuse()
+    plain = PreTrainedTokenizerFast(tokenizer_object=made)
+    asked = HarnessModel(HFRamNetForCausalLM.of(model), plain, max_length=64, batch_size=2)
+    monkeypatch.setattr(asked, "_model_generate", lambda **_: torch.tensor([[1, 1, 0, 1]]))
+    request = Instance("generate_until", {}, ("b", {"until": [], "max_gen_toks": 3}), 0)
+    assert asked.generate_until([request]) == ["bab"]
 
 
 def test_ids_of_a_tokenizer_may_have_gaps(checkpoint: Path, tasks: Path, tmp_path: Path) -> None:
