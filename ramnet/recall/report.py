@@ -127,7 +127,8 @@ def _draw_orders(found: Sequence[Line], picture: Path) -> None:
             axes.plot(*zip(*sorted(by_order.items()), strict=True), marker="o", label=f"M = {slots}")
     axes.set_xlabel("order U of the address, at the same number of slots")
     _measure_accuracy(axes)
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8)
     write_png(picture, figure)
 
 

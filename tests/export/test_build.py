@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_export(
 
     made = export_named("wide")
     monkeypatch.setattr(graphs, "build", lambda model, kind, kernels: onnx_ir.load(made.onnx / f"{kind}.onnx"))
-    monkeypatch.setattr(build, "_schedules", lambda config: {"cpu": "x" * 20_000})
+    monkeypatch.setattr(build, "_schedules", lambda config, device: {"cpu": "x" * 20_000})
     sizes = {name: (made.onnx / name).stat().st_size for name in FILES}
     room = {
         "weights.bin": 1000,
