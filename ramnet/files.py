@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @contextmanager
@@ -206,9 +206,14 @@ def locked(path: Path) -> Iterator[None]:
     while True:
         with path.open("ab") as file:  # NFS locks only files that are open for writing
             fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if _is_at(path, file):
                 yield
                 return
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Return whether an open file is still at ``path``; a holder of its lock may have removed it meanwhile."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 @contextmanager
@@ -227,9 +232,7 @@ def locked_alone(path: Path, taken: str) -> Iterator[None]:
             raise ValueError(taken) from None
         except OSError:  # the file system has no locks
             pass
-        if not (
-            path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        ):  # its holder has removed it since it was opened
+        if not _is_at(path, file):
             raise ValueError(taken)
         try:
             yield

@@ -220,7 +220,8 @@ def runs_here(machines: Sequence[Machine]) -> bool:
 
 def _key(config: RamNetConfig, precision: str, loops: Loops) -> str:
     """Return a digest of everything that determines the library."""
-    chosen = repr([schedules_of(kind, host()) for kind in config.kinds])
+    machine = host()
+    chosen = repr([schedules_of(kind, machine) for kind in config.kinds])
     parts = [config.to_json(), precision, repr(loops), cpu_digest(), repr(package_versions("llvm")), chosen, *sources()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 

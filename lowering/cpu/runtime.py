@@ -29,7 +29,7 @@ def _ffi() -> Any:
     # By default, TVM uses half of an x86 machine's logical cores, pins its threads to cores that torch's threads use
     # too, and lets idle threads spin there.
     os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
-    _most_threads()
+    _most_threads()  # remembers it
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     # A process that only decodes is faster with a spin count of 20000.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")

@@ -7,7 +7,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from ramnet.training.checkpoint import FILE, Progress
 from ramnet.training.model import state_size
 from ramnet.training.mqar import HELD_OUT_EXAMPLES, Mqar, right
 from ramnet.training.recipe import HELD_OUT_SEED
-from ramnet.training.sweep import Outcome, known_outcome
+from ramnet.training.sweep import Outcome, known_outcome, worth
 
 TABLE, DATA, PICTURE = "lengths.md", "lengths.json", "lengths.png"
 LENGTHS = tuple(2**i for i in range(6, 17))  # 64 to 65 536
@@ -108,13 +107,13 @@ def folders(given: Path) -> list[Path]:
         if outcome and outcome.scores:
             progress = Progress.load(folder)
             if isinstance(progress.config, RamNetConfig):
-                scale = json.dumps([outcome.name, progress.task, outcome.steps])
-                rates[scale][outcome.learning_rate].append((outcome, folder))
+                model = json.dumps([outcome.name, progress.task, outcome.steps])
+                rates[model][outcome.learning_rate].append((outcome, folder))
 
-    def worth(ended: list[tuple[Outcome, Path]]) -> tuple[int, float]:
-        return len(ended), mean(outcome.metric or 0.0 for outcome, _ in ended)
+    def of_rate(ended: list[tuple[Outcome, Path]]) -> tuple[int, float]:
+        return worth([outcome for outcome, _ in ended], "highest")
 
-    best = [max(by_rate.values(), key=worth) for _, by_rate in sorted(rates.items())]
+    best = [max(by_rate.values(), key=of_rate) for _, by_rate in sorted(rates.items())]
     found = [min(ended, key=lambda each: each[0].seed)[1] for ended in best]
     if not found:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from math import inf, isfinite
@@ -153,14 +153,13 @@ class Sweep:
             ended = _outcomes(final, folder, jobs, kernels, done)
             for name, rate in chosen:
                 outcomes = [each for each in ended if (each.name, each.learning_rate) == (name, rate)]
-                # A rate at which fewer seeds diverge is better, whatever the others end with.
-                known = best.get(name, [])
-                if (len(outcomes), self._worth(*outcomes)) > (len(known), self._worth(*known)):
+                if self._worth(*outcomes) > self._worth(*best.get(name, [])):
                     best[name] = outcomes
             waiting = [
                 name
                 for name in waiting
-                if ranked[name][end:] and self._worth(*best.get(name, [])) < max(map(self._worth, ranked[name])) - NOISE
+                if ranked[name][end:]
+                and self._worth(*best.get(name, []))[1] < max(self._worth(each)[1] for each in ranked[name]) - NOISE
             ]
             begin, end = end, end + 1
         return [outcome for name in self.models for outcome in sorted(best.get(name, []), key=lambda each: each.seed)]
@@ -170,10 +169,18 @@ class Sweep:
         recipe = self.final.model_copy(update={"learning_rate": rate, "seed": seed})
         return Run(name, self.models[name], recipe, self.task, scored=True)
 
-    def _worth(self, *outcomes: Outcome) -> float:
-        """Return the mean of the task's metric, negated if lower is better; minus infinity of no outcome."""
-        sign = 1 if self.task.best == "highest" else -1
-        return mean(sign * outcome.metric for outcome in outcomes if outcome.metric is not None) if outcomes else -inf
+    def _worth(self, *outcomes: Outcome) -> tuple[int, float]:
+        return worth(outcomes, self.task.best)
+
+
+def worth(outcomes: Sequence[Outcome], best: Literal["highest", "lowest"]) -> tuple[int, float]:
+    """Return what a rate is worth, first the number of seeds that ended, as diverging is worse than any metric.
+
+    The second is the mean of their metric, negated if lower is better; minus infinity of no seed.
+    """
+    sign = 1 if best == "highest" else -1
+    metrics = [sign * outcome.metric for outcome in outcomes if outcome.metric is not None]
+    return len(metrics), mean(metrics) if metrics else -inf
 
 
 def _loss(outcome: Outcome) -> float:

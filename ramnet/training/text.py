@@ -111,7 +111,7 @@ class Text:
 
     def describe(self) -> dict[str, Any]:
         """Return what defines the task, for a checkpoint."""
-        tokenizer = {} if self.tokenizer is None else {"tokenizer": _name(self.tokenizer.path)}
+        tokenizer = {} if self.tokenizer is None else {"tokenizer": _name(self.tokenizer.path.resolve())}
         return {
             "task": "text", "files": self.files, "length": self.length, "windows": self.windows,
             "digest": self._digest, **tokenizer,
