@@ -22,8 +22,8 @@ class HarnessModel(HFLM):
 
     Args:
         model: of any device.
-        tokenizer: of transformers. If it has neither a token for the begin nor for the end of a text, a newline stands
-            before texts that have no context.
+        tokenizer: of transformers. A text that has no context, and a prompt that has no tokens, begin with its token
+            for the begin of a text, or else for the end, or else a newline.
         max_length: tokens of a window; longer texts are read in windows.
         batch_size: sequences in a batch.
     """
@@ -45,7 +45,7 @@ class HarnessModel(HFLM):
         logger.setLevel(logging.ERROR)  # it warns of each model that is not given by a name
         super().__init__(
             model, backend="causal", tokenizer=tokenizer, max_length=max_length, batch_size=batch_size,
-            prefix_token_id=prefix,
+            prefix_token_id=prefix, softmax_dtype="float32",
         )  # fmt: skip
         logger.setLevel(level)
 
@@ -59,6 +59,11 @@ class HarnessModel(HFLM):
                     f"an answer has {len(answer)} tokens, and --max-length is {self.max_length}; give a longer one"
                 )
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> Any:
+        """Return the tokens of prompts and their attention mask."""
+        begin = self.tokenizer.decode([self.prefix_token_id])
+        return super().tok_batch_encode([string or begin for string in strings], *args, **kwargs)
 
     @property
     def eot_token_id(self) -> Any:
@@ -102,12 +107,17 @@ def evaluate(
 
     Raises:
         ValueError: if the checkpoint is damaged, the tokenizer does not fit it or cannot begin a text, a task is
-            refused, or its answers are longer than ``max_length``.
+            refused or has fewer examples than ``shots``, its answers are longer than ``max_length``, or there is no
+            such device.
     """
     own = read(checkpoint)
+    try:
+        own = own.to(device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from error
     vocabulary = read_tokenizer(tokenizer, checkpoint, own.config.vocab_size)
     tasks = load_tasks(names, task_folder, shots)
-    model = HarnessModel(HFRamNetForCausalLM.of(own.to(device)), vocabulary, max_length, batch_size)
+    model = HarnessModel(HFRamNetForCausalLM.of(own), vocabulary, max_length, batch_size)
     torch.manual_seed(SEED)
     try:
         found: Any = lm_eval.evaluate(
@@ -117,6 +127,11 @@ def evaluate(
         if not str(error):
             raise
         raise ValueError(f"lm-evaluation-harness refuses: {error}") from error  # such as to write more than max_length
+    except ValueError as error:
+        if "larger than population" not in str(error):  # as Python's random.sample says
+            raise
+        own_number = "its own number of shots" if shots is None else f"{shots} shots need"
+        raise ValueError(f"a task has fewer examples than {own_number}; give fewer by --shots") from error
     kept = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
     settings = {
         "checkpoint": str(checkpoint), "parameters": sum(x.numel() for x in own.parameters()), "limit": limit,

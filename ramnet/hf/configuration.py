@@ -20,8 +20,9 @@ class HFRamNetConfig(PreTrainedConfig):
         **options: of ``PreTrainedConfig``; ``vocab_size`` and ``tie_word_embeddings`` replace fields of ``ramnet``.
 
     Raises:
-        ValueError: if ``ramnet`` is not a valid ``RamNetConfig``, or a field of it other than ``vocab_size`` is given
-            beside it, as in a checkpoint of this project's own format; the message names the field.
+        ValueError: if ``ramnet`` is not a valid ``RamNetConfig``, or a field of it other than ``vocab_size``, or
+            ``num_hidden_layers``, is given beside it, as in a checkpoint of this project's own format; the message
+            names the field.
     """
 
     model_type = "ramnet"
@@ -36,21 +37,12 @@ class HFRamNetConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.ramnet is None:
-            self.ramnet = RamNetConfig.preset("tiny")
-        elif not isinstance(self.ramnet, RamNetConfig):
-            try:
-                self.ramnet = RamNetConfig.model_validate_json(json.dumps(self.ramnet))
-            except ValidationError as error:
-                problem = one_line(error).removeprefix("RamNetConfig: ")
-                raise ValueError(f"the field ramnet is not a RamNetConfig: {problem}") from None
-        beside = sorted(RamNetConfig.model_fields.keys() & kwargs.keys() - {"vocab_size"})
-        if beside:
-            raise ValueError(
-                f"{beside[0]} is a field of a RamNetConfig, which HFRamNetConfig takes as a whole (ramnet=…);"
-                " ramnet.hf.convert converts a checkpoint of this project's own format"
-            )
+        _check_beside(kwargs)
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # from_pretrained and update set an option after the constructor has run.
+        super().__setattr__(name, _ramnet(value) if name == "ramnet" else value)
 
     @property
     def vocab_size(self) -> int:
@@ -82,7 +74,8 @@ class HFRamNetConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
-        """Return the configuration of a file. Raises ValueError if it has no field ``ramnet``."""
+        """Return the configuration of a file. Raises ValueError as the constructor, or if ``ramnet`` is missing."""
+        _check_beside(options)
         own = RamNetConfig.model_fields.keys() & config_dict.keys() - {"vocab_size"}  # which the constructor names
         if config_dict.get("ramnet") is None and options.get("ramnet") is None and not own:
             raise ValueError("the configuration has no field ramnet, which holds the fields of a RamNetConfig")
@@ -90,4 +83,28 @@ class HFRamNetConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON has it."""
-        return {**super().to_dict(), "ramnet": self.ramnet.model_dump(mode="json")}
+        fields = {"ramnet": self.ramnet.model_dump(mode="json"), "tie_word_embeddings": self.tie_word_embeddings}
+        return {**super().to_dict(), **fields}
+
+
+def _ramnet(value: Any) -> RamNetConfig:
+    """Return the ``RamNetConfig`` that ``value`` is, or whose fields it has; None is the preset "tiny"."""
+    if value is None:
+        return RamNetConfig.preset("tiny")
+    if isinstance(value, RamNetConfig):
+        return value
+    try:
+        return RamNetConfig.model_validate_json(json.dumps(value))
+    except (ValidationError, TypeError) as error:
+        problem = one_line(error).removeprefix("RamNetConfig: ") if isinstance(error, ValidationError) else error
+        raise ValueError(f"the field ramnet is not a RamNetConfig: {problem}") from None
+
+
+def _check_beside(options: dict[str, Any]) -> None:
+    """Raise ValueError if a field of a ``RamNetConfig`` is given beside the whole."""
+    beside = sorted((RamNetConfig.model_fields.keys() - {"vocab_size"} | {"num_hidden_layers"}) & options.keys())
+    if beside:
+        raise ValueError(
+            f"{beside[0]} is given, but HFRamNetConfig takes a RamNetConfig as a whole (ramnet=…); ramnet.hf.convert"
+            " converts a checkpoint of this project's own format"
+        )

@@ -17,8 +17,9 @@ from ramnet.state import read_safetensors
 
 _PREFIX = "ramnet."
 # What stands beside the weights in either format: a tokenizer's files, and the defaults of generate.
-_BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-           "chat_template.jinja", "generation_config.json")  # fmt: skip
+_BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+           "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja",
+           "additional_chat_templates", "generation_config.json")  # fmt: skip
 
 
 def of_transformers(directory: str | Path) -> bool:
@@ -65,8 +66,8 @@ def read(directory: str | Path) -> RamNetForCausalLM:
 def convert(source: str | Path, output: str | Path) -> None:
     """Write the checkpoint ``source`` to the folder ``output`` in the other format.
 
-    The configuration, each weight, with its dtype, the files of a tokenizer and the defaults of ``generate`` stay as
-    they are.
+    The ``RamNetConfig``, each weight, with its dtype, the files of a tokenizer and the defaults of ``generate`` stay as
+    they are. transformers' other options, such as ``use_cache``, have no place in this project's format.
 
     Raises:
         ValueError: if ``source`` is not a checkpoint, or ``output`` is the same folder or a file.
@@ -84,3 +85,5 @@ def convert(source: str | Path, output: str | Path) -> None:
     for name in _BESIDE:
         if (Path(source) / name).is_file():
             shutil.copyfile(Path(source) / name, Path(output) / name)
+        elif (Path(source) / name).is_dir():
+            shutil.copytree(Path(source) / name, Path(output) / name, dirs_exist_ok=True)

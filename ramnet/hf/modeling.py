@@ -108,6 +108,11 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
         self.ramnet.config = self.config.ramnet
         return embeddings
 
+    def tie_weights(self, *args: Any, **options: Any) -> None:
+        """Tie the output head to the embedding if the configuration says so, as ``PreTrainedModel`` does."""
+        super().tie_weights(*args, **options)
+        self.ramnet.config = self.config.ramnet
+
     def forward(  # noqa: PLR0913 - transformers hands over each of these by its name
         self,
         input_ids: Tensor | None = None,
@@ -185,6 +190,11 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
         cache = _cache(cache, ignored)
         read = inputs_embeds if input_ids is None else input_ids
         assert read is not None
+        if read.dim() != 2 + (input_ids is None):
+            needed = "input_ids has shape {}; it must be [B, T]"
+            if input_ids is None:
+                needed = "inputs_embeds has shape {}; it must be [B, T, C]"
+            raise ValueError(needed.format(list(read.shape)))
         tokens = read.shape[1]
         if labels is not None:
             check_labels(labels, read[..., 0] if input_ids is None else read, self.config.vocab_size)
@@ -249,6 +259,8 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if next_sequence_length is not None and next_sequence_length < 1:
             name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+            if not given.shape[1]:
+                raise ValueError(f"{name} has shape {list(given.shape)}; a prompt needs a token")
             raise ValueError(
                 f"{name} has {given.shape[1]} columns, of which the cache has read"
                 f" {0 if cache is None else cache.columns}; give the tokens after them too, and an attention_mask of"

@@ -14,7 +14,9 @@ from ramnet.config import BYTES
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer whose token ids are the 256 bytes of UTF-8, as of byte-level models such as "tiny".
 
-    Invalid UTF-8 decodes to U+FFFD. Padding is byte 0, on the left, as ``generate`` needs it.
+    Invalid UTF-8 decodes to U+FFFD. Padding is byte 0, on the left, as ``generate`` needs it. The name of a special
+    token in a text is read as bytes, also of one that is added later, unless the call says
+    ``split_special_tokens=False``.
     """
     names = bytes_to_unicode()
     tokenizer = Tokenizer(models.BPE(vocab={name: byte for byte, name in names.items()}, merges=[]))
@@ -32,6 +34,7 @@ def read_tokenizer(path: str | Path | None, checkpoint: str | Path, vocab_size: 
 
     Args:
         path: a tokenizer's file (``tokenizer.json``) or folder; None is the one in ``checkpoint``, or else the bytes.
+            A file knows of no token for the begin or end of a text, unless ``tokenizer_config.json`` lies beside it.
         checkpoint: the folder of the model.
         vocab_size: V of the model.
 
@@ -46,10 +49,13 @@ def read_tokenizer(path: str | Path | None, checkpoint: str | Path, vocab_size: 
     path = Path(path)
     if not path.exists() or (path.is_dir() and not (path / "tokenizer.json").is_file()):
         raise ValueError(f"{path} is no tokenizer: it is neither a tokenizer.json nor a folder that holds one")
+    folder = path
+    if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
+        folder = path.parent
     try:
         tokenizer = (
-            AutoTokenizer.from_pretrained(path, local_files_only=True)
-            if path.is_dir()
+            AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            if folder.is_dir()
             else PreTrainedTokenizerFast(tokenizer_file=str(path))
         )
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from ramnet import RamNetForCausalLM
 from ramnet.evaluation.harness import HarnessModel, evaluate
 from ramnet.hf import HFRamNetForCausalLM, byte_tokenizer, convert
+from ramnet.hf.tokenizer import read_tokenizer
 from tests.ramnet.test_model import small_model
 
 ROWS = [
@@ -225,3 +227,39 @@ def test_ids_of_a_tokenizer_may_have_gaps(checkpoint: Path, tasks: Path, tmp_pat
     made.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"tokenizer\.json has 257 token ids, but the model in .* has only 256$"):
         evaluate(checkpoint, ["text"], task_folder=tasks, tokenizer=tmp_path / "tokenizer.json")
+
+
+def test_a_prompt_may_be_empty(checkpoint: Path, tasks: Path) -> None:
+    rows = [json.loads(row) for row in (tasks / "written.jsonl").read_text().splitlines()]
+    rows[1]["question"] = ""
+    (tasks / "written.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for batch_size in (1, 3):
+        found = evaluate(checkpoint, ["written"], task_folder=tasks, batch_size=batch_size)
+        assert found["results"]["written"]["exact_match,none"] == pytest.approx(1 / 3)
+
+
+def test_probabilities_of_a_half_precision_model_are_computed_in_float32(model: RamNetForCausalLM) -> None:
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    asked = HarnessModel(HFRamNetForCausalLM.of(half), byte_tokenizer(), max_length=64, batch_size=2)
+    answer = " at night, when the streets are empty"
+    ids = torch.tensor([list(("Rome" + answer).encode())])
+    logs = half(ids).logits.float().log_softmax(-1)[0, 3:-1].gather(1, ids[0, 4:, None])
+    [(found, _)] = asked.loglikelihood([Instance("loglikelihood", {}, ("Rome", answer), 0)])
+    assert found == pytest.approx(logs.sum().item(), rel=1e-5)
+
+
+def test_a_device_that_is_not_there_and_too_many_shots_are_sentences(checkpoint: Path, tasks: Path) -> None:
+    for device in ("nope", "meta:x"):
+        with pytest.raises(ValueError, match=f"^the device {device} cannot be used: "):
+            evaluate(checkpoint, ["choice"], task_folder=tasks, device=device)
+    with pytest.raises(ValueError, match=r"^a task has fewer examples than 10 shots need; give fewer by --shots$"):
+        evaluate(checkpoint, ["choice"], task_folder=tasks, shots=10)
+
+
+def test_a_tokenizers_file_is_read_with_the_settings_beside_it(tmp_path: Path) -> None:
+    saved = byte_tokenizer()
+    saved.eos_token = saved.convert_ids_to_tokens(10)
+    saved.save_pretrained(tmp_path)
+    assert read_tokenizer(tmp_path / "tokenizer.json", tmp_path, 256).eos_token_id == 10
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert read_tokenizer(tmp_path / "tokenizer.json", tmp_path, 256).eos_token_id is None

@@ -91,13 +91,17 @@ def test_both_formats_convert_into_each_other_without_loss(
     model.save_pretrained(tmp_path / "own")
     (tmp_path / "own" / "tokenizer.json").write_text("any")
     (tmp_path / "own" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "own" / "additional_chat_templates").mkdir()
+    (tmp_path / "own" / "additional_chat_templates" / "tool.jinja").write_text("{{ tools }}")
     (tmp_path / "own" / "generation_config.json").write_text('{"eos_token_id": 3}')
     for source, output in (("own", "hf"), ("hf", "own again"), ("own again", "hf again")):
         assert command_line("convert", tmp_path / source, tmp_path / output) == 0
     for folder in ("own", "hf"):
-        files = {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
-        assert len(files) == 5
-        assert {path.name: path.read_bytes() for path in (tmp_path / f"{folder} again").iterdir()} == files
+        found = [
+            {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+            for name in (folder, f"{folder} again")
+        ]
+        assert len(found[0]) == 6 and found[0] == found[1]
 
 
 def test_the_index_of_shards_that_were_replaced_by_one_file_is_not_read(tmp_path: Path) -> None:
@@ -178,3 +182,33 @@ def test_a_checkpoint_is_not_converted_into_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"file is a file; a checkpoint needs a folder$"):
         convert(tmp_path / "own", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "hidden_size", "num_hidden_layers"])
+def test_a_field_that_is_given_beside_the_configuration_is_named(name: str, tmp_path: Path) -> None:
+    both()[1].save_pretrained(tmp_path)
+    for load in (AutoConfig.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(ValueError, match=f"^{name} is given, but HFRamNetConfig takes a RamNetConfig as a whole"):
+            load(tmp_path, **{name: 3})
+    with pytest.raises(ValueError, match=f"^{name} is given, but "):
+        HFRamNetConfig(ramnet=SMALL, **{name: 3})
+
+
+def test_the_fields_may_be_given_as_json_at_any_time(tmp_path: Path) -> None:
+    model, hf = both()
+    hf.save_pretrained(tmp_path)
+    fields = {**model.config.model_dump(mode="json"), "decay_power": 0.5}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, ramnet=fields).ramnet.config.decay_power == 0.5
+    hf.config.update({"ramnet": fields})
+    assert hf.config.ramnet == model.config.model_copy(update={"decay_power": 0.5})
+    for wrong in ({"x": 1}, {"decay_power": object()}):
+        with pytest.raises(ValueError, match=r"^the field ramnet is not a RamNetConfig: "):
+            hf.config.ramnet = wrong
+
+
+def test_weights_that_are_tied_later_are_saved_as_tied(tmp_path: Path) -> None:
+    _, hf = both()
+    hf.config.tie_word_embeddings = True
+    hf.tie_weights()
+    hf.ramnet.save_pretrained(tmp_path)
+    assert torch.equal(RamNetForCausalLM.from_pretrained(tmp_path)(IDS).logits, hf(IDS).logits)

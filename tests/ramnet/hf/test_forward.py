@@ -208,6 +208,8 @@ def _state_of_last_layer(model: torch.nn.Module) -> tuple[Tensor, Tensor, Tensor
         ({"input_ids": IDS + 9}, "input_ids holds 19; token ids must be in 0..10"),
         ({"input_ids": IDS, "labels": IDS + 9}, "labels holds 19; token ids must be in 0..10"),
         ({"input_ids": IDS, "attention_mask": PADDING[:, 1:]}, r"attention_mask has shape \[2, 8\]"),
+        ({"input_ids": IDS[0]}, r"input_ids has shape \[9\]; it must be \[B, T\]$"),
+        ({"inputs_embeds": torch.zeros(9, 12)}, r"inputs_embeds has shape \[9, 12\]; it must be \[B, T, C\]$"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_fit_are_named(arguments: dict, message: str) -> None:

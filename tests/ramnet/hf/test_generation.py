@@ -82,6 +82,8 @@ def test_a_prompt_that_ends_in_padding_and_a_cache_that_is_not_to_be_used_are_re
         hf.generate(IDS, attention_mask=PADDING.flip(1), max_new_tokens=1)
     with pytest.raises(ValueError, match="a cache is given but use_cache is False"):
         hf.generate(IDS, cache=HFRamNetCache(), use_cache=False, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"^input_ids has shape \[2, 0\]; a prompt needs a token$"):
+        hf.generate(IDS[:, :0], max_new_tokens=1)
 
 
 def test_generation_continues_from_a_state() -> None:

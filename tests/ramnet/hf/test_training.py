@@ -114,6 +114,21 @@ def test_lora_trains_its_own_weights_only_and_is_merged(tmp_path: Path) -> None:
     assert all(torch.equal(kept[name], x) for name, x in untouched.items())
 
 
+def test_tokens_trained_in_a_tied_embedding_are_merged() -> None:
+    _, hf = both(tie_embeddings=True)
+    settings = LoraConfig(
+        r=2, target_modules=["query_key_value"], trainable_token_indices=[1, 2], task_type="CAUSAL_LM"
+    )
+    adapted = get_peft_model(hf, settings)
+    optimizer = torch.optim.SGD([x for x in adapted.parameters() if x.requires_grad], lr=1.0)
+    adapted(IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    adapted.eval()
+    expected = adapted(IDS).logits
+    assert (expected - both(tie_embeddings=True)[1](IDS).logits).abs().max().item() > 1e-3
+    assert torch.allclose(adapted.merge_and_unload()(IDS).logits, expected, atol=1e-5)
+
+
 def test_label_smoothing_of_trainer_predicts_the_next_token(tmp_path: Path) -> None:
     _, hf = both()
     losses = [trainer(hf, tmp_path, label_smoothing_factor=x).evaluate()["eval_loss"] for x in (0.0, 1e-6)]
