@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -19,7 +18,6 @@ from lowering.model import heads_block, huge_pages
 from lowering.model.token import Token
 from lowering.model.token_graphs import TokenGraphs
 from lowering.model.untouched import is_hooked
-from ramnet.config import RamNetConfig
 from ramnet.model import RamNetForCausalLM, RamNetOutput
 from ramnet.ops import using
 from ramnet.sequences import Sequences
@@ -64,7 +62,11 @@ def compile(
     found = _target(model, target)
     kernels = backend_name(found.name, tuned, False)
     # Derived from the model's own class, so that methods which a user's subclass overrides are still called.
-    kind: Any = type(f"Compiled{type(model).__name__}", (_CompiledModel, type(model)), {})
+    base = type(model)
+    own = {name: _of_original(name) for name in _settings(base)}
+    if not _takes_all(base.forward):
+        own["forward"] = base.forward
+    kind: Any = type(f"Compiled{base.__name__}", (_CompiledModel, base), own)
     made: RamNetForCausalLM = kind(model, kernels, found.gpu is not None, (target, tuned, backend))
     return made
 
@@ -74,28 +76,41 @@ def plain(model: RamNetForCausalLM) -> RamNetForCausalLM:
     return model.original if isinstance(model, _CompiledModel) else model
 
 
+def _settings(kind: type[RamNetForCausalLM]) -> list[str]:
+    """Return the names of what classes derived from ``RamNetForCausalLM`` hold besides methods and properties."""
+    derived = kind.__mro__[: kind.__mro__.index(RamNetForCausalLM)]
+    held = [item for each in derived for item in vars(each).items() if not item[0].startswith("__")]
+    return [name for name, value in held if not callable(value) and not hasattr(type(value), "__get__")]
+
+
+def _of_original(name: str) -> Any:
+    """Return a property that reads and sets an attribute of the original model."""
+    return property(lambda self: getattr(self.original, name), lambda self, value: setattr(self.original, name, value))
+
+
 class _CompiledModel(RamNetForCausalLM):
     """Runs convolutions, blocks and the head of ``original`` as graphs or kernels, if the modules are unchanged.
 
-    ``kernels`` is the name of the backend, or empty for the reference.
+    ``_kernels`` is the name of the backend, or empty for the reference.
     """
 
     original: RamNetForCausalLM
-    kernels: str
-    on_gpu: bool
-    how: tuple[str | None, bool, str]
-    compiled: Callable[..., Any]
-    compiled_token: Callable[..., Tensor]
-    graphs: TokenGraphs | None
-    token: Token | None
+    _kernels: str
+    _on_gpu: bool
+    _how: tuple[str | None, bool, str]
+    _compiled: Callable[..., Any]
+    _compiled_token: Callable[..., Tensor]
+    _graphs: TokenGraphs | None
+    _token: Token | None
+    _methods: frozenset[str]
 
     def __init__(self, model: RamNetForCausalLM, kernels: str, on_gpu: bool, how: tuple[str | None, bool, str]) -> None:
         # Share the model's dictionaries of modules, parameters and hooks, so that changes to them take effect here.
         # ``original`` bypasses nn.Module.__setattr__, which would register the model as a submodule of itself.
-        self.__dict__.update(model.__dict__, original=model)
-        for name in ("_compiled_call_impl", "config"):
-            self.__dict__.pop(name, None)
-        self.kernels, self.on_gpu, self.how = kernels, on_gpu, how
+        shared = {name: held for name, held in vars(model).items() if name[0] == "_" and isinstance(held, dict | set)}
+        self.__dict__.update(shared, original=model)
+        self._kernels, self._on_gpu, self._how = kernels, on_gpu, how
+        self._methods = frozenset(name for name in dir(type(model)) if callable(getattr(type(model), name)))
         # On a GPU, sizes are compiled as constants until they change, and then become dynamic.
         options: dict[str, Any] = {"fullgraph": True, "dynamic": None if on_gpu else True, "backend": how[2]}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
@@ -103,21 +118,20 @@ class _CompiledModel(RamNetForCausalLM):
         else:  # this version of torch has only a global limit
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
         # Without Triton, torch.compile cannot generate code for a GPU either.
-        self.compiled = torch.compile(_own(_call), **options) if kernels or not on_gpu else _call
-        self.compiled_token = torch.compile(_own(heads_block.decode), **options)
-        self.graphs = TokenGraphs(self, self._token) if on_gpu and kernels and not interpreted() else None
-        self.token = Token(model) if kernels and not on_gpu else None
-        if self.token is not None:
+        self._compiled = torch.compile(_own(_call), **options) if kernels or not on_gpu else _call
+        self._compiled_token = torch.compile(_own(heads_block.decode), **options)
+        self._graphs = TokenGraphs(self, self._read_token) if on_gpu and kernels and not interpreted() else None
+        self._token = Token(model) if kernels and not on_gpu else None
+        if self._token is not None:
             huge_pages.collapse(model.parameters())
 
-    @property
-    def config(self) -> RamNetConfig:
-        """That of the original model, which may be replaced after compiling, as the vocabulary's size may."""
-        return self.original.config
+    # What is not shared is the original model's: its configuration, whether it trains, and settings of a subclass.
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
 
-    @config.setter
-    def config(self, config: RamNetConfig) -> None:
-        self.original.config = config
+    config = _of_original("config")
+    training = _of_original("training")
+    _is_full_backward_hook = _of_original("_is_full_backward_hook")
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the original model, as its ``save_pretrained`` does."""
@@ -125,55 +139,57 @@ class _CompiledModel(RamNetForCausalLM):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copying and unpickling compile a copy of the original model."""
-        return _again, (self.original, *self.how)
+        return _again, (self.original, *self._how)
 
     def forward(
         self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False, **options: Any
     ) -> RamNetOutput:
+        if not self._methods.isdisjoint(vars(self.original)):  # a method that was set on the model
+            with using(self._kernels):
+                return self.original(input_ids, state, in_place=in_place, **options)
         plain = options.get("attention_mask") is None and options.get("cu_seqlens") is None
-        graphs = self.graphs if in_place and plain else None
+        graphs = self._graphs if in_place and plain else None
         if graphs is not None and state is not None and graphs.serve(input_ids):
             return RamNetOutput(graphs(input_ids, state), state)
-        if self.token is not None and (kept := _kept(**options)) is not None:
-            found = self.token.read(input_ids, state, in_place, kept)
+        if self._token is not None and (kept := _kept(**options)) is not None:
+            found = self._token.read(input_ids, state, in_place, kept)
             if found is not None:
                 return found
         return super().forward(input_ids, state, in_place=in_place, **options)
 
-    def _token(self, input_ids: Tensor, state: RamState) -> Tensor:
+    def _read_token(self, input_ids: Tensor, state: RamState) -> Tensor:
         return super().forward(input_ids, state, in_place=True).logits
 
     def hidden_states(
         self, input_ids: Tensor, state: RamState | None = None, **options: Any
     ) -> tuple[Tensor, RamState]:
-        with using(self.kernels):
+        with using(self._kernels):
             return super().hidden_states(input_ids, state, **options)
 
-    def run_conv(
+    def _call_conv(
         self, conv: nn.Module, x: Tensor, recent: Tensor, in_place: bool, sequences: Sequences | None
     ) -> tuple[Tensor, Tensor]:
         # For one token on a CPU, checking a graph's guards takes longer than the compiled code saves.
-        by: Any = _call if in_place and not self.on_gpu else self._by_graph
+        by: Any = _call if in_place and not self._on_gpu else self._by_graph
         return by(conv, x, recent, sequences)
 
-    def run_block(
+    def _call_block(
         self, block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool,
         sequences: Sequences | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        if in_place and self.token is not None:
-            found = self.token.block(block, x, memory, mass, position) if sequences is None else None
+        if in_place and self._token is not None:
+            found = self._token.block(block, x, memory, mass, position) if sequences is None else None
             return block(x, memory, mass, position, True, sequences) if found is None else (found, memory, mass)
-        by_kernel = in_place and bool(self.kernels) and sequences is None
+        by_kernel = in_place and bool(self._kernels) and sequences is None
         if by_kernel and heads_block.serves(block, memory, mass) and not is_hooked(block):
-            return self.compiled_token(block, x, memory, mass, position, self.kernels), memory, mass
-        by_graph: Any = partial(self._by_graph, block)  # the original's class may recompute it in the backward pass
-        return super().run_block(by_graph, x, memory, mass, position, in_place, sequences)
+            return self._compiled_token(block, x, memory, mass, position, self._kernels), memory, mass
+        return self._by_graph(block, x, memory, mass, position, in_place, sequences)
 
     def _by_graph(self, module: nn.Module, *inputs: Any) -> Any:
         # A caller who compiles the whole model inlines the module.
         if torch.compiler.is_compiling() or is_hooked(module):
             return module(*inputs)
-        return self.compiled(module, *inputs)
+        return self._compiled(module, *inputs)
 
 
 def _call(module: nn.Module, *inputs: Any) -> Any:
@@ -184,6 +200,15 @@ def _kept(*, logits_to_keep: int | None = None, **others: Any) -> int | None:
     """Return ``logits_to_keep``, 0 for all, or None if it is negative or ``forward`` has other options."""
     kept = logits_to_keep or 0
     return kept if kept >= 0 and all(x is None for x in others.values()) else None
+
+
+def _takes_all(forward: Callable[..., Any]) -> bool:
+    """Return whether a class's ``forward`` takes all that ``RamNetForCausalLM.forward`` does."""
+    try:
+        inspect.signature(forward).bind(None, None, None, in_place=False, attention_mask=None, cu_seqlens=None)
+    except TypeError:
+        return False
+    return True
 
 
 def _own(function: Any) -> Any:

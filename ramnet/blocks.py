@@ -84,7 +84,13 @@ class GatedConvBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.gate = nn.Linear(config.hidden_size, config.hidden_size)
-        self.taps = nn.Parameter(torch.randn(config.conv_kernel, config.hidden_size) / config.conv_kernel**0.5)
+        self.taps = nn.Parameter(torch.empty(config.conv_kernel, config.hidden_size))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the taps; the gate and the norm are torch's own modules, which have this method."""
+        self.taps.copy_(torch.randn_like(self.taps) / len(self.taps) ** 0.5)
 
     def forward(self, x: Tensor, recent: Tensor, sequences: Sequences | None = None) -> tuple[Tensor, Tensor]:
         h = self.norm(x)

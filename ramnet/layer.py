@@ -104,18 +104,24 @@ class RamLayer(nn.Module):
         self.query_key_value = nn.Linear(
             config.hidden_size, 2 * self.address_width + config.num_heads * config.value_dim, bias=False
         )
-        self.log_scale = nn.Parameter(torch.zeros(2, config.num_heads))  # α of W_q and of W_k
-        self.address_bias = None if address_bias is None else nn.Parameter(self._initial_bias(address_bias))
+        self.log_scale = nn.Parameter(torch.empty(2, config.num_heads))  # α of W_q and of W_k
+        shape = 2, config.num_heads, config.order, config.sub_dim
+        self.address_bias = None if address_bias is None else nn.Parameter(torch.empty(shape))
         self.output = nn.Linear(config.num_heads * config.value_dim, config.hidden_size, bias=False)
+        self.reset_parameters()
 
-    def _initial_bias(self, kind: AddressBias) -> Tensor:
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set α and the bias to their initial values; the matrices are torch's own modules, which have this method."""
+        self.log_scale.zero_()
+        if self.address_bias is None:
+            return
+        self.address_bias.zero_()
         c = self.config
-        bias = torch.zeros(2, c.num_heads, c.order, c.sub_dim)
-        for h in range(self.cape_heads if kind == "offsets" else 0):
+        for h in range(self.cape_heads if c.address_bias == "offsets" else 0):
             for u in range(c.order):
                 digit = h % c.slots // c.sub_dim**u % c.sub_dim
-                bias[0, h, u, digit] = bias[1, h, u, 0] = OFFSET_LOGIT
-        return bias
+                self.address_bias[0, h, u, digit] = self.address_bias[1, h, u, 0] = OFFSET_LOGIT
 
     def forward(
         self,
@@ -147,8 +153,8 @@ class RamLayer(nn.Module):
 
         Raises:
             ValueError: if ``x`` is not [B, T, C], ``in_place`` is set and T ≠ 1 or gradients are asked for,
-                ``sequences`` is given beside what it replaces, the mask or the documents do not fit
-                (``Sequences.padded``, ``Sequences.packed``), or ``state`` does not fit the layer, batch or device
+                ``sequences`` is given beside what it replaces or is of another [B, T], the mask or the documents do not
+                fit (``Sequences.padded``, ``Sequences.packed``), or ``state`` does not fit the layer, batch or device
                 (``RamState.check``). ``state`` is not modified then.
             TypeError: if a mask, documents or a state have a wrong dtype.
         """
@@ -164,6 +170,8 @@ class RamLayer(nn.Module):
             raise ValueError("sequences is given beside attention_mask or cu_seqlens; give one of them")
         if sequences is None:
             sequences = Sequences.of(attention_mask, cu_seqlens, (batch, tokens), x.device)
+        elif sequences.row.shape != (batch, tokens):
+            raise ValueError(f"sequences are of tokens {list(sequences.row.shape)}; x has {[batch, tokens]}")
         rows = batch if sequences is None else sequences.lengths.shape[0]
         of_model = isinstance(state, ModelsState)
         if state is None or not of_model:

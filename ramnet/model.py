@@ -118,19 +118,31 @@ class RamNetForCausalLM(nn.Module):
     def run_conv(
         self, conv: nn.Module, x: Tensor, recent: Tensor, in_place: bool, sequences: Sequences | None
     ) -> tuple[Tensor, Tensor]:
-        """Call a convolution block; this, ``run_block`` and ``run_head`` are what ``lowering.compile`` overrides."""
-        return conv(x, recent, sequences)
+        """Call a convolution block. A subclass may override this, ``run_block`` and ``run_head``, also if compiled."""
+        return self._call_conv(conv, x, recent, in_place, sequences)
 
     def run_block(
         self, block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool,
         sequences: Sequences | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Call a RAM-Net block."""
-        return block(x, memory, mass, position, in_place, sequences)
+        return self._call_block(block, x, memory, mass, position, in_place, sequences)
 
     def run_head(self, hidden: Tensor) -> Tensor:
         """Call the output head."""
         return self.head(hidden)
+
+    # ``lowering.compile`` overrides these two, so that the methods above are left to subclasses.
+    def _call_conv(
+        self, conv: nn.Module, x: Tensor, recent: Tensor, in_place: bool, sequences: Sequences | None
+    ) -> tuple[Tensor, Tensor]:
+        return conv(x, recent, sequences)
+
+    def _call_block(
+        self, block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor, in_place: bool,
+        sequences: Sequences | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        return block(x, memory, mass, position, in_place, sequences)
 
     def hidden_states(
         self,
@@ -209,10 +221,12 @@ class RamNetForCausalLM(nn.Module):
             OSError: if a file cannot be written; the message names it.
         """
         directory = Path(directory)
-        tensors = {name: x.contiguous() for name, x in self.state_dict().items()}
+        # A quantised module also keeps what is no tensor.
+        tensors = {name: x for name, x in self.state_dict().items() if isinstance(x, Tensor)}
         if (name := not_finite(tensors)) is not None:
             raise ValueError(f"{name} holds NaN or infinity; {directory} is left as it is")
-        if self.config.tie_embeddings and not torch.equal(tensors.pop("head.weight"), tensors["embedding.weight"]):
+        head = tensors.pop("head.weight", None) if self.config.tie_embeddings else None
+        if head is not None and not torch.equal(head, tensors["embedding.weight"]):
             raise ValueError("head.weight differs from embedding.weight, but tie_embeddings is True in the config")
         if type(self).__init__ is RamNetForCausalLM.__init__:  # a subclass may have weights of its own
             with torch.device("meta"):

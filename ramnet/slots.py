@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,9 @@ def with_more_slots(model: RamNetForCausalLM, layer: int, sub_vectors: int = 1) 
 
     Raises:
         TypeError: if ``layer`` or ``sub_vectors`` is not an integer.
-        ValueError: if an argument is out of range, the larger layer is (``RamNetConfig``), or ``model`` has other
-            parameters than its configuration says, as with adapters or parametrisations.
+        ValueError: if an argument is out of range, the larger layer is (``RamNetConfig``), ``model`` has other
+            parameters than its configuration says, as with adapters or parametrisations, or its class has a constructor
+            of its own.
     """
     for name, value in (("layer", layer), ("sub_vectors", sub_vectors)):
         if isinstance(value, bool) or not isinstance(value, int):
@@ -44,6 +47,10 @@ def with_more_slots(model: RamNetForCausalLM, layer: int, sub_vectors: int = 1) 
         each = x.view(2, old.num_heads, old.order, old.sub_dim, *others)
         return torch.cat([each, each[:, :, :sub_vectors]], dim=2)
 
+    # Of what lowering.compile returned, the class of its model.
+    kind: Any = type(getattr(model, "original", model))
+    if kind.__init__ is not RamNetForCausalLM.__init__:
+        raise ValueError(f"{kind.__name__} has a constructor of its own, so what else it holds is not known")
     given = dict(model.named_parameters())
     with torch.device("meta"):
         usual = {name for name, _ in RamNetForCausalLM(c).named_parameters()}
@@ -56,7 +63,7 @@ def with_more_slots(model: RamNetForCausalLM, layer: int, sub_vectors: int = 1) 
     tensors[weight] = torch.cat([longer(addresses, c.hidden_size).flatten(0, 3), values])
     if (bias := mixer + "address_bias") in tensors:
         tensors[bias] = longer(tensors[bias])
-    larger = RamNetForCausalLM.of(config, tensors).train(model.training)
+    larger: RamNetForCausalLM = kind.of(config, tensors).train(model.training)
     for name, parameter in larger.named_parameters():
         parameter.requires_grad_(given[name].requires_grad)
     return larger

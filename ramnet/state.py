@@ -16,7 +16,7 @@ from ramnet.state_checks import Layer, can_be_read, check_state, shapes_of
 from ramnet.state_files import Described, check
 
 
-@dataclass
+@dataclass(eq=False)  # == of tensors is not one answer
 class RamState:
     """The state of a model, or of a list of ``RamLayer``, after ``position`` tokens of each row.
 
@@ -180,14 +180,8 @@ class RamState:
             OSError: if the file cannot be written; the message names it.
             ValueError: if ``load`` would not read it: a number of layers, a shape or a dtype is wrong.
         """
-        tensors = {name: x.contiguous() for name, x in self.tensors().items()}
-        _described(path, tensors)
-        seen: set[int] = set()
-        for name, x in tensors.items():
-            if x.data_ptr() in seen:  # layers may share a tensor, which safetensors refuses
-                tensors[name] = x.clone()
-            seen.add(x.data_ptr())
-        write_safetensors(path, tensors)
+        _described(path, self.tensors())
+        write_safetensors(path, self.tensors())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -237,9 +231,18 @@ def _described(path: str | Path, tensors: dict[str, Tensor]) -> dict[str, int]:
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically. Raises OSError, naming the file, if it cannot be written."""
+    """Write a safetensors file atomically. A tensor that stands under two names is written twice.
+
+    Raises OSError, naming the file, if it cannot be written.
+    """
     from safetensors.torch import save_file
 
+    tensors = {name: x.contiguous() for name, x in tensors.items()}
+    places: set[int] = set()
+    for name, x in tensors.items():
+        if x.data_ptr() in places:  # which safetensors refuses
+            tensors[name] = x.clone()
+        places.add(x.data_ptr())
     with safetensors_written_aside(path) as aside:
         save_file(tensors, aside, metadata)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -86,15 +87,17 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.devi
 
 
 def _check_apart(state: State) -> None:
-    """Raise ValueError if two layers have the same memory, mass or inputs of a convolution."""
-    for name in ("memory", "mass", "conv"):
-        # 0 is the address of an empty tensor, and of one that stands for another while a graph is traced.
-        places = [place for tensor in getattr(state, name) if (place := tensor.data_ptr())]
-        if len(set(places)) < len(places):
-            second = next(i for i, place in enumerate(places) if place in places[:i])
+    """Raise ValueError if memory, masses and inputs of convolutions of all layers share memory."""
+    tensors = {
+        f"state.{name}[{i}]": x for name in ("memory", "mass", "conv") for i, x in enumerate(getattr(state, name))
+    }
+    # 0 is the address of an empty tensor, and of one that stands for another while a graph is traced.
+    places = sorted((x.data_ptr(), x.data_ptr() + x.nbytes, name) for name, x in tensors.items() if x.data_ptr())
+    for (_, end, first), (begin, _, second) in pairwise(places):
+        if begin < end:
+            one, other = sorted([first, second])
             raise ValueError(
-                f"state.{name}[{second}] and state.{name}[{places.index(places[second])}] are the same memory, and"
-                " a state is updated in place; each layer needs its own"
+                f"{other} and {one} are the same memory, and a state is updated in place; each layer needs its own"
             )
 
 

@@ -53,7 +53,7 @@ class Token:
         Raises:
             TypeError, ValueError: for ids and states, as ``RamNetForCausalLM.forward`` does.
         """
-        if not _are_few(input_ids) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not _are_few(input_ids) or _is_special() or not isinstance(state, RamState | None):
             return None
         batch, tokens = input_ids.shape
         if in_place and tokens != 1:
@@ -92,9 +92,9 @@ class Token:
     def block(self, block: nn.Module, x: Tensor, memory: Tensor, mass: Tensor, position: Tensor) -> Tensor | None:
         """Run a block on one token of each sequence, x [B, 1, C], updating its state in place. Returns y [B, 1, C].
 
-        Returns None if B is above ``BLOCK`` or the block was changed. Other parts of the model may have been.
+        Returns None if B is 0 or above ``BLOCK``, or the block was changed. Other parts of the model may have been.
         """
-        if len(memory) > BLOCK or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not 1 <= len(memory) <= BLOCK or _is_special():
             return None
         if not all(is_plain(each, torch.float32) for each in (x, memory, mass)):
             return None
@@ -147,6 +147,11 @@ class Token:
         return self._libraries.get(key)
 
 
+def _is_special() -> bool:
+    """Return whether more is asked for than float32 results: gradients, another dtype, or a graph."""
+    return torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+
+
 def _are_few(input_ids: Tensor) -> bool:
     """Return whether the ids are of one row or one column, and so few that the library is faster than modules.
 
@@ -154,5 +159,5 @@ def _are_few(input_ids: Tensor) -> bool:
     modules' time, and 64 take 0.74 and 1.1. One token of each of 32 rows takes 0.39 and 0.8, and of 256 rows of "tiny",
     32 at a time, 1.12.
     """
-    plain = input_ids.dim() == 2 and is_plain(input_ids, input_ids.dtype)
+    plain = isinstance(input_ids, Tensor) and input_ids.dim() == 2 and is_plain(input_ids, input_ids.dtype)
     return plain and 1 in input_ids.shape and 1 <= input_ids.numel() <= BLOCK

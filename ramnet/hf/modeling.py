@@ -39,7 +39,7 @@ class CheckpointedRamNet(RamNetForCausalLM):
 
     def run_block(self, block: nn.Module, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(ops.keeping(block), *args)
+            return self._gradient_checkpointing_func(ops.keeping(super().run_block), block, *args)
         return super().run_block(block, *args)
 
 

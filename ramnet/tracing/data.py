@@ -98,7 +98,7 @@ class LayerTrace:
         """
         batch, heads, tokens = self.accesses.write_slots.shape[:3]
         found = Reads(
-            torch.zeros(batch, heads, tokens, min(most, tokens), dtype=torch.int64),
+            self.mass.new_zeros(batch, heads, tokens, min(most, tokens), dtype=torch.int64),
             self.mass.new_zeros(batch, heads, tokens, min(most, tokens)),
             *(self.mass.new_zeros(batch, heads, tokens) for _ in range(3)),
         )
@@ -116,7 +116,7 @@ class LayerTrace:
         """Yield, for each token t in turn, row t of ``sources``, [B, H, t + 1], and ``before`` of it, [B, H]."""
         batch, heads, slots = self.mass.shape
         tokens = self.accesses.write_slots.shape[2]
-        first = slots * torch.arange(batch * heads).view(-1, 1, 1)
+        first = slots * torch.arange(batch * heads, device=self.mass.device).view(-1, 1, 1)
         at = torch.stack([x.long().flatten(0, 1) + first for x in self.accesses[::2]])  # [2, N, T, K]
         # Only the R slots that are accessed are kept, as M may be far larger.
         accessed, at = at.unique(return_inverse=True)

@@ -40,13 +40,18 @@ def trace(
         TypeError: if a dtype is wrong.
     """
     check_prompt(input_ids, model.config.vocab_size, "trace")
-    cape_heads = [module.cape_heads for module in model.modules() if isinstance(module, RamLayer)]
-    if not cape_heads:
+    mixers = [module for module in model.modules() if isinstance(module, RamLayer)]
+    if not mixers:
         raise ValueError(f"{type(model).__name__} has no RAM-Net layer, so there is no memory to trace")
-    recorder = _Recorder()
-    # A graph of torch.compile would call the ops unseen.
-    with torch.compiler.set_stance("force_eager"), recorder:
-        _, after = model.hidden_states(input_ids, state, attention_mask=attention_mask)
+    recorder, cape_heads = _Recorder(), list[int]()  # of each call: a layer may be called twice, or out of turn
+    hooks = [mixer.register_forward_pre_hook(lambda each, _: cape_heads.append(each.cape_heads)) for mixer in mixers]
+    try:
+        # A graph of torch.compile would call the ops unseen.
+        with torch.compiler.set_stance("force_eager"), recorder:
+            _, after = model.hidden_states(input_ids, state, attention_mask=attention_mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     real = real.to("cpu", torch.bool)
     position = (real.cumsum(1) - 1).clamp(min=0)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ramnet import RamLayer, RamNetConfig, RamNetForCausalLM, RamState
+from ramnet import RamLayer, RamNetConfig, RamNetForCausalLM, RamState, Sequences
+from ramnet.blocks import GatedConvBlock
 from tests.brute_force import cape, keep_largest, pdma, product_softmax
 from tests.ramnet.test_model import small_model, tokens
 from tests.samples import relative_rmse
@@ -223,3 +224,30 @@ def test_offsets_make_head_h_read_what_the_token_h_steps_before_wrote() -> None:
         want = values[:, : 20 - head, head].double() * weight**2 / (mass + 1e-6)
         assert relative_rmse(read[:, head:, head], want) < 1e-5
     assert made.address_bias[:, 2].count_nonzero() == 0
+
+
+def test_sequences_of_other_tokens_are_refused() -> None:
+    mask = torch.tensor([[1], [0]])
+    of_a_step = Sequences.of(mask, None, (2, 1), mask.device)
+    with pytest.raises(ValueError, match=r"^sequences are of tokens \[2, 1\]; x has \[2, 5\]$"):
+        layer()(sequence(2, 5), sequences=of_a_step)
+
+
+def test_parameters_that_were_made_without_values_are_given_the_initial_ones() -> None:
+    def reset(module: nn.Module) -> None:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    with torch.device("meta"):
+        made = RamLayer(WIDTH, 3, address_bias="offsets", cape_heads=2)
+    with torch.no_grad():
+        for parameter in made.to_empty(device="cpu").parameters():
+            parameter.fill_(float("nan"))
+    made.apply(reset)
+    right = RamLayer(WIDTH, 3, address_bias="offsets", cape_heads=2)
+    assert torch.equal(made.address_bias, right.address_bias) and torch.equal(made.log_scale, right.log_scale)
+    conv = GatedConvBlock(RamNetConfig.preset("tiny"))
+    nn.init.constant_(conv.taps, float("nan"))
+    conv.apply(reset)
+    assert conv.taps.std().item() == pytest.approx(len(conv.taps) ** -0.5, rel=0.2)
+    assert all(x.isfinite().all() for x in (*made.parameters(), *conv.parameters()))

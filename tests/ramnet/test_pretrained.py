@@ -196,3 +196,24 @@ def test_a_model_of_tensors_holds_them_and_draws_no_random_numbers(tied: bool) -
     assert all(x.data_ptr() == tensors[name].data_ptr() for name, x in made.state_dict().items() if name in tensors)
     assert (made.head.weight is made.embedding.weight) == tied
     assert torch.equal(made(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+
+
+def test_weights_that_were_tied_by_hand_are_written_twice(tmp_path: Path) -> None:
+    model = small_model()
+    model.head.weight = model.embedding.weight
+    model.blocks[1].ffn = model.blocks[0].ffn
+    model.save_pretrained(tmp_path)
+    assert torch.equal(RamNetForCausalLM.from_pretrained(tmp_path)(tokens(1, 5)).logits, model(tokens(1, 5)).logits)
+
+
+def test_a_quantised_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    class Quantised(torch.nn.Linear):
+        def state_dict(self, *given: object, destination: dict, prefix: str = "", **named: object) -> dict:
+            destination[prefix + "dtype"] = torch.qint8
+            return destination
+
+    model = small_model()
+    model.head = Quantised(model.head.in_features, model.head.out_features, bias=False)
+    with pytest.raises(ValueError, match=r"^the model does not fit its config: head\.weight is missing; "):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

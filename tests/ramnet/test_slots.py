@@ -95,3 +95,19 @@ def test_a_copy_is_in_the_models_mode_and_trains_what_it_trains() -> None:
     larger = with_more_slots(model, 1)
     assert not larger.training
     assert [name for name, x in larger.named_parameters() if not x.requires_grad] == ["head.weight"]
+
+
+def test_a_subclass_stays_what_it_is_unless_it_may_hold_more() -> None:
+    class Louder(RamNetForCausalLM):
+        def run_head(self, hidden: Tensor) -> Tensor:
+            return 2 * super().run_head(hidden)
+
+    class Larger(RamNetForCausalLM):
+        def __init__(self, config: RamNetConfig) -> None:
+            super().__init__(config)
+
+    louder = Louder.of(CONFIG, trained().state_dict())
+    ids = torch.arange(6).unsqueeze(0)
+    torch.testing.assert_close(with_more_slots(louder, 1)(ids).logits, 2 * with_more_slots(trained(), 1)(ids).logits)
+    with pytest.raises(ValueError, match=r"^Larger has a constructor of its own, so what else it holds is not known$"):
+        with_more_slots(Larger(CONFIG), 1)

@@ -129,3 +129,8 @@ def test_the_state_after_a_prompt_holds_no_memory_of_the_prompt() -> None:
 def test_batch_size_must_be_positive() -> None:
     with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
         RamState.zeros(CONFIG, 0)
+
+
+def test_states_are_compared_by_identity() -> None:
+    state = RamState.zeros(CONFIG, 1)
+    assert [state.clone(), state].index(state) == 1

@@ -117,6 +117,23 @@ def test_layers_that_share_a_tensor_are_refused_only_in_place(name: str) -> None
             model(ids, state, in_place=True)
 
 
+def test_tensors_that_overlap_are_refused_in_place() -> None:
+    config = RamNetConfig.preset("tiny", conv_layers=2)
+    model, ids = RamNetForCausalLM(config), torch.zeros(2, 1, dtype=torch.int64)
+    shifted, within = RamState.zeros(config, 2), RamState.zeros(config, 2)
+    both = torch.zeros(shifted.memory[0].numel() + 8)
+    shifted.memory = [both[i : i + x.numel()].view(x.shape) for i, x in zip((0, 8), shifted.memory, strict=True)]
+    mass = within.mass[1]
+    within.mass[1] = within.memory[0].flatten()[16 : 16 + mass.numel()].view(mass.shape)
+    for state, names in (
+        (shifted, r"state\.memory\[1\] and state\.memory\[0\]"),
+        (within, r"state\.memory\[0\] and state\.mass\[1\]"),
+    ):
+        with torch.no_grad(), pytest.raises(ValueError, match=f"^{names}.* the same memory"):
+            model(ids, state, in_place=True)
+    assert (shifted.memory[0] == 0).all()
+
+
 def test_what_is_not_a_state_is_named() -> None:
     model = RamNetForCausalLM(CONFIG)
     with pytest.raises(TypeError, match=r"^state is a int; it must be a RamState$"):

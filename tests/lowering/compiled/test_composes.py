@@ -86,6 +86,90 @@ def test_methods_that_a_subclass_overrides_are_called() -> None:
     assert_alike(fast, model)
 
 
+class SteeredBlock(RamNetForCausalLM):
+    def run_block(self, block: torch.nn.Module, x: Tensor, *state: object):
+        if block is self.blocks[1] and block.mixer.cape_heads:
+            x = x + torch.linspace(-3, 3, x.shape[-1])
+        return super().run_block(block, x, *state)
+
+
+class SteeredConv(RamNetForCausalLM):
+    def run_conv(self, conv: torch.nn.Module, x: Tensor, *state: object):
+        y, recent = super().run_conv(conv, x, *state)
+        return 2 * y, recent
+
+
+class ScaledHead(RamNetForCausalLM):
+    scale = 3.0
+    token, kernels = 1.0, 0.5  # names that a compiled model may not take
+
+    def run_head(self, hidden: Tensor) -> Tensor:
+        kept = torch.zeros_like(hidden) if self.training else hidden
+        return super().run_head(kept) * self.scale * self.token * self.kernels
+
+
+@pytest.mark.parametrize("kind", [SteeredBlock, SteeredConv, ScaledHead])
+def test_parts_of_the_model_that_a_subclass_runs_otherwise_are_run_so(kind: type[RamNetForCausalLM]) -> None:
+    torch.manual_seed(0)
+    model = kind(CONFIG)
+    fast = lowering.compile(model, backend="eager")
+    assert relative_rmse(outputs(model), outputs(fresh())) > 1e-3
+    assert_alike(fast, model)
+
+
+def test_settings_of_the_model_that_change_later_are_the_compiled_models() -> None:
+    model = ScaledHead(CONFIG)
+    fast = lowering.compile(model, backend="eager")
+    assert not outputs(fast).any() and fast.training
+    model.eval()
+    assert not fast.training
+    model.scale = 0.5
+    assert_alike(fast, model)
+    fast.train()
+    assert model.training
+    seen: list[object] = []
+    model.register_full_backward_hook(lambda *_: seen.append(1))
+    fast(ids(1, 3)).logits.sum().backward()
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("name", ["run_head", "forward"])
+def test_a_method_that_is_set_on_the_model_is_called(name: str, before: bool) -> None:
+    model = fresh()
+    fast = None if before else lowering.compile(model, backend="eager")
+    inner = getattr(model, name)
+    doubled = {
+        "run_head": lambda hidden: 2 * inner(hidden),
+        "forward": lambda *given, **named: (out := inner(*given, **named))._replace(logits=2 * out.logits),
+    }
+    setattr(model, name, doubled[name])
+    assert relative_rmse(outputs(model), outputs(fresh())) > 0.1
+    assert_alike(fast or lowering.compile(model, backend="eager"), model)
+
+
+def test_a_forward_with_other_arguments_is_called_with_them() -> None:
+    class Loss(RamNetForCausalLM):
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None):
+            logits = super().forward(input_ids).logits
+            return logits if labels is None else torch.nn.functional.cross_entropy(logits.mT, labels)
+
+    torch.manual_seed(0)
+    model, prompt = Loss(CONFIG), ids(2, 5)
+    fast = lowering.compile(model, backend="eager")
+    for call in (fast, model):
+        call.losses = [call(prompt, prompt), call(prompt, labels=prompt), call(prompt).mean()]
+    torch.testing.assert_close(fast.losses, model.losses)
+
+
+@pytest.mark.parametrize("length", [1, 40])
+@torch.no_grad()
+def test_autocast_gives_logits_of_its_dtype(length: int, model: RamNetForCausalLM, fast: RamNetForCausalLM) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = fast(ids(1, length)).logits, model(ids(1, length)).logits
+    assert got.dtype == want.dtype == torch.bfloat16 and relative_rmse(got, want) < 3e-2
+
+
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "twice"])
 def test_copies_are_compiled_models_with_their_own_weights(how: str, fast: RamNetForCausalLM) -> None:
     expected = outputs(fast)

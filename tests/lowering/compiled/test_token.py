@@ -137,3 +137,22 @@ def test_a_program_ends_in_silence_if_something_holds_a_library_to_the_end() -> 
     code = "import os, sys; from lowering.aot import library as held; os.held = held, held.Library(sys.argv[1], 2)"
     command = [sys.executable, "-c", code, str(build.shared_library(CONFIG))]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
+
+
+@torch.no_grad()
+def test_no_rows_are_read_as_by_the_model(model: RamNetForCausalLM, fast: RamNetForCausalLM) -> None:
+    none = RamState.zeros(CONFIG, 1).reorder(torch.tensor([], dtype=torch.int64))
+    assert fast(ids(0, 1), none, in_place=True).logits.shape == (0, 1, CONFIG.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (([[1, 2]],), r"^input_ids is a list; it must be a tensor of torch\.int64"),
+        ((ids(1, 1), (1, 2)), r"^state is a tuple; it must be a RamState$"),
+    ],
+)
+@torch.no_grad()
+def test_what_is_of_another_type_is_named(given: tuple, message: str, fast: RamNetForCausalLM) -> None:
+    with pytest.raises(TypeError, match=message):
+        fast(*given)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import lowering
 import ramnet
-from ramnet import RamLayer, RamNetForCausalLM
+from ramnet import RamLayer, RamNetForCausalLM, RamState
 from ramnet.baselines.model import BaselineConfig, BaselineForCausalLM
 from ramnet.tracing.data import Trace
 from tests.ramnet.test_masks import LENGTH, MASK, middle
@@ -55,6 +55,33 @@ def test_the_layers_say_which_heads_move(kernels: str) -> None:
     model = small_model()
     layers = ramnet.trace(model, tokens(1, 2)).layers
     assert [layer.cape_heads for layer in layers] == [model.config.cape_heads(i) for i in range(len(layers))]
+
+
+def test_layers_are_those_of_the_calls_in_their_order() -> None:
+    class First(RamNetForCausalLM):
+        """Calls its second block, whose heads move less, before the first, and then once more."""
+
+        def run_layers(self, x: Tensor, *given: object, **named: object):
+            x, *_ = super().run_block(self.blocks[1], x, *middle_of(self, 1), False, None)
+            return super().run_layers(x, *given, **named)
+
+    def middle_of(model: RamNetForCausalLM, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        state = RamState.zeros(model.config, 1)
+        return state.memory[layer], state.mass[layer], state.position
+
+    model = First.of(small_model().config, small_model().state_dict())
+    moving = [model.config.cape_heads(i) for i in range(model.config.num_layers)]
+    assert len(set(moving)) > 1
+    layers = ramnet.trace(model, tokens(1, 5)).layers
+    assert [layer.cape_heads for layer in layers] == [moving[1], *moving]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_trace_is_read_whatever_the_default_device_is() -> None:
+    layer = ramnet.trace(small_model(), tokens(1, 5)).layers[0]
+    expected, total = layer.sources(), layer.reads().total
+    with torch.device("meta"):
+        assert torch.equal(layer.sources(), expected) and torch.equal(layer.reads().total, total)
 
 
 def test_a_trace_continues_from_a_state(kernels: str) -> None:
