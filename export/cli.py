@@ -203,7 +203,7 @@ def _tuned(config: RamNetConfig, checkpoint: Path, kind: str, notices: list[str]
         command = f"ramnet tune-model {click.format_filename(checkpoint)} --format {kind}"
         raise ValueError(f"{checkpoint} was not tuned on this CPU in this format; run: {command}")
     loss = f"{record.chosen.loss:+.2%} bits per token over float32, by {record.judged_by}"
-    notices.append(f"deployed as tuned on {record.date[:10]}, with {loss}")
+    notices.append(f"deployed as tuned on {record.date[:10]}; the weights that were tuned had {loss}")
     return record.chosen.deployment
 
 

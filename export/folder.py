@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 from ramnet.files import folder_written_aside
 
 DESCRIPTION = "ramnet.json"
+# Files of an export that other folders may have, too, and by which it is not known.
+_COMMON = ("README.md", "LICENSE")
 
 
 @contextmanager
@@ -21,13 +25,17 @@ def replaced(directory: Path, names: tuple[str, ...] = ()) -> Iterator[Path]:
         names: files that an export may have, for one whose ``ramnet.json`` is lost.
 
     Raises:
-        ValueError: if ``directory`` holds other files, is a file, or is the current folder.
+        ValueError: if ``directory`` holds other files, is a file or a mount point, or is the current folder.
         OSError: raised in the block, such as for a full disk, with a message that names ``directory``.
     """
     if directory.exists():
         if not directory.is_dir():
             raise ValueError(f"{directory} is a file; an export needs a directory")
-        known = {DESCRIPTION, *names, *_listed(directory)}
+        if directory.resolve().is_mount():
+            raise ValueError(f"{directory} is a mount point, which cannot be replaced; name a folder within it")
+        known = {DESCRIPTION, *_listed(directory)}
+        if any((directory / name).exists() for name in (DESCRIPTION, *names) if name not in _COMMON):
+            known |= set(names)
         foreign = sorted(path.name for path in directory.iterdir() if path.name not in known)
         if foreign:
             raise ValueError(f"{directory} holds {foreign[0]}, which is not part of an export; name another directory")
@@ -52,4 +60,6 @@ def _errors_name(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         problem = f"{directory} cannot be written: {error.strerror or error}"
+        if error.errno == errno.ENOSPC:
+            problem += f", there or in {tempfile.gettempdir()}, where parts are made"
         raise (OSError(error.errno, problem) if error.errno else OSError(problem)) from None  # numpy's have no errno

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -192,9 +193,13 @@ class RamNetConfig(_Fields[_SizeByLayer]):
     @classmethod
     def load(cls, path: str | Path) -> RamNetConfig:
         """Read a configuration that ``save`` wrote. Raises ValueError, naming the file, if it is not one."""
+        text = read_text(path)
         try:
-            return cls.model_validate_json(read_text(path))
+            return cls.model_validate_json(text)
         except ValidationError as error:
+            if re.search(r'"model_type":\s*"ramnet"', text):
+                command = f"ramnet convert {Path(path).parent} FOLDER"
+                raise ValueError(f"{path} is of transformers' format; make one of this project: {command}") from None
             problem = one_line(error).removeprefix("RamNetConfig: ")
             raise ValueError(f"{path} is not a RamNetConfig: {problem}") from None
 

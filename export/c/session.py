@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import operator
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,13 @@ class CState:
 
 def _load(library: Path) -> ctypes.CDLL:
     with new_path(library) as path:
-        loaded = ctypes.CDLL(path)
+        try:
+            loaded = ctypes.CDLL(path)
+        except OSError as error:
+            raise OSError(
+                f"{library} cannot be loaded on this machine, {platform.machine()}; it may be compiled for another"
+                f" ({error})"
+            ) from None
     try:
         loaded.ramnet_message.restype = ctypes.c_char_p
         loaded.ramnet_state_position.restype = ctypes.c_int64

@@ -24,8 +24,8 @@ import numpy as np
 from export.onnx.model import OnnxModel  # of the project that wrote this; OnnxSession takes PyTorch's tensors
 
 model = OnnxModel(".")
-logits, state = model.prefill(np.array([list(b"Hello")]))  # [1, 5, V], and the state after the last token
-logits = model.step(np.array([[32]]), state)  # one token, [1, 1, V]; the state is updated in place
+logits, state = model.prefill(np.array([{ids}]))  # [1, T, V], and the state after the last token
+logits = model.step(np.array([[{id}]]), state)  # one token, [1, 1, V]; the state is updated in place
 """
 _CPP = """
 Ort::SessionOptions options;{register}
@@ -49,6 +49,7 @@ def save_card(sidecar: Sidecar, checks: list[Check], directory: Path) -> None:
     register = f'\noptions.RegisterCustomOpsLibrary("./{LIBRARY}");  // runs its code' if kernels else ""
     tuned, processor = sidecar.deployment, sidecar.speed and sidecar.speed.processor
     slots = str(sidecar.config.layers[0].slots)
+    ids, one = ('list(b"Hello")', "32") if sidecar.text == "bytes" else ("[0]", "0")
     found = {name: text.format(kernels=kernels) for name, text in _FILES.items() if (directory / name).exists()}
     card = Card(
         library="onnxruntime",
@@ -63,7 +64,10 @@ def save_card(sidecar: Sidecar, checks: list[Check], directory: Path) -> None:
         precision=sidecar.precision,
         speed=sidecar.speed,
         quality=sidecar.quality,
-        calls={"python": _PYTHON, "cpp": _CPP.replace("{register}", register).replace("{slots}", slots)},
+        calls={
+            "python": _PYTHON.replace("{ids}", ids).replace("{id}", one),
+            "cpp": _CPP.replace("{register}", register).replace("{slots}", slots),
+        },
         notes=[
             "`past_recurrent.NAME` is the state before the tokens and `present_recurrent.NAME` the state after them;"
             " `position`, int64 [batch], counts the tokens of each row. `slots.LAYER` are the slots that each token"

@@ -32,7 +32,7 @@ def build(config: RamNetConfig, library: Path, target: str = "cpu") -> None:
     """
     runtime.match_threads()  # raises the ImportError
     from lowering.aot import weights
-    from lowering.aot.build import RUNTIME, SIZES, compiler, parts, run, runs_here, write_kernels
+    from lowering.aot.build import OWN_NAMES, RUNTIME, SIZES, compiler, parts, run, runs_here, write_kernels
     from lowering.aot.machines import TARGETS, host
     from lowering.aot.ops import Ops, module
 
@@ -52,7 +52,7 @@ def build(config: RamNetConfig, library: Path, target: str = "cpu") -> None:
         sources += [RUNTIME / name for name in ("cpu.c", "kernels.c", "kernels.h", "ramnet.h")]
         for path in sources:
             shutil.copy(path, folder / path.name)
-        run(command, *_FLAGS, "-o", folder / "library.so", *parts(folder))
+        run(command, *_FLAGS, OWN_NAMES, "-o", folder / "library.so", *parts(folder))
         shutil.copyfile(folder / "library.so", library)
 
 

@@ -51,6 +51,7 @@ async function reader(source) {
   if (isUrl) base = new URL(source);
   else if (isNode) base = (await import("node:url")).pathToFileURL(`${source}/`);
   else base = new URL(source, globalThis.location.href);
+  if (!base.pathname.endsWith("/")) base.pathname += "/";
   if (isNode && base.protocol === "file:") {
     const { readFile } = await import("node:fs/promises");
     return async (name) => ({ bytes: await named(name, () => readFile(new URL(name, base))) });

@@ -32,6 +32,8 @@ SIZES = "config.h"
 # WebAssembly has neither files nor threads.
 _SYSTEM, _NO_SYSTEM = {"disk.c", "pool.c"}, {"wasm.c"}
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden")
+# A program may load the libraries of several models, whose functions and kernels have the same names.
+OWN_NAMES = "-Wl,-Bsymbolic"
 
 
 class Loops(NamedTuple):
@@ -169,7 +171,7 @@ def parts(folder: Path) -> list[Path]:
 
 def link(folder: Path, library: Path, machines: Sequence[Machine] = ()) -> None:
     """Compile the C files in ``folder`` and link them with the kernels. Raises RuntimeError if that fails."""
-    run(compiler(machines), *_FLAGS, "-shared", "-o", library, *parts(folder), "-lm", "-pthread")
+    run(compiler(machines), *_FLAGS, "-shared", OWN_NAMES, "-o", library, *parts(folder), "-lm", "-pthread")
 
 
 def archive(folder: Path, archive: Path, machines: Sequence[Machine] = ()) -> None:
@@ -190,12 +192,14 @@ def compiler(machines: Sequence[Machine] = ()) -> str:
     """Return the C compiler for processors of one kind, by default this one.
 
     It is ``$CC``, or the first of cc, gcc and clang; for another kind of processor, the cross compiler of its triple,
-    such as aarch64-linux-gnu-gcc. Raises RuntimeError if there is none.
+    such as aarch64-linux-gnu-gcc. Raises RuntimeError if there is none, or none of the name in CC.
     """
     if not runs_here(machines):
         return _tool("gcc", machines)
-    found = map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))
-    path = next(filter(None, found), None)
+    named = os.environ.get("CC")
+    path = next(filter(None, map(shutil.which, (named,) if named else ("cc", "gcc", "clang"))), None)
+    if path is None and named:
+        raise RuntimeError(f"CC is {named!r}; it must be the name or the path of a C compiler, without arguments")
     if path is None:
         raise RuntimeError("there is no C compiler; install gcc or clang, or name one in CC")
     return path

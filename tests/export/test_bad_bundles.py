@@ -208,3 +208,12 @@ def test_without_a_compiler_nothing_is_written(tmp_path: Path, monkeypatch: pyte
         EXPORTS[kind](model_of(CONFIG), tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_that_is_named_and_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "ccache gcc")
+    with pytest.raises(
+        RuntimeError, match=r"^CC is 'ccache gcc'; it must be the name or the path of a C compiler, with"
+    ):
+        EXPORTS["c"](model_of(CONFIG), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -170,6 +170,41 @@ def test_other_files_are_never_replaced(mixed: Exported, tmp_path: Path) -> None
     assert entries(tmp_path) == {"thesis.txt": b"mine"}
 
 
+def test_files_that_any_folder_may_have_do_not_make_it_an_export(mixed: Exported, tmp_path: Path) -> None:
+    for name in ("README.md", "LICENSE"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=r"holds LICENSE, which is not part of an export"):
+        export_onnx(mixed.model, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_an_export_whose_description_is_lost_is_replaced(mixed: Exported, tmp_path: Path, quick_build: None) -> None:
+    export_onnx(mixed.model, tmp_path / "onnx")
+    (tmp_path / "onnx" / "ramnet.json").unlink()
+    export_onnx(mixed.model, tmp_path / "onnx")
+    assert sorted(entries(tmp_path / "onnx")) == sorted(FILES)
+
+
+def test_a_mount_point_is_refused_before_anything_is_built(mixed: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ValueError, match=r"^/proc is a mount point, which cannot be replaced; name a folder within it$"
+    ):
+        export_onnx(mixed.model, "/proc")
+
+
+def test_the_cards_code_runs(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n(.*?)```", (exported.onnx / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(exported.onnx)
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    assert names["logits"].shape == (1, 1, exported.model.config.vocab_size)
+
+
+def test_a_layer_of_two_slots_is_exported(tmp_path: Path) -> None:
+    export_onnx(make_model("wide", order=1, sub_dim=2, top_k=1, cape_half_layers=0), tmp_path / "onnx")
+
+
 def test_a_directory_that_is_no_export_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not an export: it has no ramnet\.json"):
         OnnxSession(tmp_path)

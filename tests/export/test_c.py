@@ -5,8 +5,10 @@ from __future__ import annotations
 import _ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from export import check, process
 from export.c.build import ARCHIVE, HEADER, PROGRAM, export_c
 from export.c.session import LIBRARY, WEIGHTS, CModel, CState
 from export.cli import export, verify
+from export.description import sha256
 from export.manifest import Manifest
 from export.samples import Samples
 from lowering.aot import build
@@ -304,3 +307,45 @@ def test_a_forked_process_runs_and_closes_its_parents_model(bundle: Path) -> Non
 def test_verify_prints_one_line(bundle: Path) -> None:
     done = CliRunner().invoke(verify, [str(bundle)], catch_exceptions=False)
     assert done.exit_code == 0 and done.output.count("\n") == 1
+
+
+def test_a_program_may_load_several_models_whose_functions_have_the_same_names(bundle: Path, tmp_path: Path) -> None:
+    """Names of a library that is loaded first would replace those of the second."""
+    other = model_of(TINY.model_copy(update={"hidden_size": 20, "order": 2, "intermediate_size": 24}))
+    export_c(other, tmp_path / "other")
+    script = """
+import ctypes, sys
+from export.c.session import CModel, CState
+
+first, second, weights = sys.argv[1:]
+ctypes.CDLL(first, mode=ctypes.RTLD_GLOBAL)
+model = CModel(second, weights)
+print(*model.tokens(CState(model), [0, 1, 2]).ravel().tolist())
+"""
+    paths = bundle / LIBRARY, tmp_path / "other" / LIBRARY, tmp_path / "other" / WEIGHTS
+    done = subprocess.run([sys.executable, "-c", script, *map(str, paths)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    want = other(torch.tensor([[0, 1, 2]])).logits[0, -1]
+    torch.testing.assert_close(torch.tensor([*map(float, done.stdout.split())]), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_library_for_another_processor_is_named(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    content = bytearray((folder / LIBRARY).read_bytes())
+    content[18:20] = (243).to_bytes(2, "little")  # the ELF machine: RISC-V
+    (folder / LIBRARY).write_bytes(content)
+    manifest = json.loads((folder / "ramnet.json").read_text())
+    manifest["files"][LIBRARY] = sha256(folder / LIBRARY)
+    (folder / "ramnet.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        OSError, match=rf"^{folder / LIBRARY} cannot be loaded on this machine, \w+; it may be compiled"
+    ):
+        CModel(folder / LIBRARY, folder / WEIGHTS)
+
+
+def test_a_long_path_leaves_the_reason(bundle: Path, tmp_path: Path) -> None:
+    state = CState(CModel(bundle / LIBRARY, bundle / WEIGHTS))
+    path = tmp_path.joinpath(*["a" * 200] * 4, "state")
+    with pytest.raises((ValueError, OSError), match=rf"{path}.* No such file or directory$"):
+        state.save(path)

@@ -215,3 +215,10 @@ def test_a_field_out_of_range_in_a_file_is_named(tmp_path: Path) -> None:
     path.write_text(RamNetConfig.preset("tiny").to_json().replace('"top_k": 8', '"top_k": 300'))
     with pytest.raises(ValueError, match=re.escape(f"{path} is not a RamNetConfig: top_k is 300 but")):
         RamNetConfig.load(path)
+
+
+def test_a_checkpoint_of_transformers_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "ramnet", "ramnet": {}}')
+    message = f"{tmp_path}/config.json is of transformers' format; make one of this project: ramnet convert {tmp_path} "
+    with pytest.raises(ValueError, match=f"^{message}"):
+        RamNetConfig.load(tmp_path / "config.json")

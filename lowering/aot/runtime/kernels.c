@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static _Thread_local char message[256];
+static _Thread_local char message[4096 + 256]; /* with the longest path */
 static _Thread_local const executor* current;
 
 const char* ramnet_message(void) { return message; }

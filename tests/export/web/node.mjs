@@ -39,7 +39,9 @@ const tasks = {
 
   /** Loads a state, reads ids, and saves it, also from a clone that a reset of the original does not change. */
   async resume(from, to, ids) {
-    const model = await load(pathToFileURL(`${folder}/`));
+    const url = pathToFileURL(folder); // of a folder, also without a slash at its end
+    const model = await load(url);
+    if (url.pathname.endsWith("/")) throw new Error("the caller's URL was changed");
     const state = model.state();
     model.token(state, 7);
     state.load(await readFile(from));
