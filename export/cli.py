@@ -63,6 +63,8 @@ def export(
     Nothing is written unless the export gives the results of PyTorch within a tolerance.
     """
     from ramnet import RamNetForCausalLM
+    from ramnet.config import BYTES
+    from ramnet.training.checkpoint import check_of_bytes
 
     given = {
         "--precision": precision,
@@ -80,6 +82,8 @@ def export(
     if kind == "onnx" and target is not None and not kernels:
         raise click.UsageError("--target needs --kernels; graphs of standard operators run on any processor")
     model = RamNetForCausalLM.from_pretrained(checkpoint)
+    if model.config.vocab_size == BYTES:
+        check_of_bytes(model.config, checkpoint)  # an export would take 256 ids for bytes
     precision, target = "float32" if precision is None else precision, "cpu" if target is None else target
     notices: list[str] = []
     deployment = _tuned(model.config, checkpoint, kind, notices) if tuned else None

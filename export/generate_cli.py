@@ -7,12 +7,8 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from ramnet.config import RamNetConfig
 
 
 @click.command()
@@ -73,7 +69,10 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
         from export.onnx.model import OnnxModel
 
         exported = OnnxModel(onnx)
-        _check_bytes(exported.config, onnx)
+        if exported.config.vocab_size != BYTES:
+            raise ValueError(
+                f"{onnx} has {exported.config.vocab_size} tokens; text needs a byte-level model, of {BYTES}"
+            )
         say(prompt)
         for token in continuation(exported, np.array(list(prompt)), max_new_tokens, options, stops, seed):
             say(bytes([token]))
@@ -82,9 +81,10 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
         import torch
 
         from ramnet import RamNetForCausalLM, ops
+        from ramnet.training.checkpoint import check_of_bytes
 
         model = RamNetForCausalLM.from_pretrained(checkpoint)
-        _check_bytes(model.config, checkpoint)
+        check_of_bytes(model.config, checkpoint)
         with ops.using(kernels):
             say(prompt)
             model.generate(
@@ -92,14 +92,6 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
                 streamer=lambda token: say(bytes([int(token[0])])),
             )  # fmt: skip
     say(b"\n")
-
-
-def _check_bytes(config: RamNetConfig, source: Path) -> None:
-    """Raise ValueError if the model's tokens are not bytes."""
-    from ramnet.config import BYTES
-
-    if config.vocab_size != BYTES:
-        raise ValueError(f"{source} has {config.vocab_size} tokens; text needs a byte-level model, of {BYTES}")
 
 
 def _printer() -> Callable[[bytes], None]:

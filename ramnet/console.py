@@ -10,10 +10,10 @@ from rich.console import Console
 def console(stderr: bool = False) -> Console:
     """Return a console as wide as the terminal; 120 columns in a pipe or a file, as rich's default of 80 cuts tables.
 
-    Square brackets, as in "ramnet[gpu]", are printed as text rather than read as markup.
+    Square brackets, as in "ramnet[gpu]", and names between colons are printed as they are.
     """
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, width=None if terminal else 120, markup=False)
+    return Console(stderr=stderr, width=None if terminal else 120, markup=False, emoji=False)
 
 
 def duration(seconds: float) -> str:

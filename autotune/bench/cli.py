@@ -85,7 +85,7 @@ def bench(
         for found in measure(run, lambda done, of: progress.update(task, completed=done, total=of)):
             paths = report.save(found, output)
     report.show(found, screen)
-    screen.print(f"written: {', '.join(map(str, paths))}")
+    screen.print(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
 def _on_cpu(run: Run, on_group: Callable[[int, int], None], threads: int | None) -> Iterator[Report]:

@@ -14,6 +14,7 @@ from ramnet.hf.configuration import HFRamNetConfig
 from ramnet.hf.modeling import HFRamNetForCausalLM
 from ramnet.model import RamNetForCausalLM
 from ramnet.state import read_safetensors
+from ramnet.training.checkpoint import tokenizer_of
 
 _PREFIX = "ramnet."
 # What stands beside the weights in either format: a tokenizer's files, and the defaults of generate.
@@ -66,11 +67,13 @@ def read(directory: str | Path) -> RamNetForCausalLM:
 def convert(source: str | Path, output: str | Path) -> None:
     """Write the checkpoint ``source`` to the folder ``output`` in the other format.
 
-    The ``RamNetConfig``, each weight, with its dtype, the files of a tokenizer and the defaults of ``generate`` stay as
-    they are. transformers' other options, such as ``use_cache``, have no place in this project's format.
+    The ``RamNetConfig``, each weight, with its dtype, the files of a tokenizer, or the one that it was trained with,
+    and the defaults of ``generate`` stay as they are. transformers' other options, such as ``use_cache``, have no place
+    in this project's format.
 
     Raises:
-        ValueError: if ``source`` is not a checkpoint, or ``output`` is the same folder or a file.
+        ValueError: if ``source`` is not a checkpoint, the tokenizer that it was trained with is missing, or ``output``
+            is the same folder or a file.
         OSError: if a file cannot be written.
     """
     if Path(source).resolve() == Path(output).resolve():
@@ -78,10 +81,15 @@ def convert(source: str | Path, output: str | Path) -> None:
     if Path(output).exists() and not Path(output).is_dir():
         raise ValueError(f"{output} is a file; a checkpoint needs a folder")
     model = read(source)
+    tokenizer = tokenizer_of(source)
+    if tokenizer is not None and not Path(tokenizer).is_file():
+        raise ValueError(f"{source} was trained on the tokens of {tokenizer}, which is no file any more; restore it")
     if of_transformers(source):
         model.save_pretrained(output)
     else:
         HFRamNetForCausalLM.of(model).save_pretrained(output)
+    if tokenizer is not None:
+        shutil.copyfile(tokenizer, Path(output) / "tokenizer.json")
     for name in _BESIDE:
         if (Path(source) / name).is_file():
             shutil.copyfile(Path(source) / name, Path(output) / name)

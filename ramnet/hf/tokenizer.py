@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ramnet.config import BYTES
+from ramnet.training.checkpoint import tokenizer_of
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -45,6 +46,8 @@ def read_tokenizer(path: str | Path | None, checkpoint: str | Path, vocab_size: 
     if path is None:
         if vocab_size != BYTES:
             raise ValueError(f"{checkpoint} holds no tokenizer.json, and a vocabulary of {vocab_size} is not the bytes")
+        if (trained := tokenizer_of(checkpoint)) is not None:
+            raise ValueError(f"{checkpoint} was trained on the tokens of {trained}; give it by --tokenizer")
         return byte_tokenizer()
     path = Path(path)
     if not path.exists() or (path.is_dir() and not (path / "tokenizer.json").is_file()):

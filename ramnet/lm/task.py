@@ -91,10 +91,9 @@ class Compared(Text):
 @torch.no_grad()
 def bits_of(model: Model, batch: Batch) -> Tensor:
     """Return the bits of each label, float32 [B, T], 0 where it is IGNORED. Each row is read from a fresh state."""
-    rows = max(1, 4096 // batch.inputs.shape[1])
     device = model.embedding.weight.device
     found = []
-    for part in (each.to(device) for each in batch.split(rows)):
+    for part in (each.to(device) for each in batch.few_tokens()):
         hidden = model.hidden_states(part.inputs)[0]
         counted = part.labels != IGNORED
         logits = model.head(hidden[counted]).float()

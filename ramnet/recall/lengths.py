@@ -20,7 +20,6 @@ from ramnet.model import RamNetForCausalLM
 from ramnet.recall.plan import name_of
 from ramnet.state import RamState
 from ramnet.training.checkpoint import FILE, Progress
-from ramnet.training.model import state_size
 from ramnet.training.mqar import HELD_OUT_EXAMPLES, Mqar, right
 from ramnet.training.recipe import HELD_OUT_SEED
 from ramnet.training.sweep import Outcome, known_outcome, worth
@@ -50,6 +49,7 @@ class Measured(NamedTuple):
     """What was measured of a model; ``trained`` is the longest example of its training, if its checkpoint says so."""
 
     name: str
+    checkpoint: str
     state: int
     trained: int | None
     accuracies: list[Accuracy]
@@ -129,9 +129,12 @@ def trained(folder: Path) -> int | None:
     return max(lengths, default=None)
 
 
-def measured(model: RamNetForCausalLM, longest: int | None, accuracies: list[Accuracy]) -> Measured:
-    """Return the results of a model that was trained on up to ``longest`` tokens."""
-    return Measured(name_of(model.config), state_size(model.config, 0), longest, accuracies)
+def names(models: Sequence[tuple[RamNetForCausalLM, Path]]) -> list[str]:
+    """Return the name of each model, with its folder where several of them have the same sizes."""
+    sizes = [name_of(model.config) for model, _ in models]
+    return [
+        f"{size} {folder}" if sizes.count(size) > 1 else size for size, (_, folder) in zip(sizes, models, strict=True)
+    ]
 
 
 def save(found: Sequence[Measured], pairs: int, folder: Path) -> list[Path]:

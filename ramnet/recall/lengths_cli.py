@@ -22,27 +22,28 @@ def recall_lengths(checkpoints: tuple[Path, ...], pairs: int, output: Path, kern
     from ramnet.console import console
     from ramnet.model import RamNetForCausalLM
     from ramnet.recall import lengths
-    from ramnet.recall.plan import name_of
+    from ramnet.training.model import state_size
     from ramnet.training.mqar import Mqar
     from ramnet.training.sweep_cli import check
 
-    check(output, kernels)
+    check(output, kernels, lengths.TABLE, lengths.DATA, lengths.PICTURE)
     screen = console()
-    folders = [folder for given in checkpoints for folder in lengths.folders(given)]
+    folders = list(dict.fromkeys(folder for given in checkpoints for folder in lengths.folders(given)))
     models = [RamNetForCausalLM.from_pretrained(folder) for folder in folders]
     for model in models:
         Mqar(pairs, lengths.LENGTHS[-1], model.config.vocab_size)  # raises what is wrong before anything is measured
     trained = [lengths.trained(folder) for folder in folders]
     found = []
     with ops.using(kernels):
-        for model, longest in zip(models, trained, strict=True):
+        names = lengths.names(list(zip(models, folders, strict=True)))
+        for name, folder, model, longest in zip(names, folders, models, trained, strict=True):
             accuracies = []
             for each in lengths.measure(model, pairs):
                 screen.print(
-                    f"{name_of(model.config)}: accuracy {each.all:.3f} at {each.length} tokens,"
+                    f"{name}: accuracy {each.all:.3f} at {each.length} tokens,"
                     f" {lengths.shown(each.late)} in their second half"
                 )
                 accuracies.append(each)
-            found.append(lengths.measured(model, longest, accuracies))
+            found.append(lengths.Measured(name, str(folder), state_size(model.config, 0), longest, accuracies))
     for path in lengths.save(found, pairs, output):
         click.echo(str(path))

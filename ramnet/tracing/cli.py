@@ -65,20 +65,20 @@ def trace(
     import torch
 
     from ramnet import RamNetForCausalLM, ops
-    from ramnet.config import BYTES
     from ramnet.console import console
     from ramnet.files import require_writable, written_aside
     from ramnet.tracing import page, picture
     from ramnet.tracing.heads import heads_of
     from ramnet.tracing.record import trace as record
+    from ramnet.training.checkpoint import check_of_bytes
 
     require_writable(output / PICTURE, output / PAGE)
     loaded = RamNetForCausalLM.from_pretrained(model)
-    if not ids and loaded.config.vocab_size != BYTES:
-        raise ValueError(
-            f"{model} has {loaded.config.vocab_size} tokens; text needs a byte-level model, of {BYTES}; give --ids for"
-            " token ids"
-        )
+    if not ids:
+        try:
+            check_of_bytes(loaded.config, model)
+        except ValueError as error:
+            raise ValueError(f"{error}; give --ids for token ids") from None
     with ops.using(kernels):
         traced = record(loaded, torch.tensor([numbers]))
     found = heads_of(traced, layers=layers, heads=heads)
@@ -97,7 +97,7 @@ def trace(
         screen.print(
             f"{PAGE} shows the first {tokens} of {len(labels)} tokens; choose fewer heads by --layer and --head"
         )
-    screen.print(f"wrote {click.format_filename(output)}: {PICTURE}, {PAGE}")
+    click.echo(f"wrote {click.format_filename(output)}: {PICTURE}, {PAGE}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -7,6 +7,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+EVALUATED = 4096
+
 
 class Batch(NamedTuple):
     """Rows of tokens and what each predicts.
@@ -30,6 +32,11 @@ class Batch(NamedTuple):
         count = len(self.inputs.split(rows))
         columns = ([None] * count if x is None else x.split(rows) for x in self)
         return [type(self)(*part) for part in zip(*columns, strict=True)]
+
+    def few_tokens(self) -> list[Self]:
+        """Return batches of at most ``EVALUATED`` tokens each, or of one row, as evaluations read them: a run whose
+        steps fit into memory has room for them."""
+        return self.split(max(1, EVALUATED // self.inputs.shape[1]))
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on ``device``."""

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ramnet.config import RamNetConfig, one_line
+from ramnet.config import BYTES, RamNetConfig, one_line
 from ramnet.files import locked_alone
 from ramnet.model import WEIGHT_TYPES, filled, not_finite
 from ramnet.state import RamState, read_safetensors, write_safetensors
@@ -23,6 +23,7 @@ from ramnet.training.model import Config, Model, make
 from ramnet.training.recipe import Recipe
 
 FILE = "training.safetensors"
+FILES = (FILE, "config.json", "model.safetensors")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 KINDS = ("weight", *MOMENTS)
 
@@ -40,6 +41,8 @@ class Progress(BaseModel):
     skipped: int = Field(0, ge=0, description="steps skipped because the loss or gradient was not finite")
     micro_batch: int | None = Field(None, gt=0, description="rows computed at a time, which may change")
     recompute: bool = Field(False, description="whether activations are recomputed, which may change")
+    compiled: bool = Field(False, description="whether torch.compile compiles the model, which may change")
+    checkpoint_seconds: float = Field(30.0, ge=0, description="seconds between checkpoints, which may change")
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -56,6 +59,20 @@ class Progress(BaseModel):
             raise ValueError(f"{path} is not a safetensors file: {error}") from None
         except ValidationError as error:
             raise ValueError(f"{path} is not a training checkpoint: {one_line(error)}") from None
+
+
+def tokenizer_of(directory: str | Path) -> str | None:
+    """Return the path of the tokenizer that the model in ``directory`` was trained with; None for bytes, or if there is
+    no training in the folder."""
+    return Progress.load(directory).task.get("tokenizer") if (Path(directory) / FILE).is_file() else None
+
+
+def check_of_bytes(config: RamNetConfig, directory: str | Path) -> None:
+    """Raise ValueError if the token ids of the model in ``directory`` are not bytes."""
+    if config.vocab_size != BYTES:
+        raise ValueError(f"{directory} has {config.vocab_size} tokens; text needs a byte-level model, of {BYTES}")
+    if (tokenizer := tokenizer_of(directory)) is not None:
+        raise ValueError(f"{directory} was trained on the tokens of {tokenizer}; text needs a byte-level model")
 
 
 def save(

@@ -41,12 +41,14 @@ def _options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., N
         click.option("--from", "source", type=click.Path(path_type=Path), metavar="CHECKPOINT",
                      help="Start a new run from the weights and the configuration of this folder."),
         click.option("--resume", is_flag=True,
-                     help="Continue from the checkpoint in --output, with its options. Larger --steps or --seconds"
-                          " extend the run; the learning rate then follows a cosine over the new total."),
+                     help="Continue from the checkpoint in --output, with its options but --parallel and --kernels."
+                          " Larger --steps or --seconds extend the run; the learning rate then follows a cosine over"
+                          " the new total."),
         click.option("--steps", type=int,
                      help="Total number of steps, over which the learning rate decays on a cosine."),
         click.option("--seconds", type=float, show_default=f"{defaults['seconds']:g} without --steps",
-                     help="Total training time in seconds, over which the learning rate decays on a cosine."),
+                     help="Total training time in seconds, without evaluations, over which the learning rate decays on"
+                          " a cosine."),
         click.option("--batch-size", type=int, default=defaults["batch_size"], help="Examples in a step."),
         click.option("--learning-rate", type=float, default=defaults["learning_rate"],
                      help="Peak learning rate, after warm-up."),
@@ -122,16 +124,16 @@ def _configure(ctx: click.Context, _: click.Parameter, path: Path | None) -> Non
               help="A tokenizer.json of Hugging Face, whose tokens are kept in --output; without it, tokens are"
                    " bytes.")  # fmt: skip
 @click.option("--length", type=int, default=256, help="Tokens of a training row.")
-@click.option("--packed", "windows", flag_value="packed",
+@click.option("--packed", is_flag=True,
               help="Fill rows with several documents, which stay apart, instead of windows within one: for documents"
                    " shorter than a row.")  # fmt: skip
-@click.option("--carry", "windows", flag_value="carried",
+@click.option("--carry", is_flag=True,
               help="Read each document from its beginning in windows that follow one another, with the state of the"
                    " window before (truncated backpropagation).")  # fmt: skip
 @_options(preset="tiny", output="runs/text", seconds=240.0, batch_size=8, learning_rate=1e-2)
 def text(
     ctx: click.Context, data: tuple[Path, ...], files: tuple[Path, ...], tokenizer: Path | None, length: int,
-    windows: str | None, **options: Any,
+    packed: bool, carry: bool, **options: Any,
 ) -> None:  # fmt: skip
     """A language model of bytes, or of a tokenizer's tokens."""
     from ramnet.training.footprint import Rows
@@ -139,12 +141,17 @@ def text(
 
     if files and not data:
         raise click.UsageError(f"{files[0]} is given without an option; give files with --data")
+    typed = [name for name in ("packed", "carry") if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if len(typed) == 2:
+        raise click.UsageError("--packed and --carry are both given; rows are of one kind")
+    if typed:  # which overrides a file's
+        packed, carry = (name in typed for name in ("packed", "carry"))
 
     def setting(saved: dict[str, Any]) -> dict[str, Any]:
-        found = {"files": [*data, *files], "length": length, "windows": windows or "within a document"}
-        found |= {"tokenizer": tokenizer}
-        found |= _saved(ctx, saved, "length", "tokenizer", "windows") | ({} if data else _saved(ctx, saved, "files"))
-        return found
+        windows = "packed" if packed else "carried" if carry else saved.get("windows", "within a document")
+        found = {"files": [*data, *files], "length": length, "windows": windows, "tokenizer": tokenizer}
+        found |= _saved(ctx, saved, "length", "tokenizer") | ({} if data else _saved(ctx, saved, "files"))
+        return found | {name: saved[name] for name in ("digest",) if name in saved}
 
     def task(config: Config, saved: dict[str, Any]) -> Text:
         return Text.of(setting(saved), config.vocab_size, options["output"] / "tokens")
@@ -196,12 +203,12 @@ def _settled(
         kept = set(recipe) - (set(BUDGET) if any(_given(ctx, name) for name in BUDGET) else set())
         saved = progress.recipe.model_dump()
         recipe |= _saved(ctx, saved, *kept) | {name: saved[name] for name in saved.keys() - recipe.keys()}
-        options |= _saved(ctx, progress.model_dump(include={"micro_batch", "recompute"}), "micro_batch", "recompute")
+        options |= _saved(ctx, progress.model_dump(), "micro_batch", "recompute", "compiled", "checkpoint_seconds")
     elif recipe["steps"] is None and recipe["seconds"] is None:
         recipe["seconds"] = seconds
     checked = Recipe(**recipe)
     if output is not None:
-        checkpoint.check_writable(output, checkpoint.FILE, metrics.FILE, metrics.PICTURE)
+        checkpoint.check_writable(output, *checkpoint.FILES, metrics.FILE, metrics.PICTURE)
     return checked, progress
 
 
@@ -280,7 +287,7 @@ def _train(
         picture(output)
     where = f"; {output}" if output else ""
     steps = f"{result.step} steps" + (f", {result.skipped} of them skipped" if result.skipped else "")
-    screen.print(f"{task.metric} {result.metric:.4f} after {steps}, {result.elapsed:.0f} s{where}")
+    screen.print(f"{task.metric} {result.metric:.4f} after {steps}, {result.elapsed:.0f} s{where}", soft_wrap=True)
 
 
 def _restarted(parallel: Parallel, output: Path) -> bool:

@@ -166,7 +166,7 @@ def train(
             progress = checkpoint.Progress(
                 config=model.config, task=task.describe(), recipe=recipe,
                 step=result.step, elapsed=result.elapsed, skipped=result.skipped, micro_batch=execution.micro_batch,
-                recompute=execution.recompute,
+                recompute=execution.recompute, compiled=execution.compiled, checkpoint_seconds=checkpoint_seconds,
             )  # fmt: skip
             if isinstance(task, HasPlaces) and task.places is not None:
                 saved["places"] = task.places
@@ -231,9 +231,9 @@ def train(
                     f"step {result.step:5d}  {result.elapsed:4.0f} s  loss {nats:.3f}  {speed.text}  {held_out}"
                     + skipped
                 )
-                result.elapsed = clock()
                 save(saved)
-                saved_at, result.elapsed = time.monotonic(), clock()
+                saved_at = time.monotonic()
+                began = saved_at - result.elapsed  # evaluations and checkpoints are not training
                 speed.restart(result.elapsed)
     result.metric, saved = measure()
     save(saved)
@@ -276,6 +276,8 @@ def _same_run(progress: checkpoint.Progress, model: Model, task: TrainingTask, r
                 f"{name} is {value!r} but the run in {path}, of another version, has no {name}; start a new run from"
                 " its weights"
             )
+        if name in ("files", "tokenizer") and "digest" in ours:  # which is of their contents, wherever they are
+            continue
         if name == "digest" and saved[name] != value:
             raise ValueError(
                 f"the text has changed since the run in {path} began; restore its files, or start a new run from its"

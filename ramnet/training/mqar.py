@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ramnet.loss import IGNORED, LOGITS_AT_ONCE
+from ramnet.training.batch import Batch
 from ramnet.training.model import Model
 from ramnet.training.recipe import HELD_OUT_SEED, MOST
 
@@ -76,10 +77,8 @@ class Mqar:
     def evaluate(self, model: Model) -> float:
         """Return the accuracy on 1000 fixed examples, or NaN if the model's logits are not finite."""
         generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-        inputs, labels = self.batch(HELD_OUT_EXAMPLES, generator)
-        right = [
-            count_right(model, ids, wanted) for ids, wanted in zip(inputs.split(100), labels.split(100), strict=True)
-        ]
+        examples = Batch(*self.batch(HELD_OUT_EXAMPLES, generator))
+        right = [count_right(model, part.inputs, part.labels) for part in examples.few_tokens()]
         return sum(right) / (HELD_OUT_EXAMPLES * self.pairs)
 
 

@@ -57,7 +57,4 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {one_line(error)}") from None
     if found.packed and found.carry:
         raise ValueError(f"{path}: packed and carry are both true; rows are of one kind")
-    options = found.model_dump(exclude_none=True, exclude={"packed", "carry"})
-    if found.packed or found.carry:
-        options["windows"] = "packed" if found.packed else "carried"
-    return options
+    return found.model_dump(exclude_none=True)

@@ -38,10 +38,11 @@ class Text:
         windows: how rows are taken from documents.
         tokenizer: what makes tokens of text; None for bytes.
         cache: the folder where tokens are kept, from which later runs on the same files map them into memory.
+        digest: that of ``describe``, of the run that is resumed. Nothing is written for another text.
 
     Raises:
-        ValueError: if ``length`` is below 1, a file cannot be read or, for a tokenizer, is not UTF-8, or the training
-            or held-out text has no document of two tokens.
+        ValueError: if ``length`` is below 1, a file cannot be read or, for a tokenizer, is not UTF-8, the text is not
+            that of ``digest``, or the training or held-out text has no document of two tokens.
     """
 
     metric = "bits per byte"
@@ -53,6 +54,7 @@ class Text:
         windows: Kind = "within a document",
         tokenizer: Tokenizer | None = None,
         cache: Path | None = None,
+        digest: str | None = None,
     ) -> None:
         _check_length(length)
         if tokenizer is not None and cache is None:
@@ -62,14 +64,16 @@ class Text:
         paths = [Path(file) for file in self.files] or standard_library()
         if tokenizer is None or cache is None:
             sides = split_files(paths)
-            digest = hashlib.sha256()
+            found = hashlib.sha256()
             for document in (*sides[0], b"", *sides[1]):
-                digest.update(len(document).to_bytes(8, "little") + document)
+                found.update(len(document).to_bytes(8, "little") + document)
+            self._check_digest(found.hexdigest(), digest)
             training, held_out = (Tokens.of_bytes(side) for side in sides)
             self.tokens_per_byte = 1.0
         else:
-            digest = _digest(paths, tokenizer)
-            (training, _), (held_out, size) = _tokenised(paths, tokenizer, cache, digest.hexdigest())
+            found = _digest(paths, tokenizer)
+            self._check_digest(found.hexdigest(), digest)
+            (training, _), (held_out, size) = _tokenised(paths, tokenizer, cache, found.hexdigest())
             self.tokens_per_byte = int(held_out.sizes.sum()) / max(1, size)
         unit = "bytes" if tokenizer is None else "tokens"
         for name, side in (("training", training), ("held-out", held_out)):
@@ -77,7 +81,14 @@ class Text:
             if longest < 2:
                 raise ValueError(f"the longest document of the {name} text holds {longest} {unit}; it needs at least 2")
         self.training, self.held_out = ROWS[windows](training, length), Windows(held_out, length)
-        self._digest = digest.hexdigest()[:16]
+
+    def _check_digest(self, found: str, wanted: str | None) -> None:
+        self._digest = found[:16]
+        if wanted not in (None, self._digest):
+            raise ValueError(
+                "the text or its tokenizer is not that of the run that is resumed; give its files as they were, or"
+                " start a new run from its weights"
+            )
 
     @classmethod
     def of(cls, description: dict[str, Any], vocab_size: int, cache: Path) -> Self:
@@ -88,17 +99,20 @@ class Text:
             description.get("windows", "within a document"),
             cls.check(description, vocab_size),
             cache,
+            description.get("digest"),
         )
 
     @staticmethod
     def check(description: dict[str, Any], vocab_size: int) -> Tokenizer | None:
         """Check what can be checked of a description without reading the text, and return its tokenizer.
 
-        Raises ValueError if a file cannot be opened or its name is not UTF-8, the length is not in 1..2^31, or the
-        tokens do not fit ``vocab_size``.
+        Raises ValueError if a file cannot be opened, is a pipe, or its name is not UTF-8, the length is not in 1..2^31,
+        or the tokens do not fit ``vocab_size``.
         """
         _check_length(description["length"])
         for file in map(_name, description["files"]):
+            if Path(file).is_fifo():
+                raise ValueError(f"{file} is a pipe, which can be read only once; write it to a file")
             try:
                 Path(file).open("rb").close()
             except OSError as error:
@@ -139,7 +153,7 @@ class Text:
         """
         batch = self.held_out.spread(HELD_OUT_WINDOWS)
         nats, device = 0.0, model.embedding.weight.device
-        for part in batch.split(16):
+        for part in batch.few_tokens():
             hidden = model.hidden_states(part.inputs.to(device))[0].flatten(0, 1)
             wanted = part.labels.flatten().to(device)
             nats += float(summed_cross_entropy(model.head, hidden, wanted, model.config.vocab_size))
@@ -239,7 +253,7 @@ def _tokenised(
 ) -> tuple[tuple[Tokens, int], tuple[Tokens, int]]:
     """Return the tokens of both sides and the bytes of their text, from ``cache`` if it has them."""
     found = read_tokens(cache, digest)
-    if found is None:
+    if found is None or found.keys() != {"training", "held-out"}:
         training, held_out = _sides(files)
         write_tokens(cache, digest, {"training": training, "held-out": held_out}, tokenizer)
         found = read_tokens(cache, digest)

@@ -123,7 +123,8 @@ def write_tokens(
                         sizes.append(len(ids))
                     length += sum(len(document) for _, document in several)
             np.save(aside / f"{side}{_SIZES}", np.asarray(sizes, np.int64))
-            parts[side] = {"tokens": sum(sizes), "documents": len(sizes), "bytes": length}
+            written = {"tokens": sum(sizes), "documents": len(sizes), "bytes": length}
+            parts[side] = written | {"sha256": [_sha256(aside / f"{side}{end}") for end in (_TOKENS, _SIZES)]}
         index = {"digest": digest, "dtype": tokenizer.dtype.name, "tokenizer": tokenizer.digest, "parts": parts}
         (aside / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
@@ -142,23 +143,28 @@ def _batches(documents: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str,
 
 
 def read_tokens(folder: Path, digest: str) -> dict[str, tuple[Tokens, int]] | None:
-    """Return the tokens of each part, mapped into memory, and the bytes of its text; None if ``folder`` has no complete
-    tokens of this ``digest``."""
+    """Return the tokens of each part, mapped into memory, and the bytes of its text; None if ``folder`` has no tokens
+    of this ``digest`` as they were written."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if index["digest"] != digest:
             return None
         found = {}
         for side, part in index["parts"].items():
-            sizes = torch.from_numpy(np.load(folder / f"{side}{_SIZES}"))
             path, dtype = folder / f"{side}{_TOKENS}", np.dtype(index["dtype"])
-            if path.stat().st_size != part["tokens"] * dtype.itemsize or int(sizes.sum()) != part["tokens"]:
+            if [_sha256(folder / f"{side}{end}") for end in (_TOKENS, _SIZES)] != part["sha256"]:
                 return None
+            sizes = torch.from_numpy(np.load(folder / f"{side}{_SIZES}"))
             ids = np.memmap(path, dtype, "r") if part["tokens"] else np.empty(0, dtype)
             found[side] = Tokens(ids, sizes), int(part["bytes"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
     return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def documents(file: Path) -> Iterator[bytes]:

@@ -94,18 +94,23 @@ def test_the_command_measures_every_ram_net_of_a_sweep(
     given = (sweep, alone, "--pairs", 2, "--kernels", "reference", "--output", output)
     assert command_line("recall-lengths", *given) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("RAM-Net M=32 U=5: accuracy 0.") and said[-3:] == [
+    assert said[0].startswith(f"RAM-Net M=32 U=5 {sweep / 'final'}: accuracy 0.") and said[-3:] == [
         str(output / name) for name in (lengths.DATA, lengths.TABLE, lengths.PICTURE)
     ]
     head, _, *rows = (output / lengths.TABLE).read_text().splitlines()
     assert head == "| 2 pairs | state | trained | 16 | 32 |"
     assert [row.split("|")[1:4] for row in rows] == [
-        [" RAM-Net M=32 U=5 ", " 1152 ", f" {TASK.length} "], [" RAM-Net M=32 U=5 ", " 1152 ", "  "],
-    ]  # fmt: skip
+        [f" RAM-Net M=32 U=5 {sweep / 'final'} ", " 1152 ", f" {TASK.length} "],
+        [f" RAM-Net M=32 U=5 {alone} ", " 1152 ", "  "],
+    ]  # of two models of the same sizes
     facts = json.loads((output / lengths.DATA).read_text())
+    assert [each["checkpoint"] for each in facts] == [str(sweep / "final"), str(alone)]
     assert [each["length"] for each in facts[0]["accuracies"]] == [16, 32] and facts[0]["pairs"] == 2
     assert Accuracy(**facts[0]["accuracies"][0]).examples == 4
     assert (output / lengths.PICTURE).read_bytes().startswith(b"\x89PNG")
+    once = ("recall-lengths", alone, alone, "--pairs", 2, "--kernels", "reference", "--output", tmp_path / "once")
+    assert command_line(*once) == 0 and capsys.readouterr().out.startswith("RAM-Net M=32 U=5: accuracy 0.")
+    assert len(json.loads((tmp_path / "once" / lengths.DATA).read_text())) == 1
     assert command_line("recall-lengths", alone, "--pairs", 32, "--output", tmp_path / "none") == 1
     assert capsys.readouterr().err.startswith("ramnet: ") and not (tmp_path / "none").exists()
 

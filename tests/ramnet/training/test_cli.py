@@ -1,5 +1,6 @@
 """``ramnet train`` as a user types it."""
 
+import os
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import torch
 
 from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.training import Recipe, Result, train
-from ramnet.training.checkpoint import alone
+from ramnet.training.checkpoint import Progress, alone
 from ramnet.training.objective import Execution
 from tests.ramnet.training.runs import TASK, fresh
 
@@ -276,3 +277,29 @@ def test_a_run_begun_from_python_goes_on_by_the_command(ramnet: Command, tmp_pat
         "mqar", "--resume", "--steps", "2", "--output", tmp_path / "run", "--kernels", "reference"
     )
     assert (status, err) == (0, "") and "after 2 steps" in out
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_in_the_place_of_a_file_is_found_before_training(ramnet: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    status, _, err = ramnet("mqar", "--pairs", "1", "--length", "4", "--steps", "1", "--output", tmp_path)
+    assert (status, err) == (1, f"ramnet: {tmp_path / name} is a folder; it must be a file, or absent\n")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_pipe_is_refused(ramnet: Command, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    status, _, err = ramnet("text", "--data", tmp_path / "pipe", "--steps", "1", "--output", tmp_path / "run")
+    assert (status, err) == (
+        1,
+        f"ramnet: {tmp_path / 'pipe'} is a pipe, which can be read only once; write it to a file\n",
+    )
+
+
+def test_a_resumed_run_evaluates_as_often_as_before_and_names_its_folder(ramnet: Command, tmp_path: Path) -> None:
+    output = tmp_path / "a:fire:b"
+    run = ("mqar", "--pairs", "1", "--length", "4", "--kernels", "reference", "--output", output)
+    assert ramnet(*run, "--steps", "1", "--checkpoint-seconds", "7")[0] == 0
+    status, out, _ = ramnet(*run, "--steps", "2", "--resume")
+    assert status == 0 and out.endswith(f"s; {output}\n")
+    assert Progress.load(output).checkpoint_seconds == 7

@@ -52,6 +52,23 @@ def test_a_run_stops_when_its_seconds_are_over(monkeypatch: pytest.MonkeyPatch) 
     assert (result.elapsed, result.step, len(result.losses)) == (10.0, 5, 5)
 
 
+def test_evaluations_take_none_of_the_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = itertools.count()
+    now = SimpleNamespace(monotonic=lambda: float(next(clock)))
+    monkeypatch.setattr("ramnet.training.loop.time", now)
+    evaluate = type(TASK).evaluate
+
+    def slowly(task: Any, model: Any) -> float:
+        for _ in range(100):
+            now.monotonic()
+        return evaluate(task, model)
+
+    monkeypatch.setattr(type(TASK), "evaluate", slowly)
+    often = train(fresh(), TASK, Recipe(seconds=9.0, batch_size=4), output=tmp_path, checkpoint_seconds=0.0)
+    # It is read twice before the first step, and once from the end of a checkpoint to that of the next step.
+    assert (often.step, often.elapsed) == (8, 9.0)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -209,3 +209,9 @@ def test_a_second_run_on_a_task_begins_as_the_first(tmp_path: Path) -> None:
     first = train(model(), task, RECIPE)
     assert train(model(), task, RECIPE).losses == first.losses
     assert train(model(), task, RECIPE.model_copy(update={"batch_size": 6})).step == RECIPE.steps
+
+
+@pytest.mark.parametrize(("length", "rows"), [(64, 64), (4096, 1), (5000, 1), (3000, 1), (2048, 2)])
+def test_an_evaluation_reads_as_many_tokens_at_a_time_as_its_memory_allows(length: int, rows: int) -> None:
+    batch = Batch(torch.zeros(65, length, dtype=torch.int64), torch.zeros(65, length, dtype=torch.int64))
+    assert [len(part.inputs) for part in batch.few_tokens()] == [rows] * (65 // rows) + [1] * (65 % rows > 0)

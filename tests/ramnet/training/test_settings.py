@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ramnet.training import Recipe, Result
+from ramnet.training.checkpoint import Progress
 from ramnet.training.settings import Settings, read
 from ramnet.training.text import Text
 
@@ -64,11 +65,27 @@ def test_a_resumed_run_takes_what_the_file_says_now(
     assert "length" in capsys.readouterr().err
 
 
+def test_the_command_line_overrides_the_kind_of_rows_and_takes_one(
+    tmp_path: Path, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file := tmp_path / "run.toml").write_text("packed = true\nsteps = 1\nbatch_size = 2\nlength = 8\n")
+    (tmp_path / "a.txt").write_text("some text " * 9)
+    run = ("train", "text", "--config", file, "--data", tmp_path / "a.txt", "--kernels", "reference")
+    for more, windows in (((), "packed"), (("--carry",), "carried")):
+        assert command_line(*run, "--output", tmp_path / windows, *more) == 0
+        assert Progress.load(tmp_path / windows).task["windows"] == windows
+        assert command_line("train", "text", "--resume", "--steps", "2", "--output", tmp_path / windows) == 0
+    capsys.readouterr()
+    assert command_line(*run, "--packed", "--carry", "--output", tmp_path / "none") == 2
+    assert "--packed and --carry are both given; rows are of one kind" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_every_setting_is_an_option() -> None:
     from ramnet.training.cli import text
 
     names = {parameter.name for parameter in text.params}
-    assert Settings.model_fields.keys() - {"packed", "carry"} <= names
+    assert Settings.model_fields.keys() <= names
 
 
 def test_the_papers_recipe_has_the_papers_tokens() -> None:

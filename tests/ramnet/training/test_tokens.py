@@ -193,12 +193,69 @@ def test_the_command_trains_on_tokens_and_refuses_changed_text(
     capsys.readouterr()
     assert command_line(*again) == 0
     assert "after 2 steps" in capsys.readouterr().out
-    files[1].write_text("cd ab ab")
-    assert command_line(*again) == 1
+    kept = {path.name: path.read_bytes() for path in (output / "tokens").iterdir()}
+    moved = [*map(str, _files(tmp_path / "moved", *TEXTS))]
+    path.rename(tmp_path / "other.json")
+    again = (*again[:-1], "3", "--tokenizer", tmp_path / "other.json")
+    assert command_line(*again, "--data", *moved) == 0, "the same text elsewhere"
+    (tmp_path / "moved" / "1.txt").write_text("cd ab ab")
+    assert command_line(*again, "--data", *moved) == 1
     assert capsys.readouterr().err == (
-        f"ramnet: the text has changed since the run in {output} began; restore its files, or start a new run from its"
-        " weights\n"
+        "ramnet: the text or its tokenizer is not that of the run that is resumed; give its files as they were, or"
+        " start a new run from its weights\n"
     )
+    assert {path.name: path.read_bytes() for path in (output / "tokens").iterdir()} == kept
+
+
+def test_text_is_no_bytes_to_a_model_of_tokens(
+    tmp_path: Path, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 256 ids, so that its size does not tell."""
+    output, path = tmp_path / "run", _words(tmp_path / "tokenizer.json")
+    files = _files(tmp_path / "data", *TEXTS)
+    how = ("--steps", "1", "--length", "4", "--batch-size", "2", "--kernels", "reference", "--output", output)
+    assert command_line("train", "text", "--data", *files, "--tokenizer", path, *how) == 0
+    for command in (
+        ("generate", "ab", "--checkpoint", output),
+        ("trace", output, "ab", "--output", tmp_path / "new"),
+        ("export", output, "--output", tmp_path / "new"),
+    ):
+        capsys.readouterr()
+        assert command_line(*command) == 1
+        assert f"{output} was trained on the tokens of {path}; text needs a byte-level model" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_tokens_is_converted_with_its_tokenizer(
+    tmp_path: Path, command_line: Callable[..., int]
+) -> None:
+    hf = pytest.importorskip("ramnet.hf.tokenizer", reason="the other format is of transformers")
+    output, path = tmp_path / "run", _words(tmp_path / "tokenizer.json")
+    files = _files(tmp_path / "data", *TEXTS)
+    how = ("--steps", "1", "--length", "4", "--batch-size", "2", "--kernels", "reference", "--output", output)
+    assert command_line("train", "text", "--data", *files, "--tokenizer", path, *how) == 0
+    with pytest.raises(ValueError, match=f"^{output} was trained on the tokens of {path}; give it by --tokenizer$"):
+        hf.read_tokenizer(None, output, 256)
+    assert command_line("convert", output, tmp_path / "hf") == 0
+    assert (tmp_path / "hf" / "tokenizer.json").read_bytes() == path.read_bytes()
+    path.unlink()
+    assert command_line("convert", output, tmp_path / "none") == 1 and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("damage", ["ids", "sides", "parts"])
+def test_tokens_that_were_altered_are_made_again(tmp_path: Path, tokenizer: Tokenizer, damage: str) -> None:
+    files, cache = _files(tmp_path / "data", *TEXTS), tmp_path / "tokens"
+    whole = Text(files, 3, tokenizer=tokenizer, cache=cache).training.tokens.ids.tolist()
+    index = json.loads((cache / "index.json").read_text())
+    if damage == "ids":
+        path = cache / "training.tokens"
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    elif damage == "sides":
+        del index["parts"]["held-out"]
+    else:
+        index["parts"] = []
+    (cache / "index.json").write_text(json.dumps(index))
+    assert Text(files, 3, tokenizer=tokenizer, cache=cache).training.tokens.ids.tolist() == whole
 
 
 def test_tokens_whose_sizes_are_cut_are_made_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
