@@ -54,10 +54,13 @@ def compile(
         backend: the backend of torch.compile.
 
     Raises:
+        TypeError: if ``model`` is not a ``RamNetForCausalLM``, which one of transformers has as its ``ramnet``.
         ValueError: if the target is unknown, or ``model`` is on another device than the target's kernels.
         RuntimeError: if the target is a GPU and this machine has none. If TVM or Triton is not installed, the reference
             runs instead, with one warning.
     """
+    if not isinstance(model, RamNetForCausalLM):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a RamNetForCausalLM")
     model = plain(model)
     found = _target(model, target)
     kernels = backend_name(found.name, tuned, False)

@@ -40,8 +40,12 @@ class Sequences(NamedTuple):
     ) -> Self | None:
         """Return ``padded`` or ``packed`` of the argument that is given, or None if neither is.
 
-        Raises ValueError if both are given, and the errors of ``padded`` and ``packed``.
+        Raises ValueError if both are given, TypeError if one is not a tensor, and the errors of ``padded`` and
+        ``packed``.
         """
+        for name, given in (("attention_mask", attention_mask), ("cu_seqlens", cu_seqlens)):
+            if not isinstance(given, Tensor | None):
+                raise TypeError(f"{name} is a {type(given).__name__}; it must be a tensor")
         if attention_mask is not None and cu_seqlens is not None:
             raise ValueError("attention_mask and cu_seqlens are both given; packed documents have no padding")
         if attention_mask is not None:

@@ -49,6 +49,8 @@ class RamState:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        if not isinstance(layers, RamNetConfig | Sequence):
+            raise TypeError(f"layers is a {type(layers).__name__}; it must be a RamNetConfig, or a list of RamLayer")
         memory, mass, conv = shapes_of(layers, batch_size).values()
         return cls(
             memory=[torch.zeros(shape, dtype=dtype, device=device) for shape in memory],
@@ -97,8 +99,11 @@ class RamState:
     def reorder(self, index: Tensor) -> Self:
         """Return a state whose row i is row ``index[i]`` of this one, as beam search needs; ``index`` is int64 [B'].
 
-        Raises ValueError if there is no such row; on a GPU, torch's device-side assertion stops at it.
+        Raises ValueError if there is no such row; on a GPU, torch's device-side assertion stops at it. Raises TypeError
+        if ``index`` is not a tensor.
         """
+        if not isinstance(index, Tensor):
+            raise TypeError(f"index is a {type(index).__name__}; it must be a tensor of torch.int64")
         if can_be_read(index) and index.numel():
             for row in (int(each) for each in index.aminmax()):
                 if not 0 <= row < self.batch_size:

@@ -37,8 +37,10 @@ def trace(
     Raises:
         ValueError: if ids are not [B, T] with B and T ≥ 1 or outside the vocabulary, the state or the mask does not
             fit (``RamNetForCausalLM.forward``), or ``model`` has no RAM-Net layer.
-        TypeError: if a dtype is wrong.
+        TypeError: if a dtype is wrong, or ``model`` is of another class.
     """
+    if not hasattr(model, "hidden_states"):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a RamNetForCausalLM")
     check_prompt(input_ids, model.config.vocab_size, "trace")
     mixers = [module for module in model.modules() if isinstance(module, RamLayer)]
     if not mixers:

@@ -116,8 +116,14 @@ class Parallel:
 
 
 def torchruns(kind: Kind) -> Parallel:
-    """Return what torchrun says of this process, which need not meet the others for that."""
-    return Parallel(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), kind)
+    """Return what torchrun says of this process, which need not meet the others for that.
+
+    Raises ValueError if RANK and WORLD_SIZE are not those of a process.
+    """
+    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+        raise ValueError(f"RANK is {rank!r} and WORLD_SIZE is {count!r}; RANK must be in 0..WORLD_SIZE - 1")
+    return Parallel(int(rank), int(count), kind)
 
 
 @contextmanager

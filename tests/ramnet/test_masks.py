@@ -205,3 +205,9 @@ def test_prompts_padded_on_the_right_are_not_continued() -> None:
         model.generate(ids, 3, attention_mask=MASK)
     with pytest.raises(ValueError, match=re.escape("attention_mask has shape [6, 8]; it must be [6, 9]")):
         model.generate(ids, 3, attention_mask=MASK[:, 1:])
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "cu_seqlens"])
+def test_what_is_no_tensor_is_named(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} is a list; it must be a tensor$"):
+        small_model()(tokens(1, 2), **{name: [1, 1]})

@@ -140,6 +140,12 @@ def test_what_is_not_a_state_is_named() -> None:
         model(torch.zeros(1, 1, dtype=torch.int64), 5)
     with pytest.raises(TypeError, match=r"^states\[1\] is a NoneType; it must be a RamState$"):
         RamState.merge([random_state(), None])
+    with pytest.raises(TypeError, match=r"^index is a list; it must be a tensor of torch\.int64$"):
+        random_state().reorder([0])
+    with pytest.raises(
+        TypeError, match=r"^layers is a RamNetForCausalLM; it must be a RamNetConfig, or a list of RamL"
+    ):
+        RamState.zeros(model, 2)
     for row in (-1, 3):
         with pytest.raises(ValueError, match=rf"^index holds {row}; the rows of this state are 0\.\.2$"):
             random_state().reorder(torch.tensor([0, row]))

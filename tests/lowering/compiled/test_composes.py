@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import lowering
+import ramnet
 from ramnet import RamNetForCausalLM, RamState
 from tests.lowering.compiled.models import CONFIG, adapt, assert_alike, fresh, ids, outputs
 from tests.samples import relative_rmse
@@ -231,3 +232,9 @@ def test_an_inference_state_outside_of_inference_mode_is_refused_before_anything
         expected = step(ids(1, 1), before, in_place=True).logits
     with torch.no_grad():
         assert torch.equal(step(ids(1, 1), state.clone(), in_place=True).logits, expected)
+
+
+def test_what_is_not_a_model_is_named() -> None:
+    for call in (lowering.compile, lambda model: ramnet.trace(model, ids(1, 2))):
+        with pytest.raises(TypeError, match=r"^model is a Linear; it must be a RamNetForCausalLM$"):
+            call(torch.nn.Linear(2, 2))

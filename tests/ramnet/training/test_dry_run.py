@@ -101,3 +101,15 @@ def test_bad_input_is_found(
     assert command_line("train", *arguments, "--dry-run") == 1
     assert line in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("rank", "count"), [("0", "0"), ("2", "2"), ("0", "-2"), ("0", "two")])
+def test_processes_that_cannot_be_are_named(
+    rank: str, count: str, command_line: Callable[..., int], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", count)
+    assert command_line("train", "mqar", "--dry-run") == 1
+    said = f"ramnet: RANK is {rank!r} and WORLD_SIZE is {count!r}; RANK must be in 0..WORLD_SIZE - 1\n"
+    assert capsys.readouterr().err == said
