@@ -240,6 +240,8 @@ def test_a_checkpoint_of_tokens_is_converted_with_its_tokenizer(
     assert (tmp_path / "hf" / "tokenizer.json").read_bytes() == path.read_bytes()
     path.unlink()
     assert command_line("convert", output, tmp_path / "none") == 1 and not (tmp_path / "none").exists()
+    (output / "tokenizer.json").write_bytes((tmp_path / "hf" / "tokenizer.json").read_bytes())
+    assert command_line("convert", output, tmp_path / "again") == 0
 
 
 @pytest.mark.parametrize("damage", ["ids", "sides", "parts"])
