@@ -46,7 +46,8 @@ def compile(
     CUDA graph (``lowering.model.token_graphs``) that is recorded at the first token of each state.
 
     Later changes of ``model`` take effect: weights that are loaded or replaced, adapters that replace layers,
-    parametrisations and hooks. A module that was changed such that no kernel or graph fits it is called directly.
+    parametrisations, hooks and, but for tokens that a GPU replays, settings of a subclass. A module that was changed
+    such that no kernel or graph fits it is called directly.
 
     Args:
         target: a name in ``lowering.TARGETS``; None selects the GPU of this machine if ``model`` is on one, else "cpu".

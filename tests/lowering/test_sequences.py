@@ -96,7 +96,7 @@ class Graphs:
 def test_a_token_with_a_mask_or_documents_is_not_for_a_recorded_graph() -> None:
     model, text = model_with("half"), ids(1, 1)
     fast = compiled("a100", model)
-    fast.graphs = Graphs()  # type: ignore[assignment]
+    fast._graphs = Graphs()  # type: ignore[assignment]
     state = RamState.zeros(model.config, 1, device=text.device)
     fast(text, state, attention_mask=torch.ones_like(text), in_place=True)
     fast(text, state, cu_seqlens=torch.tensor([0, 1]), in_place=True)
