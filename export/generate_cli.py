@@ -7,8 +7,13 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ramnet.config import RamNetConfig
+    from ramnet.training.tokens import Tokenizer
 
 
 @click.command()
@@ -16,18 +21,24 @@ import click
 @click.option("--onnx", type=click.Path(path_type=Path), help="Directory of an export, run by onnxruntime.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Directory of a checkpoint, run by PyTorch.")
 @click.option("--kernels", default="", help="Backend of the memory ops with --checkpoint, such as cpu.")
-@click.option("--max-new-tokens", default=200, type=click.IntRange(min=0), show_default=True, help="Bytes to generate.")
-@click.option("--temperature", default=0.8, show_default=True, help="0 takes the most probable byte.")
-@click.option("--top-k", default=0, show_default=True, help="Sample from the k most probable bytes; 0 disables it.")
-@click.option("--top-p", default=1.0, show_default=True, help="Sample from the most probable bytes of this total.")
 @click.option(
-    "--min-p", default=0.0, show_default=True, help="Sample from bytes of at least this fraction of the largest one."
+    "--max-new-tokens",
+    default=200,
+    type=click.IntRange(min=0),
+    show_default=True,
+    help="Tokens to generate; of a byte-level model, bytes.",
+)
+@click.option("--temperature", default=0.8, show_default=True, help="0 takes the most probable token.")
+@click.option("--top-k", default=0, show_default=True, help="Sample from the k most probable tokens; 0 disables it.")
+@click.option("--top-p", default=1.0, show_default=True, help="Sample from the most probable tokens of this total.")
+@click.option(
+    "--min-p", default=0.0, show_default=True, help="Sample from tokens of at least this fraction of the largest one."
 )
 @click.option(
     "--repetition-penalty",
     default=1.0,
     show_default=True,
-    help="Above 1, bytes that have occurred are less probable.",
+    help="Above 1, tokens that have occurred are less probable.",
 )
 @click.option("--stop", multiple=True, help="Stop after generating this string; may be repeated.")
 @click.option(
@@ -47,7 +58,10 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
     stop: tuple[str, ...],
     seed: int | None,
 ) -> None:
-    """Continue TEXT with a byte-level model, printing each byte as it is generated."""
+    """Continue TEXT, printing each token as it is generated.
+
+    Tokens are bytes, or those of the tokenizer that a checkpoint was trained with.
+    """
     if (onnx is None) == (checkpoint is None):
         raise click.UsageError("give either --onnx DIR or --checkpoint DIR")
     if kernels and onnx is not None:
@@ -81,17 +95,42 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
         import torch
 
         from ramnet import RamNetForCausalLM, ops
-        from ramnet.training.checkpoint import check_of_bytes
 
         model = RamNetForCausalLM.from_pretrained(checkpoint)
-        check_of_bytes(model.config, checkpoint)
+        tokenizer = _tokenizer(model.config, checkpoint)
+        ids, decode = list(prompt), None
+        if tokenizer is not None:
+            (ids,), decode = tokenizer.encode([text]), tokenizer.decode
+        continued = None if tokenizer is None else tokenizer.stream(ids)
+
+        def shown(token: int) -> bytes:
+            return bytes([token]) if continued is None else continued(token).encode(errors="replace")
+
         with ops.using(kernels):
             say(prompt)
             model.generate(
-                torch.tensor([list(prompt)]), max_new_tokens, **asdict(options), stop=stop, seed=seed,
-                streamer=lambda token: say(bytes([int(token[0])])),
+                torch.tensor([ids], dtype=torch.int64), max_new_tokens, **asdict(options), stop=stop, seed=seed,
+                decode=decode, streamer=lambda token: say(shown(int(token[0]))),
             )  # fmt: skip
     say(b"\n")
+
+
+def _tokenizer(config: RamNetConfig, checkpoint: Path) -> Tokenizer | None:
+    """Return the tokenizer that a checkpoint was trained with, which may lie in its folder; None for bytes.
+
+    Raises ValueError if it is not known, or cannot be read.
+    """
+    from ramnet.config import BYTES
+    from ramnet.training.checkpoint import tokenizer_of
+    from ramnet.training.tokens import Tokenizer
+
+    trained = tokenizer_of(checkpoint)
+    if trained is None and config.vocab_size == BYTES:
+        return None
+    own = checkpoint / "tokenizer.json"
+    if trained is None and not own.is_file():
+        raise ValueError(f"{checkpoint} has {config.vocab_size} tokens, and no {own.name} for text; put it there")
+    return Tokenizer(own if own.is_file() or trained is None else Path(trained), config.vocab_size)
 
 
 def _printer() -> Callable[[bytes], None]:

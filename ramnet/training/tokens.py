@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -86,6 +86,23 @@ class Tokenizer:
         except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself
             raise ValueError(f"{self.path} cannot tokenise the text: {error}") from None
         return [each.ids for each in found]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, with the names of special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def stream(self, ids: Sequence[int]) -> Callable[[int], str]:
+        """Return a function that takes the tokens after ``ids`` one by one and returns the text that each completes."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=False)
+
+        def step(token: int) -> str:
+            return stream.step(self._tokenizer, token) or ""
+
+        for token in ids:
+            step(token)
+        return step
 
     @property
     def dtype(self) -> np.dtype:

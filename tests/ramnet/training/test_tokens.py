@@ -16,6 +16,7 @@ from ramnet.training.text import Text
 from ramnet.training.tokens import Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers", reason="the tokens are of the package tokenizers")
+BYTES_OF = {"a": 0, "b": 1, "Ġ": 2, "c": 3, "Ã": 4, "©": 5, "Ġc": 6}  # of "ab cé", and the pair " c"
 WORDS = {"[UNK]": 0, "ab": 1, "cd": 2, "é": 3, "e": 4}
 
 
@@ -216,7 +217,6 @@ def test_text_is_no_bytes_to_a_model_of_tokens(
     how = ("--steps", "1", "--length", "4", "--batch-size", "2", "--kernels", "reference", "--output", output)
     assert command_line("train", "text", "--data", *files, "--tokenizer", path, *how) == 0
     for command in (
-        ("generate", "ab", "--checkpoint", output),
         ("trace", output, "ab", "--output", tmp_path / "new"),
         ("export", output, "--output", tmp_path / "new"),
     ):
@@ -224,6 +224,30 @@ def test_text_is_no_bytes_to_a_model_of_tokens(
         assert command_line(*command) == 1
         assert f"{output} was trained on the tokens of {path}; text needs a byte-level model" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_text_is_continued_in_the_tokens_of_training(
+    tmp_path: Path, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(BYTES_OF, [("Ġ", "c")]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.save(str(tmp_path / "tokenizer.json"))
+    output, files = tmp_path / "run", _files(tmp_path / "data", *("ab cé ab cé ab cé ab cé" for _ in range(3)))
+    how = ("--steps", "150", "--length", "12", "--batch-size", "8", "--kernels", "reference", "--output", output)
+    assert command_line("train", "text", "--data", *files, "--tokenizer", tmp_path / "tokenizer.json", *how) == 0
+    capsys.readouterr()
+    run = ("generate", "ab c", "--checkpoint", output, "--temperature", 0)
+    assert command_line(*run, "--max-new-tokens", 8) == 0
+    assert capsys.readouterr().out == "ab cé ab cé\n"
+    assert command_line(*run, "--stop", " ab") == 0
+    assert capsys.readouterr().out == "ab cé ab\n"
+    (tmp_path / "tokenizer.json").rename(tmp_path / "moved.json")
+    assert command_line(*run) == 1
+    assert f"{tmp_path / 'tokenizer.json'} cannot be read" in capsys.readouterr().err
+    (tmp_path / "moved.json").rename(output / "tokenizer.json")
+    assert command_line(*run, "--stop", " ab") == 0
+    assert capsys.readouterr().out == "ab cé ab\n"
 
 
 def test_a_checkpoint_of_tokens_is_converted_with_its_tokenizer(
