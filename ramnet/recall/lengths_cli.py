@@ -41,7 +41,8 @@ def recall_lengths(checkpoints: tuple[Path, ...], pairs: int, output: Path, kern
             for each in lengths.measure(model, pairs):
                 screen.print(
                     f"{name}: accuracy {each.all:.3f} at {each.length} tokens,"
-                    f" {lengths.shown(each.late)} in their second half"
+                    f" {lengths.shown(each.late)} in their second half",
+                    soft_wrap=True,
                 )
                 accuracies.append(each)
             found.append(lengths.Measured(name, str(folder), state_size(model.config, 0), longest, accuracies))

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ramnet.baselines import BaselineConfig
 from ramnet.training import Recipe, train
+from ramnet.training.batch import EVALUATED
 from ramnet.training.model import Model, make
+from ramnet.training.mqar import HELD_OUT_EXAMPLES
 from ramnet.training.objective import Execution
 from tests.ramnet.training.runs import RECIPE, TASK, fresh
 
@@ -59,7 +61,7 @@ def test_recomputed_activations_give_the_same_gradients(
         calls: list[str] = []
         model.blocks[0].mixer.register_forward_pre_hook(lambda *_, calls=calls: calls.append("forward"))
         found.append(first_gradients(monkeypatch, model, Execution(recompute=recompute)))
-        evaluations = 10
+        evaluations = -(-HELD_OUT_EXAMPLES // (EVALUATED // TASK.length))
         assert len(calls) - evaluations == (2 if recompute else 1)
         assert "forward" not in vars(model.blocks[0])
     (loss, gradients), (loss_again, again) = found
