@@ -13,6 +13,7 @@ from ramnet.config import RamLayerConfig, RamNetConfig
 
 # More tokens than this have no position: a sum with the length of a prompt would not fit in int64.
 MOST_TOKENS = 2**62
+_KINDS = ("memory", "mass", "conv")
 
 
 class Layer(Protocol):
@@ -63,7 +64,8 @@ def check_state(
     if state.position.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"state.position is {state.position.dtype}; it must be torch.int64")
     if can_be_read(state.position) and batch_size:
-        lowest, highest = (int(each) for each in state.position.aminmax())
+        positions = state.position.tolist()
+        lowest, highest = min(positions), max(positions)
         if lowest < 0 or highest > MOST_TOKENS:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(f"state.position holds {wrong}; it must be in 0..2^62")
@@ -88,14 +90,13 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.devi
 
 def _check_apart(state: State) -> None:
     """Raise ValueError if memory, masses and inputs of convolutions of all layers share memory."""
-    tensors = {
-        f"state.{name}[{i}]": x for name in ("memory", "mass", "conv") for i, x in enumerate(getattr(state, name))
-    }
-    # 0 is the address of an empty tensor, and of one that stands for another while a graph is traced.
-    places = sorted((x.data_ptr(), x.data_ptr() + x.nbytes, name) for name, x in tensors.items() if x.data_ptr())
-    for (_, end, first), (begin, _, second) in pairwise(places):
-        if begin < end:
-            one, other = sorted([first, second])
+    tensors = [*state.memory, *state.mass, *state.conv]
+    places = sorted([(x.data_ptr(), i) for i, x in enumerate(tensors)])
+    for (begin, i), (end, j) in pairwise(places):
+        # 0 is the address of an empty tensor, and of one that stands for another while a graph is traced.
+        if begin and begin + tensors[i].nbytes > end:
+            names = [f"state.{name}[{at}]" for name in _KINDS for at in range(len(getattr(state, name)))]
+            one, other = names[min(i, j)], names[max(i, j)]
             raise ValueError(
                 f"{other} and {one} are the same memory, and a state is updated in place; each layer needs its own"
             )

@@ -127,7 +127,7 @@ def test_tensors_that_overlap_are_refused_in_place() -> None:
     within.mass[1] = within.memory[0].flatten()[16 : 16 + mass.numel()].view(mass.shape)
     for state, names in (
         (shifted, r"state\.memory\[1\] and state\.memory\[0\]"),
-        (within, r"state\.memory\[0\] and state\.mass\[1\]"),
+        (within, r"state\.mass\[1\] and state\.memory\[0\]"),
     ):
         with torch.no_grad(), pytest.raises(ValueError, match=f"^{names}.* the same memory"):
             model(ids, state, in_place=True)
