@@ -116,7 +116,7 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
 
 
 def _tokenizer(config: RamNetConfig, checkpoint: Path) -> Tokenizer | None:
-    """Return the tokenizer that a checkpoint was trained with, which may lie in its folder; None for bytes.
+    """Return the tokenizer of a checkpoint (``tokenizer_of``); None for bytes.
 
     Raises ValueError if it is not known, or cannot be read.
     """
@@ -124,13 +124,12 @@ def _tokenizer(config: RamNetConfig, checkpoint: Path) -> Tokenizer | None:
     from ramnet.training.checkpoint import tokenizer_of
     from ramnet.training.tokens import Tokenizer
 
-    trained = tokenizer_of(checkpoint)
-    if trained is None and config.vocab_size == BYTES:
-        return None
-    own = checkpoint / "tokenizer.json"
-    if trained is None and not own.is_file():
-        raise ValueError(f"{checkpoint} has {config.vocab_size} tokens, and no {own.name} for text; put it there")
-    return Tokenizer(own if own.is_file() or trained is None else Path(trained), config.vocab_size)
+    path = tokenizer_of(checkpoint)
+    if path is not None:
+        return Tokenizer(path, config.vocab_size)
+    if config.vocab_size != BYTES:
+        raise ValueError(f"{checkpoint} has {config.vocab_size} tokens, and no tokenizer.json for text; put it there")
+    return None
 
 
 def _printer() -> Callable[[bytes], None]:

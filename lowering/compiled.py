@@ -17,7 +17,7 @@ from lowering.gpu.compilers import interpreted
 from lowering.model import heads_block, huge_pages
 from lowering.model.token import Token
 from lowering.model.token_graphs import TokenGraphs
-from lowering.model.untouched import is_hooked
+from lowering.model.untouched import COMPUTING, is_hooked
 from ramnet.model import RamNetForCausalLM, RamNetOutput
 from ramnet.ops import using
 from ramnet.sequences import Sequences
@@ -106,15 +106,16 @@ class _CompiledModel(RamNetForCausalLM):
     _compiled_token: Callable[..., Tensor]
     _graphs: TokenGraphs | None
     _token: Token | None
-    _methods: frozenset[str]
 
     def __init__(self, model: RamNetForCausalLM, kernels: str, on_gpu: bool, how: tuple[str | None, bool, str]) -> None:
         # Share the model's dictionaries of modules, parameters and hooks, so that changes to them take effect here.
         # ``original`` bypasses nn.Module.__setattr__, which would register the model as a submodule of itself.
-        shared = {name: held for name, held in vars(model).items() if name[0] == "_" and isinstance(held, dict | set)}
-        self.__dict__.update(shared, original=model)
+        own = vars(model)
+        shared = {name: own[name] for name, held in vars(nn.Module()).items() if isinstance(held, dict | set)}
+        kind = type(model)
+        methods = {name: x for name, x in own.items() if callable(getattr(kind, name, None)) and name not in COMPUTING}
+        self.__dict__.update(shared, **methods, original=model)
         self._kernels, self._on_gpu, self._how = kernels, on_gpu, how
-        self._methods = frozenset(name for name in dir(type(model)) if callable(getattr(type(model), name)))
         # On a GPU, sizes are compiled as constants until they change, and then become dynamic.
         options: dict[str, Any] = {"fullgraph": True, "dynamic": None if on_gpu else True, "backend": how[2]}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
@@ -148,9 +149,9 @@ class _CompiledModel(RamNetForCausalLM):
     def forward(
         self, input_ids: Tensor, state: RamState | None = None, *, in_place: bool = False, **options: Any
     ) -> RamNetOutput:
-        if not self._methods.isdisjoint(vars(self.original)):  # a method that was set on the model
+        if not COMPUTING.isdisjoint(vars(self.original)):  # it is called itself
             with using(self._kernels):
-                return self.original(input_ids, state, in_place=in_place, **options)
+                return self.original.forward(input_ids, state, in_place=in_place, **options)
         plain = options.get("attention_mask") is None and options.get("cu_seqlens") is None
         graphs = self._graphs if in_place and plain else None
         if graphs is not None and state is not None and graphs.serve(input_ids):
@@ -209,7 +210,9 @@ def _kept(*, logits_to_keep: int | None = None, **others: Any) -> int | None:
 def _takes_all(forward: Callable[..., Any]) -> bool:
     """Return whether a class's ``forward`` takes all that ``RamNetForCausalLM.forward`` does."""
     try:
-        inspect.signature(forward).bind(None, None, None, in_place=False, attention_mask=None, cu_seqlens=None)
+        inspect.signature(forward).bind(
+            None, None, None, in_place=False, attention_mask=None, cu_seqlens=None, logits_to_keep=None, labels=None
+        )
     except TypeError:
         return False
     return True

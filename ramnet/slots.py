@@ -48,7 +48,8 @@ def with_more_slots(model: RamNetForCausalLM, layer: int, sub_vectors: int = 1) 
         return torch.cat([each, each[:, :, :sub_vectors]], dim=2)
 
     # Of what lowering.compile returned, the class of its model.
-    kind: Any = type(getattr(model, "original", model))
+    original = getattr(model, "original", None)
+    kind: Any = type(original if isinstance(original, RamNetForCausalLM) else model)
     if kind.__init__ is not RamNetForCausalLM.__init__:
         raise ValueError(f"{kind.__name__} has a constructor of its own, so what else it holds is not known")
     given = dict(model.named_parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -49,7 +49,7 @@ class RamState:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        if not isinstance(layers, RamNetConfig | Sequence):
+        if not isinstance(layers, RamNetConfig | Iterable):
             raise TypeError(f"layers is a {type(layers).__name__}; it must be a RamNetConfig, or a list of RamLayer")
         memory, mass, conv = shapes_of(layers, batch_size).values()
         return cls(

@@ -89,7 +89,7 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.devi
 
 
 def _check_apart(state: State) -> None:
-    """Raise ValueError if memory, masses and inputs of convolutions of all layers share memory."""
+    """Raise ValueError if any two tensors of the state overlap, but for the position."""
     tensors = [*state.memory, *state.mass, *state.conv]
     places = sorted([(x.data_ptr(), i) for i, x in enumerate(tensors)])
     for (begin, i), (end, j) in pairwise(places):
@@ -98,7 +98,7 @@ def _check_apart(state: State) -> None:
             names = [f"state.{name}[{at}]" for name in _KINDS for at in range(len(getattr(state, name)))]
             one, other = names[min(i, j)], names[max(i, j)]
             raise ValueError(
-                f"{other} and {one} are the same memory, and a state is updated in place; each layer needs its own"
+                f"{other} and {one} overlap in memory, and a state is updated in place; each layer needs its own"
             )
 
 

@@ -52,7 +52,7 @@ def build(config: RamNetConfig, library: Path, target: str = "cpu") -> None:
         sources += [RUNTIME / name for name in ("cpu.c", "kernels.c", "kernels.h", "ramnet.h")]
         for path in sources:
             shutil.copy(path, folder / path.name)
-        run(command, *_FLAGS, OWN_NAMES, "-o", folder / "library.so", *parts(folder))
+        run(*command, *_FLAGS, OWN_NAMES, "-o", folder / "library.so", *parts(folder))
         shutil.copyfile(folder / "library.so", library)
 
 

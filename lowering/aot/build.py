@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -171,13 +172,13 @@ def parts(folder: Path) -> list[Path]:
 
 def link(folder: Path, library: Path, machines: Sequence[Machine] = ()) -> None:
     """Compile the C files in ``folder`` and link them with the kernels. Raises RuntimeError if that fails."""
-    run(compiler(machines), *_FLAGS, "-shared", OWN_NAMES, "-o", library, *parts(folder), "-lm", "-pthread")
+    run(*compiler(machines), *_FLAGS, "-shared", OWN_NAMES, "-o", library, *parts(folder), "-lm", "-pthread")
 
 
 def archive(folder: Path, archive: Path, machines: Sequence[Machine] = ()) -> None:
     """Compile the C files in ``folder`` and pack them with the kernels. Raises RuntimeError if that fails."""
     for source in sorted(folder.glob("*.c")):
-        run(compiler(machines), *_FLAGS, "-c", "-o", folder / f"{source.name}.o", source)
+        run(*compiler(machines), *_FLAGS, "-c", "-o", folder / f"{source.name}.o", source)
     run(_tool("ar", machines), "rcsD", archive, *sorted(folder.glob("*.o")))
 
 
@@ -188,21 +189,21 @@ def run(*command: str | Path) -> None:
         raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
 
 
-def compiler(machines: Sequence[Machine] = ()) -> str:
-    """Return the C compiler for processors of one kind, by default this one.
+def compiler(machines: Sequence[Machine] = ()) -> list[str]:
+    """Return the command of the C compiler for processors of one kind, by default this one.
 
     It is ``$CC``, or the first of cc, gcc and clang; for another kind of processor, the cross compiler of its triple,
     such as aarch64-linux-gnu-gcc. Raises RuntimeError if there is none, or none of the name in CC.
     """
     if not runs_here(machines):
-        return _tool("gcc", machines)
-    named = os.environ.get("CC")
-    path = next(filter(None, map(shutil.which, (named,) if named else ("cc", "gcc", "clang"))), None)
+        return [_tool("gcc", machines)]
+    named = shlex.split(os.environ.get("CC", ""))
+    path = next(filter(None, map(shutil.which, named[:1] or ("cc", "gcc", "clang"))), None)
     if path is None and named:
-        raise RuntimeError(f"CC is {named!r}; it must be the name or the path of a C compiler, without arguments")
+        raise RuntimeError(f"CC is {os.environ['CC']!r}, and {named[0]} is not the name or the path of a program")
     if path is None:
         raise RuntimeError("there is no C compiler; install gcc or clang, or name one in CC")
-    return path
+    return [path, *named[1:]]
 
 
 def _tool(name: str, machines: Sequence[Machine]) -> str:

@@ -98,11 +98,10 @@ def object_in_memory(executable: Any) -> Iterator[str]:
 @once
 def linker() -> str | None:
     """Return the C++ compiler that links shared libraries; None, with a warning, if there is none."""
-    named = os.environ.get("CXX")
-    path = next(filter(None, map(shutil.which, (named,) if named else ("g++", "clang++", "gcc", "clang", "cc"))), None)
+    found = map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "gcc", "clang", "cc"))
+    path = next(filter(None, found), None)
     if path is None:
-        missing = f"CXX is {named!r}, which is no program" if named else "there is no C++ compiler"
-        cache.notice(f"{missing} to link with")
+        cache.notice("there is no C++ compiler to link with")
     return path
 
 

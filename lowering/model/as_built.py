@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowering.model.untouched import PLAIN, Tree
+from lowering.model.untouched import COMPUTING, PLAIN, Tree
 
 
 class AsBuilt:
@@ -62,8 +62,8 @@ class AsBuilt:
 
 
 def is_as_built(module: nn.Module, make: Callable[[], nn.Module]) -> bool:
-    """Return whether all modules are of the classes, sizes and settings that ``make`` gives them, without methods of
-    their own."""
+    """Return whether all modules are of the classes, sizes and settings that ``make`` gives them, and compute by the
+    methods of their classes."""
     with torch.device("meta"):
         fresh = make()
     mine, new = (dict(each.named_modules()) for each in (module, fresh))
@@ -72,7 +72,7 @@ def is_as_built(module: nn.Module, make: Callable[[], nn.Module]) -> bool:
         mine.keys() == new.keys()
         and shapes == expected
         and all(type(part) is type(new[name]) for name, part in mine.items())
-        and not any(callable(getattr(type(part), name, None)) for part in mine.values() for name in vars(part))
+        and all(COMPUTING.isdisjoint(vars(part)) for part in mine.values())
         and all(vars(mine[name]).get(key) == value for name, part in new.items() for key, value in _public(part))
     )
 

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+# The methods by which models and their modules compute, which may be set on an instance, too.
+COMPUTING = frozenset(
+    ("forward", "hidden_states", "run_layers", "run_conv", "run_block", "run_head", "_call_conv", "_call_block")
+)
 # The classes of tensors whose data C code can read.
 PLAIN = (Tensor, nn.Parameter)
 

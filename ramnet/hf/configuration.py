@@ -79,6 +79,8 @@ class HFRamNetConfig(PreTrainedConfig):
         own = RamNetConfig.model_fields.keys() & config_dict.keys() - {"vocab_size"}  # which the constructor names
         if config_dict.get("ramnet") is None and options.get("ramnet") is None and not own:
             raise ValueError("the configuration has no field ramnet, which holds the fields of a RamNetConfig")
+        # Other programs read it there; the RamNetConfig says it, too, and may have been edited.
+        config_dict = {name: value for name, value in config_dict.items() if name != "tie_word_embeddings"}
         return super().from_dict(config_dict, **options)
 
     def to_dict(self) -> dict[str, Any]:

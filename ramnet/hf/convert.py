@@ -81,8 +81,8 @@ def convert(source: str | Path, output: str | Path) -> None:
     if Path(output).exists() and not Path(output).is_dir():
         raise ValueError(f"{output} is a file; a checkpoint needs a folder")
     model = read(source)
-    tokenizer = None if (Path(source) / "tokenizer.json").is_file() else tokenizer_of(source)
-    if tokenizer is not None and not Path(tokenizer).is_file():
+    tokenizer = tokenizer_of(source)
+    if tokenizer is not None and not tokenizer.is_file():
         raise ValueError(
             f"{source} was trained on the tokens of {tokenizer}, which is no file any more; put it there, or into"
             f" {source} as tokenizer.json"

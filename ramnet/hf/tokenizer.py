@@ -44,10 +44,10 @@ def read_tokenizer(path: str | Path | None, checkpoint: str | Path, vocab_size: 
     if path is None and (Path(checkpoint) / "tokenizer.json").is_file():
         path = checkpoint
     if path is None:
+        if (trained := tokenizer_of(checkpoint)) is not None:
+            raise ValueError(f"{checkpoint} has the tokens of {trained}; give it by --tokenizer")
         if vocab_size != BYTES:
             raise ValueError(f"{checkpoint} holds no tokenizer.json, and a vocabulary of {vocab_size} is not the bytes")
-        if (trained := tokenizer_of(checkpoint)) is not None:
-            raise ValueError(f"{checkpoint} was trained on the tokens of {trained}; give it by --tokenizer")
         return byte_tokenizer()
     path = Path(path)
     if not path.exists() or (path.is_dir() and not (path / "tokenizer.json").is_file()):

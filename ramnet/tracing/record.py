@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -46,7 +47,13 @@ def trace(
     if not mixers:
         raise ValueError(f"{type(model).__name__} has no RAM-Net layer, so there is no memory to trace")
     recorder, cape_heads = _Recorder(), list[int]()  # of each call: a layer may be called twice, or out of turn
-    hooks = [mixer.register_forward_pre_hook(lambda each, _: cape_heads.append(each.cape_heads)) for mixer in mixers]
+    thread = threading.get_ident()
+
+    def called(mixer: RamLayer, _: Any) -> None:
+        if threading.get_ident() == thread:  # others may run the model, too
+            cape_heads.append(mixer.cape_heads)
+
+    hooks = [mixer.register_forward_pre_hook(called) for mixer in mixers]
     try:
         # A graph of torch.compile would call the ops unseen.
         with torch.compiler.set_stance("force_eager"), recorder:

@@ -26,6 +26,10 @@ FILE = "training.safetensors"
 FILES = (FILE, "config.json", "model.safetensors")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 KINDS = ("weight", *MOMENTS)
+OTHER_TEXT = (
+    "the text or its tokenizer is not that of the run that is resumed; give its files as they were, or start a new run"
+    " from its weights"
+)
 
 
 class Progress(BaseModel):
@@ -42,7 +46,7 @@ class Progress(BaseModel):
     micro_batch: int | None = Field(None, gt=0, description="rows computed at a time, which may change")
     recompute: bool = Field(False, description="whether activations are recomputed, which may change")
     compiled: bool = Field(False, description="whether torch.compile compiles the model, which may change")
-    checkpoint_seconds: float = Field(30.0, ge=0, description="seconds between checkpoints, which may change")
+    checkpoint_seconds: float = Field(30.0, description="seconds between checkpoints, which may change")
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -61,10 +65,21 @@ class Progress(BaseModel):
             raise ValueError(f"{path} is not a training checkpoint: {one_line(error)}") from None
 
 
-def tokenizer_of(directory: str | Path) -> str | None:
-    """Return the path of the tokenizer that the model in ``directory`` was trained with; None for bytes, or if there is
-    no training in the folder."""
-    return Progress.load(directory).task.get("tokenizer") if (Path(directory) / FILE).is_file() else None
+def tokenizer_of(directory: str | Path) -> Path | None:
+    """Return the tokenizer of the model in ``directory``: the ``tokenizer.json`` there, or else the file that it was
+    trained with. None if there is none, or if its tokens are the bytes."""
+    from safetensors import SafetensorError, safe_open
+
+    from ramnet.training.tokens import of_bytes
+
+    own = Path(directory) / "tokenizer.json"
+    if own.is_file():
+        return None if of_bytes(own) else own
+    try:
+        with safe_open(Path(directory) / FILE, "pt") as file:
+            return Path(json.loads(file.metadata()["progress"])["task"]["tokenizer"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # the weights do not need this file
+        return None
 
 
 def check_of_bytes(config: RamNetConfig, directory: str | Path) -> None:
@@ -72,7 +87,7 @@ def check_of_bytes(config: RamNetConfig, directory: str | Path) -> None:
     if config.vocab_size != BYTES:
         raise ValueError(f"{directory} has {config.vocab_size} tokens; text needs a byte-level model, of {BYTES}")
     if (tokenizer := tokenizer_of(directory)) is not None:
-        raise ValueError(f"{directory} was trained on the tokens of {tokenizer}; text needs a byte-level model")
+        raise ValueError(f"{directory} has the tokens of {tokenizer}; text needs a byte-level model")
 
 
 def save(

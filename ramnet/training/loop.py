@@ -276,13 +276,10 @@ def _same_run(progress: checkpoint.Progress, model: Model, task: TrainingTask, r
                 f"{name} is {value!r} but the run in {path}, of another version, has no {name}; start a new run from"
                 " its weights"
             )
-        if name in ("files", "tokenizer") and "digest" in ours:  # which is of their contents, wherever they are
+        if name in ("files", "tokenizer") and "digest" in ours:  # which is of their contents and order
             continue
         if name == "digest" and saved[name] != value:
-            raise ValueError(
-                f"the text has changed since the run in {path} began; restore its files, or start a new run from its"
-                " weights"
-            )
+            raise ValueError(checkpoint.OTHER_TEXT)
         if saved[name] != value:
             raise ValueError(f"{name} is {value} but the run in {path} has {saved[name]}; resume it with the same")
     began, done = progress.recipe, (progress.step, progress.elapsed)

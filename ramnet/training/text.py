@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ramnet.loss import IGNORED, summed_cross_entropy
 from ramnet.training.batch import Batch
+from ramnet.training.checkpoint import OTHER_TEXT
 from ramnet.training.model import Model
 from ramnet.training.recipe import MOST
 from ramnet.training.tokens import Tokenizer, Tokens, documents, read_tokens, write_tokens
@@ -67,12 +68,12 @@ class Text:
             found = hashlib.sha256()
             for document in (*sides[0], b"", *sides[1]):
                 found.update(len(document).to_bytes(8, "little") + document)
-            self._check_digest(found.hexdigest(), digest)
+            self._set_digest(found.hexdigest(), digest)
             training, held_out = (Tokens.of_bytes(side) for side in sides)
             self.tokens_per_byte = 1.0
         else:
             found = _digest(paths, tokenizer)
-            self._check_digest(found.hexdigest(), digest)
+            self._set_digest(found.hexdigest(), digest)
             (training, _), (held_out, size) = _tokenised(paths, tokenizer, cache, found.hexdigest())
             self.tokens_per_byte = int(held_out.sizes.sum()) / max(1, size)
         unit = "bytes" if tokenizer is None else "tokens"
@@ -82,13 +83,10 @@ class Text:
                 raise ValueError(f"the longest document of the {name} text holds {longest} {unit}; it needs at least 2")
         self.training, self.held_out = ROWS[windows](training, length), Windows(held_out, length)
 
-    def _check_digest(self, found: str, wanted: str | None) -> None:
+    def _set_digest(self, found: str, wanted: str | None) -> None:
         self._digest = found[:16]
         if wanted not in (None, self._digest):
-            raise ValueError(
-                "the text or its tokenizer is not that of the run that is resumed; give its files as they were, or"
-                " start a new run from its weights"
-            )
+            raise ValueError(OTHER_TEXT)
 
     @classmethod
     def of(cls, description: dict[str, Any], vocab_size: int, cache: Path) -> Self:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ramnet.config import BYTES
 from ramnet.files import folder_written_aside
 
 INDEX, _TOKENS, _SIZES = "index.json", ".tokens", ".sizes.npy"
@@ -95,10 +96,14 @@ class Tokenizer:
         """Return a function that takes the tokens after ``ids`` one by one and returns the text that each completes."""
         from tokenizers.decoders import DecodeStream
 
-        stream = DecodeStream(skip_special_tokens=False)
+        streams = [DecodeStream(skip_special_tokens=False)]
 
         def step(token: int) -> str:
-            return stream.step(self._tokenizer, token) or ""
+            try:
+                return streams[0].step(self._tokenizer, token) or ""
+            except Exception:  # noqa: BLE001 - tokenizers raises Exception itself, for bytes that are no UTF-8
+                streams[0] = DecodeStream(skip_special_tokens=False)
+                return "\ufffd"
 
         for token in ids:
             step(token)
@@ -108,6 +113,15 @@ class Tokenizer:
     def dtype(self) -> np.dtype:
         """The narrowest type that holds every id."""
         return np.dtype(np.uint16 if self.size <= 2**16 else np.uint32)
+
+
+def of_bytes(path: Path) -> bool:
+    """Return whether the tokens of a tokenizer file are the bytes of UTF-8, as of ``ramnet.hf.byte_tokenizer``."""
+    text = "".join(map(chr, range(32, 127))) + "\n\t\0é漢🙂"
+    try:
+        return Tokenizer(path, BYTES).encode([text]) == [list(text.encode())]
+    except (ImportError, ValueError):
+        return False
 
 
 def write_tokens(

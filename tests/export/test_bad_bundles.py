@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,10 +211,11 @@ def test_without_a_compiler_nothing_is_written(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_compiler_that_is_named_and_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "ccache gcc")
-    with pytest.raises(
-        RuntimeError, match=r"^CC is 'ccache gcc'; it must be the name or the path of a C compiler, with"
-    ):
+def test_a_compiler_that_is_named_is_taken_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-cache gcc")
+    message = r"^CC is 'no-such-cache gcc', and no-such-cache is not the name or the path of a program$"
+    with pytest.raises(RuntimeError, match=message):
         EXPORTS["c"](model_of(CONFIG), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("CC", f"'{sys.executable}' -c pass")
+    assert build.compiler() == [sys.executable, "-c", "pass"]

@@ -186,6 +186,7 @@ def test_an_export_whose_description_is_lost_is_replaced(mixed: Exported, tmp_pa
 
 
 def test_a_mount_point_is_refused_before_anything_is_built(mixed: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "build", lambda *_: pytest.fail("it is found out too late"))
     with pytest.raises(
         ValueError, match=r"^/proc is a mount point, which cannot be replaced; name a folder within it$"
     ):

@@ -90,9 +90,8 @@ def test_the_bundles_program_links_with_either_library(bundle: Path, tmp_path: P
     texts = []
     for library in ([str(bundle / ARCHIVE), "-lm", "-pthread"], [str(bundle / LIBRARY), f"-Wl,-rpath,{bundle}"]):
         program = tmp_path / "generate"
-        subprocess.run(
-            [build.compiler(), "-Wall", "-Werror", f"-I{bundle}", bundle / PROGRAM, "-o", program, *library], check=True
-        )
+        flags = "-Wall", "-Werror", f"-I{bundle}"
+        subprocess.run([*build.compiler(), *flags, bundle / PROGRAM, "-o", program, *library], check=True)
         done = subprocess.run([program, bundle / WEIGHTS, "def f", "20"], capture_output=True, check=True)
         texts.append(done.stdout)
     assert texts[0] == texts[1] and len(texts[0]) == len("def f") + 20 + 1
@@ -103,7 +102,7 @@ def test_the_cards_code_runs(bundle: Path, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "program.c").write_text(code["c"])
     flags = ["-Wall", "-Wextra", "-Werror", f"-I{bundle}", "-o", "program"]
     libraries = [bundle / ARCHIVE, "-lm", "-pthread"]
-    subprocess.run([build.compiler(), *flags, "program.c", *libraries], cwd=tmp_path, check=True)
+    subprocess.run([*build.compiler(), *flags, "program.c", *libraries], cwd=tmp_path, check=True)
     subprocess.run([tmp_path / "program"], cwd=bundle, check=True)
     for name in (LIBRARY, WEIGHTS):
         (tmp_path / name).symlink_to(bundle / name)
@@ -189,7 +188,7 @@ def test_a_crash_of_the_library_is_a_sentence(bundle: Path, tmp_path: Path) -> N
     )
     copy = tmp_path / "copy"
     copy.mkdir()
-    subprocess.run([build.compiler(), "-shared", "-fPIC", tmp_path / "abort.c", "-o", copy / LIBRARY], check=True)
+    subprocess.run([*build.compiler(), "-shared", "-fPIC", tmp_path / "abort.c", "-o", copy / LIBRARY], check=True)
     for path in bundle.iterdir():
         if path.name not in (LIBRARY, "ramnet.json"):
             (copy / path.name).symlink_to(path)

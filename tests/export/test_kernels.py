@@ -112,7 +112,7 @@ def test_the_program_in_c_writes_what_pytorch_generates(
     folder = Path(export.__file__).parent
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{folder / 'onnx'}", "-Wl,-rpath,$ORIGIN"]
     program = tmp_path / "generate"
-    command = [build.compiler(), *flags, folder / "examples" / "onnxruntime" / "generate.c", library, "-o", program]
+    command = [*build.compiler(), *flags, folder / "examples" / "onnxruntime" / "generate.c", library, "-o", program]
     subprocess.run(command, check=True)
     standard, ids = export_named("mixed"), torch.tensor([list(b"A text")])
     for directory, reference in ((exported, model), (standard.onnx, standard.model)):
@@ -143,7 +143,7 @@ def test_an_altered_library_is_refused_before_its_code_runs(exported: Path, tmp_
     (tmp_path / "end.c").write_text(
         "#include <stdlib.h>\n__attribute__((constructor)) static void end(void) { _Exit(3); }"
     )
-    subprocess.run([build.compiler(), "-shared", "-fPIC", "-o", library, tmp_path / "end.c"], check=True)
+    subprocess.run([*build.compiler(), "-shared", "-fPIC", "-o", library, tmp_path / "end.c"], check=True)
     with pytest.raises(ValueError, match=re.escape(f"{library} is damaged: it differs from what was exported")):
         OnnxSession(tmp_path / "onnx")
     library.unlink()
@@ -232,4 +232,4 @@ def test_the_declared_interface_is_onnxruntimes(tmp_path: Path) -> None:
             if name not in ("GetApi", "GetVersionString")
         ]
     (tmp_path / "check.c").write_text("\n".join(lines))
-    subprocess.run([build.compiler(), "-std=c11", "-fsyntax-only", tmp_path / "check.c"], check=True)
+    subprocess.run([*build.compiler(), "-std=c11", "-fsyntax-only", tmp_path / "check.c"], check=True)

@@ -131,6 +131,11 @@ def test_batch_size_must_be_positive() -> None:
         RamState.zeros(CONFIG, 0)
 
 
+def test_layers_may_be_a_list_of_modules() -> None:
+    layers = torch.nn.ModuleList([RamLayer(8, 2, order=2), RamLayer(8, 2, order=1, top_k=2)])
+    assert [x.shape[2] for x in RamState.zeros(layers, 3).memory] == [16, 4]
+
+
 def test_states_are_compared_by_identity() -> None:
     state = RamState.zeros(CONFIG, 1)
     assert [state.clone(), state].index(state) == 1

@@ -33,7 +33,7 @@ def compiled(source: Path, folder: Path) -> Path:
     program = folder / source.stem
     strict = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread", *SANITIZERS)
     parts = [source, *build.parts(folder)]
-    subprocess.run([build.compiler(), *strict, f"-I{folder}", "-o", program, *parts, "-lm"], check=True)
+    subprocess.run([*build.compiler(), *strict, f"-I{folder}", "-o", program, *parts, "-lm"], check=True)
     return program
 
 

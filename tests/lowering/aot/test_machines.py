@@ -120,7 +120,7 @@ def test_one_library_runs_on_several_processors(sources: Sources, tmp_path: Path
     library = CLibrary(model_of(SMALL), tmp_path, PRECISIONS["x86-64"])
     folder, program = sources.of("x86-64"), tmp_path / "generate"
     strict = ("-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-static")
-    command = [build.compiler(), *strict, f"-I{folder}", "-o", program, PROGRAM, *build.parts(folder), "-lm"]
+    command = [*build.compiler(), *strict, f"-I{folder}", "-o", program, PROGRAM, *build.parts(folder), "-lm"]
     subprocess.run(command, check=True)
     call = [program, library.weights, PROMPT, "20"]
     want = text_after(library, PROMPT)
@@ -147,7 +147,7 @@ def test_the_first_kernels_are_taken_that_the_processor_can_run(tmp_path: Path) 
     (tmp_path / "main.c").write_text(f'#include <stdio.h>\n#include "kernels.h"\n{functions}{main}')
     sources = [tmp_path / "main.c", *(build.RUNTIME / name for name in ("cpu.c", "kernels.c"))]
     include = [f"-I{folder}" for folder in (tmp_path, build.RUNTIME)]
-    subprocess.run([build.compiler(), "-std=c11", *include, "-o", tmp_path / "main", *sources], check=True)
+    subprocess.run([*build.compiler(), "-std=c11", *include, "-o", tmp_path / "main", *sources], check=True)
 
     def run(has: str) -> str:
         return subprocess.run([tmp_path / "main"], env=dict.fromkeys(has, "1"), stdout=-1, text=True).stdout.strip()
@@ -167,7 +167,7 @@ def test_a_library_for_another_processor_is_refused_in_python(sources: Sources, 
         CModel(tmp_path / "other.so", tmp_path / "weights.safetensors")
 
 
-@pytest.mark.parametrize("compiler", [build.compiler(), CROSS, shutil.which("clang")])
+@pytest.mark.parametrize("compiler", [build.compiler()[0], CROSS, shutil.which("clang")])
 def test_compilers_know_every_feature(compiler: str | None, tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("the compiler is not installed")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import lowering
 import ramnet
+from lowering.aot.library import Library
 from ramnet import RamNetForCausalLM, RamState
 from tests.lowering.compiled.models import CONFIG, adapt, assert_alike, fresh, ids, outputs
 from tests.samples import relative_rmse
@@ -145,8 +146,28 @@ def test_a_method_that_is_set_on_the_model_is_called(name: str, before: bool) ->
         "forward": lambda *given, **named: (out := inner(*given, **named))._replace(logits=2 * out.logits),
     }
     setattr(model, name, doubled[name])
+    called: list[object] = []
+    model.register_forward_hook(lambda *_: called.append(1))
     assert relative_rmse(outputs(model), outputs(fresh())) > 0.1
-    assert_alike(fast or lowering.compile(model, backend="eager"), model)
+    fast = fast or lowering.compile(model, backend="eager")
+    assert_alike(fast, model)
+    called.clear()
+    fast(ids(1, 1))
+    assert called == [1], "a hook is called once"
+
+
+def test_a_method_that_computes_nothing_may_be_set_on_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    run = Library.step
+    monkeypatch.setattr(Library, "step", lambda self, *given: (made.append(1), run(self, *given))[1])
+    model = fresh()
+    model.to = model.to
+    model.generate = lambda *_, **__: "its own"
+    fast = lowering.compile(model, backend="eager")
+    assert fast.generate(ids(1, 2)) == "its own"
+    with torch.no_grad():
+        fast(ids(1, 1))
+    assert made == [1]
 
 
 def test_a_forward_with_other_arguments_is_called_with_them() -> None:

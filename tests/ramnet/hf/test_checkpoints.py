@@ -206,6 +206,15 @@ def test_the_fields_may_be_given_as_json_at_any_time(tmp_path: Path) -> None:
             hf.config.ramnet = wrong
 
 
+def test_the_fields_of_a_file_that_was_edited_are_read(tmp_path: Path) -> None:
+    both()[1].config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["tie_word_embeddings"] is False
+    written["ramnet"]["tie_embeddings"] = True
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert AutoConfig.from_pretrained(tmp_path).tie_word_embeddings is True
+
+
 def test_weights_that_are_tied_later_are_saved_as_tied(tmp_path: Path) -> None:
     _, hf = both()
     hf.config.tie_word_embeddings = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor
@@ -75,6 +77,26 @@ def test_layers_are_those_of_the_calls_in_their_order() -> None:
     layers = ramnet.trace(model, tokens(1, 5)).layers
     assert [layer.cape_heads for layer in layers] == [moving[1], *moving]
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_another_thread_may_run_the_model_meanwhile() -> None:
+    model, ids = small_model(), tokens(1, 5)
+    moving = [layer.cape_heads for layer in ramnet.trace(model, ids).layers]
+    ended = threading.Event()
+
+    def run() -> None:
+        with torch.no_grad():
+            while not ended.is_set():
+                model(ids)
+
+    other = threading.Thread(target=run)
+    other.start()
+    try:
+        found = [[layer.cape_heads for layer in ramnet.trace(model, ids).layers] for _ in range(20)]
+    finally:
+        ended.set()
+        other.join()
+    assert found == [moving] * 20
 
 
 def test_a_trace_is_read_whatever_the_default_device_is() -> None:

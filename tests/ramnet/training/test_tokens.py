@@ -12,6 +12,7 @@ import torch
 
 from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.training import tokens
+from ramnet.training.checkpoint import tokenizer_of
 from ramnet.training.text import Text
 from ramnet.training.tokens import Tokenizer
 
@@ -222,7 +223,7 @@ def test_text_is_no_bytes_to_a_model_of_tokens(
     ):
         capsys.readouterr()
         assert command_line(*command) == 1
-        assert f"{output} was trained on the tokens of {path}; text needs a byte-level model" in capsys.readouterr().err
+        assert f"{output} has the tokens of {path}; text needs a byte-level model" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -250,6 +251,31 @@ def test_text_is_continued_in_the_tokens_of_training(
     assert capsys.readouterr().out == "ab cé ab\n"
 
 
+def test_bytes_that_are_no_utf8_do_not_end_a_stream(tmp_path: Path) -> None:
+    names = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁a": 256}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(names, [], byte_fallback=True))
+    decoders = tokenizers.decoders
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.save(str(tmp_path / "tokenizer.json"))
+    step = Tokenizer(tmp_path / "tokenizer.json", 257).stream([])
+    text = "".join(map(step, [10, 0xC3, 256, 256, 10, *"é".encode(), 256]))
+    assert "\ufffd" in text and text.endswith(" a\né a")
+
+
+def test_a_model_is_read_without_its_training_file_and_a_tokenizer_of_bytes_is_one_of_bytes(
+    tmp_path: Path, command_line: Callable[..., int]
+) -> None:
+    hf = pytest.importorskip("ramnet.hf", reason="the tokenizer of bytes is of transformers")
+    RamNetForCausalLM(RamNetConfig.preset("tiny")).save_pretrained(tmp_path)
+    (tmp_path / "training.safetensors").write_text("damaged")
+    assert tokenizer_of(tmp_path) is None
+    assert command_line("generate", "ab", "--checkpoint", tmp_path, "--max-new-tokens", 1) == 0
+    hf.byte_tokenizer().save_pretrained(tmp_path)
+    assert tokenizer_of(tmp_path) is None
+    _words(tmp_path / "tokenizer.json")
+    assert tokenizer_of(tmp_path) == tmp_path / "tokenizer.json"
+
+
 def test_a_checkpoint_of_tokens_is_converted_with_its_tokenizer(
     tmp_path: Path, command_line: Callable[..., int]
 ) -> None:
@@ -258,7 +284,7 @@ def test_a_checkpoint_of_tokens_is_converted_with_its_tokenizer(
     files = _files(tmp_path / "data", *TEXTS)
     how = ("--steps", "1", "--length", "4", "--batch-size", "2", "--kernels", "reference", "--output", output)
     assert command_line("train", "text", "--data", *files, "--tokenizer", path, *how) == 0
-    with pytest.raises(ValueError, match=f"^{output} was trained on the tokens of {path}; give it by --tokenizer$"):
+    with pytest.raises(ValueError, match=f"^{output} has the tokens of {path}; give it by --tokenizer$"):
         hf.read_tokenizer(None, output, 256)
     assert command_line("convert", output, tmp_path / "hf") == 0
     assert (tmp_path / "hf" / "tokenizer.json").read_bytes() == path.read_bytes()
