@@ -31,8 +31,9 @@ class Scale:
         contexts: bytes of the windows in which the same bytes are predicted at the end, ascending; one is ``length``.
         batch_size: windows in a step.
         search_steps: steps of each learning rate.
-        steps: steps of the run with the best of them.
-        seeds: seeds of that run.
+        steps: steps of the runs with the best of them.
+        seeds: seeds of those runs.
+        finalists: how many of the rates are trained to the end.
     """
 
     hidden_size: int
@@ -43,11 +44,12 @@ class Scale:
     search_steps: int
     steps: int
     seeds: tuple[int, ...]
+    finalists: int = 1
 
 
 SCALES = {
     "quick": Scale(128, 2, 256, (128, 256, 1024, 4096), 8, 200, 1400, (0, 1, 2)),
-    "night": Scale(192, 4, 512, (128, 512, 2048, 8192), 8, 300, 2000, (0,)),
+    "night": Scale(192, 4, 512, (128, 512, 2048, 8192), 8, 300, 2000, (0,), finalists=2),
 }
 
 
@@ -110,4 +112,5 @@ def sweep(scale: Scale, files: Sequence[str]) -> Sweep:
         Recipe(steps=steps, batch_size=scale.batch_size, weight_decay=0.1)
         for steps in (scale.search_steps, scale.steps)
     )
-    return Sweep(configurations(scale), Compared(files, scale.length, scale.contexts), search, final, scale.seeds)
+    task = Compared(files, scale.length, scale.contexts)
+    return Sweep(configurations(scale), task, search, final, scale.seeds, scale.finalists)
