@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from export.description import sha256
 from export.folder import DESCRIPTION
 from export.manifest import Quality, Speed
 from ramnet.config import RamNetConfig
+from ramnet.files import sha256
 from ramnet.markdown import markdown_table
 
 FILENAME = "README.md"

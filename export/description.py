@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from export.folder import DESCRIPTION
 from ramnet.config import BYTES, RamNetConfig, one_line
-from ramnet.files import read_text, write_text_atomic
+from ramnet.files import read_text, sha256, write_text_atomic
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
@@ -53,11 +52,6 @@ def save(description: BaseModel, directory: Path) -> None:
 def digests(directory: Path) -> dict[str, str]:
     """Return the SHA-256 digest of each file in ``directory`` but ``ramnet.json``."""
     return {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.name != DESCRIPTION}
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from export import card
 from export.card import Card
-from export.description import sha256
 from export.manifest import C_FORMAT, EXECUTORCH_FORMAT, WEB_FORMAT, Manifest
+from ramnet.files import sha256
 
 _SHARED = {
     "samples.safetensors": "`ids` [T] and PyTorch's `logits` [T, V] after each of them, from the first state",

@@ -6,7 +6,6 @@ match its digest is compiled again. If the cache cannot be used, kernels are com
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from ramnet.files import clear_asides, write_text_atomic, written_aside
+from ramnet.files import clear_asides, sha256, write_text_atomic, written_aside
 
 COMPILERS = "compilers.json"
 
@@ -27,7 +26,7 @@ def find(name: str) -> Path | None:
         return None
     try:
         written = _digest_path(folder / name).read_text(encoding="ascii", errors="replace")
-        return folder / name if written == _digest(folder / name) else None
+        return folder / name if written == sha256(folder / name) else None
     except OSError:
         return None
 
@@ -43,7 +42,7 @@ def keep(name: str, write: Callable[[Path], object]) -> Path | None:
     try:
         with written_aside(folder / name) as aside:
             write(aside)
-            digest = _digest(aside)
+            digest = sha256(aside)
         write_text_atomic(_digest_path(folder / name), digest)
     except (OSError, RuntimeError) as error:
         notice(f"a compiled kernel cannot be kept in {folder}: {error}")
@@ -99,8 +98,3 @@ def _folder(path: Path) -> Path | None:
 
 def _digest_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

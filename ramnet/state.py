@@ -185,8 +185,9 @@ class RamState:
             OSError: if the file cannot be written; the message names it.
             ValueError: if ``load`` would not read it: a number of layers, a shape or a dtype is wrong.
         """
-        _described(path, self.tensors())
-        write_safetensors(path, self.tensors())
+        tensors = self.tensors()
+        _described(path, tensors)
+        write_safetensors(path, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -13,7 +13,6 @@ from ramnet.config import RamLayerConfig, RamNetConfig
 
 # More tokens than this have no position: a sum with the length of a prompt would not fit in int64.
 MOST_TOKENS = 2**62
-_KINDS = ("memory", "mass", "conv")
 
 
 class Layer(Protocol):
@@ -95,7 +94,8 @@ def _check_apart(state: State) -> None:
     for (begin, i), (end, j) in pairwise(places):
         # 0 is the address of an empty tensor, and of one that stands for another while a graph is traced.
         if begin and begin + tensors[i].nbytes > end:
-            names = [f"state.{name}[{at}]" for name in _KINDS for at in range(len(getattr(state, name)))]
+            kinds = ("memory", "mass", "conv")
+            names = [f"state.{kind}[{layer}]" for kind in kinds for layer in range(len(getattr(state, kind)))]
             one, other = names[min(i, j)], names[max(i, j)]
             raise ValueError(
                 f"{other} and {one} overlap in memory, and a state is updated in place; each layer needs its own"

@@ -130,8 +130,8 @@ def evaluate(
     except ValueError as error:
         if "larger than population" not in str(error):  # as Python's random.sample says
             raise
-        own_number = "its own number of shots" if shots is None else f"{shots} shots need"
-        raise ValueError(f"a task has fewer examples than {own_number}; give fewer by --shots") from error
+        number = "its own number of shots" if shots is None else f"{shots} shots need"
+        raise ValueError(f"a task has fewer examples than {number}; give fewer by --shots") from error
     kept = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
     settings = {
         "checkpoint": str(checkpoint), "parameters": sum(x.numel() for x in own.parameters()), "limit": limit,

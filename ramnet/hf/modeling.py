@@ -190,11 +190,9 @@ class HFRamNetForCausalLM(PreTrainedModel, GenerationMixin):
         cache = _cache(cache, ignored)
         read = inputs_embeds if input_ids is None else input_ids
         assert read is not None
-        if read.dim() != 2 + (input_ids is None):
-            needed = "input_ids has shape {}; it must be [B, T]"
-            if input_ids is None:
-                needed = "inputs_embeds has shape {}; it must be [B, T, C]"
-            raise ValueError(needed.format(list(read.shape)))
+        if read.dim() != (2 if inputs_embeds is None else 3):
+            argument, axes = ("input_ids", "[B, T]") if inputs_embeds is None else ("inputs_embeds", "[B, T, C]")
+            raise ValueError(f"{argument} has shape {list(read.shape)}; it must be {axes}")
         tokens = read.shape[1]
         if labels is not None:
             check_labels(labels, read[..., 0] if input_ids is None else read, self.config.vocab_size)

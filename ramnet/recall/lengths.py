@@ -129,12 +129,10 @@ def trained(folder: Path) -> int | None:
     return max(lengths, default=None)
 
 
-def names(models: Sequence[tuple[RamNetForCausalLM, Path]]) -> list[str]:
+def names(models: Sequence[RamNetForCausalLM], folders: Sequence[Path]) -> list[str]:
     """Return the name of each model, with its folder where several of them have the same sizes."""
-    sizes = [name_of(model.config) for model, _ in models]
-    return [
-        f"{size} {folder}" if sizes.count(size) > 1 else size for size, (_, folder) in zip(sizes, models, strict=True)
-    ]
+    sizes = [name_of(model.config) for model in models]
+    return [f"{size} {each}" if sizes.count(size) > 1 else size for size, each in zip(sizes, folders, strict=True)]
 
 
 def save(found: Sequence[Measured], pairs: int, folder: Path) -> list[Path]:

@@ -35,7 +35,7 @@ def recall_lengths(checkpoints: tuple[Path, ...], pairs: int, output: Path, kern
     trained = [lengths.trained(folder) for folder in folders]
     found = []
     with ops.using(kernels):
-        names = lengths.names(list(zip(models, folders, strict=True)))
+        names = lengths.names(models, folders)
         for name, folder, model, longest in zip(names, folders, models, trained, strict=True):
             accuracies = []
             for each in lengths.measure(model, pairs):

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-EVALUATED = 4096
+EVALUATED = 4096  # tokens that an evaluation reads at a time
 
 
 class Batch(NamedTuple):

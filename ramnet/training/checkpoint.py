@@ -51,24 +51,31 @@ class Progress(BaseModel):
     @classmethod
     def load(cls, directory: str | Path) -> Self:
         """Read the progress of the checkpoint in ``directory``. Raises ValueError, naming the file, if it has none."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         path = Path(directory) / FILE
         if not path.is_file():
             raise ValueError(f"{directory} holds no training to resume: it has no {FILE}")
         try:
-            with safe_open(path, "pt") as file:
-                return cls.model_validate_json((file.metadata() or {}).get("progress", "{}"))
+            return cls.model_validate_json(_progress_in(path))
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from None
         except ValidationError as error:
             raise ValueError(f"{path} is not a training checkpoint: {one_line(error)}") from None
 
 
+def _progress_in(path: Path) -> str:
+    """Return the progress in a checkpoint's file as JSON, without its fields if there is none."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return str((file.metadata() or {}).get("progress", "{}"))
+
+
 def tokenizer_of(directory: str | Path) -> Path | None:
     """Return the tokenizer of the model in ``directory``: the ``tokenizer.json`` there, or else the file that it was
     trained with. None if there is none, or if its tokens are the bytes."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     from ramnet.training.tokens import of_bytes
 
@@ -76,8 +83,7 @@ def tokenizer_of(directory: str | Path) -> Path | None:
     if own.is_file():
         return None if of_bytes(own) else own
     try:
-        with safe_open(Path(directory) / FILE, "pt") as file:
-            return Path(json.loads(file.metadata()["progress"])["task"]["tokenizer"])
+        return Path(json.loads(_progress_in(Path(directory) / FILE))["task"]["tokenizer"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # the weights do not need this file
         return None
 

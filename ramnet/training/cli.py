@@ -150,8 +150,8 @@ def text(
     def setting(saved: dict[str, Any]) -> dict[str, Any]:
         windows = "packed" if packed else "carried" if carry else saved.get("windows", "within a document")
         found = {"files": [*data, *files], "length": length, "windows": windows, "tokenizer": tokenizer}
-        found |= _saved(ctx, saved, "length", "tokenizer") | ({} if data else _saved(ctx, saved, "files"))
-        return found | {name: saved[name] for name in ("digest",) if name in saved}
+        found |= _saved(ctx, saved, "length", "tokenizer", "digest") | ({} if data else _saved(ctx, saved, "files"))
+        return found
 
     def task(config: Config, saved: dict[str, Any]) -> Text:
         return Text.of(setting(saved), config.vocab_size, options["output"] / "tokens")

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ramnet.files import sha256
 from ramnet.loss import IGNORED, summed_cross_entropy
 from ramnet.training.batch import Batch
 from ramnet.training.checkpoint import OTHER_TEXT
@@ -239,8 +240,7 @@ def _digest(files: Sequence[Path], tokenizer: Tokenizer) -> Any:
     for file in files:
         digest.update(bytes((file.suffix == ".jsonl", file in held_out)))
         try:
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+            digest.update(bytes.fromhex(sha256(file)))
         except OSError as error:
             raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     return digest

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ramnet.config import BYTES
-from ramnet.files import folder_written_aside
+from ramnet.files import folder_written_aside, sha256
 
 INDEX, _TOKENS, _SIZES = "index.json", ".tokens", ".sizes.npy"
 # Documents that are tokenised at a time, by all cores, and their bytes: tokenizers need 31 bytes of memory for each.
@@ -146,16 +146,17 @@ def write_tokens(
         parts: dict[str, Any] = {}
         for side, documents in sides.items():
             sizes: list[int] = []
-            length = 0
+            length, digest_of_ids = 0, hashlib.sha256()
             with (aside / f"{side}{_TOKENS}").open("wb") as file:
                 for several in _batches(documents):
                     for ids in tokenizer.encode([_text(*document) for document in several]):
-                        file.write(np.asarray(ids, tokenizer.dtype).tobytes())
+                        file.write(content := np.asarray(ids, tokenizer.dtype).tobytes())
+                        digest_of_ids.update(content)
                         sizes.append(len(ids))
                     length += sum(len(document) for _, document in several)
             np.save(aside / f"{side}{_SIZES}", np.asarray(sizes, np.int64))
-            written = {"tokens": sum(sizes), "documents": len(sizes), "bytes": length}
-            parts[side] = written | {"sha256": [_sha256(aside / f"{side}{end}") for end in (_TOKENS, _SIZES)]}
+            digests = [digest_of_ids.hexdigest(), sha256(aside / f"{side}{_SIZES}")]
+            parts[side] = {"tokens": sum(sizes), "documents": len(sizes), "bytes": length, "sha256": digests}
         index = {"digest": digest, "dtype": tokenizer.dtype.name, "tokenizer": tokenizer.digest, "parts": parts}
         (aside / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
@@ -183,19 +184,16 @@ def read_tokens(folder: Path, digest: str) -> dict[str, tuple[Tokens, int]] | No
         found = {}
         for side, part in index["parts"].items():
             path, dtype = folder / f"{side}{_TOKENS}", np.dtype(index["dtype"])
-            if [_sha256(folder / f"{side}{end}") for end in (_TOKENS, _SIZES)] != part["sha256"]:
+            if [sha256(folder / f"{side}{end}") for end in (_TOKENS, _SIZES)] != part["sha256"]:
                 return None
             sizes = torch.from_numpy(np.load(folder / f"{side}{_SIZES}"))
+            if path.stat().st_size != part["tokens"] * dtype.itemsize or int(sizes.sum()) != part["tokens"]:
+                return None
             ids = np.memmap(path, dtype, "r") if part["tokens"] else np.empty(0, dtype)
             found[side] = Tokens(ids, sizes), int(part["bytes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def documents(file: Path) -> Iterator[bytes]:

@@ -23,11 +23,11 @@ from export import check, process
 from export.c.build import ARCHIVE, HEADER, PROGRAM, export_c
 from export.c.session import LIBRARY, WEIGHTS, CModel, CState
 from export.cli import export, verify
-from export.description import sha256
 from export.manifest import Manifest
 from export.samples import Samples
 from lowering.aot import build
 from ramnet import RamNetForCausalLM
+from ramnet.files import sha256
 from schedules.deployment import Deployment
 from tests.export.conftest import assert_verified_without_torch, checked_card
 from tests.export.test_build import entries

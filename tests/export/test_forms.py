@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import lowering
-from export.description import sha256
 from export.onnx import graphs, verify
 from export.onnx.build import VerificationError, export_onnx
 from export.onnx.runtime import OnnxGraph
@@ -24,6 +23,7 @@ from export.onnx.sidecar import Sidecar
 from export.onnx.state import OnnxState
 from export.samples import Samples
 from ramnet import RamNetForCausalLM
+from ramnet.files import sha256
 from tests.export.conftest import Exported, checked_card
 
 TOLERANCE = 2e-5  # float32 sums in another order

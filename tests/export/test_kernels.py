@@ -17,7 +17,6 @@ import pytest
 import torch
 
 import export
-from export.description import sha256
 from export.onnx import apart, ports
 from export.onnx.build import export_onnx
 from export.onnx.session import OnnxSession, run_copying
@@ -25,6 +24,7 @@ from export.onnx.sidecar import DIGESTED, LIBRARY, ORT_FILES, Sidecar
 from export.onnx.state import OnnxState
 from lowering.aot import build
 from ramnet import RamNetForCausalLM
+from ramnet.files import sha256
 from tests.export.conftest import Exported, assert_verified_without_torch, make_model
 
 pytest.importorskip("onnxruntime", reason="the export needs onnxruntime: pip install 'ramnet[export]'")

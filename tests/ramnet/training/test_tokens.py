@@ -12,28 +12,26 @@ import torch
 
 from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.training import tokens
-from ramnet.training.checkpoint import tokenizer_of
 from ramnet.training.text import Text
 from ramnet.training.tokens import Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers", reason="the tokens are of the package tokenizers")
-BYTES_OF = {"a": 0, "b": 1, "Ġ": 2, "c": 3, "Ã": 4, "©": 5, "Ġc": 6}  # of "ab cé", and the pair " c"
 WORDS = {"[UNK]": 0, "ab": 1, "cd": 2, "é": 3, "e": 4}
 
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Tokenizer:
-    return Tokenizer(_words(tmp_path / "tokenizer.json"), 5)
+    return Tokenizer(words(tmp_path / "tokenizer.json"), 5)
 
 
-def _words(path: Path) -> Path:
+def words(path: Path) -> Path:
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(WORDS, unk_token="[UNK]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.save(str(path))
     return path
 
 
-def _files(folder: Path, *texts: str) -> list[Path]:
+def files_of(folder: Path, *texts: str) -> list[Path]:
     folder.mkdir(exist_ok=True)
     for i, text in enumerate(texts):
         (folder / f"{i}.txt").write_text(text)
@@ -44,7 +42,7 @@ TEXTS = ("ab cd é", "cd ab", "é é é e", "ab ab")
 
 
 def test_documents_become_the_tokenizers_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    text = Text(_files(tmp_path / "data", *TEXTS), 3, tokenizer=tokenizer, cache=tmp_path / "run" / "tokens")
+    text = Text(files_of(tmp_path / "data", *TEXTS), 3, tokenizer=tokenizer, cache=tmp_path / "run" / "tokens")
     found = []
     for side in (text.training.tokens, text.held_out.tokens):
         assert isinstance(side.ids, np.memmap) and side.ids.dtype == np.uint16
@@ -61,7 +59,7 @@ def test_tokens_are_kept_and_made_again_when_a_file_changes(
     made: list[int] = []
     encode = Tokenizer.encode
     monkeypatch.setattr(Tokenizer, "encode", lambda self, texts: made.append(len(texts)) or encode(self, texts))
-    files, cache = _files(tmp_path / "data", *TEXTS), tmp_path / "tokens"
+    files, cache = files_of(tmp_path / "data", *TEXTS), tmp_path / "tokens"
 
     def text() -> Text:
         return Text(files, 3, tokenizer=tokenizer, cache=cache)
@@ -78,7 +76,7 @@ def test_tokens_are_kept_and_made_again_when_a_file_changes(
 
 
 def test_tokens_are_written_whole_or_not_at_all(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    files = _files(tmp_path / "data", *TEXTS)
+    files = files_of(tmp_path / "data", *TEXTS)
     Text(files, 3, tokenizer=tokenizer, cache=tmp_path / "tokens")
     before = {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()}
     files[2].write_bytes(b"ab \xff")
@@ -101,7 +99,7 @@ def test_a_line_of_a_jsonl_file_is_a_document(tmp_path: Path, tokenizer: Tokeniz
 
 
 def test_of_a_single_document_whole_characters_are_held_out(tmp_path: Path) -> None:
-    (file,) = _files(tmp_path / "data", "é " * 6 + "aéé" + "é")  # 25 bytes, of which the last 2 are held out
+    (file,) = files_of(tmp_path / "data", "é " * 6 + "aéé" + "é")  # 25 bytes, of which the last 2 are held out
     text = Text([file], 4)
     both = [bytes(side.ids) for side in (text.training.tokens, text.held_out.tokens)]
     assert [side.decode() for side in both] == ["é " * 6 + "aéé", "é"]
@@ -123,7 +121,7 @@ def test_tokens_are_made_again_when_a_file_is_renamed(tmp_path: Path, tokenizer:
         text = Text(files, 3, tokenizer=tokenizer, cache=tmp_path / "tokens")
         return text.training.tokens.sizes.tolist(), text.held_out.tokens.ids.tolist()
 
-    files = _files(tmp_path / "data", '{"text": "ab cd"}\n' * 5, '{"text": "é e ab"}\n')
+    files = files_of(tmp_path / "data", '{"text": "ab cd"}\n' * 5, '{"text": "é e ab"}\n')
     made(files)
     renamed = [file.rename(file.with_suffix(".jsonl")) for file in files]
     before = made(renamed)
@@ -135,7 +133,7 @@ def test_tokens_are_made_again_when_a_file_is_renamed(tmp_path: Path, tokenizer:
 
 
 def test_bits_per_byte_count_the_bytes_of_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    text = Text(_files(tmp_path / "data", *["ab cd ab cd"] * 3), 2, tokenizer=tokenizer, cache=tmp_path / "tokens")
+    text = Text(files_of(tmp_path / "data", *["ab cd ab cd"] * 3), 2, tokenizer=tokenizer, cache=tmp_path / "tokens")
     model = RamNetForCausalLM(
         RamNetConfig(vocab_size=5, hidden_size=8, num_layers=1, num_heads=1, value_dim=4, order=2, sub_dim=2, top_k=2)
     )
@@ -148,7 +146,7 @@ def test_a_vocabulary_beyond_16_bits_is_kept_in_32(tmp_path: Path, tokenizer: To
     assert tokenizer.dtype == np.uint16
     tokenizer.size = 2**16 + 1
     assert tokenizer.dtype == np.uint32
-    text = Text(_files(tmp_path / "data", *TEXTS), 3, tokenizer=tokenizer, cache=tmp_path / "tokens")
+    text = Text(files_of(tmp_path / "data", *TEXTS), 3, tokenizer=tokenizer, cache=tmp_path / "tokens")
     assert text.training.tokens.ids.dtype == np.uint32
 
 
@@ -176,127 +174,16 @@ def _with_a_gap(path: Path) -> None:
 def test_a_tokenizer_that_cannot_be_used_is_named(
     tmp_path: Path, damage: Callable[[Path], None], vocab_size: int, message: str
 ) -> None:
-    path = _words(tmp_path / "tokenizer.json")
+    path = words(tmp_path / "tokenizer.json")
     damage(path)
     with pytest.raises(ValueError, match=message) as caught:
         Tokenizer(path, vocab_size)
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_trains_on_tokens_and_refuses_changed_text(
-    tmp_path: Path, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    output, path = tmp_path / "run", _words(tmp_path / "tokenizer.json")
-    files = _files(tmp_path / "data", *TEXTS)
-    how = ("--steps", "1", "--length", "4", "--batch-size", "2", "--kernels", "reference", "--output", output)
-    text = ("train", "text", "--data", *files, "--tokenizer", path, "--carry")
-    assert command_line(*text, *how) == 0
-    again = ("train", "text", "--resume", "--output", output, "--kernels", "reference", "--steps", "2")
-    capsys.readouterr()
-    assert command_line(*again) == 0
-    assert "after 2 steps" in capsys.readouterr().out
-    kept = {path.name: path.read_bytes() for path in (output / "tokens").iterdir()}
-    moved = [*map(str, _files(tmp_path / "moved", *TEXTS))]
-    path.rename(tmp_path / "other.json")
-    again = (*again[:-1], "3", "--tokenizer", tmp_path / "other.json")
-    assert command_line(*again, "--data", *moved) == 0, "the same text elsewhere"
-    (tmp_path / "moved" / "1.txt").write_text("cd ab ab")
-    assert command_line(*again, "--data", *moved) == 1
-    assert capsys.readouterr().err == (
-        "ramnet: the text or its tokenizer is not that of the run that is resumed; give its files as they were, or"
-        " start a new run from its weights\n"
-    )
-    assert {path.name: path.read_bytes() for path in (output / "tokens").iterdir()} == kept
-
-
-def test_text_is_no_bytes_to_a_model_of_tokens(
-    tmp_path: Path, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of 256 ids, so that its size does not tell."""
-    output, path = tmp_path / "run", _words(tmp_path / "tokenizer.json")
-    files = _files(tmp_path / "data", *TEXTS)
-    how = ("--steps", "1", "--length", "4", "--batch-size", "2", "--kernels", "reference", "--output", output)
-    assert command_line("train", "text", "--data", *files, "--tokenizer", path, *how) == 0
-    for command in (
-        ("trace", output, "ab", "--output", tmp_path / "new"),
-        ("export", output, "--output", tmp_path / "new"),
-    ):
-        capsys.readouterr()
-        assert command_line(*command) == 1
-        assert f"{output} has the tokens of {path}; text needs a byte-level model" in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
-
-
-def test_text_is_continued_in_the_tokens_of_training(
-    tmp_path: Path, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(BYTES_OF, [("Ġ", "c")]))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    made.save(str(tmp_path / "tokenizer.json"))
-    output, files = tmp_path / "run", _files(tmp_path / "data", *("ab cé ab cé ab cé ab cé" for _ in range(3)))
-    how = ("--steps", "150", "--length", "12", "--batch-size", "8", "--kernels", "reference", "--output", output)
-    assert command_line("train", "text", "--data", *files, "--tokenizer", tmp_path / "tokenizer.json", *how) == 0
-    capsys.readouterr()
-    run = ("generate", "ab c", "--checkpoint", output, "--temperature", 0)
-    assert command_line(*run, "--max-new-tokens", 8) == 0
-    assert capsys.readouterr().out == "ab cé ab cé\n"
-    assert command_line(*run, "--stop", " ab") == 0
-    assert capsys.readouterr().out == "ab cé ab\n"
-    (tmp_path / "tokenizer.json").rename(tmp_path / "moved.json")
-    assert command_line(*run) == 1
-    assert f"{tmp_path / 'tokenizer.json'} cannot be read" in capsys.readouterr().err
-    (tmp_path / "moved.json").rename(output / "tokenizer.json")
-    assert command_line(*run, "--stop", " ab") == 0
-    assert capsys.readouterr().out == "ab cé ab\n"
-
-
-def test_bytes_that_are_no_utf8_do_not_end_a_stream(tmp_path: Path) -> None:
-    names = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁a": 256}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(names, [], byte_fallback=True))
-    decoders = tokenizers.decoders
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    made.save(str(tmp_path / "tokenizer.json"))
-    step = Tokenizer(tmp_path / "tokenizer.json", 257).stream([])
-    text = "".join(map(step, [10, 0xC3, 256, 256, 10, *"é".encode(), 256]))
-    assert "\ufffd" in text and text.endswith(" a\né a")
-
-
-def test_a_model_is_read_without_its_training_file_and_a_tokenizer_of_bytes_is_one_of_bytes(
-    tmp_path: Path, command_line: Callable[..., int]
-) -> None:
-    hf = pytest.importorskip("ramnet.hf", reason="the tokenizer of bytes is of transformers")
-    RamNetForCausalLM(RamNetConfig.preset("tiny")).save_pretrained(tmp_path)
-    (tmp_path / "training.safetensors").write_text("damaged")
-    assert tokenizer_of(tmp_path) is None
-    assert command_line("generate", "ab", "--checkpoint", tmp_path, "--max-new-tokens", 1) == 0
-    hf.byte_tokenizer().save_pretrained(tmp_path)
-    assert tokenizer_of(tmp_path) is None
-    _words(tmp_path / "tokenizer.json")
-    assert tokenizer_of(tmp_path) == tmp_path / "tokenizer.json"
-
-
-def test_a_checkpoint_of_tokens_is_converted_with_its_tokenizer(
-    tmp_path: Path, command_line: Callable[..., int]
-) -> None:
-    hf = pytest.importorskip("ramnet.hf.tokenizer", reason="the other format is of transformers")
-    output, path = tmp_path / "run", _words(tmp_path / "tokenizer.json")
-    files = _files(tmp_path / "data", *TEXTS)
-    how = ("--steps", "1", "--length", "4", "--batch-size", "2", "--kernels", "reference", "--output", output)
-    assert command_line("train", "text", "--data", *files, "--tokenizer", path, *how) == 0
-    with pytest.raises(ValueError, match=f"^{output} has the tokens of {path}; give it by --tokenizer$"):
-        hf.read_tokenizer(None, output, 256)
-    assert command_line("convert", output, tmp_path / "hf") == 0
-    assert (tmp_path / "hf" / "tokenizer.json").read_bytes() == path.read_bytes()
-    path.unlink()
-    assert command_line("convert", output, tmp_path / "none") == 1 and not (tmp_path / "none").exists()
-    (output / "tokenizer.json").write_bytes((tmp_path / "hf" / "tokenizer.json").read_bytes())
-    assert command_line("convert", output, tmp_path / "again") == 0
-
-
 @pytest.mark.parametrize("damage", ["ids", "sides", "parts"])
 def test_tokens_that_were_altered_are_made_again(tmp_path: Path, tokenizer: Tokenizer, damage: str) -> None:
-    files, cache = _files(tmp_path / "data", *TEXTS), tmp_path / "tokens"
+    files, cache = files_of(tmp_path / "data", *TEXTS), tmp_path / "tokens"
     whole = Text(files, 3, tokenizer=tokenizer, cache=cache).training.tokens.ids.tolist()
     index = json.loads((cache / "index.json").read_text())
     if damage == "ids":
@@ -311,7 +198,7 @@ def test_tokens_that_were_altered_are_made_again(tmp_path: Path, tokenizer: Toke
 
 
 def test_tokens_whose_sizes_are_cut_are_made_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    files, cache = _files(tmp_path / "data", *TEXTS), tmp_path / "tokens"
+    files, cache = files_of(tmp_path / "data", *TEXTS), tmp_path / "tokens"
     whole = Text(files, 3, tokenizer=tokenizer, cache=cache).training.tokens.sizes
     (cache / "training.sizes.npy").write_bytes(b"")
     assert torch.equal(Text(files, 3, tokenizer=tokenizer, cache=cache).training.tokens.sizes, whole)
@@ -343,7 +230,7 @@ def test_few_bytes_are_tokenised_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_tokens_do_not_replace_what_others_wrote(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
-    kept, cache = _files(tmp_path / "data", *TEXTS), tmp_path / "tokens"
+    kept, cache = files_of(tmp_path / "data", *TEXTS), tmp_path / "tokens"
     theirs = cache
     if kind == "folder":
         cache.mkdir()
@@ -359,7 +246,7 @@ def test_tokens_are_written_to_the_target_of_a_link(tmp_path: Path, tokenizer: T
     link = tmp_path / "tokens"
     link.symlink_to("elsewhere")
     for _ in range(2):
-        Text(_files(tmp_path / "data", *TEXTS), 3, tokenizer=tokenizer, cache=link)
+        Text(files_of(tmp_path / "data", *TEXTS), 3, tokenizer=tokenizer, cache=link)
         assert link.is_symlink() and (tmp_path / "elsewhere" / "index.json").is_file()
         (tmp_path / "elsewhere" / "index.json").write_text("{}")
 
@@ -368,7 +255,7 @@ def test_a_tokenizer_that_fails_on_a_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(tokenizers.models.WordLevel({"ab": 0}, unk_token="[UNK]")).save(str(path))
     with pytest.raises(ValueError, match=f"^{path} cannot tokenise the text: "):
-        Text(_files(tmp_path / "data", *TEXTS), 3, tokenizer=Tokenizer(path, 5), cache=tmp_path / "tokens")
+        Text(files_of(tmp_path / "data", *TEXTS), 3, tokenizer=Tokenizer(path, 5), cache=tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
 
 
