@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,10 +98,12 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
 
         model = RamNetForCausalLM.from_pretrained(checkpoint)
         tokenizer = _tokenizer(model.config, checkpoint)
-        ids, decode = list(prompt), None
+        ids, decode, continued = list(prompt), None, None
         if tokenizer is not None:
-            (ids,), decode = tokenizer.encode([text]), tokenizer.decode
-        continued = None if tokenizer is None else tokenizer.stream(ids)
+            (ids,) = tokenizer.encode([text])
+            if not ids:
+                raise ValueError(f"TEXT {text!r} has no tokens of {checkpoint}; give other text to continue")
+            decode, continued = _after(tokenizer, ids), tokenizer.stream(ids)
 
         def shown(token: int) -> bytes:
             return bytes([token]) if continued is None else continued(token).encode(errors="replace")
@@ -113,6 +115,12 @@ def generate(  # noqa: PLR0913 - click hands over each option as a parameter
                 decode=decode, streamer=lambda token: say(shown(int(token[0]))),
             )  # fmt: skip
     say(b"\n")
+
+
+def _after(tokenizer: Tokenizer, prompt: list[int]) -> Callable[[Sequence[int]], str]:
+    """Return a function that decodes tokens after a prompt, as some tokenizers leave out the first token's space."""
+    begun = len(tokenizer.decode(prompt))
+    return lambda tokens: tokenizer.decode([*prompt, *tokens])[begun:]
 
 
 def _tokenizer(config: RamNetConfig, checkpoint: Path) -> Tokenizer | None:

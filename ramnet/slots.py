@@ -22,7 +22,7 @@ def with_more_slots(model: RamNetForCausalLM, layer: int, sub_vectors: int = 1) 
         sub_vectors: from 1 to the layer's order U.
 
     Raises:
-        TypeError: if ``layer`` or ``sub_vectors`` is not an integer.
+        TypeError: if ``layer`` or ``sub_vectors`` is not an integer, or ``model`` is of another kind.
         ValueError: if an argument is out of range, the larger layer is (``RamNetConfig``), ``model`` has other
             parameters than its configuration says, as with adapters or parametrisations, or its class has a constructor
             of its own.
@@ -30,6 +30,8 @@ def with_more_slots(model: RamNetForCausalLM, layer: int, sub_vectors: int = 1) 
     for name, value in (("layer", layer), ("sub_vectors", sub_vectors)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} is {value!r}; it must be an integer")
+    if not isinstance(model, RamNetForCausalLM):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a RamNetForCausalLM")
     c = model.config
     if not 0 <= layer < c.num_layers:
         raise ValueError(f"layer is {layer}; it must be in 0..{c.num_layers - 1}")

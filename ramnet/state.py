@@ -217,8 +217,8 @@ class RamState:
                 not require gradients and, outside inference mode, not be an inference tensor.
 
         Raises:
-            ValueError: if a number of layers, a shape or a device is wrong, a position is not in 0..2^62, or a tensor
-                cannot be updated in place.
+            ValueError: if a number of layers, a shape or a device is wrong, a position is not in 0..2^62, or 0..2^30 in
+                int32, or a tensor cannot be updated in place.
             TypeError: if a dtype is wrong.
         """
         check_state(self, layers, batch_size, device, in_place)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ramnet.config import RamLayerConfig, RamNetConfig
 
-# More tokens than this have no position: a sum with the length of a prompt would not fit in int64.
-MOST_TOKENS = 2**62
+# More tokens than this have no position: a sum with the length of a prompt would not fit in int64, or in int32.
+MOST_TOKENS, MOST_INT32_TOKENS = 2**62, 2**30
 
 
 class Layer(Protocol):
@@ -65,9 +65,10 @@ def check_state(
     if can_be_read(state.position) and batch_size:
         positions = state.position.tolist()
         lowest, highest = min(positions), max(positions)
-        if lowest < 0 or highest > MOST_TOKENS:
+        most = MOST_TOKENS if state.position.dtype == torch.int64 else MOST_INT32_TOKENS
+        if lowest < 0 or highest > most:
             wrong = lowest if lowest < 0 else highest
-            raise ValueError(f"state.position holds {wrong}; it must be in 0..2^62")
+            raise ValueError(f"state.position holds {wrong}; it must be in 0..2^{most.bit_length() - 1}")
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device, in_place: bool) -> None:

@@ -65,7 +65,7 @@ class Attention(Mixer):
 def rotated(x: Tensor) -> Tensor:
     """Rotate pairs of channels of x [B, H, T, K] by angles proportional to the position (RoPE)."""
     half = x.shape[-1] // 2
-    rates = 10000 ** (-torch.arange(half, device=x.device) / half)
+    rates = 10000 ** (-torch.arange(half, dtype=torch.float32, device=x.device) / half)
     angle = torch.arange(x.shape[2], device=x.device).unsqueeze(1) * rates
     first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
@@ -223,7 +223,7 @@ class Rwkv7(Mixer):
         nn.init.zeros_(self.output.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        before = F.pad(x, (0, 0, 1, -1)) - x
+        before = F.pad(x, (0, 0, 1, 0))[:, :-1] - x
         r, w, k, v, a, g = (x + before * mix for mix in self.shift)
         query, log_decay = self.heads(self.query(r)), self.heads(-math.exp(-0.5) * self.decay(w).sigmoid())
         rate, plain = self.rate(a).sigmoid(), self.key(k)
@@ -231,7 +231,8 @@ class Rwkv7(Mixer):
         key = self.heads(plain * (1 + (rate - 1) * self.blend))
         value = self.heads(self.value(v))
         out = linear_recurrence(query, key, value, log_decay, -removed, self.heads(rate) * removed)
-        out = self.heads(self.norm(self.joined(out).flatten(0, 1)).view(*x.shape[:2], -1))
+        joined = self.joined(out)
+        out = self.heads(self.norm(joined.flatten(0, 1)).view_as(joined))
         bonus = (query * key * self.bonus[:, None]).sum(-1, keepdim=True) * value
         return self.output(self.joined(out + bonus) * self.gate(g))
 

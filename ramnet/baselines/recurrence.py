@@ -38,6 +38,11 @@ def linear_recurrence(
         o, [B, H, T, V].
     """
     batch, heads, tokens, width = query.shape
+    if not tokens:
+        return torch.zeros_like(value)
+    if value.dtype == torch.float16:  # whose range is too small for the products of decays within a block
+        given = (query, key, value, log_decay, removed, replaced)
+        return linear_recurrence(*(x if x is None else x.float() for x in given)).half()  # type: ignore[arg-type]
     if log_decay is None:
         log_decay = query.new_zeros(batch, heads, tokens, 1)
     # A state times less than eps is lost in rounding, and e^(−G) of such decays would overflow within a block.

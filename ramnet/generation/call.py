@@ -59,7 +59,7 @@ def generate(  # noqa: PLR0913 - the settings of a generation, each a keyword, a
         attention_mask: bool or integer [B, T], 1 for a token and 0 for padding, for prompts [B, T] of different
             lengths. Each row continues as it would alone. The last column must be tokens: pad on the left.
         temperature: 0 takes the most probable token; above 0, logits are divided by it and sampled.
-        top_k: sample from the k most probable tokens only; 0 disables it.
+        top_k: sample from the k most probable tokens only, and those as probable as the k-th; 0 disables it.
         top_p: sample from the smallest set of most probable tokens with at least this probability, in (0, 1].
         min_p: sample from tokens with at least this fraction of the largest probability, in [0, 1].
         repetition_penalty: divides positive logits of tokens that occurred in the prompt or were generated, and

@@ -58,15 +58,21 @@ def lines(outcomes: Sequence[Outcome], configs: Mapping[str, Config], scale: Sca
 
 
 def save(outcomes: Sequence[Outcome], scale: Scale, sweep: Sweep, folder: Path) -> list[Path]:
-    """Write the four files, each atomically, and return their paths."""
+    """Write the four files, each atomically, and return their paths.
+
+    Without the losses of any step, as in a folder of outcomes alone, there is no picture of them.
+    """
     found = lines(outcomes, sweep.models, scale)
     facts = [line.facts(scale.contexts) for line in found]
     write_text_atomic(folder / DATA, json.dumps(facts, indent=1) + "\n")
+    by_step = {line.name: each for line in found if (each := _losses(line, sweep, folder))}
     below = remarks(sweep.models, len(sweep.seeds), outcomes)
+    below += [f"{line.name} has no losses of its steps here to draw." for line in found if line.name not in by_step]
     write_text_atomic(folder / TABLE, "\n\n".join([markdown(found, scale), *below]) + "\n")
     _draw_contexts(found, scale, folder / BY_CONTEXT)
-    _draw_steps(found, sweep, folder)
-    return [folder / name for name in (DATA, TABLE, BY_STEP, BY_CONTEXT)]
+    if by_step:
+        _draw_steps(found, by_step, folder / BY_STEP)
+    return [folder / name for name in (DATA, TABLE, *([BY_STEP] if by_step else []), BY_CONTEXT)]
 
 
 def markdown(found: Sequence[Line], scale: Scale) -> str:
@@ -100,16 +106,21 @@ def _draw_contexts(found: Sequence[Line], scale: Scale, picture: Path) -> None:
     _write(figure, picture)
 
 
-def _draw_steps(found: Sequence[Line], sweep: Sweep, folder: Path) -> None:
-    """Draw the training loss of the first seed over the steps, averaged over 2 % of them."""
+def _losses(line: Line, sweep: Sweep, folder: Path) -> list[float]:
+    """Return the training loss of a model's first seed at each step, in nats; empty if it is not in ``folder``."""
+    return list(losses(folder / sweep.final_run(line.name, line.rate, sweep.seeds[0]).key()).values())
+
+
+def _draw_steps(found: Sequence[Line], by_step: Mapping[str, list[float]], picture: Path) -> None:
+    """Draw training losses over the steps, averaged over 2 % of them."""
     axes, figure = _axes("step", "training loss (bits per byte)")
     for i, line in enumerate(found):
-        run = sweep.final_run(line.name, line.rate, sweep.seeds[0])
-        bits = [loss / math.log(2) for loss in losses(folder / run.key()).values()]
-        width = max(1, len(bits) // 50)
-        means = [mean(bits[at : at + width]) for at in range(0, len(bits) - width + 1, width)]
-        axes.plot([width * (k + 1) for k in range(len(means))], means, **_style(i, line.name))
-    _write(figure, folder / BY_STEP)
+        if line.name in by_step:
+            bits = [loss / math.log(2) for loss in by_step[line.name]]
+            width = max(1, len(bits) // 50)
+            means = [mean(bits[at : at + width]) for at in range(0, len(bits) - width + 1, width)]
+            axes.plot([width * (k + 1) for k in range(len(means))], means, **_style(i, line.name))
+    _write(figure, picture)
 
 
 def _style(i: int, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ramnet.config import BYTES
 from ramnet.loss import IGNORED
 from ramnet.training.batch import Batch
 from ramnet.training.model import Model
@@ -39,6 +40,7 @@ class Compared(Text):
     best: Literal["highest", "lowest"] = "lowest"
 
     def __init__(self, files: Sequence[str], length: int, contexts: tuple[int, ...]) -> None:
+        self.check({"files": files, "length": length}, BYTES)
         super().__init__(files, length)
         self.contexts = contexts
         self._windows = self.held_out.spread(WINDOWS)

@@ -106,7 +106,7 @@ def folders(given: Path) -> list[Path]:
         outcome = known_outcome(folder.with_suffix(".json"))
         if outcome and outcome.scores:
             progress = Progress.load(folder)
-            if isinstance(progress.config, RamNetConfig):
+            if isinstance(progress.config, RamNetConfig) and str(progress.task.get("task")).startswith("mqar"):
                 model = json.dumps([outcome.name, progress.task, outcome.steps])
                 rates[model][outcome.learning_rate].append((outcome, folder))
 

@@ -109,7 +109,9 @@ def _draw_use(axes: Any, head: HeadTrace, last: bool) -> None:
 
 def _draw_ages(axes: Any, head: HeadTrace, last: bool) -> None:
     """Draw the share of what is read that is at most so old."""
-    axes.step(range(len(head.ages)), head.ages.cumsum(0).numpy(), where="post", color=READ, linewidth=2)
+    shares = head.ages.cumsum(0).numpy()
+    # The last is repeated, so that its step is drawn, which may be the only one.
+    axes.step(range(len(shares) + 1), [*shares, shares[-1]], where="post", color=READ, linewidth=2)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(0, max(2, len(head.ages)))
     axes.set_ylim(0, 1.02)

@@ -126,13 +126,15 @@ def count_right(model: Model, inputs: Tensor, labels: Tensor) -> float:
 def right(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
     """Return for each label [B, T] other than IGNORED, row by row, 1.0 if it is the most probable token and else 0.0.
 
-    It is NaN if the logits are not finite. ``hidden`` is [B, T, C]. ``LOGITS_AT_ONCE`` logits exist at a time.
+    The result is float32, and NaN if the logits are not finite. ``hidden`` is [B, T, C]. ``LOGITS_AT_ONCE`` logits
+    exist at a time.
     """
     asked = labels != IGNORED
     rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     best = [model.head(part).max(dim=-1) for part in hidden[asked].split(rows)]
     largest, likeliest = (torch.cat(each) for each in zip(*best, strict=True))
-    return (likeliest == labels[asked]) + 0 * largest
+    # In float32, in which sums of ones are exact; those of a half-precision model's dtype are not.
+    return (likeliest == labels[asked]).float() + (0 * largest).float()
 
 
 def _distinct(rows: int, choices: int, count: int, generator: torch.Generator) -> Tensor:

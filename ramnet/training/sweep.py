@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ramnet.config import one_line
 from ramnet.files import read_text, write_text_atomic
 from ramnet.processes import process_pool
-from ramnet.training.loop import TrainingTask
+from ramnet.training.loop import Result, TrainingTask
+from ramnet.training.metrics import FILE as METRICS
 from ramnet.training.metrics import losses
 from ramnet.training.model import Config, Model, make
 from ramnet.training.recipe import Recipe
@@ -49,8 +50,12 @@ class Run(NamedTuple):
     scored: bool
 
     def key(self) -> str:
-        """Return a digest of all that determines the result."""
-        parts = [REVISION, self.config.model_dump(), self.recipe.model_dump(), self.task.describe(), self.scored]
+        """Return a digest of all that determines the result. Neither the model's name nor, where the task has a digest
+        of its text, the names of files do."""
+        task = self.task.describe()
+        if "digest" in task:
+            task = {**task, "files": []}
+        parts = [REVISION, self.config.model_dump(), self.recipe.model_dump(), task, self.scored]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -218,15 +223,19 @@ def known_outcome(path: Path) -> Outcome | None:
 
 
 def _known(run: Run, path: Path) -> Outcome | None:
-    """Return ``known_outcome``. Raises ValueError if it is of another run, or is incomplete."""
+    """Return ``known_outcome`` under the run's name, as another scale may have trained the same model under another.
+
+    Raises ValueError if it is of another run, or is incomplete.
+    """
     outcome = known_outcome(path)
-    if outcome is not None:
-        recipe = run.recipe
-        found = outcome.name, outcome.learning_rate, outcome.steps, outcome.seed
-        expected = run.name, recipe.learning_rate, recipe.steps or 0, recipe.seed
-        if found != expected or bool(outcome.scores) != (run.scored and outcome.metric is not None):
-            raise ValueError(f"{path} is not the outcome of {run.name} at rate {recipe.learning_rate:g}; delete it")
-    return outcome
+    if outcome is None:
+        return None
+    recipe = run.recipe
+    found = outcome.learning_rate, outcome.steps, outcome.seed
+    expected = recipe.learning_rate, recipe.steps or 0, recipe.seed
+    if found != expected or bool(outcome.scores) != (run.scored and outcome.metric is not None):
+        raise ValueError(f"{path} is not the outcome of {run.name} at rate {recipe.learning_rate:g}; delete it")
+    return outcome.model_copy(update={"name": run.name})
 
 
 def _train(run: Run, folder: Path, kernels: str) -> Outcome:
@@ -253,7 +262,7 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
             scores = run.task.scores(model) if run.scored else []
             if not all(map(isfinite, scores)):
                 raise Diverged(f"the scores are {scores}")
-            loss, metric = _last_loss(output), result.metric
+            loss, metric = _last_loss(output, result), result.metric
     except (Diverged, LogitsError):  # the reference may refuse logits at the scores' lengths only
         scores = []
     outcome = Outcome(
@@ -264,7 +273,11 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
     return outcome
 
 
-def _last_loss(folder: Path) -> float | None:
-    """Return the mean loss of the last tenth of a run's steps; None if no loss was finite."""
+def _last_loss(folder: Path, result: Result) -> float:
+    """Return the mean loss of the last tenth of a run's steps. Raises ValueError if the file of losses lacks some."""
     found = list(losses(folder).values())
-    return mean(found[len(found) * 9 // 10 :]) if found else None
+    if not found or len(found) < result.step - result.skipped:
+        raise ValueError(
+            f"{folder / METRICS} has the losses of {len(found)} of {result.step} steps; delete {folder} to train anew"
+        )
+    return mean(found[len(found) * 9 // 10 :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -140,15 +141,33 @@ def test_the_command_writes_a_table_data_and_two_pictures(
     run = sweep(SMALL, files).final_run("RAM-Net", 1e-3, 0)
     (output / run.key()).mkdir(parents=True)
     (output / run.key() / "metrics.jsonl").write_text('{"step": 1, "loss": 5.5}\n{"step": 2, "loss": 5.0}\n')
-    arguments = [argument for file in files for argument in ("--data", file)]
-    done = CliRunner().invoke(lm, [*arguments, "--output", str(output)], catch_exceptions=False)
+    arguments = [*(argument for file in files for argument in ("--data", file)), "--output", str(output)]
+    done = CliRunner().invoke(lm, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     rows = (output / report.TABLE).read_text().splitlines()
     assert rows[0].startswith("| model | parameters | state | held out | repeated names | window 8 | window 16 |")
-    assert len(rows) == 2 + 8
+    assert len(rows) == 2 + 8 + 2 * 7
     means = ("2.000 ± 0.000", "1.000 ± 0.000", "3.000 ± 0.000", "2.500 ± 0.000", "2.250 ± 0.000")
     assert rows[2].endswith(f"| {' | '.join((*means, '128', '0.001', '2'))} |")
     facts = json.loads((output / report.DATA).read_text())
     assert facts[0]["by_context"] == {"8": [3.0, 0.0], "16": [2.5, 0.0], "32": [2.25, 0.0]}
     for picture in (report.BY_STEP, report.BY_CONTEXT):
         assert (output / picture).read_bytes().startswith(b"\x89PNG")
+    assert rows[-1] == "Gated DeltaNet + convolutions has no losses of its steps here to draw."
+    arguments[-1] = str(tmp_path / "elsewhere")
+    done = CliRunner().invoke(lm, arguments, catch_exceptions=False)
+    assert done.output.splitlines()[-3:] == [
+        str(tmp_path / "elsewhere" / name) for name in (report.DATA, report.TABLE, report.BY_CONTEXT)
+    ], "without a picture of losses that are not there"
+
+
+def test_text_that_was_moved_is_known_and_a_pipe_is_refused(files: list[str], tmp_path: Path) -> None:
+    before = sweep(SMALL, files).final_run("RAM-Net", 1e-3, 0).key()
+    (tmp_path / "moved").mkdir()
+    moved = [str(Path(file).rename(tmp_path / "moved" / Path(file).name)) for file in files]
+    assert sweep(SMALL, moved).final_run("RAM-Net", 1e-3, 0).key() == before
+    Path(moved[0]).write_text(Path(moved[0]).read_text().replace("name0", "name9"))
+    assert sweep(SMALL, moved).final_run("RAM-Net", 1e-3, 0).key() != before
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'pipe'} is a pipe, which can be read only once"):
+        sweep(SMALL, [str(tmp_path / "pipe")])

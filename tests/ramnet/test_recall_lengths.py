@@ -59,12 +59,18 @@ def test_late_queries_are_those_of_the_second_half(monkeypatch: pytest.MonkeyPat
     assert next(measure(fresh(), 3)).late is None
 
 
+class Bytes(Mqar):
+    def describe(self) -> dict[str, object]:
+        return {"task": "text"}
+
+
 def test_of_a_sweep_the_first_seed_of_the_best_rate_is_measured_for_each_task(tmp_path: Path) -> None:
-    """The search's run, a rate at which one of two seeds ended, a lucky seed and another task are not in the way."""
+    """The search's run, a rate at which one of two seeds ended, a lucky seed, another task and a language model are
+    not in the way."""
     runs = [
         ("a", TASK, 0.001, 0, 0.99, False), ("b", TASK, 0.0032, 1, 0.98, True), ("c", TASK, 0.01, 1, 0.6, True),
         ("d", TASK, 0.01, 0, 0.4, True), ("e", TASK, 0.032, 0, 0.7, True), ("f", TASK, 0.032, 1, 0.2, True),
-        ("g", Mqar(2, 8, 64), 0.01, 0, 0.1, True),
+        ("g", Mqar(2, 8, 64), 0.01, 0, 0.1, True), ("h", Bytes(2, 8, 64), 0.01, 0, 0.1, True),
     ]  # fmt: skip
     for folder, task, rate, seed, metric, scored in runs:
         train(fresh(), task, Recipe(steps=1, batch_size=2), output=tmp_path / folder)
@@ -90,7 +96,7 @@ def test_the_command_measures_every_ram_net_of_a_sweep(
         (sweep / f"{name}.json").write_text(outcome.model_dump_json())
     (sweep / "recall.json").write_text("[]")
     alone = tmp_path / "alone"
-    RamNetForCausalLM(SMALL).save_pretrained(alone)
+    RamNetForCausalLM(SMALL).bfloat16().save_pretrained(alone)
     given = (sweep, alone, "--pairs", 2, "--kernels", "reference", "--output", output)
     assert command_line("recall-lengths", *given) == 0
     said = capsys.readouterr().out.splitlines()

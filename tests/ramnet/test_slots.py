@@ -111,3 +111,8 @@ def test_a_subclass_stays_what_it_is_unless_it_may_hold_more() -> None:
     torch.testing.assert_close(with_more_slots(louder, 1)(ids).logits, 2 * with_more_slots(trained(), 1)(ids).logits)
     with pytest.raises(ValueError, match=r"^Larger has a constructor of its own, so what else it holds is not known$"):
         with_more_slots(Larger(CONFIG), 1)
+
+
+def test_a_model_of_another_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^model is a Linear; it must be a RamNetForCausalLM$"):
+        with_more_slots(torch.nn.Linear(1, 1), 1)  # type: ignore[arg-type]

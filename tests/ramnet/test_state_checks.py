@@ -38,6 +38,8 @@ def test_every_tensor_of_a_state_is_checked() -> None:
         (lambda s: s.position[1:2].fill_(-3), ValueError, "state.position holds -3; it must be in 0..2^62"),
         (lambda s: s.position[1:2].fill_(2**62 + 1), ValueError,
          "state.position holds 4611686018427387905; it must be in 0..2^62"),
+        (lambda s: setattr(s, "position", torch.full((3,), 2**30 + 1, dtype=torch.int32)), ValueError,
+         "state.position holds 1073741825; it must be in 0..2^30"),
         (lambda s: setattr(s, "position", torch.tensor(2)), ValueError,
          "state.position has shape []; it must be [3]"),
         (lambda s: setattr(s, "position", torch.zeros(3)), TypeError,

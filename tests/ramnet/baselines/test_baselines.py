@@ -262,3 +262,28 @@ def test_a_full_disk_leaves_both_files_of_a_baseline(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         BaselineForCausalLM(small("deltanet")).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("shape", [(1, 0), (0, 3), (0, 0)])
+def test_no_tokens_have_no_logits(mixer: Name, shape: tuple[int, int]) -> None:
+    assert BaselineForCausalLM(small(mixer))(torch.zeros(shape, dtype=torch.int64)).shape == (*shape, 8)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_positions_do_not_depend_on_the_default_dtype(mixer: Name) -> None:
+    torch.manual_seed(0)
+    model, ids = BaselineForCausalLM(small(mixer)), (torch.arange(300) % 8).unsqueeze(0)
+    want = model(ids)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(model(ids), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_strong_decays_of_channels_are_finite_in_float16() -> None:
+    q, k, v, decay = (draw(B, H, T, n, seed=i) for i, n in enumerate((K, K, V, K)))
+    decay = decay - 8
+    want = linear_recurrence(q, k, v, decay.clamp(min=math.log(torch.finfo(torch.float32).eps)))
+    assert relative_rmse(linear_recurrence(*(x.half() for x in (q, k, v, decay))).double(), want) < 2e-3

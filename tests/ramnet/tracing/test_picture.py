@@ -35,4 +35,4 @@ def test_a_long_text_is_drawn_as_far_as_its_marks_can_be_told_apart(
     assert written.get_offsets()[:, 1].tolist() == head.accesses.write_slots[:90].flatten().tolist()
     assert len(use.patches) == 2 * 2**CONFIG.order
     assert ages.lines[0].get_ydata()[-1] == pytest.approx(float(head.ages.sum()), rel=1e-5)
-    assert len(ages.lines[0].get_xdata()) == 100
+    assert len(ages.lines[0].get_xdata()) == 101, "and an end, so that one token's age is a line, too"

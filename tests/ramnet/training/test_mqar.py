@@ -97,6 +97,16 @@ def test_the_accuracy_of_logits_that_are_not_finite_is_not_a_number(value: float
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_right_answers_are_counted_exactly_in_every_dtype(dtype: torch.dtype) -> None:
+    """257 is no number of bfloat16."""
+    model = RamNetForCausalLM(RamNetConfig.preset("mqar", vocab_size=32, hidden_size=8)).to(dtype)
+    hidden = torch.randn(1, 257, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = mqar.right(model, hidden, model.head(hidden).argmax(dim=-1))
+    assert found.dtype == torch.float32 and float(found.sum()) == 257
+
+
+@torch.no_grad()
 def test_right_answers_are_the_same_however_many_logits_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = RamNetForCausalLM(RamNetConfig.preset("mqar", vocab_size=32, hidden_size=8))

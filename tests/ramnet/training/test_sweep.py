@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,9 +121,18 @@ def test_what_is_done_is_not_repeated(trained: list[Run], tmp_path: Path) -> Non
         SWEEP.run(tmp_path, 1, "", lambda _: None)
 
 
-@pytest.mark.parametrize(
-    "change", [{"name": "other"}, {"learning_rate": 0.5}, {"steps": 9}, {"seed": 9}, {"scores": []}]
-)
+def test_the_same_training_under_another_name_is_not_repeated(trained: list[Run], tmp_path: Path) -> None:
+    """As of two scales that share a model and a folder."""
+    SWEEP.run(tmp_path, 1, "", lambda _: None)
+    for run in trained:
+        (tmp_path / f"{run.key()}.json").write_text(outcome_of(run).model_dump_json())
+    trained.clear()
+    renamed = dataclasses.replace(SWEEP, models={f"the {name}": config for name, config in MODELS.items()})
+    assert {outcome.name for outcome in renamed.run(tmp_path, 1, "", lambda _: None)} == {"the first", "the second"}
+    assert not trained
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.5}, {"steps": 9}, {"seed": 9}, {"scores": []}])
 def test_an_outcome_of_another_run_is_refused(trained: list[Run], tmp_path: Path, change: dict[str, object]) -> None:
     SWEEP.run(tmp_path, 1, "", lambda _: None)
     run = next(run for run in trained if run.scored)
@@ -145,7 +155,7 @@ def test_each_thing_that_determines_a_run_is_in_its_key() -> None:
         Run("a", baseline("gla", 8), SEARCH, task, False), Run("a", baseline("deltanet", 8), SEARCH, task, False),
     ]  # fmt: skip
     assert len({run.key() for run in runs}) == len(runs)
-    assert runs[0].key() == Run("a", ram_net(4, 1), SEARCH, task, False).key()
+    assert runs[0].key() == Run("another name", ram_net(4, 1), SEARCH, task, False).key()
 
 
 def test_a_run_trains_evaluates_and_writes_its_outcome(tmp_path: Path, kept_memory: list[bool]) -> None:
@@ -161,6 +171,20 @@ def test_a_run_trains_evaluates_and_writes_its_outcome(tmp_path: Path, kept_memo
         if scored:
             assert outcome.metric == sum(outcome.scores) / 2
     assert len(kept_memory) == 2
+
+
+def test_a_finished_run_without_the_losses_of_its_steps_is_no_diverged_one(
+    tmp_path: Path, kept_memory: list[bool]
+) -> None:
+    run = Run("model", ram_net(4, 2), SEARCH, TASK, False)
+    outcome = sweep._train(run, tmp_path, "")
+    path = tmp_path / run.key() / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(ValueError, match=f"^{path} has the losses of 1 of 2 steps; delete .* to train anew$"):
+        sweep._train(run, tmp_path, "")
+    shutil.rmtree(path.parent)
+    again = sweep._train(run, tmp_path, "")
+    assert (again.loss, again.metric) == (outcome.loss, outcome.metric)
 
 
 @pytest.mark.parametrize("scores", [None, [0.5, math.nan]])

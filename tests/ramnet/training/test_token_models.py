@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from ramnet import RamNetConfig, RamNetForCausalLM
 from ramnet.training.checkpoint import tokenizer_of
@@ -84,6 +85,31 @@ def test_text_is_continued_in_the_tokens_of_training(
     (tmp_path / "moved.json").rename(output / "tokenizer.json")
     assert command_line(*run, "--stop", " ab") == 0
     assert capsys.readouterr().out == "ab cé ab\n"
+
+
+def test_a_stop_string_may_begin_with_the_space_of_the_first_token(
+    tmp_path: Path, command_line: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Decoders of this kind leave out the space of a text's first word."""
+    pieces = [("<unk>", 0.0), ("▁yes", -1.0), ("▁no", -1.0), ("x", -1.0)]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    made.pre_tokenizer, made.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    model = RamNetForCausalLM(RamNetConfig.preset("tiny", vocab_size=4, hidden_size=8))
+    with torch.no_grad():
+        model.norm.weight.zero_()
+        model.norm.bias.fill_(1.0)
+        model.head.weight.copy_(torch.tensor([0.0, 0, 1, 0]).unsqueeze(1))  # whatever was read, " no" follows
+    model.save_pretrained(tmp_path)
+    made.save(str(tmp_path / "tokenizer.json"))
+    run = ("--checkpoint", tmp_path, "--temperature", 0, "--max-new-tokens", 3)
+    assert command_line("generate", "yes", *run) == 0
+    assert capsys.readouterr().out == "yes no no no\n"
+    assert command_line("generate", "yes", *run, "--stop", " no") == 0
+    assert capsys.readouterr().out == "yes no\n"
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert command_line("generate", " ", *run) == 1
+    assert capsys.readouterr() == ("", f"ramnet: TEXT ' ' has no tokens of {tmp_path}; give other text to continue\n")
 
 
 def test_bytes_that_are_no_utf8_do_not_end_a_stream(tmp_path: Path) -> None:
