@@ -34,9 +34,9 @@ setup: $(READY)  ## Build .venv
 ifndef CHECKPOINT
 TUNE := tune --target $(TARGET)
 else ifeq ($(TARGET), cpu)
-TUNE := tune-model $(CHECKPOINT) --format $(FORMAT)
+TUNE := tune-model "$(CHECKPOINT)" --format $(FORMAT)
 else
-TUNE := tune --target $(TARGET) --checkpoint $(CHECKPOINT)
+TUNE := tune --target $(TARGET) --checkpoint "$(CHECKPOINT)"
 endif
 
 tune: setup  ## Tune the memory ops for TARGET (cpu) in BUDGET (180) seconds; with CHECKPOINT=…, for its sizes or, on the CPU, its deployment in FORMAT (c, onnx)
@@ -82,7 +82,7 @@ lint: setup  ## Run ruff, mypy and import-linter
 CHECKPOINT ?= runs/text
 
 train: setup  ## Train a small byte-level language model for a few minutes and write it to CHECKPOINT
-	$(RAMNET) train text --output $(CHECKPOINT)
+	$(RAMNET) train text --output "$(CHECKPOINT)"
 
 SCALE ?= quick
 
@@ -93,7 +93,7 @@ lm: setup  ## Compare language models at SCALE (quick, night); what is done in r
 	$(RAMNET) lm --scale $(SCALE)
 
 export: setup  ## Export CHECKPOINT to ONNX and verify it
-	$(RAMNET) export $(CHECKPOINT) --output $(CHECKPOINT)/onnx
+	$(RAMNET) export "$(CHECKPOINT)" --output "$(CHECKPOINT)/onnx"
 
 demo: setup  ## Train, tune, bench, export and generate, in under ten minutes on two cores
 	$(RAMNET) train text --output runs/demo --seconds 90

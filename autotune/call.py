@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from autotune.study.search import Budget, Progress, Result
+from autotune.study.study import Sampler
 from lowering.backends import read_records_again
 from lowering.targets import device_of, find, here
 from ramnet.config import RamNetConfig
@@ -18,9 +19,6 @@ from schedules.of_model import of_model, of_model_on_gpu
 from schedules.records import records_path
 from schedules.shapes import parse
 from schedules.workload import Op, Workload
-
-if TYPE_CHECKING:
-    from autotune.study.study import Sampler
 
 
 def tune(
@@ -114,8 +112,8 @@ def prepare(  # noqa: PLR0913 - the settings of ``ramnet.tune``, each a keyword
     threads: int | None = None,
     build_limit: float = 60.0,
     run_limit: float = 30.0,
-    journal: Path | None = None,
-    records_file: Path | None = None,
+    journal: str | Path | None = None,
+    records_file: str | Path | None = None,
 ) -> Tuning:
     """Check the settings of a run before it starts.
 
@@ -142,6 +140,8 @@ def prepare(  # noqa: PLR0913 - the settings of ``ramnet.tune``, each a keyword
     for op in ops:
         if op not in get_args(Op):
             raise ValueError(f"op {op!r} is unknown; there are {', '.join(get_args(Op))}")
+    if sampler not in get_args(Sampler):
+        raise ValueError(f"sampler is {sampler!r}; it must be {' or '.join(map(repr, get_args(Sampler)))}")
     if threads is not None and not 1 <= threads <= 1024:
         raise ValueError(f"threads is {threads}; it must be from 1 to 1024, or None for all cores")
     makes, device = _gpu_work(target, modelled) if is_gpu else _cpu_work(modelled)
@@ -152,8 +152,8 @@ def prepare(  # noqa: PLR0913 - the settings of ``ramnet.tune``, each a keyword
         budget=Budget(180.0 if budget is None and trials is None else budget, trials),
         workloads=[w for w in workloads if not ops or w.op in ops],
         sampler=sampler, seed=seed, threads=threads or usable_cores(), build_limit=build_limit,
-        run_limit=run_limit, journal=journal or Path("runs/tune") / target / "journal.log",
-        records_file=records_file or records_path(target),
+        run_limit=run_limit, journal=Path(journal or f"runs/tune/{target}/journal.log"),
+        records_file=Path(records_file or records_path(target)),
     )  # fmt: skip
 
 
@@ -186,10 +186,7 @@ def _workloads(
     config: RamNetConfig, is_gpu: bool, batch_sizes: Sequence[int], lengths: Sequence[int], shapes: Sequence[str]
 ) -> list[Workload]:
     """Return the workloads of ``shapes`` or, without any, of the model at each batch size and length; each once."""
-    found = [parse(shape, config, "bfloat16" if is_gpu else "float32") for shape in shapes]
-    for workload in () if is_gpu else found:
-        if workload.dtype not in ("float32", "float64"):
-            raise ValueError(f"{workload.name} is of {workload.dtype}; a CPU's kernels compute in float32 or float64")
+    found = [parse(shape, config, is_gpu) for shape in shapes]
     for batch_size, length in () if shapes else product(batch_sizes or (None,), lengths or (None,)):
         given = {"batch_size": batch_size, "length": length} | ({"decode_batch": batch_size} if is_gpu else {})
         sizes = {name: size for name, size in given.items() if size is not None}

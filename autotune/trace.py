@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections import Counter
@@ -30,7 +31,7 @@ def trace(script: Path, target: str) -> tuple[list[Workload], dict[str, int]]:
         ValueError: if the program calls none. Exceptions of the program are not caught, except an exit with status 0.
     """
     noted = _Noted(on_cpu=find(target).gpu is None)
-    arguments, path = sys.argv, sys.path
+    arguments, path, folder = sys.argv, sys.path, Path.cwd()
     sys.argv, sys.path = [str(script)], [str(script.absolute().parent), *path]
     try:
         with torch.compiler.set_stance("force_eager"), noted:
@@ -40,6 +41,7 @@ def trace(script: Path, target: str) -> tuple[list[Workload], dict[str, int]]:
             raise
     finally:
         sys.argv, sys.path = arguments, path
+        os.chdir(folder)
     if not noted.workloads:
         raise ValueError(f"{script} calls none of the ops {', '.join(sorted(_READS))} with anything to compute")
     return list(noted.workloads.values()), dict(noted.calls)

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from ramnet.files import clear_asides, sha256, write_text_atomic, written_aside
+from ramnet.files import clear_asides, named_folder, sha256, write_text_atomic, written_aside
 
 COMPILERS = "compilers.json"
 
 
 def find(name: str) -> Path | None:
     """Return the path of the cached file, or None if it is missing or does not match its digest."""
-    folder = _folder(_place())
+    folder = _usable()
     if folder is None:
         return None
     try:
@@ -36,10 +36,11 @@ def keep(name: str, write: Callable[[Path], object]) -> Path | None:
 
     ``write`` may raise OSError or RuntimeError, for example if the disk is full.
     """
-    folder = _folder(_place())
+    folder = _usable()
     if folder is None:
         return None
     try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # someone may have removed it since it was made
         with written_aside(folder / name) as aside:
             write(aside)
             digest = sha256(aside)
@@ -53,7 +54,7 @@ def keep(name: str, write: Callable[[Path], object]) -> Path | None:
 def compilers() -> dict[str, str]:
     """Return the versions of the compilers of TIR's binaries in the cache, by package, if it was copied from another
     machine and says so in ``COMPILERS``; else an empty dict."""
-    folder = _folder(_place())
+    folder = _usable()
     try:
         found = {} if folder is None else json.loads((folder / COMPILERS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -69,8 +70,17 @@ def notice(reason: str) -> None:
 
 def _place() -> Path:
     """Return ``$RAMNET_CACHE/kernels``, or ``ramnet/kernels`` in the user's cache folder."""
-    given = os.environ.get("RAMNET_CACHE")
-    return (Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ramnet") / "kernels"
+    given = named_folder("RAMNET_CACHE")
+    return (given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ramnet") / "kernels"
+
+
+def _usable() -> Path | None:
+    """Return ``_folder`` of ``_place``; None, with a warning, if that is in a home folder that is not known."""
+    try:
+        return _folder(_place())
+    except RuntimeError as error:
+        notice(f"{error}; set RAMNET_CACHE to a folder of your own")
+        return None
 
 
 @cache
@@ -80,16 +90,17 @@ def _folder(path: Path) -> Path | None:
     Returns None, with a warning, if it cannot be used.
     """
     try:
-        path = path.expanduser()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode):
             raise PermissionError(f"{path} is a link")
         if found.st_uid != os.geteuid():
             raise PermissionError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}, who runs this")
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(f"{path} can be written to by others, and its kernels may be theirs")
         if stat.S_IMODE(found.st_mode) != 0o700:
             path.chmod(0o700)
-    except (OSError, RuntimeError) as error:  # RuntimeError if there is no home folder
+    except OSError as error:
         notice(f"{error}; set RAMNET_CACHE to a folder of your own")
         return None
     clear_asides(path)

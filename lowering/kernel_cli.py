@@ -43,7 +43,7 @@ def kernel(
     few = {"T": 4096 if is_gpu else 1024, "R": 2 * config.layers[0].num_heads}
     given = {size.partition("=")[0] for size in sizes}
     text = " ".join((op, *sizes, *(f"{name}={few[name]}" for name in _missing(op) if name not in given)))
-    workload = parse(text, config, "bfloat16" if is_gpu else "float32")
+    workload = parse(text, config, is_gpu)
 
     def refused(schedule: Any) -> str | None:
         if not is_gpu:

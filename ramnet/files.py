@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from glob import escape
 from pathlib import Path
 from typing import IO, Any
@@ -194,6 +195,20 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file: byte {error.start} is not UTF-8") from None
+
+
+def named_folder(variable: str) -> Path | None:
+    """Return the folder that an environment variable names; None if it is not set, or empty.
+
+    It stays the same if the process changes its working directory.
+    """
+    given = os.environ.get(variable)
+    return _first_seen(given) if given else None
+
+
+@cache
+def _first_seen(given: str) -> Path:
+    return Path(given).expanduser().absolute()
 
 
 def sha256(path: Path) -> str:

@@ -114,7 +114,7 @@ class Point(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     deployment: AnyDeployment
-    seconds: float
+    seconds: float = Field(gt=0)
     loss: float
     size: int
 
@@ -181,6 +181,7 @@ def merge(file: Path, record: DeploymentRecord, tried: Sequence[AnyDeployment]) 
     Returns:
         Whether it was added.
     """
+    file = file.resolve()  # replace the target of a link, not the link
     with locked(file):
         there = load(file)
         known = next((each for each in there if _key(each) == _key(record)), None)

@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ramnet.config import one_line
-from ramnet.files import locked, read_text, write_text_atomic
+from ramnet.config import check_constants, one_line
+from ramnet.files import locked, named_folder, read_text, write_text_atomic
 from schedules.base import Schedule
 from schedules.kinds import FORMER_FORMS, default_schedule, schedule_of
 from schedules.workload import Workload
@@ -25,6 +25,7 @@ How = Literal["measured", "modelled, not run"]  # modelled: predicted from the b
 SHIPPED = Path(__file__).parent / "records"
 # The largest file that is read, about 25 000 rows, which takes each process 1.5 s.
 MOST_BYTES = 1 << 24
+MOST_KNOB = 1 << 16
 
 
 class Time(BaseModel):
@@ -35,9 +36,9 @@ class Time(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    median: float
-    spread: float
-    runs: int
+    median: float = Field(gt=0)
+    spread: float = Field(ge=0)
+    runs: int = Field(ge=0)
 
 
 class Launch(BaseModel):
@@ -73,6 +74,18 @@ class Record(BaseModel):
     date: str
     launches: tuple[Launch, ...] = ()  # of a GPU's schedule that was compiled without being run
 
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        """Refuse what no kernel has: sizes below 1, constants that the ops refuse, and knobs that are negative."""
+        for axis, size in self.workload.shape.items():
+            if size < 1:
+                raise ValueError(f"workload.shape.{axis} is {size}; it must be at least 1")
+        check_constants(**self.workload.constants)
+        for name, value in self.knobs.items():
+            if isinstance(value, int) and not 0 <= value <= MOST_KNOB:
+                raise ValueError(f"knobs.{name} is {value}; it must be in 0..{MOST_KNOB}")
+        return self
+
     @property
     def key(self) -> tuple[str, str]:
         return self.workload.name, self.device
@@ -98,8 +111,8 @@ def records_folder() -> Path:
     """Return the folder of the user's records, which may not exist yet."""
     import platformdirs
 
-    given = os.environ.get("RAMNET_RECORDS")
-    return Path(given) if given else platformdirs.user_data_path("ramnet", appauthor=False) / "records"
+    given = named_folder("RAMNET_RECORDS")
+    return given or platformdirs.user_data_path("ramnet", appauthor=False) / "records"
 
 
 def shipped_path(target: str) -> Path:
@@ -113,7 +126,12 @@ def known(target: str, path: Path | None = None) -> list[Record]:
     Raises ValueError as ``records_path`` and ``load`` do.
     """
     found = {record.key: record for record in load(shipped_path(target))}
-    found.update((record.key, record) for record in load(records_path(target) if path is None else path))
+    if path is None:
+        try:
+            path = records_path(target)
+        except RuntimeError:  # there is no home folder, and so no records of the user's
+            return list(found.values())
+    found.update((record.key, record) for record in load(path))
     return list(found.values())
 
 
@@ -154,9 +172,10 @@ def _read(path: Path) -> list[Record]:
 
 
 def merge(path: Path, found: Sequence[Record], compared: Collection[Schedule] | None = None) -> list[Record]:
-    """Add ``found`` to the file, replacing rows of the same workload and device. Processes may do so concurrently.
+    """Add ``found`` to the file, replacing rows of the same target, workload and device. Processes may do so
+    concurrently.
 
-    Modelled rows of a workload that was measured on any device are removed.
+    Modelled rows of a workload that was measured on any device of the target are removed.
 
     Args:
         compared: the schedules that ``found`` was compared with. A row with another schedule is not replaced. None
@@ -168,11 +187,11 @@ def merge(path: Path, found: Sequence[Record], compared: Collection[Schedule] | 
     path = path.resolve()  # replace the target of a link, not the link
     with locked(path):
         there = _read(path)
-        staying = {r.key for r in there if compared is not None and r.schedule() not in compared}
-        every = (*there, *(record for record in found if record.key not in staying))
-        measured = {record.key: record for record in every if record.how == "measured"}
-        known = {workload for workload, _ in measured}
-        modelled = {record.key: record for record in every if record.how != "measured" and record.key[0] not in known}
+        staying = {_row(r) for r in there if compared is not None and r.schedule() not in compared}
+        every = (*there, *(record for record in found if _row(record) not in staying))
+        measured = {_row(record): record for record in every if record.how == "measured"}
+        known = {row[:2] for row in measured}
+        modelled = {_row(r): r for r in every if r.how != "measured" and _row(r)[:2] not in known}
         rows = list((modelled | measured).values())
         save(path, rows)
         left_out = [record for record in found if record not in rows]
@@ -194,8 +213,12 @@ def remove(path: Path, is_meant: Callable[[Record], bool]) -> list[Record]:
 
 def save(path: Path, found: Sequence[Record]) -> None:
     """Write the records to a file, sorted, atomically."""
-    ordered = sorted(found, key=lambda record: (record.target, record.key))
+    ordered = sorted(found, key=_row)
     write_text_atomic(path, "".join(_line(record) + "\n" for record in ordered))
+
+
+def _row(record: Record) -> tuple[str, str, str]:
+    return record.target, *record.key
 
 
 def _line(record: Record) -> str:

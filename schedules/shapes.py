@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from ramnet.config import RamNetConfig
+from ramnet.config import RamNetConfig, check_constants
 from schedules.workload import AXES, Workload
 
 
-def parse(text: str, config: RamNetConfig, dtype: str = "float32") -> Workload:
+def parse(text: str, config: RamNetConfig, on_gpu: bool = False) -> Workload:
     """Parse the name of an op, followed by sizes by the paper's symbols and optionally a dtype and constants.
 
     Args:
         text: the text to parse.
         config: gives sizes and constants that ``text`` does not; N is then that of one sequence. The sizes T and R,
             and those that differ between layers, must be in ``text``.
-        dtype: the dtype if ``text`` names none.
+        on_gpu: whether the workload is a GPU's, where the dtype is bfloat16 if ``text`` names none, and float32
+            otherwise. A CPU's kernels compute in float32 or float64.
 
     Raises:
-        ValueError: if the op or a size is unknown, a size is missing, or a value is not a number.
+        ValueError: if the op or a size is unknown, a size is missing, or a value is not a number or out of range.
     """
+    dtype, given = "bfloat16" if on_gpu else "float32", set()
     op, *settings = text.split() or [""]
     if op not in AXES:
         raise ValueError(f"shape {text!r} has the op {op!r}; there are {', '.join(sorted(AXES))}")
@@ -37,6 +39,7 @@ def parse(text: str, config: RamNetConfig, dtype: str = "float32") -> Workload:
         name, _, value = setting.partition("=")
         if name in AXES[op]:
             sizes[name] = _number(text, setting, int)
+            given.add(name)
             if sizes[name] < 1:
                 raise ValueError(f"shape {text!r} has {setting}; it must be at least 1")
         elif name in constants:
@@ -49,10 +52,23 @@ def parse(text: str, config: RamNetConfig, dtype: str = "float32") -> Workload:
     missing = [axis for axis in AXES[op] if axis not in sizes]
     if missing:
         raise ValueError(f"shape {text!r} lacks {' and '.join(missing)}")
+    if not on_gpu and dtype not in ("float32", "float64"):
+        raise ValueError(f"shape {text!r} is of {dtype}; a CPU's kernels compute in float32 or float64")
+    slots = sizes["P"] ** sizes["U"] if "U" in sizes else None
+    if slots is not None and slots >= 2**31:
+        raise ValueError(f"shape {text!r} has P^U = {slots} slots; kernels count in int32, to {2**31 - 1}")
+    if slots is not None and "M" in sizes:
+        if "M" in given and sizes["M"] != slots:
+            raise ValueError(f"shape {text!r} has M = {sizes['M']}; there are P^U = {slots} slots")
+        sizes["M"] = slots
     if "M" in sizes and sizes["K"] > sizes["M"]:
         raise ValueError(f"shape {text!r} has K = {sizes['K']}; there are only M = {sizes['M']} slots")
     if "U" in sizes and sizes["K"] > sizes["P"] ** sizes["U"]:
         raise ValueError(f"shape {text!r} has K = {sizes['K']}; there are only P^U = {sizes['P'] ** sizes['U']} slots")
+    try:
+        check_constants(**constants)
+    except ValueError as error:
+        raise ValueError(f"shape {text!r}: {error}") from None
     return Workload.model_validate(
         {"op": op, "shape": {axis: sizes[axis] for axis in AXES[op]}, "dtype": dtype, "constants": constants}
     )

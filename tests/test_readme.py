@@ -50,8 +50,8 @@ def test_every_verb_explains_its_options(verb: str) -> None:
     ("given", "called"),
     [
         ((), "tune --target cpu"),
-        (("CHECKPOINT=runs/text",), "tune-model runs/text --format c"),
-        (("TARGET=a100", "CHECKPOINT=runs/text"), "tune --target a100 --checkpoint runs/text"),
+        (("CHECKPOINT=runs/text",), 'tune-model "runs/text" --format c'),
+        (("TARGET=a100", "CHECKPOINT=runs/my text"), 'tune --target a100 --checkpoint "runs/my text"'),
     ],
 )
 def test_make_tune_takes_a_target_and_a_checkpoint(given: tuple[str, ...], called: str) -> None:

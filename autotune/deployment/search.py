@@ -15,6 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
 
+from pydantic import ValidationError
+
 from autotune.deployment import costs
 from autotune.deployment.costs import Costs, Part, Progress
 from autotune.deployment.stored import Stored
@@ -22,6 +24,7 @@ from autotune.deployment.trial import BASE, COMPILED, UNTUNED, Answer, Measured,
 from autotune.study.journal import open_journal
 from autotune.study.worker import LONGEST_LIMIT, FailedError, OutOfTimeError, Process
 from lowering.targets import cpu_name
+from ramnet.config import one_line
 from schedules.deployment import AnyDeployment, DeploymentRecord, Point, digest, front
 
 # The constraint: the chosen deployment predicts at most this much worse than float32, relative to its bits a token.
@@ -60,8 +63,25 @@ class Search:
         self.study = optuna.create_study(
             storage=open_journal(journal), study_name=name, directions=["minimize", "minimize"], load_if_exists=True
         )
+        self._refuse_damaged(journal)
         for trial in self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
             self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # its process was killed
+
+    def _refuse_damaged(self, journal: Path) -> None:
+        """Raise ValueError, with the trial, if one is not as ``run`` leaves it."""
+        from optuna.trial import FixedTrial
+
+        for trial in self.study.get_trials(deepcopy=False):
+            try:
+                if trial.user_attrs.keys() & {"point", "error"}:
+                    self.space.suggest(FixedTrial(trial.params))
+                if "point" in trial.user_attrs:
+                    Point.model_validate_json(trial.user_attrs["point"])
+                if not isinstance(trial.user_attrs.get("error", ""), str):
+                    raise ValueError(f"error is {trial.user_attrs['error']!r}; it must be a text")
+            except (TypeError, ValueError) as error:
+                why = one_line(error) if isinstance(error, ValidationError) else error
+                raise ValueError(f"{journal}: trial {trial.number} is damaged: {why}; name another file") from None
 
     def __enter__(self) -> Self:
         return self

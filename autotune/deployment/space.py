@@ -81,6 +81,8 @@ class CSpace(Space):
         self.config = config
         fit = (precision for precision in weights.FILE_TYPES if _fits(config, precision))
         sizes = {precision: weights.read_by_token(config, precision) for precision in fit}
+        if not sizes:
+            weights.check(config, "float32")  # which raises
         self.sizes = dict(sorted(sizes.items(), key=lambda item: item[1]))
 
     def defaults(self) -> list[AnyDeployment]:

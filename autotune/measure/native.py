@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from lowering import cache
+from lowering.cpu.build import cxx
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 
@@ -24,11 +25,11 @@ def load(name: str, source: str) -> ctypes.CDLL:
 
     Raises NoCompilerError, in one sentence, on failure.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    compiler = cxx("clang++")
     if compiler is None:
         raise NoCompilerError("no C++ compiler was found; install g++ or clang++, or name one in CXX")
     # The macros say the compiler's version and what -march=native means here.
-    macros = _run([compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
+    macros = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
     key = hashlib.sha256("\0".join([source, macros, *FLAGS]).encode()).hexdigest()[:16]
     file = f"{name}-{key}.so"
     known = cache.find(file)
@@ -36,7 +37,7 @@ def load(name: str, source: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(known))
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / file
-        _run([compiler, *FLAGS, "-x", "c++", "-", "-o", str(built)], source)
+        _run([*compiler, *FLAGS, "-x", "c++", "-", "-o", str(built)], source)
         kept = cache.keep(file, lambda path: shutil.copyfile(built, path))
         return ctypes.CDLL(str(kept or built))
 

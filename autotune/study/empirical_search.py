@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autotune.measure.timing import Timing, ratio
 from autotune.study.search import Result, Search
-from autotune.study.worker import OutOfTimeError
+from autotune.study.worker import FailedError, OutOfTimeError
 from schedules.base import Schedule
 from schedules.records import Time
 
@@ -79,14 +79,20 @@ class EmpiricalSearch(Search):
                 found = ratio(timings, of="default", over=chosen)
                 winner, gain, spread = named[chosen], found.median, found.spread * found.median
         self.report("comparing with eager PyTorch")
+        compared: dict[str, Schedule | None] = {"eager": None, "tuned": winner, "default": self.default}
         try:
-            timings = self.worker.measure(
-                {"eager": None, "tuned": winner, "default": self.default}, FINAL_ROUNDS, seconds
-            )  # fmt: skip
-        except OutOfTimeError:
-            if not finalists:
+            timings = self.worker.measure(compared, FINAL_ROUNDS, seconds)
+        except FailedError as error:
+            if not isinstance(error, OutOfTimeError) and error.status != "run_timeout":
                 raise
-            timings = {"tuned": timings[chosen], "default": timings["default"]}
+            # Eager PyTorch, which may take thousands of times as long, is too slow for the time that there is.
+            if finalists:
+                timings = {"tuned": timings[chosen], "default": timings["default"]}
+            elif isinstance(error, OutOfTimeError):
+                raise
+            else:
+                del compared["eager"]
+                timings = self.worker.measure(compared, FINAL_ROUNDS, seconds)
         over_eager, eager = None, None
         if "eager" in timings:
             found = ratio(timings, of="eager", over="tuned")

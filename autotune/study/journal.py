@@ -37,13 +37,13 @@ def open_journal(path: Path) -> JournalStorage:
         """Optuna's own backend leaves its lock behind when killed, and appends to an incomplete last line."""
 
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
-            with path.open("r+b") as file:
+            with path.open("r+b", buffering=0) as file:  # a buffer would be written at its end, after the error
                 fcntl.flock(file, fcntl.LOCK_EX)  # the system releases the lock when the process ends
                 end = _drop_torn_line(file)
                 try:
-                    for log in logs:
-                        file.write(json.dumps(log, separators=(",", ":")).encode() + b"\n")
-                    file.flush()
+                    lines = b"".join(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
+                    while lines:
+                        lines = lines[file.write(lines) :]
                     os.fsync(file.fileno())
                 except OSError:
                     os.ftruncate(file.fileno(), end)

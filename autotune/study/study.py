@@ -9,6 +9,7 @@ import random
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -120,9 +121,7 @@ class Study:
 
     def succeed(self, trial: optuna.Trial, gain: float, **details: Any) -> None:
         """Finish a trial with its ``gain``, the default's time divided by the trial's."""
-        for name, value in details.items():
-            trial.set_user_attr(name, value)
-        self._end(trial, "ok", "", gain)
+        self._end(trial, "ok", "", gain, **details)
 
     def fail(self, trial: optuna.Trial, status: str, error: str) -> None:
         """Finish a trial as failed."""
@@ -184,15 +183,17 @@ class Study:
             return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(seed=seed)
 
-    def _end(self, trial: Any, status: str, error: str, value: float | None = None) -> None:
-        """Finish a trial, of this process or another."""
+    def _end(self, trial: Any, status: str, error: str, value: float | None = None, **details: Any) -> None:
+        """Finish a trial, of this process or another. Nothing happens if it has ended: another machine, whose clock
+        may differ, takes over a trial that lasts too long."""
         import optuna
 
         State = optuna.trial.TrialState
-        for name, text in (("status", status), ("error", error)):
-            self.storage.set_trial_user_attr(trial._trial_id, name, text)
         state = State.PRUNED if status == "refused" else State.FAIL if value is None else State.COMPLETE
-        self.optuna.tell(trial.number, value, state=state)
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            for name, each in (*details.items(), ("status", status), ("error", error)):
+                self.storage.set_trial_user_attr(trial._trial_id, name, each)
+            self.optuna.tell(trial.number, value, state=state)
 
     def _given_up(self) -> set[Schedule | None]:
         killed = (trial for trial in self._trials("FAIL") if trial.user_attrs.get("status") == "killed")

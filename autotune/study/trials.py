@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autotune.study.space import Space
+from autotune.study.worker import LONGEST_LIMIT
 from ramnet.config import one_line
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class _Attributes(BaseModel):
     status: str = ""
     error: str = ""
     owner: _Owner | None = None
-    seconds: float = Field(0.0, allow_inf_nan=False)
+    seconds: float = Field(0.0, ge=0, le=LONGEST_LIMIT)
 
 
 def refuse_damaged(study: optuna.Study, space: Space) -> None:

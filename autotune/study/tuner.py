@@ -78,9 +78,12 @@ def tune(  # noqa: PLR0913 - the settings of a run, each a keyword, as ``call.pr
     kind: Any = AnalyticalSearch if modelled else EmpiricalSearch
     storage = open_journal(journal)
     studies = [
-        Study(journal, w, name, f"{where} | {fingerprint(w.op, name, how=kind.how)}", sampler, seed, storage=storage)
+        Study(
+            journal, w, name, f"{where} | {fingerprint(w.op, name, how=kind.how)}", sampler, seed,
+            worker.longest_trial, storage,
+        )
         for w in workloads
-    ]
+    ]  # fmt: skip
     results: list[Result] = []
     end = None if budget.seconds is None else (perf_counter() if begin is None else begin) + budget.seconds
 

@@ -157,6 +157,11 @@ class Worker(Process):
         self.threads, self.build_limit, self.run_limit = threads, build_limit, run_limit
         self.workload: tuple[Workload, str] | None = None
 
+    @property
+    def longest_trial(self) -> float:
+        """The seconds after which a trial has ended, whatever becomes of it: starting, building, checking, timing."""
+        return 60.0 + START_SECONDS + 2 * (self.build_limit + self.run_limit)
+
     def start(self) -> None:
         assert self.workload is not None
         super().start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -57,20 +58,31 @@ def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
 
 
 def _load_or_build(name: str, workload: Workload, schedule: Schedule) -> Kernel:
-    path = cache.find(name)
-    if path is not None:
-        return Kernel(workload, schedule, runtime.load(path, workload.op), False)
+    kept = _loaded_from(cache.find(name), workload.op)
+    if kept is not None:
+        return Kernel(workload, schedule, kept, False)
     executable = on_a_short_stack(compile_now, workload, schedule)
     if linker() is not None:
-        path = cache.keep(name, lambda aside: _link(executable, aside))
-    function = executable[workload.op] if path is None else runtime.load(path, workload.op)
-    return Kernel(workload, schedule, function, True)
+        kept = _loaded_from(cache.keep(name, lambda aside: _link(executable, aside)), workload.op)
+    return Kernel(workload, schedule, kept or executable[workload.op], True)
+
+
+def _loaded_from(path: Path | None, op: str) -> Callable[..., None] | None:
+    """Load a kernel; None, with a warning, if the system does not, as from a disk that is mounted as "noexec"."""
+    if path is None:
+        return None
+    try:
+        return runtime.load(path, op)
+    except (OSError, RuntimeError, UnicodeError) as error:
+        said = str(error).splitlines() or [repr(error)]
+        cache.notice(f"a kernel in {path.parent} cannot be loaded: {said[-1].strip()}")
+        return None
 
 
 def _link(executable: Any, library: Path) -> None:
     """Write a shared library. Raises RuntimeError, with the linker's message, if linking fails."""
     with object_in_memory(executable) as place:
-        done = subprocess.run([str(linker()), "-shared", "-o", library, place], capture_output=True, text=True)
+        done = subprocess.run([*(linker() or ()), "-shared", "-o", library, place], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr or f"the linker ended with {done.returncode}").splitlines()[0])
 
@@ -96,13 +108,22 @@ def object_in_memory(executable: Any) -> Iterator[str]:
 
 
 @once
-def linker() -> str | None:
-    """Return the C++ compiler that links shared libraries; None, with a warning, if there is none."""
-    found = map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "gcc", "clang", "cc"))
-    path = next(filter(None, found), None)
-    if path is None:
+def linker() -> list[str] | None:
+    """Return the command of the compiler that links shared libraries; None, with a warning, if there is none."""
+    found = cxx("clang++", "gcc", "clang", "cc")
+    if found is None:
         cache.notice("there is no C++ compiler to link with")
-    return path
+    return found
+
+
+def cxx(*others: str) -> list[str] | None:
+    """Return the command of the C++ compiler: that in CXX, which may have options, or g++, or else the first of
+    ``others``; None if none is installed."""
+    named, *options = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    if (path := shutil.which(named)) is not None:
+        return [path, *options]
+    path = next(filter(None, map(shutil.which, others)), None)
+    return None if path is None else [path]
 
 
 def compile_now(workload: Workload, schedule: Schedule) -> Any:

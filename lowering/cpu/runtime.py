@@ -28,7 +28,8 @@ def _ffi() -> Any:
 
     # By default, TVM uses half of an x86 machine's logical cores, pins its threads to cores that torch's threads use
     # too, and lets idle threads spin there.
-    os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
+    if not os.environ.get("TVM_NUM_THREADS"):
+        os.environ["TVM_NUM_THREADS"] = str(usable_cores())
     _most_threads()  # remembers it
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     # A process that only decodes is faster with a spin count of 20000.
@@ -41,8 +42,14 @@ def _ffi() -> Any:
 
 @cache
 def _most_threads() -> int:
-    """Return the number of threads that TVM's runtime was loaded with, whatever becomes of the environment."""
-    return int(os.environ["TVM_NUM_THREADS"])
+    """Return the number of threads that TVM's runtime was loaded with, whatever becomes of the environment.
+
+    Raises ValueError if the variable does not hold a number.
+    """
+    given = os.environ["TVM_NUM_THREADS"]
+    if not given.isdecimal() or not int(given):
+        raise ValueError(f"TVM_NUM_THREADS is {given!r}; it must be a whole number of at least 1")
+    return int(given)
 
 
 def load(path: Path, name: str) -> Callable[..., None]:

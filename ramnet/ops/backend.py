@@ -96,8 +96,9 @@ def using(name: str) -> Iterator[None]:
     """Run the ops of this thread on the backend ``name`` within the block.
 
     A backward pass runs on the backend of its forward. Other threads are not affected; each starts on the reference,
-    whose name is empty; "reference" stands for it, too. Raises ValueError, listing the known names, if there is no
-    backend of that name.
+    whose name is empty; "reference" stands for it, too. The block must not be left by ``await`` or ``yield``, as what
+    runs in the thread meanwhile would run on the backend, too. Raises ValueError, listing the known names, if there is
+    no backend of that name.
     """
     name = REFERENCE if name == "reference" else name
     if name != REFERENCE:

@@ -6,13 +6,13 @@ distinct and logits finite takes a pass over the data: the reference always does
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ramnet.config import check_constants
 from ramnet.ops.accesses import Accesses
 
 _INTEGERS = (int, torch.SymInt, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -104,12 +104,7 @@ def memory_scan(
                          ("read_slots", read_slots), ("read_weights", read_weights), ("memory", memory)):  # fmt: skip
         if tensor.device != values.device:
             raise ValueError(f"{name} is on {tensor.device} but values is on {values.device}; use one device")
-    if not 0 <= decay_power < math.inf:
-        raise ValueError(f"decay_power is {decay_power}; it must be finite and >= 0")
-    if not eps > 0:
-        raise ValueError(f"eps is {eps}; it must be > 0")
-    if not 0 < proxy_eps <= 1:
-        raise ValueError(f"proxy_eps is {proxy_eps}; it must be in (0, 1]")
+    check_constants(decay_power, eps, proxy_eps)
 
 
 def documents(cu_seqlens: Tensor, values: Tensor, memory: Tensor, mass: Tensor) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 from autotune.model.prediction import Predictor
 from autotune.study.worker import Worker
+from lowering.cpu.build import cxx
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -32,7 +31,7 @@ def ramnet(
 @pytest.fixture(scope="session")
 def cpp() -> None:
     """Skip the test if there is no C++ compiler."""
-    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+    if cxx("clang++") is None:
         pytest.skip("there is neither g++ nor clang++")
 
 

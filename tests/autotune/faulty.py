@@ -77,6 +77,8 @@ class Impatient(Worker):
 class Synthetic:
     """A fake worker in this process, whose times follow from ``gain``, a schedule's gain over the default."""
 
+    longest_trial = 300.0
+
     def __init__(self, gain: Any) -> None:
         self.gain = gain
         self.tried: list[Schedule] = []

@@ -24,8 +24,8 @@ CONFIG = RamNetConfig(
 def test_it_writes_records_and_returns_gains(tmp_path: Path) -> None:
     seen: list[Progress] = []
     (result,) = ramnet.tune(
-        CONFIG, trials=1, threads=1, ops=["memory_step"], journal=tmp_path / "journal.log",
-        records_file=tmp_path / "records.jsonl", on_progress=seen.append,
+        CONFIG, trials=1, threads=1, ops=["memory_step"], journal=str(tmp_path / "journal.log"),
+        records_file=str(tmp_path / "records.jsonl"), on_progress=seen.append,
     )  # fmt: skip
     (record,) = records.load(tmp_path / "records.jsonl")
     assert record == result.record
@@ -42,6 +42,7 @@ def test_it_writes_records_and_returns_gains(tmp_path: Path) -> None:
         ({"ops": ["attention"]}, "op 'attention' is unknown; there are address_decode"),
         ({"ops": ["decode_heads"]}, "decode_heads has no workload on cpu; leave ops out"),
         ({"lengths": [0]}, "length is 0; it must be at least 1"),
+        ({"sampler": "tpr"}, "sampler is 'tpr'; it must be 'tpe' or 'random'"),
         ({"build_limit": 0}, "build_limit is 0; it must be above 0"),
     ],
 )

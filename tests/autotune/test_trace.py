@@ -89,6 +89,15 @@ def test_a_type_is_that_of_the_targets_kernels(tmp_path: Path) -> None:
         assert (workload.shape, workload.dtype) == ({"R": 7, "U": 2, "P": 3, "K": 2}, dtype)
 
 
+def test_a_program_may_change_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "moves.py"
+    calls = f"os.chdir({str(tmp_path)!r})\nramnet.ops.address_decode(torch.zeros(7, 2, 3), 2)"
+    path.write_text(f"import os, torch, ramnet.ops\n{calls}\n")
+    before = Path.cwd()
+    trace(path, "cpu")
+    assert Path.cwd() == before
+
+
 def test_a_program_without_ops_is_refused_and_its_own_errors_pass(tmp_path: Path) -> None:
     path = tmp_path / "idle.py"
     path.write_text("import torch\ntorch.zeros(3) + 1\n")

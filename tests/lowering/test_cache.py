@@ -144,11 +144,64 @@ def test_a_damaged_kernel_is_not_loaded_but_compiled_again(
     assert not decodes()
 
 
-def test_a_folder_open_to_others_is_made_private(place: Path) -> None:
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_folder_that_others_may_write_to_is_not_used(place: Path, mode: int) -> None:
     (place / "kernels").mkdir(parents=True)
-    (place / "kernels").chmod(0o777)
+    (place / "kernels").chmod(mode)
+    decodes_with_a_notice(f"{place / 'kernels'} can be written to by others, and its kernels may be theirs")
+    assert names(place) == ["kernels"]
+
+
+def test_a_folder_that_others_may_read_is_made_private(place: Path) -> None:
+    (place / "kernels").mkdir(parents=True)
+    (place / "kernels").chmod(0o755)
     assert decodes()
     assert stat.S_IMODE((place / "kernels").stat().st_mode) == 0o700
+
+
+def test_a_folder_that_was_removed_is_made_again_and_stays_where_it_was(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relative = f"kept-{tmp_path.name}"
+    monkeypatch.setenv("RAMNET_CACHE", relative)
+    monkeypatch.chdir(tmp_path)
+    assert decodes()
+    monkeypatch.setattr(kernels, "_loaded", {})
+    shutil.rmtree(tmp_path / relative)
+    monkeypatch.chdir("/")
+    before = os.umask(0o002)
+    try:
+        assert decodes()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / relative / "kernels").stat().st_mode) == 0o700
+    assert not Path("/", relative).exists()
+
+
+def test_a_kernel_that_the_system_does_not_load_is_compiled(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a disk that is mounted as "noexec": one that is kept there already, and one that was just put there."""
+
+    def mapped(path: Path, name: str) -> None:
+        raise RuntimeError(f"Failed to load\n  {path}: failed to map segment from shared object")
+
+    assert decodes()
+    monkeypatch.setattr("lowering.cpu.runtime.load", mapped)
+    for _ in range(2):
+        forget(monkeypatch)
+        decodes_with_a_notice(f"{place / 'kernels'} cannot be loaded: ")
+        shutil.rmtree(place)
+
+
+@pytest.mark.parametrize(("given", "command"), [("g++ -pipe", ["g++", "-pipe"]), ("", ["g++"]), ("none", None)])
+def test_the_compiler_may_be_named_with_options(
+    monkeypatch: pytest.MonkeyPatch, given: str, command: list[str] | None
+) -> None:
+    monkeypatch.setenv("CXX", given)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name in ("g++", "cc") else None)
+    kernels.linker.cache_clear()
+    first, *options = command or ["cc"]
+    assert kernels.linker() == [f"/bin/{first}", *options]
+    kernels.linker.cache_clear()
 
 
 def test_a_folder_of_another_user_is_not_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

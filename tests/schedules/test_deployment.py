@@ -41,3 +41,6 @@ def test_a_record_is_replaced_by_one_that_was_compared_with_it_is_faster_or_of_o
     assert merge(file, known, ()) and load(file) == [known]
     other = record(2, 9e-5, fingerprint="other")
     assert merge(file, other, ()) and load(file) == [other]
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(file.name)
+    assert merge(link, known, ()) and link.is_symlink() and load(file) == [known]

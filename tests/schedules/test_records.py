@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from lowering.targets import TARGETS
 from schedules import records
 from schedules.cpu import MemoryStep
 from schedules.gpu import SCHEDULES
+from schedules.kinds import default_schedule
 from schedules.records import MOST_BYTES, Record, Time, choose, known, load, merge, records_path, shipped_path
 from schedules.workload import AXES, Workload
 
@@ -152,6 +155,62 @@ def test_values_that_json_lacks_are_refused(file: Path, number: str) -> None:
     file.write_text(record(step()).model_dump_json().replace('"gain":1.5', f'"gain":{number}') + "\n")
     with pytest.raises(ValueError, match=r"cpu\.jsonl, line 1, is not a record: gain = "):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('"prefetch":0', '"prefetch":-1', "knobs.prefetch is -1; it must be in 0..65536"),
+        ('"prefetch":0', '"prefetch":65537', "knobs.prefetch is 65537"),
+        ('"median":1e-6', '"median":0', "median = 0"),
+        ('"spread":1e-7', '"spread":-1', "spread = -1"),
+        ('"runs":9', '"runs":-1', "runs = -1"),
+        ('"N":16', '"N":0', "workload.shape.N is 0; it must be at least 1"),
+        ('"decay_power":1.0', '"decay_power":-1', "decay_power is -1.0; it must be finite"),
+        ('"eps":1e-6', '"eps":0', "eps is 0.0; it must be > 0"),
+    ],
+)
+def test_what_no_kernel_has_is_refused(file: Path, old: str, new: str, why: str) -> None:
+    text = record(step()).model_dump_json()
+    assert old in text
+    file.write_text(text.replace(old, new) + "\n")
+    with pytest.raises(ValueError, match=rf"cpu\.jsonl, line 1, is not a record: .*{re.escape(why)}"):
+        load(file)
+    with pytest.raises(ValueError, match="decay_power is inf"):
+        record(step().model_copy(update={"constants": CONSTANTS | {"decay_power": math.inf}}))
+
+
+def test_targets_may_share_a_file(file: Path) -> None:
+    """As those of an export do; each has its own rows of a workload, measured or modelled."""
+    gpu = record(step()).model_copy(update={"target": "a100", "device": "a100", "how": "modelled, not run"})
+    gpu = gpu.model_copy(update={"knobs": default_schedule(step(), "a100").model_dump()})
+    for order in ((record(step()), gpu), (gpu, record(step()))):
+        file.unlink(missing_ok=True)
+        for each in order:
+            assert merge(file, [each]) == []
+        assert [row.target for row in load(file)] == ["a100", "cpu"]
+
+
+def test_a_folder_is_the_users_home_or_stays_where_it_was_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAMNET_RECORDS", "~/mine")
+    assert records_path("cpu") == tmp_path / "mine" / "cpu.jsonl"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAMNET_RECORDS", f"beside-{tmp_path.name}")
+    first = records_path("cpu")
+    monkeypatch.chdir("/")
+    assert records_path("cpu") == first == tmp_path / f"beside-{tmp_path.name}" / "cpu.jsonl"
+
+
+def test_without_a_home_folder_shipped_records_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("RAMNET_RECORDS", raising=False)
+    monkeypatch.setattr("platformdirs.user_data_path", unknown)
+    assert records.known("cpu") == load(records.shipped_path("cpu"))
 
 
 def test_a_file_that_is_not_text_is_refused(file: Path) -> None:

@@ -13,7 +13,7 @@ CONFIG = RamNetConfig.preset("340m")
 
 
 def test_given_sizes_override_the_models() -> None:
-    workload = parse("memory_scan N=4 T=512 D=32 decay_power=2 dtype=bfloat16", CONFIG)
+    workload = parse("memory_scan N=4 T=512 D=32 decay_power=2", CONFIG, on_gpu=True)
     assert workload.shape == {"N": 4, "T": 512, "K": 8, "M": 1024, "D": 32}
     assert tuple(workload.shape) == AXES["memory_scan"]
     assert (workload.dtype, workload.constants) == ("bfloat16", {"decay_power": 2.0, "eps": CONFIG.eps})
@@ -56,6 +56,14 @@ def test_each_of_a_models_workloads_can_be_written(config: RamNetConfig) -> None
         ("memory_scan T=4294967296", "memory_scan has T = 4294967296; kernels count in int32"),
         ("memory_scan T=1 U=5", "has 'U=5'; memory_scan has N, T, K, M, D, decay_power, eps, dtype"),
         ("memory_scan T=1 dtype=int8", "dtype"),
+        ("memory_step decay_power=inf", "decay_power is inf; it must be finite"),
+        ("memory_step decay_power=-1", "decay_power is -1.0; it must be finite"),
+        ("memory_step eps=0", "eps is 0.0; it must be > 0"),
+        ("memory_step eps=1e39", "eps is 1e\\+39; it must be > 0, and finite also in float32"),
+        ("memory_scan_backward T=1 proxy_eps=0", r"proxy_eps is 0.0; it must be in \(0, 1\]"),
+        ("memory_step dtype=bfloat16", "is of bfloat16; a CPU's kernels compute in float32 or float64"),
+        ("address_decode R=1 U=40", r"has P\^U = 1208925819614629174706176 slots"),
+        ("decode_heads U=2 P=3 M=10", r"has M = 10; there are P\^U = 9 slots"),
         ("memory_step K=100 M=64", "has K = 100; there are only M = 64 slots"),
         ("address_decode R=1 U=2 P=3 K=10", r"has K = 10; there are only P\^U = 9 slots"),
     ],
@@ -63,3 +71,7 @@ def test_each_of_a_models_workloads_can_be_written(config: RamNetConfig) -> None
 def test_invalid_text_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse(text, CONFIG)
+
+
+def test_a_step_of_heads_has_as_many_slots_as_its_addresses() -> None:
+    assert parse("decode_heads U=2 P=3", CONFIG, on_gpu=True).shape["M"] == 9

@@ -59,8 +59,8 @@ python=${RAMNET_PYTHON:-python3}
 "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \\
   --root-user-action=ignore --upgrade --target "$folder/site" "$here"/wheels/*.whl >&2
 mkdir -p "$folder/cache"
-chmod 700 "$folder/cache"
 cp -r "$here/kernels" "$folder/cache/"
+chmod -R go= "$folder/cache"
 cp "$here/modelled.json" "$folder/"
 if [ -e "$here/../2/tvm.tar.xz.0" ] && [ -e "$here/../3/tvm.tar.xz.1" ]; then
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ pytest.importorskip("optuna", reason="the tuner needs optuna: pip install 'ramne
 from autotune.deployment import judge
 from autotune.deployment.report import table
 from autotune.deployment.search import MOST_LOSS, Search
-from autotune.deployment.space import OnnxSpace
+from autotune.deployment.space import CSpace, OnnxSpace
 from autotune.deployment.stored import Stored
 from autotune.deployment.trial import Answer, Request
 from autotune.study.worker import FailedError
@@ -243,3 +244,32 @@ def test_nothing_measured_is_a_sentence(
     found.run()
     with pytest.raises(RuntimeError, match="no deployment could be measured; there is no C compiler"):
         found.finish()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "why"),
+    [
+        ("point", "{}", "deployment is missing"), ("point", "{", "Invalid JSON"), ("point", 7, "JSON"),
+        ("error", 7, "error is 7; it must be a text"),
+    ],
+)  # fmt: skip
+def test_a_damaged_trial_is_named(
+    made: Callable[[], Search], tmp_path: Path, attribute: str, value: object, why: str
+) -> None:
+    before = made()
+    before.run()
+    trial = before.study.get_trials()[0]
+    lines = (tmp_path / "journal.log").read_text().splitlines(keepends=True)
+    which = next(i for i, line in enumerate(lines) if '"user_attr":{"point"' in line)
+    line = json.loads(lines[which])
+    line["user_attr"] = {attribute: value}
+    lines[which] = json.dumps(line) + "\n"
+    (tmp_path / "journal.log").write_text("".join(lines))
+    said = rf"journal\.log: trial {trial.number} is damaged: .*{why}.*; name another file$"
+    with pytest.raises(ValueError, match=said):
+        made()
+
+
+def test_a_model_that_the_c_library_does_not_have_is_named() -> None:
+    with pytest.raises(ValueError, match="top_k"):
+        CSpace(TINY.model_copy(update={"order": 2, "sub_dim": 16, "top_k": 130}), 2)

@@ -25,6 +25,8 @@ NEEDS = Launch(name="kernel", registers=40, spilled=0, local=0, shared=0)
 class Synthetic:
     """A fake worker that simulates a schedule's time or failure."""
 
+    longest_trial = 300.0
+
     def __init__(self, rule: Any) -> None:
         self.rule = rule
         self.tried: list[Schedule] = []

@@ -15,7 +15,7 @@ from autotune.study.search import Budget, Progress, Result
 from autotune.study.shares import shares
 from autotune.study.study import every_schedule
 from autotune.study.tuner import tune
-from autotune.study.worker import OutOfTimeError
+from autotune.study.worker import FailedError, OutOfTimeError
 from schedules import records
 from schedules.base import Schedule
 from schedules.cpu import AddressDecodeBackward, MemoryStep
@@ -32,6 +32,8 @@ OTHERS = [schedule for schedule in every_schedule(MANY, "cpu") if schedule != DE
 
 class Timed:
     """Simulates ``seconds_a_call`` of each schedule and advances the clock by a second per build and its times."""
+
+    longest_trial = 300.0
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds_a_call: float = 1e-5) -> None:
         self.now, self.seconds_a_call = 0.0, seconds_a_call
@@ -272,3 +274,18 @@ def test_the_winner_of_the_end_is_recorded_with_medians_and_spreads_in_seconds(
     assert trial.user_attrs["gain_spread"] == pytest.approx(spread(gains))
     assert trial.user_attrs["default_seconds"] == 1e-5
     assert trial.user_attrs["runs"] == 15
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_eager_pytorch_that_takes_too_long_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    class Slow(Timed):
+        def measure(self, candidates: dict[str, Schedule | None], rounds: int, seconds: float) -> dict[str, Timing]:
+            if "eager" in candidates:
+                raise FailedError("run_timeout", "measure took longer than 33 s")
+            return super().measure(candidates, rounds, seconds)
+
+    (result,) = run(tmp_path, Slow(monkeypatch), Budget(None, 3 if others else 1))
+    (record,) = records.load(tmp_path / "records.jsonl")
+    assert record.eager is None and result.over_eager is None and record.tuned.median == pytest.approx(1e-5)

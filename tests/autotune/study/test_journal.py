@@ -138,6 +138,8 @@ OTHER = '{"name":"CategoricalDistribution","attributes":{"choices":[3,5,7]}}'
         (SET_ATTRIBUTE, 0, {"user_attr": {"owner": "me"}}, "owner = 'me'"),
         (SET_ATTRIBUTE, 0, {"user_attr": {"owner": {"host": "here", "pid": -1, "began": 1.0}}}, "owner.pid = -1"),
         (SET_ATTRIBUTE, 1, {"user_attr": {"status": 1}}, "status = 1"),
+        (SET_ATTRIBUTE, 1, {"user_attr": {"seconds": -1.0}}, "seconds = -1.0"),
+        (SET_ATTRIBUTE, 1, {"user_attr": {"seconds": 1e308}}, "seconds = 1e+308"),
         (SET_ATTRIBUTE, 1, {"user_attr": {"other": "ok"}}, "it has ended without a status"),
         (SET_STATE, -1, {"values": None}, "its value is None; it must be a number"),
         (SET_STATE, -1, {"values": [float("nan")]}, "its value is [nan]; it must be a number"),

@@ -185,6 +185,23 @@ def test_a_trial_of_an_unknown_process_is_taken_over_after_its_time_limit(
     assert mine.summary().statuses.get("killed", 0) == killed
 
 
+def test_a_trial_that_another_machine_took_over_ends_without_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = study(tmp_path)
+    mine.begin()
+    taken = [mine.next() for _ in range(3)]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("socket.gethostname", lambda: "elsewhere")
+        study(tmp_path, seconds_a_trial=0.0).begin()
+    first, second, third = (each[0] for each in taken if each is not None)
+    mine.succeed(first, 1.5, seconds=1.0)
+    mine.fail(second, "crash", "")
+    mine.interrupt(third)
+    statuses = mine.summary().statuses
+    assert statuses["killed"] == 3 and not {"ok", "crash", "interrupted"} & statuses.keys()
+
+
 def search_in(folder: Path, most: int) -> list[str]:
     return [schedule.model_dump_json() for schedule in search(study(folder), most)]
 
