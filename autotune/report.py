@@ -71,7 +71,7 @@ def cells(result: Result) -> tuple[str, ...]:
         *start,
         "" if record.eager is None else duration(record.eager.median),
         "no gain" if result.is_default else f"{record.gain:.2f}× ± {record.gain_spread:.2f}",
-        "no time" if result.over_eager is None else f"{result.over_eager[0]:.3g}× ± {result.over_eager[1]:.2g}",
+        "too slow" if result.over_eager is None else f"{result.over_eager[0]:.3g}× ± {result.over_eager[1]:.2g}",
         *end,
     )
 

@@ -40,7 +40,6 @@ def keep(name: str, write: Callable[[Path], object]) -> Path | None:
     if folder is None:
         return None
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # someone may have removed it since it was made
         with written_aside(folder / name) as aside:
             write(aside)
             digest = sha256(aside)
@@ -71,16 +70,21 @@ def notice(reason: str) -> None:
 def _place() -> Path:
     """Return ``$RAMNET_CACHE/kernels``, or ``ramnet/kernels`` in the user's cache folder."""
     given = named_folder("RAMNET_CACHE")
-    return (given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ramnet") / "kernels"
+    return (given or (named_folder("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "ramnet") / "kernels"
 
 
 def _usable() -> Path | None:
     """Return ``_folder`` of ``_place``; None, with a warning, if that is in a home folder that is not known."""
     try:
-        return _folder(_place())
-    except RuntimeError as error:
+        place = _place()
+    except (RuntimeError, ValueError) as error:
         notice(f"{error}; set RAMNET_CACHE to a folder of your own")
         return None
+    found = _folder(place)
+    if found is not None and not found.is_dir():  # someone has removed it
+        _folder.cache_clear()
+        found = _folder(place)
+    return found
 
 
 @cache
@@ -100,6 +104,12 @@ def _folder(path: Path) -> Path | None:
             raise PermissionError(f"{path} can be written to by others, and its kernels may be theirs")
         if stat.S_IMODE(found.st_mode) != 0o700:
             path.chmod(0o700)
+        if os.statvfs(path).f_flag & os.ST_NOEXEC:
+            raise PermissionError(f'{path} is on a disk that is mounted as "noexec", from which no code is loaded')
+        str(path).encode()
+    except UnicodeEncodeError:
+        notice(f"{os.fsencode(path)!r} is not UTF-8; set RAMNET_CACHE to a folder of your own")
+        return None
     except OSError as error:
         notice(f"{error}; set RAMNET_CACHE to a folder of your own")
         return None

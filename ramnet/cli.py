@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 import click
@@ -49,6 +50,9 @@ def main(command: click.Command = ramnet) -> None:
         # spins; on idle cores, 56 to 78 ms either way. OpenMP reads the variable once, when torch is imported, so it
         # must be set before that.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        # Prints a character that the locale does not have by its number, as Python does on stderr, instead of failing.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # SIGTERM unwinds the stack as Ctrl-C does, so that temporary files are removed and child processes stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 AddressBias = Literal["zeros", "offsets"]
 # float32 represents both 1e-30 and its reciprocal.
 _Epsilon = Annotated[float, Field(ge=1e-30, le=1)]
-_LARGEST = 3.4e38  # of float32, about
+_SMALLEST, _LARGEST = 1.2e-38, 3.4e38  # of float32, about
 
 _PRESETS: dict[str, dict[str, Any]] = {
     # A byte-level language model that trains in minutes on two cores. Bits per byte after about 190 steps of 4096
@@ -61,8 +61,8 @@ def check_constants(decay_power: float = 1.0, eps: float = 1e-6, proxy_eps: floa
     """Raise ValueError for a γ, ε or ε' that the ops do not take; kernels have the first two in float32."""
     if not 0 <= decay_power <= _LARGEST:
         raise ValueError(f"decay_power is {decay_power}; it must be finite and >= 0, also in float32")
-    if not 0 < eps <= _LARGEST:
-        raise ValueError(f"eps is {eps}; it must be > 0, and finite also in float32")
+    if not _SMALLEST <= eps <= _LARGEST:
+        raise ValueError(f"eps is {eps}; it must be > 0 and finite, also in float32")
     if not 0 < proxy_eps <= 1:
         raise ValueError(f"proxy_eps is {proxy_eps}; it must be in (0, 1]")
 

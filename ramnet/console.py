@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from io import TextIOWrapper
 
 from rich.console import Console
 
@@ -11,13 +10,10 @@ from rich.console import Console
 def console(stderr: bool = False) -> Console:
     """Return a console as wide as the terminal; 120 columns in a pipe or a file, as rich's default of 80 cuts tables.
 
-    Square brackets, as in "ramnet[gpu]", and names between colons are printed as they are. A character that the locale
-    does not have is printed by its number, so that no command ends at it.
+    Square brackets, as in "ramnet[gpu]", and names between colons are printed as they are.
     """
-    stream = sys.stderr if stderr else sys.stdout
-    if isinstance(stream, TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-    return Console(stderr=stderr, width=None if stream.isatty() else 120, markup=False, emoji=False)
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, width=None if terminal else 120, markup=False, emoji=False)
 
 
 def duration(seconds: float) -> str:

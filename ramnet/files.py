@@ -200,10 +200,14 @@ def read_text(path: str | Path) -> str:
 def named_folder(variable: str) -> Path | None:
     """Return the folder that an environment variable names; None if it is not set, or empty.
 
-    It stays the same if the process changes its working directory.
+    It stays the same if the process changes its working directory. Raises ValueError if it is in the home folder of a
+    user whose home folder is not known.
     """
     given = os.environ.get(variable)
-    return _first_seen(given) if given else None
+    try:
+        return _first_seen(given) if given else None
+    except RuntimeError:
+        raise ValueError(f"{variable} is {given!r}, and that home folder is not known; give a whole path") from None
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -80,6 +81,8 @@ class Record(BaseModel):
         for axis, size in self.workload.shape.items():
             if size < 1:
                 raise ValueError(f"workload.shape.{axis} is {size}; it must be at least 1")
+        if unknown := self.workload.constants.keys() - {"decay_power", "eps", "proxy_eps"}:
+            raise ValueError(f"workload.constants has {min(unknown)!r}; there are decay_power, eps and proxy_eps")
         check_constants(**self.workload.constants)
         for name, value in self.knobs.items():
             if isinstance(value, int) and not 0 <= value <= MOST_KNOB:
@@ -125,14 +128,10 @@ def known(target: str, path: Path | None = None) -> list[Record]:
 
     Raises ValueError as ``records_path`` and ``load`` do.
     """
-    found = {record.key: record for record in load(shipped_path(target))}
-    if path is None:
-        try:
-            path = records_path(target)
-        except RuntimeError:  # there is no home folder, and so no records of the user's
-            return list(found.values())
-    found.update((record.key, record) for record in load(path))
-    return list(found.values())
+    files = [shipped_path(target)]
+    with suppress(RuntimeError):  # without a home folder, there are no records of the user's
+        files.append(records_path(target) if path is None else path)
+    return list({record.key: record for file in files for record in load(file) if record.target == target}.values())
 
 
 def load(path: Path) -> list[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ramnet.config import RamNetConfig, check_constants
@@ -54,17 +55,18 @@ def parse(text: str, config: RamNetConfig, on_gpu: bool = False) -> Workload:
         raise ValueError(f"shape {text!r} lacks {' and '.join(missing)}")
     if not on_gpu and dtype not in ("float32", "float64"):
         raise ValueError(f"shape {text!r} is of {dtype}; a CPU's kernels compute in float32 or float64")
-    slots = sizes["P"] ** sizes["U"] if "U" in sizes else None
-    if slots is not None and slots >= 2**31:
-        raise ValueError(f"shape {text!r} has P^U = {slots} slots; kernels count in int32, to {2**31 - 1}")
-    if slots is not None and "M" in sizes:
+    if "U" in sizes:
+        if sizes["U"] * math.log2(sizes["P"]) >= 31:
+            raise ValueError(f"shape {text!r} has P^U = {sizes['P']}^{sizes['U']} slots; kernels count to 2^31 - 1")
+        slots, called = sizes["P"] ** sizes["U"], "P^U"
         if "M" in given and sizes["M"] != slots:
             raise ValueError(f"shape {text!r} has M = {sizes['M']}; there are P^U = {slots} slots")
-        sizes["M"] = slots
-    if "M" in sizes and sizes["K"] > sizes["M"]:
-        raise ValueError(f"shape {text!r} has K = {sizes['K']}; there are only M = {sizes['M']} slots")
-    if "U" in sizes and sizes["K"] > sizes["P"] ** sizes["U"]:
-        raise ValueError(f"shape {text!r} has K = {sizes['K']}; there are only P^U = {sizes['P'] ** sizes['U']} slots")
+        if "M" in sizes:
+            sizes["M"] = slots
+    else:
+        slots, called = sizes["M"], "M"
+    if sizes["K"] > slots:
+        raise ValueError(f"shape {text!r} has K = {sizes['K']}; there are only {called} = {slots} slots")
     try:
         check_constants(**constants)
     except ValueError as error:

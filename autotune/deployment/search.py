@@ -81,7 +81,9 @@ class Search:
                     raise ValueError(f"error is {trial.user_attrs['error']!r}; it must be a text")
             except (TypeError, ValueError) as error:
                 why = one_line(error) if isinstance(error, ValidationError) else error
-                raise ValueError(f"{journal}: trial {trial.number} is damaged: {why}; name another file") from None
+                raise ValueError(
+                    f"{journal}: trial {trial.number} is damaged: {why}; choose another --output"
+                ) from None
 
     def __enter__(self) -> Self:
         return self

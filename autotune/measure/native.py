@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from lowering import cache
-from lowering.cpu.build import cxx
+from lowering.compilers import cxx
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 
@@ -25,12 +25,12 @@ def load(name: str, source: str) -> ctypes.CDLL:
 
     Raises NoCompilerError, in one sentence, on failure.
     """
-    compiler = cxx("clang++")
+    compiler = cxx("g++", "clang++")
     if compiler is None:
         raise NoCompilerError("no C++ compiler was found; install g++ or clang++, or name one in CXX")
-    # The macros say the compiler's version and what -march=native means here.
+    # The macros say the compiler's version and what -march=native means here; CXX may have other options.
     macros = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
-    key = hashlib.sha256("\0".join([source, macros, *FLAGS]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([source, macros, *FLAGS, *compiler[1:]]).encode()).hexdigest()[:16]
     file = f"{name}-{key}.so"
     known = cache.find(file)
     if known is not None:

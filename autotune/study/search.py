@@ -62,7 +62,8 @@ class Result:
     """The result for a workload.
 
     Attributes:
-        over_eager: the ratio of eager's time to the tuned one's, and its spread; None if nothing was run.
+        over_eager: the ratio of eager's time to the tuned one's, and its spread; None if nothing was run, or eager
+            took too long.
         compared: the schedules that the recorded one was compared with, including those that failed.
         kept: whether a known record is kept instead, because it could not be compared on this machine.
     """

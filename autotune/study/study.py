@@ -193,7 +193,7 @@ class Study:
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             for name, each in (*details.items(), ("status", status), ("error", error)):
                 self.storage.set_trial_user_attr(trial._trial_id, name, each)
-            self.optuna.tell(trial.number, value, state=state)
+            self.optuna.tell(trial.number, value, state=state, skip_if_finished=True)
 
     def _given_up(self) -> set[Schedule | None]:
         killed = (trial for trial in self._trials("FAIL") if trial.user_attrs.get("status") == "killed")

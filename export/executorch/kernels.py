@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from export.executorch.program import StateBuffers
 from lowering.aot import build, weights
+from lowering.compilers import cxx
 from ramnet import RamNetConfig
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -62,7 +62,7 @@ def write(token: KernelToken, library: Path) -> None:
         build.archive(folder, folder / "libramnet.a")
         found = wheel()
         build.run(
-            compiler(), *FLAGS, f'-DRAMNET_OPERATOR="{_name(token)}.out"', "-I", folder, *found.includes, "-shared",
+            *compiler(), *FLAGS, f'-DRAMNET_OPERATOR="{_name(token)}.out"', "-I", folder, *found.includes, "-shared",
             "-fPIC", "-fvisibility=hidden", "-o", folder / "library.so", _SOURCE, folder / "libramnet.a",
             "-Wl,--exclude-libs,ALL", "-L", found.libraries, "-lexecutorch", "-lexecutorch_threadpool", "-lm",
             "-pthread",
@@ -88,12 +88,13 @@ def wheel() -> Wheel:
     return Wheel((f"-I{headers}", f"-I{c10}"), root / "lib")
 
 
-def compiler() -> str:
-    """Return the C++ compiler: ``$CXX``, or the first of c++, g++ and clang++. Raises RuntimeError if there is none."""
-    path = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
-    if path is None:
+def compiler() -> list[str]:
+    """Return the command of the C++ compiler: ``$CXX``, or the first of c++, g++ and clang++. Raises RuntimeError if
+    there is none."""
+    found = cxx("c++", "g++", "clang++")
+    if found is None:
         raise RuntimeError("there is no C++ compiler; install g++ or clang++, or name one in CXX")
-    return path
+    return found
 
 
 def _name(token: KernelToken) -> str:

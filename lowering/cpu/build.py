@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lowering import cache
+from lowering.compilers import cxx
 from lowering.cpu import runtime
 from lowering.fingerprint import fingerprint
 from lowering.parsing import on_a_short_stack
@@ -58,25 +57,14 @@ def lower(workload: Workload, target: str, schedule: Schedule) -> Kernel:
 
 
 def _load_or_build(name: str, workload: Workload, schedule: Schedule) -> Kernel:
-    kept = _loaded_from(cache.find(name), workload.op)
-    if kept is not None:
-        return Kernel(workload, schedule, kept, False)
+    path = cache.find(name)
+    if path is not None:
+        return Kernel(workload, schedule, runtime.load(path, workload.op), False)
     executable = on_a_short_stack(compile_now, workload, schedule)
     if linker() is not None:
-        kept = _loaded_from(cache.keep(name, lambda aside: _link(executable, aside)), workload.op)
-    return Kernel(workload, schedule, kept or executable[workload.op], True)
-
-
-def _loaded_from(path: Path | None, op: str) -> Callable[..., None] | None:
-    """Load a kernel; None, with a warning, if the system does not, as from a disk that is mounted as "noexec"."""
-    if path is None:
-        return None
-    try:
-        return runtime.load(path, op)
-    except (OSError, RuntimeError, UnicodeError) as error:
-        said = str(error).splitlines() or [repr(error)]
-        cache.notice(f"a kernel in {path.parent} cannot be loaded: {said[-1].strip()}")
-        return None
+        path = cache.keep(name, lambda aside: _link(executable, aside))
+    function = executable[workload.op] if path is None else runtime.load(path, workload.op)
+    return Kernel(workload, schedule, function, True)
 
 
 def _link(executable: Any, library: Path) -> None:
@@ -110,20 +98,10 @@ def object_in_memory(executable: Any) -> Iterator[str]:
 @once
 def linker() -> list[str] | None:
     """Return the command of the compiler that links shared libraries; None, with a warning, if there is none."""
-    found = cxx("clang++", "gcc", "clang", "cc")
+    found = cxx("g++", "clang++", "gcc", "clang", "cc")
     if found is None:
         cache.notice("there is no C++ compiler to link with")
     return found
-
-
-def cxx(*others: str) -> list[str] | None:
-    """Return the command of the C++ compiler: that in CXX, which may have options, or g++, or else the first of
-    ``others``; None if none is installed."""
-    named, *options = shlex.split(os.environ.get("CXX", "")) or ["g++"]
-    if (path := shutil.which(named)) is not None:
-        return [path, *options]
-    path = next(filter(None, map(shutil.which, others)), None)
-    return None if path is None else [path]
 
 
 def compile_now(workload: Workload, schedule: Schedule) -> Any:

@@ -30,7 +30,8 @@ def linear_recurrence(
         query: q, [B, H, T, K].
         key: k, [B, H, T, K].
         value: v, [B, H, T, V].
-        log_decay: ln w, [B, H, T, K] or [B, H, T, 1]; None for w = 1. A w below the dtype's eps is taken for eps.
+        log_decay: ln w, [B, H, T, K] or [B, H, T, 1]; None for w = 1. A w below the dtype's eps is taken for eps;
+            float16 is computed in float32, whose eps it is then.
         removed: a, [B, H, T, K]; None without the term a bᵀ.
         replaced: b, [B, H, T, K].
 

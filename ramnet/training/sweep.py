@@ -201,10 +201,10 @@ def _outcomes(runs: list[Run], folder: Path, jobs: int, kernels: str, done: Call
         if outcome.metric is not None:
             found.append(outcome)
 
-    known = {run.key(): _known(run, folder / f"{run.key()}.json") for run in runs}
-    for outcome in filter(None, known.values()):
+    known = [_known(run, folder / f"{run.key()}.json") for run in runs]
+    for outcome in filter(None, known):
         end(outcome)
-    missing = [run for run in runs if known[run.key()] is None]
+    missing = [run for run, outcome in zip(runs, known, strict=True) if outcome is None]
     if missing:
         with process_pool(min(jobs, len(missing))) as pool:
             for future in as_completed([pool.submit(_train, run, folder, kernels) for run in missing]):
@@ -273,11 +273,14 @@ def _train(run: Run, folder: Path, kernels: str) -> Outcome:
     return outcome
 
 
-def _last_loss(folder: Path, result: Result) -> float:
-    """Return the mean loss of the last tenth of a run's steps. Raises ValueError if the file of losses lacks some."""
+def _last_loss(folder: Path, result: Result) -> float | None:
+    """Return the mean loss of the last tenth of a run's steps; None if no loss was finite.
+
+    Raises ValueError if the file of losses lacks some.
+    """
     found = list(losses(folder).values())
-    if not found or len(found) < result.step - result.skipped:
+    if len(found) < result.step - result.skipped:
         raise ValueError(
             f"{folder / METRICS} has the losses of {len(found)} of {result.step} steps; delete {folder} to train anew"
         )
-    return mean(found[len(found) * 9 // 10 :])
+    return mean(found[len(found) * 9 // 10 :]) if found else None

@@ -9,7 +9,7 @@ import pytest
 
 from autotune.model.prediction import Predictor
 from autotune.study.worker import Worker
-from lowering.cpu.build import cxx
+from lowering.compilers import cxx
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -31,7 +31,7 @@ def ramnet(
 @pytest.fixture(scope="session")
 def cpp() -> None:
     """Skip the test if there is no C++ compiler."""
-    if cxx("clang++") is None:
+    if cxx("g++", "clang++") is None:
         pytest.skip("there is neither g++ nor clang++")
 
 

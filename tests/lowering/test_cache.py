@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -178,30 +179,26 @@ def test_a_folder_that_was_removed_is_made_again_and_stays_where_it_was(
     assert not Path("/", relative).exists()
 
 
-def test_a_kernel_that_the_system_does_not_load_is_compiled(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As from a disk that is mounted as "noexec": one that is kept there already, and one that was just put there."""
-
-    def mapped(path: Path, name: str) -> None:
-        raise RuntimeError(f"Failed to load\n  {path}: failed to map segment from shared object")
-
-    assert decodes()
-    monkeypatch.setattr("lowering.cpu.runtime.load", mapped)
-    for _ in range(2):
-        forget(monkeypatch)
-        decodes_with_a_notice(f"{place / 'kernels'} cannot be loaded: ")
-        shutil.rmtree(place)
-
-
-@pytest.mark.parametrize(("given", "command"), [("g++ -pipe", ["g++", "-pipe"]), ("", ["g++"]), ("none", None)])
-def test_the_compiler_may_be_named_with_options(
-    monkeypatch: pytest.MonkeyPatch, given: str, command: list[str] | None
+def test_a_folder_that_was_removed_and_made_again_by_others_is_not_used(
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CXX", given)
-    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name in ("g++", "cc") else None)
-    kernels.linker.cache_clear()
-    first, *options = command or ["cc"]
-    assert kernels.linker() == [f"/bin/{first}", *options]
-    kernels.linker.cache_clear()
+    assert decodes()
+    shutil.rmtree(place / "kernels")
+    cache.find("kernel.so")
+    assert stat.S_IMODE((place / "kernels").stat().st_mode) == 0o700
+    forget(monkeypatch)
+    (place / "kernels").chmod(0o777)
+    decodes_with_a_notice("can be written to by others")
+
+
+def test_a_folder_from_which_no_code_is_loaded_is_not_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache.os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    decodes_with_a_notice(f'{place / "kernels"} is on a disk that is mounted as "noexec"')
+
+
+def test_a_folder_whose_name_is_no_text_is_not_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMNET_CACHE", f"{place}\udcff")
+    decodes_with_a_notice("cache\\xff/kernels' is not UTF-8")
 
 
 def test_a_folder_of_another_user_is_not_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +254,7 @@ def test_a_full_disk_only_disables_the_cache(tmp_path: Path) -> None:
 
 
 def test_without_a_linker_kernels_work_but_are_not_cached(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowering.cpu.build.shutil.which", lambda _: None)
+    monkeypatch.setattr("lowering.compilers.shutil.which", lambda _: None)
     decodes_with_a_notice("there is no C++ compiler to link with")
     assert names(place) == ["kernels"]
 

@@ -168,6 +168,7 @@ def test_values_that_json_lacks_are_refused(file: Path, number: str) -> None:
         ('"N":16', '"N":0', "workload.shape.N is 0; it must be at least 1"),
         ('"decay_power":1.0', '"decay_power":-1', "decay_power is -1.0; it must be finite"),
         ('"eps":1e-6', '"eps":0', "eps is 0.0; it must be > 0"),
+        ('"eps":1e-6', '"eps":1e-6,"foo":1.0', "workload.constants has 'foo'; there are decay_power, eps and proxy"),
     ],
 )
 def test_what_no_kernel_has_is_refused(file: Path, old: str, new: str, why: str) -> None:
@@ -183,12 +184,14 @@ def test_what_no_kernel_has_is_refused(file: Path, old: str, new: str, why: str)
 def test_targets_may_share_a_file(file: Path) -> None:
     """As those of an export do; each has its own rows of a workload, measured or modelled."""
     gpu = record(step()).model_copy(update={"target": "a100", "device": "a100", "how": "modelled, not run"})
-    gpu = gpu.model_copy(update={"knobs": default_schedule(step(), "a100").model_dump()})
+    gpu = gpu.model_copy(update={"device": "here", "knobs": default_schedule(step(), "a100").model_dump()})
     for order in ((record(step()), gpu), (gpu, record(step()))):
         file.unlink(missing_ok=True)
         for each in order:
             assert merge(file, [each]) == []
         assert [row.target for row in load(file)] == ["a100", "cpu"]
+        for target in ("a100", "cpu"):
+            assert [row.target for row in known(target, file)] == [target]
 
 
 def test_a_folder_is_the_users_home_or_stays_where_it_was_first(

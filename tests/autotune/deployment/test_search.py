@@ -265,7 +265,7 @@ def test_a_damaged_trial_is_named(
     line["user_attr"] = {attribute: value}
     lines[which] = json.dumps(line) + "\n"
     (tmp_path / "journal.log").write_text("".join(lines))
-    said = rf"journal\.log: trial {trial.number} is damaged: .*{why}.*; name another file$"
+    said = rf"journal\.log: trial {trial.number} is damaged: .*{why}.*; choose another --output$"
     with pytest.raises(ValueError, match=said):
         made()
 

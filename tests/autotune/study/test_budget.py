@@ -33,7 +33,7 @@ OTHERS = [schedule for schedule in every_schedule(MANY, "cpu") if schedule != DE
 class Timed:
     """Simulates ``seconds_a_call`` of each schedule and advances the clock by a second per build and its times."""
 
-    longest_trial = 300.0
+    longest_trial = 123.0
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds_a_call: float = 1e-5) -> None:
         self.now, self.seconds_a_call = 0.0, seconds_a_call
@@ -287,5 +287,6 @@ def test_eager_pytorch_that_takes_too_long_is_left_out(
             return super().measure(candidates, rounds, seconds)
 
     (result,) = run(tmp_path, Slow(monkeypatch), Budget(None, 3 if others else 1))
+    assert result.study.seconds_a_trial == Slow.longest_trial
     (record,) = records.load(tmp_path / "records.jsonl")
     assert record.eager is None and result.over_eager is None and record.tuned.median == pytest.approx(1e-5)

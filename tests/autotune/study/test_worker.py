@@ -110,3 +110,8 @@ def test_a_worker_is_gone_after_use_and_leaves_no_file_at_any_time(
     assert {*multiprocessing.active_children()} == others
     assert files == [[]], "a log that is there while the worker starts stays when its parent is killed then"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_lasts_as_long_as_its_limits_allow() -> None:
+    """Two schedules are built, one is checked, and they are timed."""
+    assert Worker(1, build_limit=600.0, run_limit=300.0).longest_trial > 2 * 600 + 2 * 300

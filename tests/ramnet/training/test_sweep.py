@@ -130,6 +130,9 @@ def test_the_same_training_under_another_name_is_not_repeated(trained: list[Run]
     renamed = dataclasses.replace(SWEEP, models={f"the {name}": config for name, config in MODELS.items()})
     assert {outcome.name for outcome in renamed.run(tmp_path, 1, "", lambda _: None)} == {"the first", "the second"}
     assert not trained
+    both = dataclasses.replace(SWEEP, models=MODELS | {"second again": MODELS["second"]})
+    names = [outcome.name for outcome in both.run(tmp_path, 1, "", lambda _: None) if outcome.seed == 0]
+    assert names == ["first", "second", "second again"]
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 0.5}, {"steps": 9}, {"seed": 9}, {"scores": []}])
