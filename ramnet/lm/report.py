@@ -67,7 +67,9 @@ def save(outcomes: Sequence[Outcome], scale: Scale, sweep: Sweep, folder: Path) 
     write_text_atomic(folder / DATA, json.dumps(facts, indent=1) + "\n")
     by_step = {line.name: each for line in found if (each := _losses(line, sweep, folder))}
     below = remarks(sweep.models, len(sweep.seeds), outcomes)
-    below += [f"{line.name} has no losses of its steps here to draw." for line in found if line.name not in by_step]
+    missing = [line.name for line in found if line.name not in by_step]
+    if missing:
+        below.append(f"{BY_STEP} lacks {', '.join(missing)}, whose losses are not in this folder.")
     write_text_atomic(folder / TABLE, "\n\n".join([markdown(found, scale), *below]) + "\n")
     _draw_contexts(found, scale, folder / BY_CONTEXT)
     if by_step:
