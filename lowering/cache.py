@@ -104,7 +104,7 @@ def _folder(path: Path) -> Path | None:
             raise PermissionError(f"{path} can be written to by others, and its kernels may be theirs")
         if stat.S_IMODE(found.st_mode) != 0o700:
             path.chmod(0o700)
-        if os.statvfs(path).f_flag & os.ST_NOEXEC:
+        if os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0):  # Linux has it
             raise PermissionError(f'{path} is on a disk that is mounted as "noexec", from which no code is loaded')
         str(path).encode()
     except UnicodeEncodeError:
