@@ -158,7 +158,7 @@ def test_the_program_in_cpp_writes_what_pytorch_generates(export_once: Export, t
     program = tmp_path / "generate"
     parts = ("executorch", "executorch_kernels_optimized", "executorch_backend_xnnpack", "executorch_threadpool")
     command = [
-        kernels.compiler(), *kernels.FLAGS, "-O0", "-Wall", "-Wextra", "-Werror",
+        *kernels.compiler(), *kernels.FLAGS, "-O0", "-Wall", "-Wextra", "-Werror",
         *(option.replace("-I", "-isystem", 1) for option in wheel.includes), source, "-o", program,
         f"-L{wheel.libraries}", f"-Wl,-rpath,{wheel.libraries}", "-Wl,--no-as-needed", *(f"-l{each}" for each in parts),
     ]  # fmt: skip
