@@ -69,12 +69,9 @@ class Search:
 
     def _refuse_damaged(self, journal: Path) -> None:
         """Raise ValueError, with the trial, if one is not as ``run`` leaves it."""
-        from optuna.trial import FixedTrial
-
-        for trial in self.study.get_trials(deepcopy=False):
+        for trial in self._ended():
             try:
-                if trial.user_attrs.keys() & {"point", "error"}:
-                    self.space.suggest(FixedTrial(trial.params))
+                self._deployment(trial)
                 if "point" in trial.user_attrs:
                     Point.model_validate_json(trial.user_attrs["point"])
                 if not isinstance(trial.user_attrs.get("error", ""), str):
@@ -274,10 +271,15 @@ class Search:
 
     def tried(self) -> dict[AnyDeployment, Any]:
         """Return the trials that were measured or failed, by deployment."""
+        return {self._deployment(trial): trial for trial in self._ended()}
+
+    def _ended(self) -> list[Any]:
+        return [t for t in self.study.get_trials(deepcopy=False) if {"point", "error"} & t.user_attrs.keys()]
+
+    def _deployment(self, trial: Any) -> AnyDeployment:
         from optuna.trial import FixedTrial
 
-        ended = (t for t in self.study.get_trials(deepcopy=False) if {"point", "error"} & t.user_attrs.keys())
-        return {self.space.suggest(FixedTrial(trial.params)): trial for trial in ended}
+        return self.space.suggest(FixedTrial(trial.params))
 
     def tried_points(self) -> list[Point]:
         """Return what was measured."""

@@ -83,13 +83,11 @@ class EmpiricalSearch(Search):
         try:
             timings = self.worker.measure(compared, FINAL_ROUNDS, seconds)
         except FailedError as error:
-            if not isinstance(error, OutOfTimeError) and error.status != "run_timeout":
+            if error.status != "run_timeout" and not (finalists and isinstance(error, OutOfTimeError)):
                 raise
             # Eager PyTorch, which may take thousands of times as long, is too slow for the time that there is.
             if finalists:
                 timings = {"tuned": timings[chosen], "default": timings["default"]}
-            elif isinstance(error, OutOfTimeError):
-                raise
             else:
                 del compared["eager"]
                 timings = self.worker.measure(compared, FINAL_ROUNDS, seconds)

@@ -41,14 +41,15 @@ def linear_recurrence(
     batch, heads, tokens, width = query.shape
     if not tokens:
         return torch.zeros_like(value)
-    if value.dtype == torch.float16:  # whose range is too small for the products of decays within a block
+    by_library = flash_linear_attention.applies(value, removed)
+    if value.dtype == torch.float16 and not by_library:  # whose range does not hold products of decays within a block
         given = (query, key, value, log_decay, removed, replaced)
         return linear_recurrence(*(x if x is None else x.float() for x in given)).half()  # type: ignore[arg-type]
     if log_decay is None:
         log_decay = query.new_zeros(batch, heads, tokens, 1)
     # A state times less than eps is lost in rounding, and e^(−G) of such decays would overflow within a block.
     log_decay = log_decay.clamp(min=math.log(torch.finfo(log_decay.dtype).eps))
-    if flash_linear_attention.applies(value, removed):
+    if by_library:
         return flash_linear_attention.linear_recurrence(query, key, value, log_decay, removed, replaced)
     reads, writes = [query], [key]
     if removed is not None and replaced is not None:

@@ -13,10 +13,13 @@ CONFIG = RamNetConfig.preset("340m")
 
 
 def test_given_sizes_override_the_models() -> None:
-    workload = parse("memory_scan N=4 T=512 D=32 decay_power=2", CONFIG, on_gpu=True)
+    workload = parse("memory_scan N=4 T=512 D=32 decay_power=2 dtype=bfloat16", CONFIG, on_gpu=True)
     assert workload.shape == {"N": 4, "T": 512, "K": 8, "M": 1024, "D": 32}
     assert tuple(workload.shape) == AXES["memory_scan"]
     assert (workload.dtype, workload.constants) == ("bfloat16", {"decay_power": 2.0, "eps": CONFIG.eps})
+    for on_gpu, default in ((True, "bfloat16"), (False, "float32")):
+        assert parse("memory_step", CONFIG, on_gpu).dtype == default
+        assert parse("memory_step dtype=float64", CONFIG, on_gpu).dtype == "float64"
 
 
 BY_LAYER = CONFIG.model_copy(update={"num_layers": 2, "cape_full_layers": 0, "cape_half_layers": 0, "sub_dim": [4, 2]})
